@@ -1,0 +1,41 @@
+"""The ``moat`` command: one module of :mod:`moat.commands` per subcommand.
+
+A subcommand's module has ``HELP`` (one line), ``add_arguments(parser)`` and ``run(arguments)``. It
+imports torch and the like inside ``run``, so that ``moat --help`` answers at once.
+"""
+
+import argparse
+import importlib
+import pkgutil
+import sys
+from collections.abc import Sequence
+
+import moat
+import moat.commands
+from moat.errors import MoatError
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="moat", description=moat.__doc__.splitlines()[0])
+    parser.add_argument("--version", action="version", version=f"moat {moat.__version__}")
+    parser.add_argument("--project", default=".", metavar="DIR", help="folder that holds config/ (default: this one)")
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name in sorted(module.name for module in pkgutil.iter_modules(moat.commands.__path__)):
+        module = importlib.import_module(f"moat.commands.{name}")
+        subparser = subparsers.add_parser(name, help=module.HELP, description=module.__doc__)
+        module.add_arguments(subparser)
+        subparser.set_defaults(run=module.run)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; a user's error is one line on stderr and an exit code (see :mod:`moat.errors`)."""
+    arguments = build_parser().parse_args(argv)
+    try:
+        return arguments.run(arguments) or 0
+    except MoatError as error:
+        print(f"moat {arguments.command}: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print(f"moat {arguments.command}: interrupted", file=sys.stderr)
+        return 130
