@@ -1,0 +1,96 @@
+"""The study grid: tables and figures declared as rows x columns become runs and measurements.
+
+Every cell names a run and a measurement. Runs, evaluations and gates that several cells or studies
+share are listed once; what a cell's run starts from (``needs:`` in its recipe) is added.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from moat.config.cells import Cell, Evaluation, Figure, Line, Run, Table, unique
+from moat.config.expand import Expander
+from moat.config.project import Project
+from moat.config.schema import unknown_name
+from moat.errors import ConfigError
+
+__all__ = [
+    "Cell", "Evaluation", "Figure", "Grid", "Line", "Run", "Table", "build_grid", "needs_of",
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Everything that a set of studies asks for at one scale."""
+
+    scale: str
+    tables: tuple[Table, ...]
+    figures: tuple[Figure, ...]
+    runs: tuple[Run, ...]
+    evaluations: tuple[Evaluation, ...]
+    needs: Mapping[Run, Mapping[str, Run]] = field(hash=False)
+
+    @property
+    def gates(self) -> tuple[Run, ...]:
+        """The runs whose gates are checked: those that a table or figure shows."""
+        return unique(evaluation.run for evaluation in self.evaluations)
+
+    @property
+    def datasets(self) -> tuple[str, ...]:
+        return unique(run.dataset for run in self.runs)
+
+    def table(self, study: str, name: str) -> Table:
+        return _find(self.tables, study, name, "table")
+
+    def figure(self, study: str, name: str) -> Figure:
+        return _find(self.figures, study, name, "figure")
+
+
+def build_grid(project: Project, scale: str, studies: Iterable[str]) -> Grid:
+    """Expand ``studies`` at ``scale``.
+
+    Raises:
+        ConfigError: a name that nothing declares, or a published number that fits a cell twice; says where.
+    """
+    tables, figures = [], []
+    for study in studies:
+        expander = Expander(project, scale, study)
+        tables += expander.tables()
+        figures += expander.figures()
+    shown = [*tables, *figures]
+    evaluations = unique(evaluation for item in shown for evaluation in item.evaluations)
+    needs = _needs(project, unique(evaluation.run for evaluation in evaluations))
+    return Grid(scale, tuple(tables), tuple(figures), tuple(needs), evaluations, needs)
+
+
+def needs_of(project: Project, run: Run) -> dict[str, Run]:
+    """The runs that ``run`` starts from: name in the recipe -> run (same data and net)."""
+    return {
+        need["name"]: Run(run.dataset, run.arch, need["method"], need.get("seed", run.seed))
+        for need in project.method(run.method).get("needs", [])
+    }
+
+
+def _needs(project: Project, runs: Iterable[Run]) -> dict[Run, dict[str, Run]]:
+    """Every run and all that they start from, each after what it needs."""
+    ordered: dict[Run, dict[str, Run]] = {}
+
+    def visit(run: Run, path: tuple[Run, ...]) -> None:
+        if run in path:
+            raise ConfigError(f"config/methods/{run.method}.yaml: needs itself, through {path[-1].method}")
+        if run not in ordered:
+            needed = needs_of(project, run)
+            for other in needed.values():
+                visit(other, (*path, run))
+            ordered[run] = needed
+
+    for run in runs:
+        visit(run, ())
+    return ordered
+
+
+def _find(items, study: str, name: str, kind: str):
+    for item in items:
+        if (item.study, item.name) == (study, name):
+            return item
+    known = [f"{item.study}-{item.name}" for item in items]
+    raise ConfigError(unknown_name(f"{study}-{name}", known, what=kind))

@@ -1,0 +1,59 @@
+"""Where everything lies below ``results/<scale>``. The only place that spells these paths."""
+
+from pathlib import Path
+
+RUN_FILES = ("model.safetensors", "last.safetensors", "run.json", "history.csv")
+TABLE_SUFFIXES = ("csv", "md", "tex")
+FIGURE_SUFFIXES = ("png", "pdf", "csv")
+
+
+def results(scale: str) -> Path:
+    return Path("results") / scale
+
+
+def manifest(resources: str, dataset: str) -> Path:
+    """Written last by ``moat fetch``: what was downloaded, from where, with which checksums."""
+    return Path(resources) / dataset / "manifest.json"
+
+
+def prepared(scale: str, dataset: str) -> Path:
+    return results(scale) / "data" / f"{dataset}.safetensors"
+
+
+def run_dir(scale: str, run) -> Path:
+    return results(scale) / "runs" / run_name(run)
+
+
+def evaluation(scale: str, run, suite: str) -> Path:
+    return results(scale) / "evaluations" / run_name(run) / f"{suite}.parquet"
+
+
+def gates(scale: str, run) -> Path:
+    return results(scale) / "gates" / f"{run_name(run)}.json"
+
+
+def table(scale: str, study: str, name: str) -> Path:
+    """Without suffix: one file for each of :data:`TABLE_SUFFIXES`."""
+    return results(scale) / "tables" / f"{study}-{name}"
+
+
+def figure(scale: str, study: str, name: str) -> Path:
+    """Without suffix: one file for each of :data:`FIGURE_SUFFIXES`."""
+    return results(scale) / "figures" / f"{study}-{name}"
+
+
+def cells(scale: str) -> Path:
+    return results(scale) / "tables" / "cells.csv"
+
+
+def metrics(scale: str) -> Path:
+    return results(scale) / "metrics.json"
+
+
+def report(scale: str) -> Path:
+    return results(scale) / "report.html"
+
+
+def run_name(run) -> str:
+    """``<dataset>/<arch>/<method>/seed<k>``."""
+    return f"{run.dataset}/{run.arch}/{run.method}/seed{run.seed}"

@@ -1,0 +1,89 @@
+"""A project: the folder that holds ``config/`` and ``workflow/schemas/``, and what they declare."""
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from moat.config import schema
+from moat.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Project:
+    """Reads the YAML files below ``root``. Every getter raises :class:`ConfigError` with the allowed names."""
+
+    root: Path = Path(".")
+
+    def __post_init__(self):
+        object.__setattr__(self, "root", Path(self.root))
+        if not (self.root / "config").is_dir():
+            raise ConfigError(
+                f"{self.root.resolve()}: no folder config/ here; run moat in the project's root, "
+                "or name that with --project"
+            )
+
+    # -- one file per name -------------------------------------------------
+    def names(self, kind: str) -> list[str]:
+        """The registered names of ``"datasets"``, ``"methods"``, ``"scales"`` or ``"studies"``."""
+        return sorted(path.stem for path in (self.root / "config" / kind).glob("*.yaml"))
+
+    def dataset(self, name: str) -> dict[str, Any]:
+        return self._named("datasets", "dataset", name)
+
+    def method(self, name: str) -> dict[str, Any]:
+        return self._named("methods", "method", name)
+
+    def scale(self, name: str) -> dict[str, Any]:
+        return self._named("scales", "scale", name)
+
+    def study(self, name: str) -> dict[str, Any]:
+        return self._named("studies", "study", name)
+
+    # -- one file for all --------------------------------------------------
+    def config(self) -> dict[str, Any]:
+        """``config/config.yaml``."""
+        return self._load("config/config.yaml", "config")
+
+    def attacks(self) -> dict[str, dict[str, Any]]:
+        """Named attack settings: name -> {attack, parameters…}."""
+        return self._load("config/attacks.yaml", "attacks")
+
+    def suites(self) -> dict[str, dict[str, Any]]:
+        """Suites: name -> {title, settings: [attack settings…]}."""
+        return self._load("config/suites.yaml", "suites")
+
+    def suite(self, name: str) -> dict[str, Any]:
+        return self._pick(self.suites(), name, "suite", "config/suites.yaml")
+
+    def attack_settings(self, suite: str) -> dict[str, dict[str, Any]]:
+        """The attack settings of a suite, in the suite's order: name -> {attack, parameters…}."""
+        known = self.attacks()
+        return {
+            name: self._pick(known, name, "attack setting", f"config/suites.yaml: {suite}")
+            for name in self.suite(suite)["settings"]
+        }
+
+    def published(self, study: str) -> list[dict[str, str]]:
+        """The rows of ``config/published/<study>.csv``; an empty list for a study without a paper."""
+        path = self.root / "config" / "published" / f"{study}.csv"
+        if not path.exists():
+            return []
+        with open(path, encoding="utf-8", newline="") as stream:
+            return list(csv.DictReader(stream))
+
+    # ----------------------------------------------------------------------
+    def _named(self, folder: str, kind: str, name: str) -> dict[str, Any]:
+        known = self.names(folder)
+        if name not in known:
+            raise ConfigError(schema.unknown_name(name, known, what=kind) + f" (one file each in config/{folder}/)")
+        return self._load(f"config/{folder}/{name}.yaml", kind)
+
+    def _load(self, relative: str, kind: str) -> dict[str, Any]:
+        return schema.load(self.root / relative, self.root / "workflow" / "schemas" / f"{kind}.schema.yaml")
+
+    @staticmethod
+    def _pick(known: dict[str, Any], name: str, kind: str, where: str) -> Any:
+        if name not in known:
+            raise ConfigError(f"{where}: " + schema.unknown_name(name, known, what=kind))
+        return known[name]

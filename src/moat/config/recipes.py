@@ -1,0 +1,78 @@
+"""Recipes resolved for one run: the method's YAML, overridden by the scale's, plus net and data.
+
+The *digest* of a resolved recipe decides whether a run is up to date: it covers everything that
+changes a result and nothing that does not (titles, sources, comments, the order of keys).
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from moat.config.project import Project
+from moat.config.schema import validate
+
+_DOCUMENTATION = {"title", "description", "sources", "deviations", "licence", "citation", "classes_source"}
+
+
+def merge(base: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, Any]:
+    """``base`` with the keys of ``override`` on top, mappings merged key by key."""
+    result = dict(base)
+    for key, value in override.items():
+        both = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
+        result[key] = merge(result[key], value) if both else value
+    return result
+
+
+def digest(content: Any) -> str:
+    """16 hex digits that change exactly when a value of ``content`` changes."""
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def resolve_recipe(project: Project, scale: str, method: str) -> dict[str, Any]:
+    """The recipe of ``method`` at ``scale``: its YAML, then ``recipe:``, then ``recipes.<method>:`` of the scale.
+
+    Raises:
+        ConfigError: the scale's overrides do not fit the recipe's schema; names file and key.
+    """
+    overrides = project.scale(scale)
+    recipe = project.method(method)
+    recipe = merge(recipe, overrides.get("recipe", {}))
+    recipe = merge(recipe, overrides.get("recipes", {}).get(method, {}))
+    source = f"config/methods/{method}.yaml with the overrides of config/scales/{scale}.yaml"
+    validate(recipe, project.root / "workflow" / "schemas" / "method.schema.yaml", source=source)
+    return recipe
+
+
+def resolve_data(project: Project, scale: str, dataset: str) -> dict[str, Any]:
+    """What :func:`moat.data.datasets.prepare` is told for ``dataset`` at ``scale``."""
+    return {"dataset": dataset, "spec": _undocumented(project.dataset(dataset)), **project.scale(scale)["data"]}
+
+
+def resolve_run(project: Project, scale: str, *, dataset: str, arch: str, method: str, seed: int) -> dict[str, Any]:
+    """Everything that decides the weights of one run, but the code and the bytes of the data."""
+    recipe = _undocumented(resolve_recipe(project, scale, method))
+    model = merge({"width": 1.0}, merge(project.scale(scale).get("model", {}), recipe.pop("model", {})))
+    validation = project.attacks()[recipe["validation"]["setting"]]
+    return {
+        "dataset": dataset,
+        "arch": arch,
+        "method": method,
+        "seed": seed,
+        "scale": scale,
+        "recipe": recipe,
+        "model": model,
+        "data": project.scale(scale)["data"],
+        "validation_attack": validation,
+    }
+
+
+def resolve_evaluation(project: Project, scale: str, suite: str) -> dict[str, Any]:
+    """Everything that decides an evaluation, but the model."""
+    limit = project.scale(scale)["evaluation"]["limit"]
+    return {"suite": suite, "settings": project.attack_settings(suite), "limit": limit}
+
+
+def _undocumented(content: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in content.items() if key not in _DOCUMENTATION}

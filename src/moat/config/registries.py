@@ -1,0 +1,28 @@
+"""Names of plug-ins, read from the sources without importing them: a plan must not wait for torch."""
+
+import ast
+import functools
+from pathlib import Path
+
+_PACKAGE = Path(__file__).parent.parent
+
+
+@functools.cache
+def archs() -> tuple[str, ...]:
+    """The names that :func:`moat.nets.build` knows: the keys of every ``NETS`` in :mod:`moat.nets`."""
+    return tuple(sorted(name for path in (_PACKAGE / "nets").glob("*.py") for name in _keys(path, "NETS")))
+
+
+@functools.cache
+def figure_kinds() -> tuple[str, ...]:
+    """The modules of :mod:`moat.reporting.figures`."""
+    files = (_PACKAGE / "reporting" / "figures").glob("*.py")
+    return tuple(sorted(path.stem for path in files if not path.stem.startswith("_")))
+
+
+def _keys(path: Path, variable: str) -> list[str]:
+    """The literal keys of a module's dict ``variable``; none where it has no such dict."""
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Assign) and any(getattr(t, "id", None) == variable for t in node.targets):
+            return [ast.literal_eval(key) for key in node.value.keys]
+    return []

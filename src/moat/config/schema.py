@@ -1,0 +1,109 @@
+"""YAML files, each read once and checked against a closed schema.
+
+The schemas are ``workflow/schemas/<kind>.schema.yaml``. An unknown key, a wrong type or a value
+outside the allowed ones ends with one line: the file, the key, and what is allowed.
+"""
+
+import difflib
+import functools
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from moat.errors import ConfigError
+
+_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+class _UniqueKeyLoader(_Loader):
+    """A safe loader that refuses a key written twice: YAML would silently keep the last one."""
+
+    def construct_mapping(self, node, deep=False):
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                problem = f"the key {key!r} stands twice"
+                raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+@functools.cache
+def _parse(path: Path, mtime_ns: int, size: int) -> Any:
+    try:
+        return yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+
+
+def read_yaml(path: str | Path) -> Any:
+    """The content of a YAML file; parsed again only when the file has changed.
+
+    Raises:
+        ConfigError: missing file, invalid YAML or a key that stands twice.
+    """
+    path = Path(path)
+    try:
+        status = path.stat()
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path}: no such file") from error
+    return _parse(path, status.st_mtime_ns, status.st_size)
+
+
+@functools.cache
+def _validator(schema_path: Path):
+    import jsonschema
+
+    return jsonschema.Draft202012Validator(read_yaml(schema_path))
+
+
+def validate(content: Any, schema_path: Path, *, source: str | Path) -> None:
+    """Check ``content`` against a schema file.
+
+    Raises:
+        ConfigError: names ``source``, the key and what is allowed, for the first fault found.
+    """
+    import jsonschema
+
+    error = jsonschema.exceptions.best_match(_validator(Path(schema_path)).iter_errors(content))
+    if error is not None:
+        raise ConfigError(f"{source}: {_explain(error)}")
+
+
+def load(path: str | Path, schema_path: Path) -> dict[str, Any]:
+    """A YAML file, checked against its schema. Treat the result as read-only: it is shared."""
+    content = read_yaml(path)
+    validate(content, schema_path, source=path)
+    return content
+
+
+def _explain(error) -> str:
+    key = ".".join(str(part) for part in error.absolute_path) or "the file"
+    if error.validator == "additionalProperties" and isinstance(error.instance, Mapping):
+        allowed = list(error.schema.get("properties", {}))
+        unknown = [name for name in error.instance if name not in allowed]
+        return f"in {key}: " + unknown_name(unknown[0], allowed, what="key")
+    if error.validator == "required":
+        missing = [name for name in error.validator_value if name not in error.instance]
+        return f"in {key}: the key {missing[0]!r} is missing; required: {', '.join(error.validator_value)}"
+    if error.validator == "type":
+        return f"{key}: {error.instance!r} has the wrong type; allowed: {_types(error.validator_value)}"
+    if error.validator == "enum":
+        return f"{key}: " + unknown_name(error.instance, [str(value) for value in error.validator_value], what="value")
+    hint = error.schema.get("description") if isinstance(error.schema, Mapping) else None
+    return f"{key}: {error.message}" + (f"; allowed: {hint}" if hint else "")
+
+
+def _types(types: str | Iterable[str]) -> str:
+    return types if isinstance(types, str) else " or ".join(types)
+
+
+def unknown_name(name: object, allowed: Iterable[str], *, what: str) -> str:
+    """The sentence that an unknown name deserves: the name, the nearest one, all that are allowed."""
+    allowed = sorted(allowed)
+    near = difflib.get_close_matches(str(name), allowed, n=1)
+    guess = f" (did you mean {near[0]!r}?)" if near else ""
+    return f"unknown {what} {name!r}{guess}; allowed: {', '.join(allowed) or 'none'}"

@@ -1,0 +1,177 @@
+"""The study grid: rows x columns become runs and measurements, each once."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+import moat.methods
+import moat.nets
+from moat.config import registries
+from moat.config.grid import Run, build_grid
+from moat.config.plan import plan
+from moat.config.project import Project
+from moat.errors import ConfigError
+from moat.provenance import sources
+
+ROOT = Path(__file__).parents[2]
+
+
+def axis(name, *points):
+    return {"axis": name, "points": list(points)}
+
+
+def study(**tables):
+    return {"title": "t", "description": "d", "tolerance": 2.0, "seeds": [0, 1, 2], "tables": tables}
+
+
+def table(rows, columns, **more):
+    return {"title": "t", "caption": "c", "suite": "dramoe", "rows": rows, "columns": columns, **more}
+
+
+DATA = axis("dataset", {"label": "CIFAR-10", "dataset": "cifar10"})
+NET = axis("arch", {"label": "ResNet-18", "arch": "resnet18"})
+METHODS = axis("method", {"label": "TRADES", "method": "trades"}, {"label": "PGD-AT", "method": "pgd-at"})
+METRICS = axis("metric", {"label": "Std", "settings": ["clean"]}, {"label": "Adv", "settings": ["pgd10"]})
+
+
+@pytest.fixture
+def project(tmp_path):
+    shutil.copytree(ROOT / "config", tmp_path / "config")
+    shutil.copytree(ROOT / "workflow" / "schemas", tmp_path / "workflow" / "schemas")
+    shutil.rmtree(tmp_path / "config" / "studies")
+    (tmp_path / "config" / "studies").mkdir()
+    return Project(tmp_path)
+
+
+def declare(project, name, content):
+    (project.root / "config" / "studies" / f"{name}.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+
+
+def test_cells_are_the_product_of_rows_and_columns(project):
+    declare(project, "dramoe", study(table2=table([NET, METHODS], [DATA, METRICS], published={"table": "2"})))
+    (made,) = build_grid(project, "paper", ["dramoe"]).tables
+    assert made.rows == ("ResNet-18 / TRADES", "ResNet-18 / PGD-AT")
+    assert made.columns == ("CIFAR-10 / Std", "CIFAR-10 / Adv")
+    # Published values: DRAMoE, Table 2.
+    assert [cell.published for cell in made.cells] == [81.82, 52.48, 83.10, 52.05]
+    assert [cell.metric for cell in made.cells] == ["accuracy(clean)", "accuracy(pgd10)"] * 2
+
+
+def test_runs_and_evaluations_are_listed_once_across_tables_and_studies(project):
+    declare(project, "a", study(one=table([DATA, NET, METHODS], [METRICS]), two=table([DATA, NET, METHODS], [METRICS])))
+    declare(project, "b", study(three=table([DATA, NET, METHODS], [METRICS])))
+    grid = build_grid(project, "paper", ["a", "b"])
+    assert len(grid.tables) == 3
+    assert len(grid.runs) == len(set(grid.runs)) == 2 * 3
+    assert len(grid.evaluations) == 6
+    assert len(grid.gates) == 6
+
+
+@pytest.mark.parametrize(("scale", "seeds"), [("quickstart", 1), ("mini", 1), ("paper", 3)])
+def test_a_scale_caps_the_seeds_of_a_study(project, scale, seeds):
+    declare(project, "a", study(one=table([DATA, NET, METHODS], [METRICS])))
+    assert {run.seed for run in build_grid(project, scale, ["a"]).runs} == set(range(seeds))
+
+
+def test_a_scale_substitutes_data_and_says_so(project):
+    declare(project, "a", study(one=table([DATA, NET, METHODS], [METRICS])))
+    grid = build_grid(project, "quickstart", ["a"])
+    assert {run.dataset for run in grid.runs} == {"digits"}
+    assert all(cell.substitutes == (("dataset", "cifar10"),) for cell in grid.tables[0].cells)
+
+
+def test_what_a_scale_leaves_out_is_not_run_and_says_why(project):
+    wide = axis("arch", {"label": "WRN-28-10", "arch": "wrn-28-10"})
+    declare(project, "a", study(one=table([DATA, wide, METHODS], [METRICS])))
+    grid = build_grid(project, "quickstart", ["a"])
+    assert grid.runs == ()
+    assert {cell.not_run for cell in grid.tables[0].cells} == {"the arch wrn-28-10 is not part of scale quickstart"}
+
+
+def test_a_point_can_say_that_it_is_never_run(project):
+    never = axis("method", {"label": "FAT", "not_run": "needs a file of extra images"})
+    declare(project, "a", study(one=table([DATA, NET, never], [METRICS])))
+    (made,) = build_grid(project, "paper", ["a"]).tables
+    assert {cell.not_run for cell in made.cells} == {"needs a file of extra images"}
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "said"),
+    [
+        ([DATA, NET, axis("method", {"label": "x", "method": "trade"})], [METRICS], "unknown method 'trade'.*'trades'"),
+        ([DATA, axis("arch", {"label": "x", "arch": "resnet"}), METHODS], [METRICS], "unknown arch 'resnet'.*resnet18"),
+        ([axis("dataset", {"label": "x", "dataset": "cifar"}), NET, METHODS], [METRICS], "unknown dataset 'cifar'"),
+        ([DATA, NET, METHODS], [axis("m", {"label": "x", "settings": ["pgd11"]})], "unknown setting of suite 'dramoe'"),
+        ([DATA, METHODS], [METRICS], "one: TRADES.*no arch given|one: CIFAR-10 / TRADES.*no arch given"),
+    ],
+)
+def test_an_unknown_name_in_a_study_is_named_with_its_place(project, rows, columns, said):
+    declare(project, "a", study(one=table(rows, columns)))
+    with pytest.raises(ConfigError, match=f"config/studies/a.yaml: one:.*({said})|{said}") as error:
+        build_grid(project, "paper", ["a"])
+    assert "config/studies/a.yaml" in str(error.value)
+
+
+def test_a_published_number_that_fits_twice_is_refused(project):
+    rows = [axis("method", {"label": "TRADES", "method": "trades", "arch": "resnet18", "dataset": "cifar10"})]
+    declare(project, "dramoe", study(table2=table(rows, [METRICS], published={"table": "2"})))
+    with pytest.raises(ConfigError, match=r"published/dramoe.csv: 6 rows fit table2: TRADES x Std.*published: key"):
+        build_grid(project, "paper", ["dramoe"])
+
+
+def needing(project, name, *needs, role="method"):
+    recipe = yaml.safe_load((ROOT / "config/methods/standard.yaml").read_text())
+    recipe.update(role=role, needs=[{"name": f"n{i}", "method": method} for i, method in enumerate(needs)])
+    (project.root / "config" / "methods" / f"{name}.yaml").write_text(yaml.safe_dump(recipe))
+
+
+def test_what_a_run_starts_from_comes_before_it(project):
+    needing(project, "first", role="expert")
+    needing(project, "second", "first", "standard")
+    only = axis("method", {"label": "x", "method": "second"})
+    declare(project, "a", study(one=table([DATA, NET, only], [METRICS])))
+    grid = build_grid(project, "mini", ["a"])
+    assert [run.method for run in grid.runs] == ["first", "standard", "second"]
+    # Only what is shown is evaluated.
+    assert [evaluation.run.method for evaluation in grid.evaluations] == ["second"]
+    assert grid.needs[Run("cifar10-jpeg", "resnet18", "second", 0)]["n0"].method == "first"
+
+
+def test_a_circle_of_needs_is_refused(project):
+    needing(project, "first", "second")
+    needing(project, "second", "first")
+    only = axis("method", {"label": "x", "method": "second"})
+    declare(project, "a", study(one=table([DATA, NET, only], [METRICS])))
+    with pytest.raises(ConfigError, match="needs itself"):
+        build_grid(project, "mini", ["a"])
+
+
+@pytest.mark.parametrize("scale", Project(ROOT).names("scales"))
+def test_the_projects_own_studies_expand_at_every_scale(scale):
+    project = Project(ROOT)
+    grid = build_grid(project, scale, project.names("studies"))
+    assert grid.runs and grid.tables and grid.figures
+
+
+def test_plug_in_names_read_from_the_sources_are_those_that_import():
+    assert list(registries.archs()) == moat.nets.names()
+    assert set(moat.methods.names()) == set(Project(ROOT).names("methods"))
+    for kind in registries.figure_kinds():
+        __import__(f"moat.reporting.figures.{kind}")
+
+
+def test_plan_tells_done_missing_and_stale(project):
+    declare(project, "a", study(one=table([DATA, NET, METHODS], [METRICS])))
+    grid = build_grid(project, "quickstart", ["a"])
+    runs = project.root / "results/quickstart/runs/digits/resnet18"
+    today = sources("trades", ("nets", "method"))
+    for method, recorded in (("trades", today), ("pgd-at", {**sources("pgd-at", ("nets",)), "attacks": "0" * 16})):
+        folder = runs / method / "seed0"
+        folder.mkdir(parents=True)
+        (folder / "run.json").write_text(f'{{"sources": {recorded}}}'.replace("'", '"'))
+    found = {entry["method"]: entry for entry in plan(grid, project.root) if entry["kind"] == "run"}
+    assert (found["trades"]["status"], found["trades"]["stale"]) == ("done", [])
+    assert (found["pgd-at"]["status"], found["pgd-at"]["stale"]) == ("stale", ["attacks"])
+    assert {e["status"] for e in plan(grid, project.root) if e["kind"] in ("evaluation", "gate", "table")} == {"missing"}

@@ -1,0 +1,138 @@
+"""YAML files: what is wrong is named, with the file, the key and what is allowed."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from moat.config.numbers import parse_number
+from moat.config.project import Project
+from moat.config.recipes import digest, merge, resolve_recipe, resolve_run
+from moat.config.schema import read_yaml
+from moat.errors import ConfigError
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def project(tmp_path):
+    """A copy of the project's own configuration, to be spoilt."""
+    shutil.copytree(ROOT / "config", tmp_path / "config")
+    shutil.copytree(ROOT / "workflow" / "schemas", tmp_path / "workflow" / "schemas")
+    return Project(tmp_path)
+
+
+def edit(project: Project, relative: str, old: str, new: str) -> None:
+    path = project.root / relative
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [(kind, name) for kind in ("datasets", "methods", "scales", "studies") for name in Project(ROOT).names(kind)]
+)
+def test_every_file_of_the_project_is_valid(kind, name):
+    getter = {"datasets": "dataset", "methods": "method", "scales": "scale", "studies": "study"}[kind]
+    assert getattr(Project(ROOT), getter)(name)
+
+
+def test_config_attacks_and_suites_of_the_project_are_valid():
+    project = Project(ROOT)
+    assert project.config()["scale"] in project.names("scales")
+    assert set(project.config()["studies"]) <= set(project.names("studies"))
+    for suite in project.suites():
+        assert project.attack_settings(suite)
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "said"),
+    [
+        ("config/methods/trades.yaml", "epochs: 100", "epoch: 100", ["trades.yaml", "'epoch'", "did you mean 'epochs'"]),
+        ("config/methods/trades.yaml", "epochs: 100", "epochs: many", ["trades.yaml", "epochs", "'many'", "integer"]),
+        ("config/methods/trades.yaml", "epochs: 100\n", "", ["trades.yaml", "'epochs' is missing"]),
+        ("config/methods/trades.yaml", "{name: cosine}", "{name: cosin}", ["schedule.name", "'cosin'", "'cosine'", "step"]),
+        ("config/methods/trades.yaml", "steps: 10", "stepz: 10", ["in attack", "'stepz'", "'steps'", "eps"]),
+        ("config/methods/trades.yaml", "epochs: 100", "epochs: 100\nepochs: 90", ["trades.yaml", "'epochs' stands twice"]),
+        ("config/methods/trades.yaml", "epochs: 100", "epochs: [1", ["trades.yaml", "not valid YAML"]),
+        ("config/methods/trades.yaml", "lr: 0.1", "lr: -1", ["optimizer.lr", "-1"]),
+        ("config/scales/mini.yaml", "max_seeds: 1", "max_seeds: 0", ["mini.yaml", "max_seeds", "0"]),
+    ],
+    ids=lambda value: value if isinstance(value, str) and "\n" not in value else None,
+)
+def test_a_fault_is_named(project, file, old, new, said):
+    edit(project, file, old, new)
+    with pytest.raises(ConfigError) as error:
+        project.scale("mini") if "scales" in file else project.method("trades")
+    for words in said:
+        assert words in str(error.value)
+
+
+def test_an_unknown_name_lists_the_known_ones():
+    with pytest.raises(ConfigError, match=r"unknown method 'trade'.*did you mean 'trades'.*pgd-at.*config/methods/"):
+        Project(ROOT).method("trade")
+
+
+def test_a_folder_without_config_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="no folder config/"):
+        Project(tmp_path)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(ConfigError, match="absent.yaml: no such file"):
+        read_yaml(tmp_path / "absent.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("8/255", 8 / 255), ("0.031", 0.031), (0.03, 0.03), (8, 8.0), (" 2 / 255 ", 2 / 255), ("1e-3", 1e-3)]
+)
+def test_numbers_as_papers_write_them(text, value):
+    assert parse_number(text) == value
+
+
+@pytest.mark.parametrize("text", ["8/0", "eight", "", "1/2/3", None, True])
+def test_what_is_not_a_number_is_refused(text):
+    with pytest.raises(ConfigError, match="attack.eps"):
+        parse_number(text, where="attack.eps")
+
+
+def test_merge_goes_key_by_key():
+    assert merge({"a": {"x": 1, "y": 2}, "b": 3}, {"a": {"y": 5}, "c": 6}) == {"a": {"x": 1, "y": 5}, "b": 3, "c": 6}
+
+
+def test_scale_overrides_come_in_order(project):
+    edit(project, "config/scales/quickstart.yaml", "recipe: {epochs: 12,", "recipes: {trades: {epochs: 7}}\nrecipe: {epochs: 12,")
+    assert resolve_recipe(project, "quickstart", "trades")["epochs"] == 7
+    assert resolve_recipe(project, "quickstart", "pgd-at")["epochs"] == 12
+    assert resolve_recipe(project, "paper", "pgd-at")["epochs"] == 100
+
+
+def test_a_scale_cannot_smuggle_an_unknown_key_into_a_recipe(project):
+    edit(project, "config/scales/quickstart.yaml", "recipe: {epochs: 12,", "recipe: {epochs: 12, epsilonn: 1,")
+    with pytest.raises(ConfigError, match=r"methods/trades.yaml with the overrides of config/scales/quickstart.yaml.*epsilonn"):
+        resolve_recipe(project, "quickstart", "trades")
+
+
+RUN = {"dataset": "digits", "arch": "resnet18", "method": "trades", "seed": 0}
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "changes"),
+    [
+        ("config/methods/trades.yaml", "beta: 6.0", "beta: 5.0", True),
+        ("config/methods/trades.yaml", "version: 1", "version: 2", True),
+        ("config/attacks.yaml", "pgd10:", "pgd10: # ten steps\n ", False),
+        ("config/methods/trades.yaml", "title: TRADES", "title: Trades", False),
+        ("config/methods/trades.yaml", "title:", "# a comment\ntitle:", False),
+        ("config/methods/pgd-at.yaml", "version: 1", "version: 2", False),
+        ("config/scales/quickstart.yaml", "epochs: 12", "epochs: 11", True),
+        ("config/scales/quickstart.yaml", "batch_size: 500", "batch_size: 400", False),
+        ("config/scales/quickstart.yaml", "description:", "description: Small.", False),
+    ],
+)
+def test_the_digest_of_a_run_changes_exactly_with_what_decides_its_weights(project, file, old, new, changes):
+    before = digest(resolve_run(project, "quickstart", **RUN))
+    if "description" in old:
+        new = "description: Small.\n#"
+    edit(project, file, old, new)
+    assert (digest(resolve_run(project, "quickstart", **RUN)) != before) is changes
