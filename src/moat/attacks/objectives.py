@@ -1,0 +1,60 @@
+"""What an attack climbs: functions from logits (B, K) to one value per example (B,), in float32 or wider."""
+
+import functools
+from collections.abc import Callable
+
+import torch
+from torch.nn import functional as F
+
+Objective = Callable[[torch.Tensor], torch.Tensor]
+
+
+def _wide(logits: torch.Tensor) -> torch.Tensor:
+    """At least float32: half precision rounds the differences that a gradient is made of."""
+    return logits if logits.dtype == torch.float64 else logits.float()
+
+
+def cross_entropy(y: torch.Tensor) -> Objective:
+    """-log p_y."""
+    return lambda logits: F.cross_entropy(_wide(logits), y, reduction="none")
+
+
+def margin(y: torch.Tensor) -> Objective:
+    """max_{k != y} z_k - z_y: above 0 exactly where the example is misclassified.
+
+    Source: Carlini and Wagner, arXiv 1608.04644, f6 without its bound.
+    """
+
+    def value(logits: torch.Tensor) -> torch.Tensor:
+        logits = _wide(logits)
+        labelled = F.one_hot(y, logits.shape[1]).bool()
+        return logits.masked_fill(labelled, -torch.inf).amax(1) - logits.gather(1, y[:, None])[:, 0]
+
+    return value
+
+
+def divergence(clean_logits: torch.Tensor) -> Objective:
+    """KL(p || q) of the given logits' softmax p and the argument's q. Source: TRADES, arXiv 1901.08573, eq. 3."""
+    log_p = F.log_softmax(_wide(clean_logits), 1)
+    return lambda logits: (log_p.exp() * (log_p - F.log_softmax(_wide(logits), 1))).sum(1)
+
+
+def _from_labels(objective: Callable[[torch.Tensor], Objective], model, x, y) -> Objective:
+    return objective(y)
+
+
+def _from_clean_images(model: torch.nn.Module, x: torch.Tensor, y: torch.Tensor) -> Objective:
+    with torch.no_grad():
+        return divergence(model(x))
+
+
+OBJECTIVES: dict[str, Callable[[torch.nn.Module, torch.Tensor, torch.Tensor], Objective]] = {
+    "ce": functools.partial(_from_labels, cross_entropy),
+    "margin": functools.partial(_from_labels, margin),
+    "kl": _from_clean_images,
+}
+
+
+def make_objective(name: str, model: torch.nn.Module, x: torch.Tensor, y: torch.Tensor) -> Objective:
+    """The objective ``name`` (a key of ``OBJECTIVES``) for clean images ``x`` (B, …) with labels ``y`` (B,)."""
+    return OBJECTIVES[name](model, x, y)

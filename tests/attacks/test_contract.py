@@ -1,0 +1,214 @@
+"""What every attack setting must do, whatever its family; the settings are those of config/attacks.yaml."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from moat.attacks import suites
+from moat.config.project import Project
+from moat.errors import ConfigError
+
+PROJECT = Project(Path(__file__).parents[2])
+ALL = PROJECT.attacks()
+# Settings that differ from these in radius or number of steps only are left out: test_every_suite_resolves has
+# them. The longest ones are tried with few steps for their restarts, averaging and margin.
+TRIED = ("clean", "fgsm", "fgsm_e01", "bim", "pgd10", "pgd20_trades", "pgd10_e1", "pgd10_e64")
+SETTINGS = {name: ALL[name] for name in TRIED} | {
+    "cw_inf": {**ALL["cw_inf"], "steps": 10},
+    "pgd100_ms": {**ALL["pgd100_ms"], "steps": 5},
+    "pgd100_eot": {**ALL["pgd100_eot"], "steps": 5, "eot": 2},
+    "trades": {
+        "attack": "pgd",
+        "eps": "8/255",
+        "step_size": "2/255",
+        "steps": 5,
+        "loss": "kl",
+        "random_start": "normal",
+    },
+}
+ATTACKS = {name: suites.resolve(name, setting) for name, setting in SETTINGS.items()}
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture(params=sorted(ATTACKS))
+def attack(request):
+    return ATTACKS[request.param]
+
+
+def test_stays_in_the_ball_and_in_the_pixels(attack, trained, batch):
+    x, y = batch
+    x_adv = attack(trained, x, y, seeded())
+    assert x_adv.shape == x.shape and x_adv.dtype == x.dtype and not x_adv.requires_grad
+    assert (x_adv - x).abs().max() <= attack.eps + 1e-6
+    assert x_adv.min() >= 0 and x_adv.max() <= 1
+
+
+def test_leaves_the_model_and_the_batch_as_they_were(attack, trained, batch):
+    x, y = batch
+    before, copies = {key: value.clone() for key, value in trained.state_dict().items()}, (x.clone(), y.clone())
+    grad, trained.head.bias.grad = trained.head.bias.grad, torch.full((10,), 7.0)
+    trained.train()
+    trained.trunk.stem.eval()
+    trained.head.weight.requires_grad_(False)
+    modes = [module.training for module in trained.modules()]
+    try:
+        attack(trained, x, y, seeded())
+        assert [module.training for module in trained.modules()] == modes
+        required = {name: parameter.requires_grad for name, parameter in trained.named_parameters()}
+        assert required.pop("head.weight") is False and all(required.values())
+        assert torch.equal(trained.head.bias.grad, torch.full((10,), 7.0))
+        assert all(p.grad is None for name, p in trained.named_parameters() if name != "head.bias")
+    finally:
+        trained.head.weight.requires_grad_(True)
+        trained.head.bias.grad = grad
+        trained.eval()
+    assert all(torch.equal(value, before[key]) for key, value in trained.state_dict().items())
+    assert torch.equal(x, copies[0]) and torch.equal(y, copies[1])
+
+
+def test_equal_generators_give_equal_results(attack, trained, batch):
+    first, second = (attack(trained, *batch, seeded(3)) for _ in range(2))
+    assert torch.equal(first, second)
+
+
+def test_keeps_channels_last(attack, trained, batch):
+    x, y = batch
+    x_adv = attack(trained, x.to(memory_format=torch.channels_last), y, seeded())
+    assert x_adv.is_contiguous(memory_format=torch.channels_last)
+    assert not attack(trained, x, y, seeded()).is_contiguous(memory_format=torch.channels_last)
+
+
+def test_misleads_an_undefended_net(attack, trained, batch):
+    x, y = batch
+    with torch.no_grad():
+        wrong = (trained(attack(trained, x, y, seeded())).argmax(1) != y).sum()
+    if attack.steps == 0:
+        assert wrong == 0
+    elif attack.eps >= 64 / 255:
+        assert wrong >= 0.9 * len(x)
+    elif attack.eps >= 4 / 255:
+        assert wrong > 0
+
+
+def test_works_in_the_callers_no_grad_and_autocast(attack, trained, batch):
+    x, y = batch
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        x_adv = attack(trained, x, y, seeded())
+    assert x_adv.dtype == torch.float32 and (attack.steps == 0) == torch.equal(x_adv, x)
+
+
+@pytest.mark.parametrize("name", ["fgsm", "pgd10", "trades"])
+def test_restores_after_an_exception(name, trained, batch):
+    x, y = batch
+    trained.train()
+    handle = trained.head.register_forward_hook(lambda *_: 1 / 0)
+    try:
+        with pytest.raises(ZeroDivisionError):
+            ATTACKS[name](trained, x, y, seeded())
+        assert all(module.training for module in trained.modules())
+        assert all(parameter.requires_grad for parameter in trained.parameters())
+    finally:
+        handle.remove()
+        trained.eval()
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "words"),
+    [
+        (torch.rand(2, 3, 16, 16) * 2 - 1, torch.zeros(2, dtype=torch.long), ["[0,1]", "normalised"]),
+        (torch.full((2, 3, 16, 16), torch.nan), torch.zeros(2, dtype=torch.long), ["nan", "[0,1]"]),
+        (torch.zeros(2, 3, 16, 16, dtype=torch.uint8), torch.zeros(2, dtype=torch.long), ["uint8", "floating"]),
+        (torch.rand(2, 3, 16, 16), torch.zeros(3, dtype=torch.long), ["(3,)", "(2,)"]),
+        (torch.rand(2, 3, 16, 16), torch.zeros(2), ["float32", "whole numbers"]),
+    ],
+)
+@pytest.mark.parametrize("name", ["clean", "fgsm", "bim", "pgd10"])
+def test_refuses_wrong_batches(name, x, y, words, trained):
+    with pytest.raises(ValueError) as caught:
+        ATTACKS[name](trained, x, y, seeded())
+    assert all(word in str(caught.value) for word in words)
+
+
+def test_an_empty_batch_is_no_error(attack, trained):
+    assert attack(trained, torch.zeros(0, 3, 16, 16), torch.zeros(0, dtype=torch.long), seeded()).shape == (
+        0,
+        3,
+        16,
+        16,
+    )
+
+
+@pytest.mark.parametrize("suite", sorted(PROJECT.suites()))
+def test_every_suite_resolves(suite):
+    settings = PROJECT.attack_settings(suite)
+    attacks = [suites.resolve(name, setting) for name, setting in settings.items()]
+    assert "clean" in settings and all(0 <= attack.eps <= 64 / 255 for attack in attacks)
+
+
+@pytest.mark.parametrize(
+    ("name", "eps", "steps"),
+    [
+        ("clean", 0, 0),
+        ("fgsm", 8 / 255, 1),
+        ("fgsm_e07", 0.07, 1),
+        ("bim", 8 / 255, 10),
+        ("pgd50", 8 / 255, 50),
+        ("pgd20_trades", 0.031, 20),
+        ("pgd100_ms", 8 / 255, 100),
+        ("cw_inf", 8 / 255, 30),
+        ("pgd10_e64", 64 / 255, 10),
+    ],
+)
+def test_settings_mean_what_their_names_say(name, eps, steps):
+    attack = suites.resolve(name, ALL[name])
+    assert (attack.eps, attack.steps) == (pytest.approx(eps, abs=1e-12), steps)
+
+
+def test_the_sweep_steps_by_a_quarter_of_its_radius():
+    sweep = PROJECT.attack_settings("epsilon")
+    parameters = [suites.resolve(name, setting).parameters for name, setting in sweep.items() if name != "clean"]
+    assert [round(each["eps"] * 255) for each in parameters] == [1, 2, 4, 8, 12, 16, 32, 64]
+    assert all(each["step_size"] == pytest.approx(each["eps"] / 4) for each in parameters)
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ({"attack": "pgdd"}, ["'mine'", "'pgdd'", "did you mean 'pgd'", "fgsm"]),
+        ({"eps": "8/255"}, ["'mine'", "'attack'", "missing"]),
+        ({"attack": "fgsm", "eps": "8/255", "steps": 3}, ["'mine'", "fgsm", "'steps'", "allowed: eps"]),
+        ({"attack": "pgd", "eps": "8/255", "step_size": 0.01}, ["'mine'", "pgd", "'steps'", "missing"]),
+        ({"attack": "pgd", "eps": "8/0", "step_size": 0.01, "steps": 3}, ["'mine'", "eps", "'8/0'"]),
+        ({"attack": "pgd", "eps": 0.1, "step_size": 0.01, "steps": 3.0}, ["'mine'", "steps", "3.0", "whole"]),
+        ({"attack": "pgd", "eps": 0.1, "step_size": 0.01, "steps": 3, "generator": 1}, ["'generator'", "allowed"]),
+    ],
+)
+def test_resolve_names_setting_key_and_allowed(setting, words):
+    with pytest.raises(ConfigError) as caught:
+        suites.resolve("mine", setting)
+    assert all(word in str(caught.value) for word in words)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("x: {attack: pgd, epsilon: 0.1}", ["attacks.yaml", "in x", "'epsilon'", "did you mean 'eps'"]),
+        ("x: {attack: pgd, eps: eight}", ["attacks.yaml", "x.eps", "eight", "8/255"]),
+        ("x: {attack: pgd, eps: 8}", ["attacks.yaml", "x.eps", "8"]),
+        ("x: {attack: pgd, steps: 0}", ["attacks.yaml", "x.steps", "0"]),
+        ("x: {attack: pgd, loss: hinge}", ["attacks.yaml", "x.loss", "'hinge'", "margin"]),
+        ("x: {eps: 0.1}", ["attacks.yaml", "in x", "'attack'", "missing"]),
+    ],
+)
+def test_the_schema_is_closed(text, words, tmp_path):
+    from moat.config import schema
+
+    path = tmp_path / "attacks.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        schema.load(path, PROJECT.root / "workflow" / "schemas" / "attacks.schema.yaml")
+    assert all(word in str(caught.value) for word in words)
