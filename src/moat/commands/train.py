@@ -1,0 +1,84 @@
+"""Train one run, or continue it: killed at any time, the same command ends with the same weights."""
+
+from pathlib import Path
+
+from moat import devices
+
+HELP = "train one run; resumable"
+
+
+def add_arguments(parser) -> None:
+    parser.add_argument("--dataset", required=True)
+    parser.add_argument("--arch", required=True)
+    parser.add_argument("--method", required=True)
+    parser.add_argument("--seed", required=True, type=int)
+    parser.add_argument("--scale", required=True)
+    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="where the run's files go")
+    parser.add_argument("--data", type=Path, metavar="FILE", help="prepared data (default: results/<scale>/data/…)")
+    parser.add_argument("--work", type=Path, metavar="DIR", help="checkpoints (default: work/ and the path of --out)")
+    parser.add_argument(
+        "--need", action="append", default=[], metavar="NAME=DIR", help="a finished run that the recipe starts from"
+    )
+    devices.add_arguments(parser)
+
+
+def run(arguments) -> int:
+    import logging
+
+    from moat.config import paths
+    from moat.config.project import Project
+    from moat.config.recipes import resolve_run
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    project = Project(Path(arguments.project))
+    resolved = resolve_run(
+        project,
+        arguments.scale,
+        dataset=arguments.dataset,
+        arch=arguments.arch,
+        method=arguments.method,
+        seed=arguments.seed,
+    )
+    needs = _needs(arguments.need, project.method(arguments.method))
+    device = devices.select(arguments.device, arguments.threads)
+
+    from moat.training.runs import Run
+
+    training = Run(
+        resolved=resolved,
+        data=arguments.data or Path(paths.prepared(arguments.scale, arguments.dataset)),
+        out=arguments.out,
+        work=arguments.work or work_folder(arguments.out),
+        needs=needs,
+        evaluation=project.scale(arguments.scale)["evaluation"],
+        device=device,
+        root=project.root,
+    )
+    training.train(on_epoch=_print_row)
+    return 0
+
+
+def work_folder(out: Path) -> Path:
+    """``work/`` and the path of ``out`` below the working directory (or its whole path, where it lies elsewhere)."""
+    absolute, here = out.resolve(), Path.cwd()
+    return Path("work") / (absolute.relative_to(here) if absolute.is_relative_to(here) else absolute.relative_to("/"))
+
+
+def _needs(given: list[str], recipe) -> dict[str, Path]:
+    from moat.errors import ConfigError
+
+    needs = {}
+    for item in given:
+        name, separator, folder = item.partition("=")
+        if not separator:
+            raise ConfigError(f"--need {item}: write NAME=DIR")
+        needs[name] = Path(folder)
+    wanted = {need["name"] for need in recipe.get("needs", [])}
+    if set(needs) != wanted:
+        raise ConfigError(f"--need: given {sorted(needs) or 'none'}; the recipe starts from {sorted(wanted) or 'none'}")
+    return needs
+
+
+def _print_row(row) -> None:
+    numbers = ", ".join(f"{key} {value:.4g}" for key, value in row.items() if key != "epoch")
+    print(f"epoch {row['epoch']}: {numbers}", flush=True)

@@ -1,0 +1,50 @@
+"""Which device a command computes on, and with how many threads."""
+
+import logging
+import os
+from pathlib import Path
+
+from moat.errors import ConfigError
+
+log = logging.getLogger(__name__)
+
+
+def add_arguments(parser) -> None:
+    """``--device`` and ``--threads``, the same for every command that computes."""
+    parser.add_argument("--device", default="auto", help="auto (a GPU where there is one), cpu, cuda or cuda:N")
+    parser.add_argument("--threads", type=int, default=1, metavar="N", help="CPU threads (default: 1)")
+
+
+def gpu_note() -> str:
+    """One line about the GPUs of this machine, without importing torch."""
+    gpus = sorted(Path("/dev").glob("nvidia[0-9]*"))
+    if not gpus:
+        return "moat: no GPU found on this machine; trainings and attacks run on the CPU"
+    return f"moat: {len(gpus)} GPU(s) found; `--resources gpu=N` says how many jobs may use them at once"
+
+
+def select(name: str, threads: int):
+    """Set up torch for reproducible work and return the ``torch.device``. Call before anything is computed.
+
+    Raises:
+        ConfigError: an unknown device, a GPU that is not there, or a number of threads below 1.
+    """
+    if threads < 1:
+        raise ConfigError(f"--threads {threads}: allowed: 1 or more")
+    # Read by cuBLAS when its handle is made; without it some of its sums are not reproducible.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    import torch
+
+    torch.set_num_threads(threads)
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.allow_tf32 = False
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"--device {name}: allowed: auto, cpu, cuda, cuda:N") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"--device {name}: torch sees no GPU here; use --device cpu, or auto")
+    return device

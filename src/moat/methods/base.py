@@ -1,0 +1,115 @@
+"""What a training method is: a model, its optimizers, and one update per batch.
+
+The engine owns everything else: epochs, learning rates, checkpoints, validation, logs, precision.
+"""
+
+import contextlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+import moat.nets
+from moat.config.numbers import parse_number
+from moat.data.seeding import generator
+
+
+@dataclass(frozen=True)
+class Step:
+    """Where in the training a batch stands, and where its random numbers come from."""
+
+    seed: int
+    epoch: int
+    epochs: int
+    batch: int
+    batches: int
+    device: torch.device
+
+    @property
+    def progress(self) -> float:
+        """The fraction of the training that is done, in [0, 1)."""
+        return (self.epoch + self.batch / self.batches) / self.epochs
+
+    def generator(self, purpose: str) -> torch.Generator:
+        """A generator of this seed, epoch and batch for one purpose: resuming needs no saved state."""
+        return generator(self.seed, self.epoch, purpose, self.batch, self.device)
+
+
+class Method:
+    """Base of all methods. A subclass implements :meth:`update` and, where it differs, :meth:`build`.
+
+    Args:
+        model: from :meth:`build`, already on its device.
+        recipe: the resolved recipe (see ``workflow/schemas/method.schema.yaml``).
+        autocast: a context manager factory for the forward passes (mixed precision), or None.
+    """
+
+    #: Names of the optimizers and the recipe key of each.
+    optimizer_keys: ClassVar[Mapping[str, str]] = {"model": "optimizer"}
+
+    def __init__(self, model: nn.Module, recipe: Mapping[str, Any], *, autocast=None):
+        self.model = model
+        self.recipe = recipe
+        self.autocast = autocast or contextlib.nullcontext
+        self.attack = _numbers(recipe.get("attack", {}))
+        self.loss_weights = dict(recipe.get("loss", {}))
+        self.optimizers = {
+            name: build_optimizer(self.parameters_of(name), recipe[key]) for name, key in self.optimizer_keys.items()
+        }
+
+    @classmethod
+    def build(cls, *, arch: str, num_classes: int, options: Mapping[str, Any], needs: Mapping[str, Path]) -> nn.Module:
+        """A freshly initialised model. ``options``: keywords of :func:`moat.nets.build`; ``needs``: finished runs."""
+        return moat.nets.build(arch, num_classes, **options)
+
+    def parameters_of(self, optimizer: str) -> list[nn.Parameter]:
+        """The parameters that an optimizer moves."""
+        return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+
+    def update(self, x: torch.Tensor, y: torch.Tensor, step: Step) -> dict[str, torch.Tensor]:
+        """One update on a batch of images ``x`` (B, C, H, W) in [0, 1] with labels ``y`` (B,).
+
+        Returns:
+            Detached scalar means over the batch, ``loss`` among them; they become columns of history.csv.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not say how it trains")
+
+    # -- for the subclasses --------------------------------------------------
+    def logits(self, x: torch.Tensor) -> torch.Tensor:
+        """The model's logits in float32, computed in the recipe's precision."""
+        with self.autocast():
+            return self.model(x).float()
+
+    def minimize(self, loss: torch.Tensor, optimizer: str = "model") -> None:
+        """One optimizer step down the gradient of ``loss``, clipped to the recipe's ``gradient_clip``."""
+        self.optimizers[optimizer].zero_grad(set_to_none=True)
+        loss.backward()
+        clip = self.recipe.get("gradient_clip")
+        if clip is not None:
+            nn.utils.clip_grad_norm_(self.parameters_of(optimizer), clip)
+        self.optimizers[optimizer].step()
+
+
+def build_optimizer(parameters: list[nn.Parameter], options: Mapping[str, Any]) -> torch.optim.Optimizer:
+    """The optimizer of a recipe, fused into one kernel."""
+    return torch.optim.SGD(
+        parameters,
+        lr=options["lr"],
+        momentum=options["momentum"],
+        weight_decay=options["weight_decay"],
+        nesterov=options.get("nesterov", False),
+        fused=True,
+    )
+
+
+def accuracy(logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """Fraction of the batch that is classified correctly, as a scalar tensor."""
+    return (logits.detach().argmax(1) == y).float().mean()
+
+
+def _numbers(attack: Mapping[str, Any]) -> dict[str, Any]:
+    numeric = ("eps", "step_size")
+    return {k: parse_number(v, where=f"attack.{k}") if k in numeric else v for k, v in attack.items()}

@@ -1,0 +1,224 @@
+"""The training loop: the only one, and it names no method.
+
+The data set lies on the device as uint8; every random draw comes from a generator made of (seed,
+epoch, purpose, batch). So a run that is killed and started again, even inside an epoch, continues
+with the same numbers and ends with bit-identical weights (same device, same thread count).
+"""
+
+import copy
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from moat.attacks import suites
+from moat.data.batches import Batches
+from moat.data.datasets import Split
+from moat.data.seeding import generator
+from moat.errors import Interrupted
+from moat.methods.base import Method, Step
+from moat.progress import progress
+from moat.training.checkpoint import Checkpoints
+from moat.training.interruption import Interruption
+from moat.training.meters import Meter
+from moat.training.schedules import learning_rate_factor
+
+log = logging.getLogger(__name__)
+
+# How many steps may pass before the losses are looked at, and how many seconds between two checkpoints.
+CHECK_EVERY_STEPS = 50
+CHECKPOINT_EVERY_SECONDS = 300.0
+
+
+class Engine:
+    """Trains one method on one data set, and can be killed at any time.
+
+    Args:
+        method: the method, its model on ``device``.
+        name: its registry name, for messages.
+        recipe: epochs, batch_size, schedule, ema, validation.
+        train, validation: uint8 images and labels; the validation part is held out of the training set.
+        augment: ``crop_padding`` and ``flip`` of the data set.
+        validation_attack: the attack setting by which the best epoch is chosen.
+        checkpoints: where the state is kept.
+        identity: what must be the same for a checkpoint to be resumed (digests, not paths).
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        *,
+        name: str,
+        recipe: Mapping[str, Any],
+        seed: int,
+        train: Split,
+        validation: Split,
+        augment: Mapping[str, Any],
+        validation_attack: Mapping[str, Any],
+        checkpoints: Checkpoints,
+        identity: Mapping[str, Any],
+        device: torch.device,
+    ):
+        self.method, self.name, self.recipe, self.seed, self.device = method, name, recipe, seed, device
+        self.checkpoints, self.identity = checkpoints, dict(identity)
+        self.batches = _training_batches(train, recipe["batch_size"], seed, augment, device)
+        self.validation = Batches(
+            validation.images, validation.labels, batch_size=500, seed=seed, device=device, shuffle=False
+        )
+        self.attack = suites.resolve(recipe["validation"]["setting"], dict(validation_attack))
+        ema = recipe.get("ema")
+        self.averaged = (
+            AveragedModel(method.model, multi_avg_fn=get_ema_multi_avg_fn(ema), use_buffers=True) if ema else None
+        )
+        self.epoch, self.batch = 0, 0
+        self.history: list[dict[str, Any]] = []
+        self.best_accuracy, self.best_epoch, self.best_state = -1.0, 0, None
+        self.seconds = 0.0
+        self.meter = Meter()
+        self._clock = time.monotonic()
+        self._saved_at = self._clock
+
+    # -- the loop ------------------------------------------------------------
+    def train(self, on_epoch: Callable[[dict[str, Any]], None] = lambda row: None) -> None:
+        """Train to the last epoch of the recipe, from the newest checkpoint where there is one.
+
+        Raises:
+            TrainingError: the loss is NaN or infinite; the last good checkpoint is kept.
+            Interrupted: SIGTERM or Ctrl-C; a checkpoint was saved first.
+        """
+        self._resume()
+        with Interruption() as interruption:
+            while self.epoch < self.recipe["epochs"]:
+                self._train_epoch(interruption)
+                row = self._end_epoch()
+                on_epoch(row)
+                self.save()
+
+    def _train_epoch(self, interruption: Interruption) -> None:
+        self.method.model.train()
+        for x, y in self._shown(self.batches.epoch(self.epoch, start=self.batch)):
+            step = Step(self.seed, self.epoch, self.recipe["epochs"], self.batch, len(self.batches), self.device)
+            self._set_learning_rate(step)
+            self.meter.add(self.batch, len(y), self.method.update(x, y, step))
+            if self.averaged is not None:
+                self.averaged.update_parameters(self.method.model)
+            self.batch += 1
+            if self.batch % CHECK_EVERY_STEPS == 0:
+                self.meter.check(self.name, self.epoch)
+            if interruption.requested or time.monotonic() - self._saved_at > CHECKPOINT_EVERY_SECONDS:
+                self.save()
+            if interruption.requested:
+                raise Interrupted(
+                    f"stopped at epoch {self.epoch + 1}, batch {self.batch}; checkpoint in {self.checkpoints.folder}; "
+                    "the same command continues from there"
+                )
+        self.meter.check(self.name, self.epoch)
+
+    def _shown(self, batches: Iterator) -> Iterator:
+        description = f"{self.name} epoch {self.epoch + 1}/{self.recipe['epochs']}"
+        total = len(self.batches) - self.batch
+        return progress(batches, total=total, description=description, unit="batch")
+
+    def _end_epoch(self) -> dict[str, Any]:
+        """Validate, keep the best weights, write the row of history, move to the next epoch."""
+        lr = self.method.optimizers["model"].param_groups[0]["lr"]
+        row: dict[str, Any] = {"epoch": self.epoch + 1, "lr": lr, **self.meter.means()}
+        every, last = self.recipe["validation"]["every"], self.epoch + 1 == self.recipe["epochs"]
+        if last or (self.epoch + 1) % every == 0:
+            row["validation_accuracy"] = self.validate()
+            if row["validation_accuracy"] > self.best_accuracy:
+                self.best_accuracy, self.best_epoch = row["validation_accuracy"], self.epoch + 1
+                self.best_state = copy.deepcopy(self.weights().state_dict())
+        row["images"], row["seconds"] = self.meter.samples, self._tick()
+        self.history.append(row)
+        self.epoch, self.batch, self.meter = self.epoch + 1, 0, Meter()
+        return row
+
+    def validate(self) -> float:
+        """Accuracy on the held-out images under the validation attack, the same random starts every epoch."""
+        model = self.weights()
+        model.eval()
+        correct = 0
+        for number, (x, y) in enumerate(self.validation.epoch(0)):
+            x_adv = self.attack(model, x, y, generator(self.seed, 0, "validation", number, self.device))
+            with torch.no_grad():
+                correct += (model(x_adv).argmax(1) == y).sum()
+        self.method.model.train()
+        return float(correct) / self.validation.size
+
+    def weights(self) -> nn.Module:
+        """The model that is validated and kept: the moving average where the recipe asks for one."""
+        return self.averaged.module if self.averaged is not None else self.method.model
+
+    def _set_learning_rate(self, step: Step) -> None:
+        factor = learning_rate_factor(self.recipe["schedule"], step.progress)
+        for name, optimizer in self.method.optimizers.items():
+            base = self.recipe[self.method.optimizer_keys[name]]["lr"]
+            for group in optimizer.param_groups:
+                group["lr"] = base * factor
+
+    def _tick(self) -> float:
+        """Seconds of work since the last tick, added to the run's total."""
+        now = time.monotonic()
+        elapsed, self._clock = now - self._clock, now
+        self.seconds += elapsed
+        return elapsed
+
+    # -- state ---------------------------------------------------------------
+    def save(self) -> None:
+        """Write a checkpoint, unless a loss since the last one is not finite."""
+        self.meter.check(self.name, self.epoch)
+        self._tick()
+        self.checkpoints.save(
+            {
+                "identity": self.identity,
+                "epoch": self.epoch,
+                "batch": self.batch,
+                "model": self.method.model.state_dict(),
+                "averaged": self.averaged.state_dict() if self.averaged is not None else None,
+                "optimizers": {name: optimizer.state_dict() for name, optimizer in self.method.optimizers.items()},
+                "meter": self.meter.state_dict(),
+                "history": self.history,
+                "best": (self.best_accuracy, self.best_epoch, self.best_state),
+                "seconds": self.seconds,
+            }
+        )
+        self._saved_at = time.monotonic()
+
+    def _resume(self) -> None:
+        state = self.checkpoints.load(self.device)
+        self._clock = self._saved_at = time.monotonic()
+        if state is None:
+            return
+        if state["identity"]["run"] != self.identity["run"]:
+            log.warning("%s is of another recipe or other data; starting anew", self.checkpoints.newest)
+            return
+        self.identity = state["identity"]
+        self.method.model.load_state_dict(state["model"])
+        if self.averaged is not None:
+            self.averaged.load_state_dict(state["averaged"])
+        for name, optimizer in self.method.optimizers.items():
+            optimizer.load_state_dict(state["optimizers"][name])
+        self.meter.load_state_dict(state["meter"])
+        self.epoch, self.batch, self.history = state["epoch"], state["batch"], state["history"]
+        self.best_accuracy, self.best_epoch, self.best_state = state["best"]
+        self.seconds = state["seconds"]
+        log.info("resumed at epoch %d, batch %d", self.epoch + 1, self.batch + 1)
+
+
+def _training_batches(train: Split, batch_size: int, seed: int, augment: Mapping[str, Any], device) -> Batches:
+    return Batches(
+        train.images,
+        train.labels,
+        batch_size=batch_size,
+        seed=seed,
+        device=device,
+        crop_padding=augment["crop_padding"],
+        flip=augment["flip"],
+        # Batch norm has no variance to take from a single sample.
+        drop_last=len(train.labels) % batch_size == 1,
+    )

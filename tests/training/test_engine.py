@@ -1,0 +1,197 @@
+"""The engine: what it writes, how it chooses, and how it stops."""
+
+import json
+import math
+
+import pandas as pd
+import pytest
+import torch
+
+import moat.nets
+from moat.data import datasets
+from moat.errors import DataError, TrainingError
+from moat.files import hash_file
+from moat.methods.base import Method, build_optimizer
+from moat.training import engine
+from moat.training.checkpoint import Checkpoints
+from moat.training.meters import Meter
+from moat.training.runs import load_model, read_run
+from moat.training.schedules import learning_rate_factor
+
+
+@pytest.fixture(scope="module")
+def run(prepared, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "standard"
+    assert prepared.train(out, method="standard") == 0
+    return out
+
+
+def test_run_json_says_where_the_weights_come_from(prepared, run):
+    record = json.loads((run / "run.json").read_text())
+    assert {key: record[key] for key in ("dataset", "arch", "method", "seed", "scale")} == {
+        "dataset": "digits", "arch": "lenet5", "method": "standard", "seed": 0, "scale": "tiny",
+    }  # fmt: skip
+    assert record["model_sha256"] == hash_file(run / "model.safetensors")
+    assert record["last_sha256"] == hash_file(run / "last.safetensors")
+    assert record["data"]["sha256"] == hash_file(prepared.data)
+    assert (record["data"]["train_images"], record["data"]["validation_images"]) == (200, 40)
+    assert set(record["sources"]) == {"nets", "method", "attacks", "engine"}
+    assert record["recipe"]["epochs"] == 4 and record["recipe"]["version"] == 1
+    model = moat.nets.build("lenet5", 10, image_size=16)
+    assert record["parameters"] == sum(p.numel() for p in model.parameters())
+    for key in ("images_per_second", "wall_seconds", "peak_memory_bytes", "macs_per_image"):
+        assert record[key] > 0
+    assert {"torch", "python", "moat"} <= set(record["versions"])
+
+
+def test_history_has_a_row_per_epoch_and_the_learning_rate_of_its_end(run):
+    history = pd.read_csv(run / "history.csv")
+    assert list(history["epoch"]) == [1, 2, 3, 4]
+    assert list(history["images"]) == [200] * 4
+    # Cosine from 0.02, 13 batches an epoch: the rate of an epoch's last batch.
+    expected = [0.01 * (1 + math.cos(math.pi * (epoch + 12 / 13) / 4)) for epoch in range(4)]
+    assert list(history["lr"]) == pytest.approx(expected)
+    assert history["loss"].iloc[-1] < history["loss"].iloc[0]
+
+
+def test_the_best_epoch_by_validation_is_kept_and_reproduces_its_accuracy(prepared, run):
+    history, record = pd.read_csv(run / "history.csv"), read_run(run)
+    best = history["validation_accuracy"].max()
+    assert record["best_validation_accuracy"] == best
+    assert record["best_epoch"] == history["epoch"][history["validation_accuracy"].idxmax()]
+    held_out = datasets.load(prepared.data).splits["val"]
+    x = held_out.images.permute(0, 3, 1, 2).float() / 255
+    with torch.no_grad():
+        accuracy = (load_model(run)(x).argmax(1) == held_out.labels).double().mean()
+    assert float(accuracy) == pytest.approx(best)
+
+
+def test_the_held_out_images_are_not_trained_on(prepared):
+    data = datasets.load(prepared.data)
+    train, held_out, test = (
+        {bytes(image.numpy().tobytes()) for image in data.splits[name].images} for name in ("train", "val", "test")
+    )
+    assert not train & held_out and not train & test
+
+
+@pytest.mark.parametrize(
+    ("file", "spoil", "said"),
+    [
+        ("run.json", None, "no such file; `moat train"),
+        ("model.safetensors", None, "no such file"),
+        ("model.safetensors", lambda content: content[:-1] + b"x", "the content is not that of run.json"),
+        ("run.json", lambda content: b"{", "not valid JSON"),
+    ],
+)
+def test_a_damaged_run_is_refused_by_name(run, tmp_path, file, spoil, said):
+    for path in run.iterdir():
+        if path.name != file:
+            (tmp_path / path.name).write_bytes(path.read_bytes())
+        elif spoil is not None:
+            (tmp_path / path.name).write_bytes(spoil(path.read_bytes()))
+    with pytest.raises(DataError, match=said) as error:
+        load_model(tmp_path)
+    assert file in str(error.value)
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tiny, tmp_path, capsys, monkeypatch):
+    out, real = tmp_path / "run", engine.Engine._set_learning_rate
+
+    def poison(self, step):
+        real(self, step)
+        if (step.epoch, step.batch) == (2, 5):
+            with torch.no_grad():
+                next(self.method.model.parameters()).fill_(float("nan"))
+
+    monkeypatch.setattr(engine.Engine, "_set_learning_rate", poison)
+    assert tiny.train(out, method="standard") == 1
+    message = capsys.readouterr().err
+    assert "method standard: the loss is nan at epoch 3, batch 6" in message
+    assert not (out / "run.json").exists()
+    kept = Checkpoints(f"{out}-work").load()
+    assert (kept["epoch"], kept["batch"]) == (2, 0)
+    assert all(torch.isfinite(tensor).all() for tensor in kept["model"].values())
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_the_meter_names_the_first_bad_batch(value):
+    meter = Meter()
+    for batch, loss in enumerate([1.0, 2.0, value, 1.0]):
+        meter.add(batch, 4, {"loss": torch.tensor(loss)})
+    with pytest.raises(TrainingError, match=r"method trades: the loss is -?(nan|inf) at epoch 8, batch 3"):
+        meter.check("trades", 7)
+
+
+def test_the_meter_weights_by_samples():
+    meter = Meter()
+    meter.add(0, 3, {"loss": torch.tensor(1.0)})
+    meter.add(1, 1, {"loss": torch.tensor(5.0)})
+    assert meter.means() == {"loss": 2.0}
+
+
+@pytest.mark.parametrize(
+    ("schedule", "at", "factor"),
+    [
+        ({"name": "cosine"}, 0.0, 1.0),
+        ({"name": "cosine"}, 0.5, 0.5),
+        ({"name": "cosine"}, 1.0, 0.0),
+        ({"name": "constant"}, 0.9, 1.0),
+        ({"name": "step", "milestones": [0.5, 0.75]}, 0.49, 1.0),
+        ({"name": "step", "milestones": [0.5, 0.75]}, 0.5, 0.1),
+        ({"name": "step", "milestones": [0.5, 0.75], "factor": 0.5}, 0.8, 0.25),
+        ({"name": "constant", "warmup": 0.1}, 0.05, 0.5),
+        ({"name": "constant", "warmup": 0.1}, 0.2, 1.0),
+    ],
+)
+def test_schedules(schedule, at, factor):
+    assert learning_rate_factor(schedule, at) == pytest.approx(factor)
+
+
+def test_gradient_clipping_bounds_the_step():
+    model = torch.nn.Linear(1, 1, bias=False)
+    recipe = {"optimizer": {"name": "sgd", "lr": 1.0, "momentum": 0.0, "weight_decay": 0.0}, "gradient_clip": 0.25}
+    before = model.weight.item()
+    Method(model, recipe).minimize(1000 * model.weight.sum())
+    assert before - model.weight.item() == pytest.approx(0.25, rel=1e-4)
+
+
+def test_the_optimizer_is_sgd_with_the_recipes_numbers():
+    options = {"name": "sgd", "lr": 0.3, "momentum": 0.8, "weight_decay": 1e-3, "nesterov": True}
+    group = build_optimizer([torch.nn.Parameter(torch.zeros(1))], options).param_groups[0]
+    assert {key: group[key] for key in ("lr", "momentum", "weight_decay", "nesterov")} == {
+        key: value for key, value in options.items() if key != "name"
+    }
+
+
+def test_a_moving_average_is_what_is_validated_and_kept(tiny, tmp_path):
+    tiny.change(ema=0.9)
+    assert tiny.train(tmp_path / "averaged", method="standard") == 0
+    tiny.change(ema=None)
+    assert tiny.train(tmp_path / "plain", method="standard") == 0
+    averaged, plain = (load_model(tmp_path / name, "last").state_dict() for name in ("averaged", "plain"))
+    assert averaged.keys() == plain.keys()
+    assert not torch.equal(averaged["head.weight"], plain["head.weight"])
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (["--need", "dense"], "--need dense: write NAME=DIR"),
+        (["--need", "dense=x"], "the recipe starts from none"),
+        (["--threads", "0"], "--threads 0: allowed: 1 or more"),
+        (["--device", "gpu9"], "--device gpu9: allowed"),
+    ],
+)
+def test_wrong_usage_is_exit_2_and_one_line(prepared, tmp_path, capsys, change, said):
+    from moat.cli import main
+
+    assert main([*prepared.arguments(tmp_path / "run"), *change]) == 2
+    message = capsys.readouterr().err
+    assert said in message and message.count("\n") == 1
+
+
+def test_missing_data_is_exit_3_and_named(prepared, tmp_path, capsys):
+    from moat.cli import main
+
+    assert main([*prepared.arguments(tmp_path / "run"), "--data", str(tmp_path / "absent.safetensors")]) == 3
+    assert "absent.safetensors" in capsys.readouterr().err
