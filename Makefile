@@ -1,0 +1,45 @@
+# make quickstart   from nothing to results/quickstart/report.html (sets itself up)
+# make test         all tests, linters included (sets itself up)
+# make mini         the same pipeline on real CIFAR images: about an hour on two cores; see README.md
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+
+# How many jobs may hold a GPU at once. Without a GPU nothing is limited but the cores.
+GPUS   ?= $(words $(wildcard /dev/nvidia[0-9]))
+LIMIT  := $(if $(filter-out 0,$(GPUS)),--resources gpu=$(GPUS))
+
+.PHONY: quickstart mini test lint format clean
+
+quickstart: $(READY)
+	$(BIN)/snakemake --cores all $(LIMIT) --config scale=quickstart
+	@echo "The report: $(CURDIR)/results/quickstart/report.html"
+
+mini: $(READY)
+	$(BIN)/snakemake --cores all $(LIMIT) --config scale=mini
+	@echo "The report: $(CURDIR)/results/mini/report.html"
+
+test: $(READY)
+	$(BIN)/pytest
+
+lint: $(READY)
+	$(BIN)/pytest tests/style
+
+format: $(READY)
+	$(BIN)/ruff check --fix src tests benchmarks
+	$(BIN)/ruff format src tests benchmarks
+	$(BIN)/snakefmt workflow Snakefile
+
+# A half-made environment has no .ready and is made anew.
+$(READY): pyproject.toml envs/requirements.lock
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "moat needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version). Try make PYTHON=python3.12"; exit 1; }
+	rm -rf $(VENV)
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint envs/requirements.lock --editable '.[workflow,test]'
+	touch $@
+
+# The environment only; results and downloads are yours to delete.
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache

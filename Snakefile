@@ -1,0 +1,44 @@
+# From nothing to every table and figure: fetch -> prepare -> train -> evaluate + verify -> tabulate + draw -> report.
+#
+#   snakemake --cores all --resources gpu=2                       what config/config.yaml asks for
+#   snakemake --cores all --resources gpu=2 --config scale=mini   another scale
+#   snakemake --cores all results/paper/tables/dramoe-table2.csv  one table, and only what it needs
+#
+# A rule's work is one `moat` command, which runs by hand just the same.
+from snakemake.utils import min_version
+
+min_version("9.27")
+
+
+configfile: "config/config.yaml"
+
+
+# Used with `--sdm apptainer` only; `envs/moat.def` builds it.
+container: "envs/moat.sif"
+
+
+include: "workflow/rules/common.smk"
+include: "workflow/rules/data.smk"
+include: "workflow/rules/train.smk"
+include: "workflow/rules/pretrain.smk"
+include: "workflow/rules/evaluate.smk"
+include: "workflow/rules/verify.smk"
+include: "workflow/rules/report.smk"
+
+
+report: "workflow/report/workflow.rst"
+
+
+localrules:
+    all,
+    fetch,
+
+
+rule all:
+    default_target: True
+    input:
+        paths.report(config["scale"]),
+
+
+onstart:
+    print(devices.gpu_note(), file=sys.stderr)

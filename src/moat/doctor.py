@@ -1,0 +1,108 @@
+"""The checks of ``moat doctor``: each looks at one thing and says what was found and what to do."""
+
+import importlib.util
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from moat import provenance
+from moat.config import paths
+from moat.config.grid import build_grid
+from moat.config.plan import plan
+from moat.config.project import Project
+from moat.errors import MoatError
+
+
+@dataclass(frozen=True)
+class Check:
+    """One finding. ``state``: ``ok``, ``missing`` (not here; the message says what that means) or ``problem``."""
+
+    name: str
+    state: str
+    message: str
+
+
+def examine(project: Project) -> list[Check]:
+    """All checks, in order. A check that fails is a finding, never an error."""
+    return [check for examiner in EXAMINERS for check in _guarded(examiner, project)]
+
+
+def _guarded(examiner: Callable[[Project], Iterator[Check]], project: Project) -> list[Check]:
+    try:
+        return list(examiner(project))
+    except (MoatError, ImportError, OSError, RuntimeError) as error:
+        return [Check(examiner.__name__.strip("_"), "problem", str(error))]
+
+
+def _torch(project: Project) -> Iterator[Check]:
+    import torch
+
+    versions = provenance.environment()["versions"]
+    listed = ", ".join(f"{name} {version}" for name, version in versions.items())
+    yield Check("versions", "ok", listed)
+    yield Check("cpu", "ok", f"{os.cpu_count()} cores, torch would use {torch.get_num_threads()} threads")
+    if not torch.cuda.is_available():
+        yield Check("gpu", "missing", "torch sees no GPU: trainings and attacks run on the CPU, in float32")
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        precision = "bf16" if torch.cuda.is_bf16_supported() else "float32"
+        memory = properties.total_memory / 2**30
+        yield Check("gpu", "ok", f"{index}: {properties.name}, {memory:.0f} GB, trains in {precision}")
+
+
+def _data(project: Project) -> Iterator[Check]:
+    resources = project.config()["data"]["resources"]
+    for name in project.names("datasets"):
+        manifest = project.root / paths.manifest(resources, name)
+        if manifest.exists():
+            yield Check(f"data {name}", "ok", f"fetched and verified, in {manifest.parent}")
+        elif project.dataset(name)["files"]:
+            yield Check(f"data {name}", "missing", f"`moat fetch {name} --into {manifest.parent}` gets it")
+        else:
+            yield Check(f"data {name}", "ok", "comes inside a package; nothing to download")
+
+
+def _mirror(project: Project) -> Iterator[Check]:
+    mirror = os.environ.get("MOAT_MIRROR") or project.config()["data"]["mirror"]
+    if not mirror:
+        yield Check("mirror", "ok", "none configured: the official addresses are used")
+    elif "://" in mirror:
+        yield Check("mirror", "ok", f"{mirror} (not contacted)")
+    elif (project.root / mirror / "SHA256SUMS").exists():
+        yield Check("mirror", "ok", mirror)
+    else:
+        yield Check("mirror", "problem", f"{mirror}: there is no SHA256SUMS there, so nothing from it can be verified")
+
+
+def _tools(project: Project) -> Iterator[Check]:
+    snakemake = importlib.util.find_spec("snakemake") is not None
+    yield Check("snakemake", *(("ok", "installed") if snakemake else ("missing", "`pip install moat[workflow]`")))
+    for name, command, use in (
+        ("slurm", "sbatch", "jobs run on this machine only"),
+        ("dvc", "dvc", "results are not versioned or shared by DVC"),
+        ("git", "git", "run.json records no commit"),
+    ):
+        found = shutil.which(command)
+        yield Check(name, "ok" if found else "missing", found or f"no `{command}` here: {use}")
+
+
+def _disk(project: Project) -> Iterator[Check]:
+    free = shutil.disk_usage(project.root).free / 2**30
+
+    yield Check("disk", "ok" if free >= 1 else "problem", f"{free:.1f} GB free")
+
+
+def _results(project: Project) -> Iterator[Check]:
+    for scale in project.names("scales"):
+        entries = plan(build_grid(project, scale, project.config()["studies"]), project.root)
+        counts = Counter(entry["status"] for entry in entries)
+        listed = ", ".join(f"{counts[status]} {status}" for status in ("done", "stale", "missing"))
+        yield Check(f"results {scale}", "ok" if not counts["stale"] else "problem", listed)
+        for entry in entries:
+            if entry["stale"]:
+                yield Check("stale", "problem", f"{entry['path']}: {', '.join(entry['stale'])} changed since")
+
+
+EXAMINERS = (_torch, _data, _mirror, _tools, _disk, _results)

@@ -1,0 +1,136 @@
+# What all rules share: the project, its grid (expanded once per scale), and input functions.
+import os
+import sys
+from functools import cache
+from pathlib import Path
+
+from moat import devices, provenance
+from moat.config import paths, recipes, registries, schema
+from moat.config.grid import Run, build_grid, needs_of
+from moat.config.project import Project
+
+schema.validate(
+    config,
+    Path(workflow.basedir, "workflow/schemas/config.schema.yaml"),
+    source="config/config.yaml, --configfile or --config",
+)
+project = Project(os.path.relpath(workflow.basedir))
+
+# Jobs find the `moat` of the environment that runs Snakemake, also where that one is not activated, and the mirror.
+# (The mirror is no parameter of fetching: another one must not fetch again what is there and verified.)
+environment = {"PATH": f"{os.path.dirname(sys.executable)}:$PATH"}
+if config["data"]["mirror"]:
+    environment["MOAT_MIRROR"] = config["data"]["mirror"]
+shell.prefix("".join(f'export {name}="{value}"; ' for name, value in environment.items()))
+
+# The pattern of a run, and of one suite on it, in outputs.
+NAMED_RUN = Run("{dataset}", "{arch}", "{method}", "{seed}")
+RUN = paths.run_dir("{scale}", NAMED_RUN)
+EVALUATION = paths.evaluation("{scale}", NAMED_RUN, "{suite}")
+
+
+@cache
+def grid(scale):
+    return build_grid(project, scale, config["studies"])
+
+
+@cache
+def methods_of_role(role):
+    return [name for name in project.names("methods") if project.method(name).get("role", "method") == role]
+
+
+def one_of(names):
+    """A wildcard constraint that matches exactly these names."""
+    return "|".join(sorted(map(re.escape, names), reverse=True)) or "(?!)"
+
+
+def run_of(wildcards):
+    return Run(wildcards.dataset, wildcards.arch, wildcards.method, int(wildcards.seed))
+
+
+def run_files(wildcards):
+    """The finished run that an evaluation or a gate looks at."""
+    folder = paths.run_dir(wildcards.scale, run_of(wildcards))
+    return {"model": folder / "model.safetensors", "run": folder / "run.json"}
+
+
+def needed_models(wildcards):
+    """The models that a training starts from."""
+    needs = needs_of(project, run_of(wildcards)).values()
+    return [paths.run_dir(wildcards.scale, run) / "model.safetensors" for run in needs]
+
+
+def need_options(wildcards):
+    needs = needs_of(project, run_of(wildcards)).items()
+    return " ".join(f"--need {name}={paths.run_dir(wildcards.scale, run)}" for name, run in needs)
+
+
+def run_digest(wildcards):
+    """Changes exactly when the resolved recipe of a run does: this, not a file's time, re-trains it."""
+    run = run_of(wildcards)
+    resolved = recipes.resolve_run(
+        project,
+        wildcards.scale,
+        dataset=run.dataset,
+        arch=run.arch,
+        method=run.method,
+        seed=run.seed,
+    )
+    return recipes.digest(resolved)
+
+
+def evaluation_digest(wildcards):
+    return recipes.digest(recipes.resolve_evaluation(project, wildcards.scale, wildcards.suite))
+
+
+def evaluation_options(wildcards):
+    evaluation = project.scale(wildcards.scale)["evaluation"]
+    limit = f"--limit {evaluation['limit']}" if evaluation["limit"] else ""
+    return f"--batch-size {evaluation['batch_size']} {limit}"
+
+
+def results_shown(scale, shown):
+    """The evaluations and gates that a table or figure is made of."""
+    evaluations = [paths.evaluation(scale, e.run, e.suite) for e in shown.evaluations]
+    return evaluations + [paths.gates(scale, run) for run in shown.runs]
+
+
+def shown_digest(wildcards):
+    """Changes when what declares the tables and figures of a study changes, or the code that draws them."""
+    studies = [wildcards.study] if hasattr(wildcards, "study") else config["studies"]
+    declared = [(project.study(name), project.published(name)) for name in studies]
+    return recipes.digest([declared, project.scale(wildcards.scale), provenance.reporting_hash()])
+
+
+def all_tables(scale):
+    return [f"{paths.table(scale, t.study, t.name)}.csv" for t in grid(scale).tables]
+
+
+def all_figures(scale):
+    return [f"{paths.figure(scale, f.study, f.name)}.png" for f in grid(scale).figures]
+
+
+def refresh(record, wildcards):
+    """With `--config refresh=stale`: a stamp newer than a result whose sources have changed since; else nothing."""
+    if config["refresh"] != "stale" or not provenance.stale_record(record, wildcards.method):
+        return []
+    stamp = Path("work/refresh", record)
+    stamp.parent.mkdir(parents=True, exist_ok=True)
+    stamp.touch()
+    return [stamp]
+
+
+def growing(rule, resource):
+    """What the scale gives to a rule, more with every retry."""
+    return lambda wildcards, attempt: attempt * project.scale(wildcards.scale)["resources"][rule][resource]
+
+
+wildcard_constraints:
+    scale=one_of(project.names("scales")),
+    dataset=one_of(project.names("datasets")),
+    arch=one_of(registries.archs()),
+    method=one_of(project.names("methods")),
+    suite=one_of(project.suites()),
+    study=one_of(project.names("studies")),
+    seed=r"\d+",
+    item=r"[A-Za-z0-9_]+",

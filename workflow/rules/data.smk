@@ -1,0 +1,32 @@
+rule fetch:
+    # Only the manifest is an output: Snakemake would delete partial downloads, and they are resumed.
+    output:
+        ensure(paths.manifest(config["data"]["resources"], "{dataset}"), non_empty=True),
+    log:
+        "logs/fetch/{dataset}.log",
+    retries: 2
+    params:
+        into=lambda wildcards, output: Path(output[0]).parent,
+    shell:
+        "moat fetch {wildcards.dataset} --into {params.into} > {log} 2>&1"
+
+
+rule prepare:
+    input:
+        paths.manifest(config["data"]["resources"], "{dataset}"),
+    output:
+        ensure(paths.prepared("{scale}", "{dataset}"), non_empty=True),
+    log:
+        "logs/{scale}/prepare/{dataset}.log",
+    benchmark:
+        "results/{scale}/benchmarks/prepare/{dataset}.tsv"
+    threads: config["threads"]["prepare"]
+    resources:
+        mem_mb=2000,
+        runtime=60,
+    params:
+        digest=lambda wildcards: recipes.digest(recipes.resolve_data(project, wildcards.scale, wildcards.dataset)),
+        source=lambda wildcards, input: Path(input[0]).parent,
+    shell:
+        "moat prepare {wildcards.dataset} --from {params.source} --scale {wildcards.scale} --out {output}"
+        " > {log} 2>&1"

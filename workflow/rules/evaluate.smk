@@ -1,0 +1,28 @@
+rule evaluate:
+    input:
+        unpack(run_files),
+        data=paths.prepared("{scale}", "{dataset}"),
+        refresh=lambda wildcards: refresh(
+            paths.evaluation(wildcards.scale, run_of(wildcards), wildcards.suite).with_suffix(".json"),
+            wildcards,
+        ),
+    output:
+        rows=ensure(EVALUATION.with_suffix(".parquet"), non_empty=True),
+        summary=ensure(EVALUATION.with_suffix(".json"), non_empty=True),
+    log:
+        "logs/{scale}/evaluate/{dataset}/{arch}/{method}/seed{seed}/{suite}.log",
+    benchmark:
+        "results/{scale}/benchmarks/evaluate/{dataset}/{arch}/{method}/seed{seed}/{suite}.tsv"
+    retries: 2
+    threads: config["threads"]["evaluate"]
+    resources:
+        gpu=1,
+        mem_mb=growing("evaluate", "mem_mb"),
+        runtime=growing("evaluate", "runtime"),
+    params:
+        digest=evaluation_digest,
+        options=evaluation_options,
+        run=lambda wildcards, input: Path(input.run).parent,
+    shell:
+        "moat evaluate --run {params.run} --suite {wildcards.suite} --data {input.data} --out {output.rows}"
+        " {params.options} --threads {threads} > {log} 2>&1"

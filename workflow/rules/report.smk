@@ -1,0 +1,77 @@
+# Cheap, so rebuilt whenever what they show or the code that draws them has changed.
+rule tabulate:
+    input:
+        lambda wildcards: results_shown(
+            wildcards.scale,
+            grid(wildcards.scale).table(wildcards.study, wildcards.item),
+        ),
+    output:
+        csv=ensure(f"{paths.table('{scale}', '{study}', '{item}')}.csv", non_empty=True),
+        tex=f"{paths.table('{scale}', '{study}', '{item}')}.tex",
+        md=report(
+            f"{paths.table('{scale}', '{study}', '{item}')}.md",
+            caption="../report/table.rst",
+            category="Tables",
+            subcategory="{study}",
+            labels={"table": "{item}"},
+        ),
+    log:
+        "logs/{scale}/tabulate/{study}-{item}.log",
+    params:
+        digest=shown_digest,
+    shell:
+        "moat tabulate --scale {wildcards.scale} --study {wildcards.study} --table {wildcards.item} > {log} 2>&1"
+
+
+rule draw:
+    input:
+        lambda wildcards: results_shown(
+            wildcards.scale,
+            grid(wildcards.scale).figure(wildcards.study, wildcards.item),
+        ),
+    output:
+        csv=ensure(f"{paths.figure('{scale}', '{study}', '{item}')}.csv", non_empty=True),
+        pdf=f"{paths.figure('{scale}', '{study}', '{item}')}.pdf",
+        png=report(
+            f"{paths.figure('{scale}', '{study}', '{item}')}.png",
+            caption="../report/figure.rst",
+            category="Figures",
+            subcategory="{study}",
+            labels={"figure": "{item}"},
+        ),
+    log:
+        "logs/{scale}/draw/{study}-{item}.log",
+    params:
+        digest=shown_digest,
+    shell:
+        "moat draw --scale {wildcards.scale} --study {wildcards.study} --figure {wildcards.item} > {log} 2>&1"
+
+
+rule cells:
+    input:
+        lambda wildcards: all_tables(wildcards.scale),
+    output:
+        cells=ensure(paths.cells("{scale}"), non_empty=True),
+        metrics=ensure(paths.metrics("{scale}"), non_empty=True),
+    log:
+        "logs/{scale}/cells.log",
+    params:
+        digest=shown_digest,
+        studies=",".join(config["studies"]),
+    shell:
+        "moat tabulate --scale {wildcards.scale} --cells --studies {params.studies} > {log} 2>&1"
+
+
+rule page:
+    input:
+        lambda wildcards: all_tables(wildcards.scale) + all_figures(wildcards.scale),
+        cells=paths.cells("{scale}"),
+    output:
+        report(paths.report("{scale}"), caption="../report/page.rst", category="Report"),
+    log:
+        "logs/{scale}/report.log",
+    params:
+        digest=shown_digest,
+        studies=",".join(config["studies"]),
+    shell:
+        "moat report --scale {wildcards.scale} --studies {params.studies} > {log} 2>&1"

@@ -1,0 +1,30 @@
+rule train:
+    input:
+        data=paths.prepared("{scale}", "{dataset}"),
+        needs=needed_models,
+        refresh=lambda wildcards: refresh(paths.run_dir(wildcards.scale, run_of(wildcards)) / "run.json", wildcards),
+    output:
+        model=ensure(RUN / "model.safetensors", non_empty=True),
+        last=ensure(RUN / "last.safetensors", non_empty=True),
+        history=ensure(RUN / "history.csv", non_empty=True),
+        run=ensure(RUN / "run.json", non_empty=True),
+    log:
+        "logs/{scale}/train/{dataset}/{arch}/{method}/seed{seed}.log",
+    benchmark:
+        "results/{scale}/benchmarks/train/{dataset}/{arch}/{method}/seed{seed}.tsv"
+    wildcard_constraints:
+        method=one_of(methods_of_role("method")),
+    retries: 2
+    threads: config["threads"]["train"]
+    resources:
+        gpu=1,
+        mem_mb=growing("train", "mem_mb"),
+        runtime=growing("train", "runtime"),
+    params:
+        digest=run_digest,
+        needs=need_options,
+        out=lambda wildcards, output: Path(output.run).parent,
+    shell:
+        "moat train --dataset {wildcards.dataset} --arch {wildcards.arch} --method {wildcards.method}"
+        " --seed {wildcards.seed} --scale {wildcards.scale} --data {input.data} --out {params.out} {params.needs}"
+        " --threads {threads} > {log} 2>&1"
