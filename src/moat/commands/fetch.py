@@ -1,0 +1,65 @@
+"""Download a dataset's files, verify them, and list them in a manifest. Resumes where an earlier call stopped."""
+
+import os
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+from typing import Any
+
+from moat.config.project import Project
+from moat.errors import ConfigError
+
+HELP = "download a dataset's files and verify them"
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("dataset", metavar="DATASET", help="a file's name in config/datasets/, without .yaml")
+    parser.add_argument("--into", required=True, type=Path, metavar="DIR", help="folder for the files")
+    parser.add_argument(
+        "--mirror",
+        metavar="URL_OR_DIR",
+        help="folder or URL with the files and SHA256SUMS (default: $MOAT_MIRROR, then data.mirror in "
+        "config/config.yaml, then the official addresses)",
+    )
+
+
+def run(arguments: Namespace) -> int:
+    from moat.data.fetch import fetch
+
+    project = Project(Path(arguments.project))
+    spec = described(project, arguments.dataset)
+    print(fetch(spec, arguments.into, mirror=chosen_mirror(arguments.mirror, project)))
+    return 0
+
+
+def described(project: Project, name: str) -> dict[str, Any]:
+    """A dataset's description, its local folder, if it has one, made absolute.
+
+    Raises:
+        ConfigError: unknown dataset, or a description whose name is not its file's.
+    """
+    spec = project.dataset(name)
+    if spec["name"] != name:
+        raise ConfigError(f"config/datasets/{name}.yaml: name: {spec['name']!r}; allowed: the file's name, {name!r}")
+    if "folder" in spec:
+        return {**spec, "folder": str((project.root / spec["folder"]).resolve())}
+    return spec
+
+
+def chosen_mirror(option: str | None, project: Project) -> str | None:
+    """The mirror by option, environment or configuration, in this order; None: the official addresses.
+
+    A relative path is relative to the working directory in the first two, to the project in the third.
+    """
+    if option or os.environ.get("MOAT_MIRROR"):
+        return option or os.environ["MOAT_MIRROR"]
+    configured = configured_mirror(project)
+    if configured is None or "://" in configured:
+        return configured
+    return str(project.root / configured)
+
+
+def configured_mirror(project: Project) -> str | None:
+    """``data.mirror`` of ``config/config.yaml``, if there is one."""
+    if not (project.root / "config" / "config.yaml").is_file():
+        return None
+    return (project.config().get("data") or {}).get("mirror")

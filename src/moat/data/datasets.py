@@ -1,0 +1,264 @@
+"""Prepared datasets: official files -> one safetensors file per dataset and scale, and back.
+
+The file holds, for each of the splits train, val and test (CIFAR-10-C: test alone), ``<split>.images`` uint8
+(N, H, W, C), ``<split>.labels`` int64 (N,) and ``<split>.index`` int64 (N,), the rows in the official split; for
+CIFAR-10-C also ``test.corruption`` and ``test.severity``. Its metadata is one JSON document under the key "moat".
+The same files and parameters give the same bytes.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from moat.data import images, manifest
+from moat.data.formats import READERS
+from moat.data.raw import Raw
+from moat.data.splits import hold_out, stratified_order, subset
+from moat.errors import ConfigError, DataError
+from moat.files import atomic_path, hash_file
+
+if TYPE_CHECKING:
+    import torch
+
+#: Raised when the same inputs would give another file.
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images uint8 (N, H, W, C), labels int64 (N,), and further int64 columns (N,) such as ``index``."""
+
+    images: "torch.Tensor"
+    labels: "torch.Tensor"
+    columns: Mapping[str, "torch.Tensor"] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A prepared dataset in memory.
+
+    Attributes:
+        name: as in ``config/datasets/<name>.yaml``.
+        classes: names in label order.
+        mean, std: per channel, for pixels in [0, 1].
+        augment: {"crop_padding": pixels at this image size, "flip": bool}.
+        image_size: pixels a side.
+        splits: "train", "val", "test" -> :class:`Split`.
+        sha256: of the prepared file.
+        metadata: all that the file says about itself.
+    """
+
+    name: str
+    classes: list[str]
+    mean: list[float]
+    std: list[float]
+    augment: dict[str, Any]
+    image_size: int
+    splits: dict[str, Split]
+    sha256: str
+    metadata: dict[str, Any]
+
+
+# -- prepare ---------------------------------------------------------------
+def prepare(
+    spec: Mapping[str, Any],
+    source: Path,
+    out: Path,
+    *,
+    image_size: int | None = None,
+    train_limit: int | None = None,
+    test_limit: int | None = None,
+    validation: int | None = None,
+) -> None:
+    """Read fetched files and write the prepared dataset ``out``, atomically.
+
+    The validation images are taken out of the training split by a fixed permutation, before ``train_limit``.
+
+    Args:
+        spec: the dataset's description (``config/datasets/<name>.yaml``).
+        source: folder that :func:`moat.data.fetch.fetch` filled.
+        image_size: pixels a side; None: as published.
+        train_limit, test_limit: at most so many images, classes in proportion; None: all. For CIFAR-10-C
+            ``test_limit`` counts the images of each corruption and severity.
+        validation: images held out; None: as the description says.
+
+    Raises:
+        DataError: files missing, changed since they were fetched, corrupt, or not what the description says.
+        ConfigError: a parameter that this dataset cannot satisfy.
+    """
+    found = manifest.read(Path(source), spec["name"])
+    files = manifest.verified_files(Path(source), found)
+    size = spec["image_size"] if image_size is None else image_size
+    held_out = spec["validation"] if validation is None else validation
+    _check_parameters(spec, size, train_limit, test_limit, held_out)
+    raw = READERS[spec["format"]](spec, files, size)
+    classes = _classes(spec, raw)
+    tensors = _tensors(spec, raw, size, train_limit, test_limit, held_out)
+    parameters = {"image_size": size, "train_limit": train_limit, "test_limit": test_limit, "validation": held_out}
+    metadata = _metadata(spec, raw, classes, tensors, parameters, found)
+    _save(Path(out), tensors, metadata)
+
+
+def _check_parameters(spec: Mapping[str, Any], size: int, *limits: int | None) -> None:
+    names = ("train_limit", "test_limit", "validation")
+    for name, value, least in (("image_size", size, 4), *zip(names, limits, (1, 1, 0), strict=True)):
+        if value is not None and value < least:
+            raise ConfigError(f"{name}={value}; allowed: at least {least}")
+    for name in ("mean", "std"):
+        if len(spec[name]) != spec["channels"]:
+            raise ConfigError(
+                f"dataset {spec['name']}: {name} has {len(spec[name])} numbers; needed: {spec['channels']}"
+            )
+
+
+def _classes(spec: Mapping[str, Any], raw: Raw) -> list[str]:
+    count = spec["num_classes"]
+    classes = spec.get("classes") or raw.classes or [str(number) for number in range(count)]
+    for names, origin in ((classes, "config"), (raw.classes or classes, "files")):
+        if len(names) != count:
+            raise DataError(f"dataset {spec['name']}: num_classes is {count}, its {origin} name {len(names)} classes")
+    return list(classes)
+
+
+def _tensors(
+    spec: Mapping[str, Any], raw: Raw, size: int, train_limit: int | None, test_limit: int | None, validation: int
+) -> dict[str, np.ndarray]:
+    for split, (pixels, labels) in raw.splits.items():
+        _check_split(spec, split, pixels, labels)
+    tensors: dict[str, np.ndarray] = {}
+    if "train" in raw.splits:
+        _, labels = raw.splits["train"]
+        if validation >= len(labels):
+            raise ConfigError(
+                f"dataset {spec['name']}: validation={validation} leaves none of the {len(labels)} training images "
+                f"for training; allowed: 0 to {len(labels) - 1}"
+            )
+        kept, held_out = hold_out(len(labels), validation)
+        tensors |= _take(spec, "train", raw.splits["train"], subset(labels, kept, train_limit), size)
+        tensors |= _take(spec, "val", raw.splits["train"], held_out, size)
+    rows = _test_rows(raw, test_limit)
+    tensors |= _take(spec, "test", raw.splits["test"], rows, size)
+    tensors["test.index"] = tensors["test.index"] % (len(raw.splits["test"][1]) // raw.blocks)
+    return tensors | {f"test.{name}": values[rows].astype(np.int64) for name, values in raw.columns.items()}
+
+
+def _test_rows(raw: Raw, limit: int | None) -> np.ndarray:
+    """Rows of the test split: in an order whose every prefix is balanced; in the official order if it has blocks.
+
+    A block of a corrupted test split holds the same images as all others, so it is cut to the images that the same
+    limit leaves of the clean split: corrupted and clean accuracy are then about the same images.
+    """
+    _, labels = raw.splits["test"]
+    order = stratified_order(labels[: len(labels) // raw.blocks])[:limit]
+    if raw.blocks == 1:
+        return order
+    starts = np.arange(raw.blocks)[:, None] * (len(labels) // raw.blocks)
+    return (starts + np.sort(order)).reshape(-1)
+
+
+def _take(
+    spec: Mapping[str, Any], split: str, pair: tuple[np.ndarray, np.ndarray], rows: np.ndarray, size: int
+) -> dict[str, np.ndarray]:
+    pixels, labels = pair
+    return {
+        f"{split}.images": np.ascontiguousarray(images.fit(pixels[rows], size, spec["channels"])),
+        f"{split}.labels": labels[rows].astype(np.int64),
+        f"{split}.index": rows.astype(np.int64),
+    }
+
+
+def _check_split(spec: Mapping[str, Any], split: str, pixels: np.ndarray, labels: np.ndarray) -> None:
+    where = f"dataset {spec['name']}, official {split} split"
+    if len(pixels) != len(labels) or len(labels) == 0:
+        raise DataError(f"{where}: {len(pixels)} images and {len(labels)} labels")
+    if pixels.shape[3] not in (1, spec["channels"]):
+        raise DataError(f"{where}: images have {pixels.shape[3]} channels; the description says {spec['channels']}")
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= spec["num_classes"]:
+        raise DataError(f"{where}: labels from {low} to {high}; allowed: 0 to {spec['num_classes'] - 1}")
+
+
+def _metadata(
+    spec: Mapping[str, Any],
+    raw: Raw,
+    classes: list[str],
+    tensors: Mapping[str, np.ndarray],
+    parameters: dict[str, Any],
+    found: Mapping[str, Any],
+) -> dict[str, Any]:
+    size = parameters["image_size"]
+    augment = spec["augment"]
+    return {
+        "version": VERSION,
+        "dataset": spec["name"],
+        "title": spec["title"],
+        "classes": classes,
+        "channels": spec["channels"],
+        "image_size": size,
+        "mean": spec["mean"],
+        "std": spec["std"],
+        # The same fraction of the image whatever its size.
+        "augment": {**augment, "crop_padding": round(augment["crop_padding"] * size / spec["image_size"])},
+        "counts": {name.split(".")[0]: len(rows) for name, rows in tensors.items() if name.endswith(".labels")},
+        "parameters": parameters,
+        "sources": manifest.sources(found),
+        **raw.extra,
+    }
+
+
+def _save(out: Path, tensors: dict[str, np.ndarray], metadata: dict[str, Any]) -> None:
+    from safetensors import SafetensorError
+    from safetensors.numpy import save_file
+
+    with atomic_path(out) as temporary:
+        try:
+            save_file(tensors, temporary, metadata={"moat": json.dumps(metadata, sort_keys=True)})
+        except SafetensorError as error:
+            raise DataError(f"{out}: cannot be written ({error}); nothing was written under this name") from error
+
+
+# -- load ------------------------------------------------------------------
+def load(path: Path, splits: Sequence[str] = ("train", "val", "test")) -> Dataset:
+    """A prepared dataset, or some of its splits, as torch tensors on the CPU.
+
+    Raises:
+        DataError: the file is missing, truncated, not a prepared dataset, or has no such split; names file and reason.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(f"{path}: no such file; make it with: moat prepare")
+    metadata, tensors = _read(path, splits)
+    keys = ("classes", "mean", "std", "augment", "image_size")
+    return Dataset(
+        name=metadata["dataset"],
+        **{key: metadata[key] for key in keys},
+        splits={split: _split(tensors, split) for split in splits},
+        sha256=hash_file(path),
+        metadata=metadata,
+    )
+
+
+def _read(path: Path, splits: Sequence[str]) -> tuple[dict[str, Any], dict[str, "torch.Tensor"]]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as stream:
+            metadata = json.loads((stream.metadata() or {}).get("moat", "null"))
+            if not isinstance(metadata, dict) or metadata.get("version") != VERSION:
+                raise DataError(f"{path}: not a dataset prepared by this version of moat; run moat prepare again")
+            missing = [split for split in splits if split not in metadata["counts"]]
+            if missing:
+                raise DataError(f"{path}: no split {missing[0]!r}; it has: {', '.join(metadata['counts'])}")
+            names = [name for name in stream.keys() if name.split(".")[0] in splits]  # noqa: SIM118 - not a dict
+            return metadata, {name: stream.get_tensor(name) for name in names}
+    except (SafetensorError, OSError, ValueError) as error:
+        raise DataError(f"{path}: not a whole safetensors file ({error})") from error
+
+
+def _split(tensors: Mapping[str, "torch.Tensor"], split: str) -> Split:
+    own = {name.split(".", 1)[1]: tensor for name, tensor in tensors.items() if name.startswith(f"{split}.")}
+    return Split(own.pop("images"), own.pop("labels"), own)

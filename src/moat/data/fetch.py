@@ -1,0 +1,192 @@
+"""Fetch a dataset's files: downloaded or copied, verified before anything opens them, then listed in a manifest.
+
+A file being transferred is called ``<name>.part``; the next call goes on where it ends. It gets its own name when
+size and checksum are right. From a mirror (a folder or a URL with ``SHA256SUMS``) the mirror's checksums count, as it
+may hold a subset; the manifest says which files are the official ones.
+"""
+
+import hashlib
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from filelock import FileLock
+
+from moat.data import manifest, transfer
+from moat.errors import DataError
+from moat.files import write_json
+
+SUMS = "SHA256SUMS"
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """One file: where it may come from, in order, and how it is recognised."""
+
+    name: str
+    addresses: tuple[str, ...]
+    sha256: str | None
+    md5: str | None
+    size: int | None
+
+
+def fetch(spec: Mapping[str, Any], into: Path, *, mirror: str | None = None) -> Path:
+    """Bring the files of a dataset to ``into`` and write ``into/manifest.json``, last.
+
+    Files that are there already and right are left alone. Two calls for one folder take turns.
+
+    Args:
+        spec: the dataset's description (``config/datasets/<name>.yaml``).
+        mirror: folder, or http(s) or file URL, that holds the files and ``SHA256SUMS``; None: the official addresses.
+
+    Returns:
+        The manifest's path; its fields are described in :mod:`moat.data.manifest`.
+
+    Raises:
+        DataError: names the file and why it cannot be had; nothing is left under a final name then.
+    """
+    into = Path(into)
+    try:
+        into.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"{into}: this folder cannot be made ({error.strerror})") from error
+    mirror = mirror if spec["files"] else None
+    with FileLock(into / ".fetch.lock"):
+        folder = manifest.describe_folder(Path(spec["folder"])) if "folder" in spec else None
+        wanted = _wanted(spec, mirror)
+        entries = [_fetch_file(file, into) for file in wanted]
+        for entry, official in zip(entries, spec["files"], strict=True):
+            entry["official"] = _is_official(entry, official)
+        path = into / manifest.NAME
+        content = {"version": manifest.VERSION, "dataset": spec["name"], "mirror": mirror, "files": entries}
+        write_json(path, content | ({"folder": folder} if folder else {}))
+    return path
+
+
+# -- what to fetch ---------------------------------------------------------
+def _wanted(spec: Mapping[str, Any], mirror: str | None) -> list[_Wanted]:
+    if mirror is None:
+        keys = ("sha256", "md5", "size")
+        return [
+            _Wanted(file["name"], tuple(file.get("urls", ())), *(file.get(key) for key in keys))
+            for file in spec["files"]
+        ]
+    sums = read_sums(mirror)
+    return [_from_mirror(file["name"], mirror, sums) for file in spec["files"]]
+
+
+def _from_mirror(name: str, mirror: str, sums: Mapping[str, str]) -> _Wanted:
+    """The entry of SHA256SUMS called ``name``, in whatever folder of the mirror."""
+    found = [path for path in sums if path == name] or [path for path in sums if PurePosixPath(path).name == name]
+    if len(found) != 1:
+        what = "no entry" if not found else "several entries"
+        raise DataError(f"{transfer.join(mirror, SUMS)}: {what} for {name}; a mirror's files need one each")
+    return _Wanted(name, (transfer.join(mirror, found[0]),), sums[found[0]], None, None)
+
+
+def read_sums(mirror: str) -> dict[str, str]:
+    """A mirror's SHA256SUMS as path -> sha256.
+
+    Raises:
+        DataError: there is none (the mirror is refused then), or it is malformed.
+    """
+    if "://" in mirror and not transfer.is_url(mirror):
+        raise DataError(f"{mirror}: not a mirror; allowed: a folder, or an http, https or file URL")
+    address = transfer.join(mirror, SUMS)
+    try:
+        text = transfer.read_text(address)
+    except FileNotFoundError as error:
+        raise DataError(f"{mirror}: no {SUMS} in this mirror; a mirror without one is refused") from error
+    sums = {}
+    for number, line in enumerate(text.rstrip().splitlines(), start=1):
+        match = re.fullmatch(r"([0-9a-fA-F]{64}) [ *](.+)", line)
+        if match is None or ".." in PurePosixPath(match[2]).parts or match[2].startswith("/"):
+            raise DataError(f"{address}, line {number}: {line[:80]!r} is not '<sha256>  <file below the mirror>'")
+        sums[match[2].removeprefix("./")] = match[1].lower()
+    return sums
+
+
+# -- one file --------------------------------------------------------------
+def _fetch_file(wanted: _Wanted, into: Path) -> dict[str, Any]:
+    target = into / wanted.name
+    if target.is_file():
+        entry = _describe(target)
+        fault = _fault(entry, wanted)
+        if fault is None:
+            return _entry(wanted, entry, _previous_origin(into, entry))
+        if not wanted.addresses:
+            raise DataError(f"{target}: {fault}; not the file that the dataset's description names")
+    if not wanted.addresses:
+        raise DataError(
+            f"{wanted.name}: has no official address; name a mirror (--mirror, MOAT_MIRROR or data.mirror in "
+            f"config/config.yaml), or put the file into {into}"
+        )
+    return _transfer(wanted, into / f"{wanted.name}.part", target)
+
+
+def _transfer(wanted: _Wanted, part: Path, target: Path) -> dict[str, Any]:
+    """Try the addresses in order. A wrong checksum is tried once more from the start: the part may have been old."""
+    failures = []
+    for address in wanted.addresses:
+        for _ in range(2):
+            try:
+                transfer.download(address, part, size=wanted.size, description=wanted.name)
+            except DataError as error:
+                failures.append(str(error))
+                break
+            entry = _describe(part)
+            fault = _fault(entry, wanted)
+            if fault is None:
+                _publish(part, target)
+                return _entry(wanted, entry, address)
+            part.unlink()
+        else:
+            failures.append(f"{address}: {fault}")
+    raise DataError(f"{wanted.name} cannot be fetched: " + "; ".join(failures))
+
+
+def _publish(part: Path, target: Path) -> None:
+    with open(part, "rb") as stream:
+        os.fsync(stream.fileno())
+    os.replace(part, target)
+
+
+def _describe(path: Path) -> dict[str, Any]:
+    """Size and digests of a file, in one pass."""
+    sha256, md5 = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
+    with open(path, "rb") as stream:
+        while block := stream.read(1 << 20):
+            sha256.update(block)
+            md5.update(block)
+    return {"sha256": sha256.hexdigest(), "md5": md5.hexdigest(), "size": path.stat().st_size}
+
+
+def _fault(entry: Mapping[str, Any], wanted: _Wanted) -> str | None:
+    """Why a file is not the wanted one, or None. md5 counts only where no sha256 is known."""
+    if wanted.size is not None and entry["size"] != wanted.size:
+        return f"has {entry['size']} bytes; expected {wanted.size}"
+    kind = "sha256" if wanted.sha256 else "md5"
+    if entry[kind] != getattr(wanted, kind):
+        return f"{kind} is {entry[kind]}; expected {getattr(wanted, kind)}"
+    return None
+
+
+def _entry(wanted: _Wanted, entry: Mapping[str, Any], origin: str | None) -> dict[str, Any]:
+    return {"name": wanted.name, "path": wanted.name, **entry, "origin": origin}
+
+
+def _previous_origin(into: Path, entry: Mapping[str, Any]) -> str | None:
+    """Where a file that is there already came from, if an earlier manifest says so; None: the user put it there."""
+    try:
+        files = manifest.read_json(into / manifest.NAME)["files"]
+        return next((file["origin"] for file in files if file["sha256"] == entry["sha256"]), None)
+    except (DataError, KeyError, TypeError):
+        return None
+
+
+def _is_official(entry: Mapping[str, Any], official: Mapping[str, Any]) -> bool:
+    kind = "sha256" if "sha256" in official else "md5"
+    return entry[kind] == official[kind]

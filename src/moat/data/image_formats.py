@@ -1,0 +1,88 @@
+"""Readers of datasets whose images are encoded files, in a folder or an archive."""
+
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from moat.data import archives, images
+from moat.data.raw import Pair, Raw, Spec, only, require
+from moat.errors import DataError
+from moat.progress import progress
+
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
+
+
+def tiny_imagenet(spec: Spec, files: Mapping[str, Path], size: int) -> Raw:
+    """Tiny ImageNet: train/<class>/images/*, and val/images/* with classes in val/val_annotations.txt (the test)."""
+    path = only(spec, files)
+    content = {
+        name.split("/", 1)[-1]: data
+        for name, data in archives.read_members(
+            path, lambda name: _is_image(name) or name.endswith(("/wnids.txt", "/val/val_annotations.txt"))
+        ).items()
+    }
+    require(path, {"wnids.txt", "val/val_annotations.txt"}, content)
+    classes = sorted(content.pop("wnids.txt").decode().split())
+    lines = content.pop("val/val_annotations.txt").decode().splitlines()
+    annotated = dict(line.split("\t")[:2] for line in lines if "\t" in line)
+    train, test = [], []
+    for name in sorted(content):
+        parts = name.split("/")
+        if parts[0] == "train" and len(parts) == 4:
+            train.append((name, parts[1]))
+        elif parts[0] == "val":
+            test.append((name, _annotation(path, annotated, parts[-1])))
+    pairs = {"train": train, "test": test}
+    return Raw({split: _decode_all(path, content, rows, classes, spec, size) for split, rows in pairs.items()}, classes)
+
+
+def _annotation(path: Path, annotated: Mapping[str, str], name: str) -> str:
+    if name not in annotated:
+        raise DataError(f"{path}: member val/images/{name} has no class in val/val_annotations.txt")
+    return annotated[name]
+
+
+def image_folder(spec: Spec, files: Mapping[str, Path], size: int) -> Raw:
+    """Images in <split>/<class>/*, below any common folder, in a folder, tar or zip. Labels: classes sorted by name."""
+    path = only(spec, files)
+    layout = {split: spec.get("layout", {}).get(split, split) for split in ("train", "test")}
+    content = archives.read_members(path, lambda name: _is_image(name) and name.split("/")[-3:-2] != [])
+    rows: dict[str, list[tuple[str, str]]] = {split: [] for split in layout}
+    prefixes = set()
+    for name in sorted(content):
+        *prefix, folder, label, _ = name.split("/")
+        for split in (split for split in layout if layout[split] == folder):
+            rows[split].append((name, label))
+            prefixes.add("/".join(prefix))
+    for split, found in rows.items():
+        if not found:
+            raise DataError(f"{path}: no images in a folder {layout[split]}/<class>/ (the {split} split)")
+    if len(prefixes) > 1:
+        raise DataError(f"{path}: splits in several folders: {', '.join(sorted(map(repr, prefixes)))}; expected one")
+    classes = sorted({label for _, label in rows["train"]})
+    return Raw({split: _decode_all(path, content, rows[split], classes, spec, size) for split in rows}, classes)
+
+
+def _decode_all(
+    path: Path,
+    content: dict[str, bytes],
+    rows: list[tuple[str, str]],
+    classes: list[str],
+    spec: Spec,
+    size: int,
+) -> Pair:
+    numbers = {name: number for number, name in enumerate(classes)}
+    unknown = sorted({label for _, label in rows} - set(numbers))
+    if unknown:
+        member = next(name for name, label in rows if label == unknown[0])
+        raise DataError(f"{path}: member {member}: class {unknown[0]!r} is not among the training classes")
+    pixels = np.empty((len(rows), size, size, spec["channels"]), np.uint8)
+    for index, (name, _) in enumerate(progress(rows, description=f"decoding {path.name}", unit="images")):
+        pixels[index] = images.decode(content.pop(name), size, spec["channels"], where=f"{path}: member {name}")
+    return pixels, np.array([numbers[label] for _, label in rows])
+
+
+def _is_image(name: str) -> bool:
+    path = PurePosixPath(name)
+    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")

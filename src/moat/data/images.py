@@ -1,0 +1,55 @@
+"""Encoded images and pixel arrays to uint8 arrays of one size."""
+
+import io
+import warnings
+
+import numpy as np
+from PIL import Image
+
+from moat.errors import DataError
+
+_MODES = {1: "L", 3: "RGB"}
+
+
+def decode(content: bytes, size: int, channels: int, *, where: str) -> np.ndarray:
+    """An encoded image as uint8 (size, size, channels), grey or RGB whatever the file holds.
+
+    Raises:
+        DataError: ``where``, and why it cannot be decoded.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(content)) as image:
+                pixels = np.asarray(_fit(image.convert(_MODES[channels]), size))
+    # Pillow's readers raise whatever their parsing runs into on broken content.
+    except Exception as error:
+        raise DataError(f"{where}: corrupt image ({' '.join(str(error).split()) or type(error).__name__})") from error
+    return pixels.reshape(size, size, channels)
+
+
+def fit(images: np.ndarray, size: int, channels: int) -> np.ndarray:
+    """Images uint8 (N, H, W, C) as (N, size, size, channels), by the same resizing as :func:`decode`.
+
+    A grey image is repeated over three channels where three are wanted; the converse is not done.
+    """
+    if images.shape[3] == 1 and channels == 3:
+        images = np.repeat(images, 3, axis=3)
+    if images.shape[1:3] == (size, size):
+        return images
+    result = np.empty((len(images), size, size, channels), np.uint8)
+    for index, image in enumerate(images):
+        pillow = Image.fromarray(image[:, :, 0] if channels == 1 else image)
+        result[index] = np.asarray(_fit(pillow, size)).reshape(size, size, channels)
+    return result
+
+
+def _fit(image: Image.Image, size: int) -> Image.Image:
+    """Shorter side to ``size`` (bilinear, antialiased), then the centre square."""
+    width, height = image.size
+    if (width, height) == (size, size):
+        return image
+    shorter = min(width, height)
+    width, height = max(size, round(width * size / shorter)), max(size, round(height * size / shorter))
+    left, top = (width - size) // 2, (height - size) // 2
+    return image.resize((width, height), Image.Resampling.BILINEAR).crop((left, top, left + size, top + size))

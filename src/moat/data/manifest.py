@@ -1,0 +1,85 @@
+"""``manifest.json``: what lies in a fetched folder. Written last, so a folder that has one is complete.
+
+{"version", "dataset", "mirror": where the files came from or null, "files": [{"name", "path", "sha256", "md5"?,
+"size", "origin", "official": whether it is the file that the dataset's description names}]}. A local folder of
+images has "folder": {"path", "files", "sha256"} instead of files, over all its files' names and contents.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from moat.errors import DataError
+from moat.files import hash_file, read_json
+
+NAME = "manifest.json"
+VERSION = 1
+
+
+def read(folder: Path, dataset: str) -> dict[str, Any]:
+    """The manifest of a fetched folder.
+
+    Raises:
+        DataError: there is none, or it is another dataset's.
+    """
+    path = folder / NAME
+    if not path.is_file():
+        raise DataError(f"{path}: no such file; get the data with: moat fetch {dataset} --into {folder}")
+    content = read_json(path)
+    if not isinstance(content, dict) or content.get("version") != VERSION:
+        raise DataError(f"{path}: not a manifest of this version of moat; run moat fetch again")
+    if content["dataset"] != dataset:
+        raise DataError(f"{path}: these are the files of dataset {content['dataset']!r}, not of {dataset!r}")
+    return content
+
+
+def verified_files(folder: Path, content: Mapping[str, Any]) -> dict[str, Path]:
+    """Name -> path of the files, each hashed again: nothing is opened that changed since it was fetched.
+
+    Raises:
+        DataError: a file is missing or differs from the manifest.
+    """
+    if content.get("folder"):
+        return {"folder": _verified_folder(content["folder"])}
+    files = {}
+    for file in content["files"]:
+        path = folder / file["path"]
+        if not path.is_file():
+            raise DataError(f"{path}: no such file, though {NAME} lists it; run moat fetch again")
+        actual = hash_file(path)
+        if actual != file["sha256"]:
+            raise DataError(f"{path}: sha256 {actual} differs from {NAME} ({file['sha256']}); run moat fetch again")
+        files[file["name"]] = path
+    return files
+
+
+def _verified_folder(entry: Mapping[str, Any]) -> Path:
+    path = Path(entry["path"])
+    actual = describe_folder(path)
+    if actual["sha256"] != entry["sha256"]:
+        raise DataError(f"{path}: this folder's content differs from {NAME}; run moat fetch again")
+    return path
+
+
+def describe_folder(path: Path) -> dict[str, Any]:
+    """A local folder's entry: its number of files, and one sha256 over the names and contents of all.
+
+    Raises:
+        DataError: no such folder.
+    """
+    if not path.is_dir():
+        raise DataError(f"{path}: no such folder")
+    digest, count = hashlib.sha256(), 0
+    for file in sorted(path.rglob("*")):
+        if file.is_file():
+            digest.update(f"{hash_file(file)}  {file.relative_to(path).as_posix()}\n".encode())
+            count += 1
+    return {"path": str(path), "files": count, "sha256": digest.hexdigest()}
+
+
+def sources(content: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What identifies the files a prepared dataset was made of, without where they happened to lie."""
+    if content.get("folder"):
+        return [{"name": "folder", "sha256": content["folder"]["sha256"], "official": False}]
+    return [{key: file[key] for key in ("name", "sha256", "official")} for file in content["files"]]

@@ -1,0 +1,89 @@
+"""CIFAR's pickles, read without giving them a way to run anything.
+
+The unpickler knows four names, those an array is pickled with, and maps them to inert records below; no numpy
+object is ever built or changed by the pickle itself.
+"""
+
+import io
+import pickle
+from typing import Any
+
+import numpy as np
+
+from moat.errors import DataError
+
+_ARRAY_MODULES = ("numpy.core.multiarray", "numpy._core.multiarray")
+_DTYPES = {"u1", "i1", "i2", "i4", "i8", "f4", "f8", "b1"}
+
+
+class _Dtype:
+    """What the pickle says of a dtype."""
+
+    def __init__(self, code, *_):
+        self.code, self.order = _text(code), "|"
+
+    def __setstate__(self, state):
+        self.order = _text(state[1])
+
+    def dtype(self) -> np.dtype:
+        if self.code not in _DTYPES or self.order not in ("|", "<", ">", "="):
+            raise pickle.UnpicklingError(f"array of {self.order}{self.code}; allowed: {', '.join(sorted(_DTYPES))}")
+        return np.dtype(self.order + self.code)
+
+
+class _Array:
+    """What the pickle says of an array: (version, shape, dtype, Fortran order, bytes)."""
+
+    def __init__(self, *_):
+        self.state = None
+
+    def __setstate__(self, state):
+        self.state = state
+
+    def array(self) -> np.ndarray:
+        if self.state is None:
+            raise pickle.UnpicklingError("an array without content")
+        _, shape, dtype, fortran, content = self.state
+        if not isinstance(dtype, _Dtype) or not isinstance(content, (bytes, str)):
+            raise pickle.UnpicklingError("an array whose content is not plain bytes")
+        if isinstance(content, str):
+            content = content.encode("latin1")
+        return np.frombuffer(content, dtype.dtype()).reshape(shape, order="F" if fortran else "C")
+
+
+def _encode(text: str, encoding: str = "latin1") -> bytes:
+    # Python 3 writes bytes this way at protocol 2.
+    if encoding != "latin1" or not isinstance(text, str):
+        raise pickle.UnpicklingError(f"text encoded as {encoding!r}")
+    return text.encode("latin1")
+
+
+class _RestrictedUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if module in _ARRAY_MODULES and name == "_reconstruct":
+            return _Array
+        if module == "numpy" and name in ("ndarray", "dtype"):
+            return _Dtype if name == "dtype" else "ndarray"
+        if (module, name) == ("_codecs", "encode"):
+            return _encode
+        raise pickle.UnpicklingError(f"it asks for {module}.{name}; only numpy arrays and plain containers are read")
+
+
+def load(content: bytes, *, where: str) -> dict[str, Any]:
+    """A pickled dict of numbers, strings, lists and numeric arrays, written by Python 2 or 3. Keys become str.
+
+    Raises:
+        DataError: ``where``, and what is wrong: not a pickle, not a dict, or anything beyond plain data.
+    """
+    try:
+        result = _RestrictedUnpickler(io.BytesIO(content), encoding="bytes").load()
+        if not isinstance(result, dict):
+            raise pickle.UnpicklingError(f"it holds a {type(result).__name__}, not a dict")
+        return {_text(key): value.array() if isinstance(value, _Array) else value for key, value in result.items()}
+    # A hostile pickle can make the unpickler raise almost anything; none of it is our defect.
+    except Exception as error:
+        raise DataError(f"{where}: refused pickle ({' '.join(str(error).split()) or type(error).__name__})") from error
+
+
+def _text(value: Any) -> str:
+    return value.decode("latin1") if isinstance(value, bytes) else str(value)
