@@ -79,7 +79,9 @@ def test_a_scale_substitutes_data_and_says_so(project):
     declare(project, "a", study(one=table([DATA, NET, METHODS], [METRICS])))
     grid = build_grid(project, "quickstart", ["a"])
     assert {run.dataset for run in grid.runs} == {"digits"}
-    assert all(cell.substitutes == (("dataset", "cifar10"),) for cell in grid.tables[0].cells)
+    for cell in grid.tables[0].cells:
+        assert cell.substitutes == (("dataset", "cifar10"),)
+        assert cell.row.startswith("digits (for CIFAR-10) / ResNet-18")
 
 
 def test_what_a_scale_leaves_out_is_not_run_and_says_why(project):
@@ -174,4 +176,6 @@ def test_plan_tells_done_missing_and_stale(project):
     found = {entry["method"]: entry for entry in plan(grid, project.root) if entry["kind"] == "run"}
     assert (found["trades"]["status"], found["trades"]["stale"]) == ("done", [])
     assert (found["pgd-at"]["status"], found["pgd-at"]["stale"]) == ("stale", ["attacks"])
-    assert {e["status"] for e in plan(grid, project.root) if e["kind"] in ("evaluation", "gate", "table")} == {"missing"}
+    assert {e["status"] for e in plan(grid, project.root) if e["kind"] in ("evaluation", "gate", "table")} == {
+        "missing"
+    }

@@ -30,7 +30,8 @@ def edit(project: Project, relative: str, old: str, new: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "name"), [(kind, name) for kind in ("datasets", "methods", "scales", "studies") for name in Project(ROOT).names(kind)]
+    ("kind", "name"),
+    [(kind, name) for kind in ("datasets", "methods", "scales", "studies") for name in Project(ROOT).names(kind)],
 )
 def test_every_file_of_the_project_is_valid(kind, name):
     getter = {"datasets": "dataset", "methods": "method", "scales": "scale", "studies": "study"}[kind]
@@ -48,12 +49,27 @@ def test_config_attacks_and_suites_of_the_project_are_valid():
 @pytest.mark.parametrize(
     ("file", "old", "new", "said"),
     [
-        ("config/methods/trades.yaml", "epochs: 100", "epoch: 100", ["trades.yaml", "'epoch'", "did you mean 'epochs'"]),
+        (
+            "config/methods/trades.yaml",
+            "epochs: 100",
+            "epoch: 100",
+            ["trades.yaml", "'epoch'", "did you mean 'epochs'"],
+        ),
         ("config/methods/trades.yaml", "epochs: 100", "epochs: many", ["trades.yaml", "epochs", "'many'", "integer"]),
         ("config/methods/trades.yaml", "epochs: 100\n", "", ["trades.yaml", "'epochs' is missing"]),
-        ("config/methods/trades.yaml", "{name: cosine}", "{name: cosin}", ["schedule.name", "'cosin'", "'cosine'", "step"]),
+        (
+            "config/methods/trades.yaml",
+            "{name: cosine}",
+            "{name: cosin}",
+            ["schedule.name", "'cosin'", "'cosine'", "step"],
+        ),
         ("config/methods/trades.yaml", "steps: 10", "stepz: 10", ["in attack", "'stepz'", "'steps'", "eps"]),
-        ("config/methods/trades.yaml", "epochs: 100", "epochs: 100\nepochs: 90", ["trades.yaml", "'epochs' stands twice"]),
+        (
+            "config/methods/trades.yaml",
+            "epochs: 100",
+            "epochs: 100\nepochs: 90",
+            ["trades.yaml", "'epochs' stands twice"],
+        ),
         ("config/methods/trades.yaml", "epochs: 100", "epochs: [1", ["trades.yaml", "not valid YAML"]),
         ("config/methods/trades.yaml", "lr: 0.1", "lr: -1", ["optimizer.lr", "-1"]),
         ("config/scales/mini.yaml", "max_seeds: 1", "max_seeds: 0", ["mini.yaml", "max_seeds", "0"]),
@@ -84,7 +100,8 @@ def test_a_missing_file_is_named(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "value"), [("8/255", 8 / 255), ("0.031", 0.031), (0.03, 0.03), (8, 8.0), (" 2 / 255 ", 2 / 255), ("1e-3", 1e-3)]
+    ("text", "value"),
+    [("8/255", 8 / 255), ("0.031", 0.031), (0.03, 0.03), (8, 8.0), (" 2 / 255 ", 2 / 255), ("1e-3", 1e-3)],
 )
 def test_numbers_as_papers_write_them(text, value):
     assert parse_number(text) == value
@@ -101,7 +118,12 @@ def test_merge_goes_key_by_key():
 
 
 def test_scale_overrides_come_in_order(project):
-    edit(project, "config/scales/quickstart.yaml", "recipe: {epochs: 12,", "recipes: {trades: {epochs: 7}}\nrecipe: {epochs: 12,")
+    edit(
+        project,
+        "config/scales/quickstart.yaml",
+        "recipe: {epochs: 12,",
+        "recipes: {trades: {epochs: 7}}\nrecipe: {epochs: 12,",
+    )
     assert resolve_recipe(project, "quickstart", "trades")["epochs"] == 7
     assert resolve_recipe(project, "quickstart", "pgd-at")["epochs"] == 12
     assert resolve_recipe(project, "paper", "pgd-at")["epochs"] == 100
@@ -109,7 +131,9 @@ def test_scale_overrides_come_in_order(project):
 
 def test_a_scale_cannot_smuggle_an_unknown_key_into_a_recipe(project):
     edit(project, "config/scales/quickstart.yaml", "recipe: {epochs: 12,", "recipe: {epochs: 12, epsilonn: 1,")
-    with pytest.raises(ConfigError, match=r"methods/trades.yaml with the overrides of config/scales/quickstart.yaml.*epsilonn"):
+    with pytest.raises(
+        ConfigError, match=r"methods/trades.yaml with the overrides of config/scales/quickstart.yaml.*epsilonn"
+    ):
         resolve_recipe(project, "quickstart", "trades")
 
 

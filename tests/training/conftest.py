@@ -64,7 +64,9 @@ def prepared(tmp_path_factory) -> Tiny:
     project = ["--project", str(root)]
     assert main([*project, "fetch", "digits", "--into", str(root / "files")]) == 0
     data = root / "digits.safetensors"
-    assert main([*project, "prepare", "digits", "--from", str(root / "files"), "--scale", "tiny", "--out", str(data)]) == 0
+    assert (
+        main([*project, "prepare", "digits", "--from", str(root / "files"), "--scale", "tiny", "--out", str(data)]) == 0
+    )
     return Tiny(root, data)
 
 

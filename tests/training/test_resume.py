@@ -83,7 +83,9 @@ def test_sigterm_saves_and_exits_75(prepared, undisturbed, tmp_path, number):
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("stop_after", [1, 12, 13, 14, 30])
-def test_every_method_resumes_inside_an_epoch_to_the_bit(prepared, undisturbed, tmp_path, monkeypatch, method, stop_after):
+def test_every_method_resumes_inside_an_epoch_to_the_bit(
+    prepared, undisturbed, tmp_path, monkeypatch, method, stop_after
+):
     """200 images in batches of 16: an epoch has 13 batches. Stopped after a batch, with a checkpoint there."""
     out, steps = tmp_path / "run", []
     real = engine.Engine._set_learning_rate
@@ -103,7 +105,9 @@ def test_every_method_resumes_inside_an_epoch_to_the_bit(prepared, undisturbed, 
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped bit", "empty", "missing"])
-def test_a_damaged_checkpoint_falls_back_to_the_one_before(prepared, undisturbed, tmp_path, monkeypatch, damage, caplog):
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(
+    prepared, undisturbed, tmp_path, monkeypatch, damage, caplog
+):
     out = tmp_path / "run"
     with monkeypatch.context() as patch:
         patch.setattr(engine, "CHECKPOINT_EVERY_SECONDS", 0.0)

@@ -32,7 +32,7 @@ class Expander:
                 self._cell(name, spec, row, column, self._published(name, spec, row, column))
                 for row, column in itertools.product(rows, columns)
             )
-            labels = tuple(_label(row) for row in rows), tuple(_label(column) for column in columns)
+            labels = tuple(map(self._label, rows)), tuple(map(self._label, columns))
             yield Table(self.study, name, spec["title"], spec["caption"], *labels, cells)
 
     def figures(self) -> Iterator[Figure]:
@@ -42,7 +42,7 @@ class Expander:
                 raise ConfigError(f"{where}: " + unknown_name(spec["kind"], registries.figure_kinds(), what="kind"))
             settings = {"label": "", "settings": spec["settings"]}
             lines = tuple(
-                Line(_label(line), self._cell(name, spec, line, [("settings", settings)], (None, None)))
+                Line(self._label(line), self._cell(name, spec, line, [("settings", settings)], (None, None)))
                 for line in _product(spec["lines"])
             )
             yield Figure(
@@ -69,8 +69,8 @@ class Expander:
         return Cell(
             study=self.study,
             table=table,
-            row=_label(row),
-            column=_label(column),
+            row=self._label(row),
+            column=self._label(column),
             dataset=bound.get("dataset", ""),
             arch=bound.get("arch", ""),
             method=bound.get("method", ""),
@@ -84,6 +84,16 @@ class Expander:
             substitutes=substitutes,
             not_run=not_run,
         )
+
+    def _label(self, points) -> str:
+        """The points' labels; a stand-in is never printed as what it stands in for."""
+        return " / ".join(filter(None, (self._shown(point) for _, point in points)))
+
+    def _shown(self, point: Mapping[str, Any]) -> str:
+        for kind, stand_ins in self.scale.get("substitute", {}).items():
+            if point.get(kind) in stand_ins:
+                return f"{stand_ins[point[kind]]} (for {point['label']})"
+        return point["label"]
 
     def _substitute(self, bound: dict[str, Any]) -> tuple[tuple[str, str], ...]:
         """Put the scale's stand-ins into ``bound``; return what they replaced."""
