@@ -90,9 +90,11 @@ def evaluation_options(wildcards):
 
 
 def results_shown(scale, shown):
-    """The evaluations and gates that a table or figure is made of."""
+    """What a table or figure is made of: its runs' records, their evaluations and gates."""
+    folders = [paths.run_dir(scale, run) for run in shown.runs]
+    records = [folder / name for folder in folders for name in ("run.json", "history.csv")]
     evaluations = [paths.evaluation(scale, e.run, e.suite) for e in shown.evaluations]
-    return evaluations + [paths.gates(scale, run) for run in shown.runs]
+    return records + evaluations + [paths.gates(scale, run) for run in shown.runs]
 
 
 def shown_digest(wildcards):

@@ -1,0 +1,70 @@
+"""Tables as LaTeX, for ``\\usepackage{booktabs}``."""
+
+from moat.reporting.layout import Entry, Layout
+
+_ESCAPES = {
+    "\\": r"\textbackslash{}",
+    **{character: f"\\{character}" for character in "&%$#_{}"},
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "±": r"$\pm$",
+    "×": r"$\times$",
+    "→": r"$\rightarrow$",
+    "…": r"\dots{}",
+    "–": "--",
+}
+
+
+def render(layout: Layout) -> str:
+    """A ``table`` float. Published numbers stand on a line of their own, in italics, below what was measured."""
+    table = layout.table
+    lines = [
+        "% needs \\usepackage{booktabs}",
+        "\\begin{table}",
+        "\\centering\\small",
+        f"\\caption{{{escape(table.title)}. {escape(table.caption)}}}",
+        f"\\label{{tab:{_label(table.study)}-{_label(table.name)}}}",
+        f"\\begin{{tabular}}{{l{'r' * len(table.columns)}}}",
+        "\\toprule",
+        _line(["", *map(escape, table.columns)]),
+        "\\midrule",
+        *(line for label, entries in layout.rows for line in _row(label, entries)),
+        "\\bottomrule",
+        "\\end{tabular}",
+    ]
+    if layout.notes:
+        notes = (f"\\textsuperscript{{{mark}}} {escape(text)}." for mark, text in layout.notes)
+        lines.append("\\par\\smallskip\\begin{minipage}{\\linewidth}\\footnotesize\\raggedright")
+        lines += [f"{note}\\\\" if i + 1 < len(layout.notes) else note for i, note in enumerate(notes)]
+        lines.append("\\end{minipage}")
+    return "\n".join([*lines, "\\end{table}"]) + "\n"
+
+
+def escape(text: str) -> str:
+    """Plain text for LaTeX."""
+    return "".join(_ESCAPES.get(character, character) for character in " ".join(text.split()))
+
+
+def _row(label: str, entries: tuple[Entry, ...]) -> list[str]:
+    lines = [_line([escape(label), *map(_entry, entries)])]
+    if any(entry.comparison for entry in entries):
+        lines.append(_line(["", *(f"\\emph{{{escape(e.comparison)}}}" if e.comparison else "" for e in entries)]))
+    return lines
+
+
+def _entry(entry: Entry) -> str:
+    marks = f"\\textsuperscript{{{','.join(entry.marks)}}}" if entry.marks else ""
+    return escape(entry.text) + marks
+
+
+def _line(cells: list[str]) -> str:
+    """A row of the tabular. A bracket or star at its start would be an argument of the line end before it."""
+    line = " & ".join(cells) + r" \\"
+    return "{}" + line if line.startswith(("[", "*")) else line
+
+
+def _label(name: str) -> str:
+    """A name without the characters that a label must not hold."""
+    return "".join(character if character.isalnum() or character in "-:." else "-" for character in name)

@@ -1,0 +1,26 @@
+import pytest
+from reporting_tree import Tree, make_project
+
+from moat.cli import main
+
+
+@pytest.fixture
+def project(tmp_path):
+    """A copy of the project's configuration whose results are below it."""
+    return make_project(tmp_path)
+
+
+@pytest.fixture
+def tree(project):
+    return Tree(project)
+
+
+@pytest.fixture
+def moat(project):
+    """Runs one command on the project's results; returns its exit code."""
+
+    def call(command: str, *arguments: str, scale: str = "quickstart") -> int:
+        results = str(project / "results")
+        return main(["--project", str(project), command, "--scale", scale, "--results", results, *arguments])
+
+    return call
