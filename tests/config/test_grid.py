@@ -1,5 +1,6 @@
 """The study grid: rows x columns become runs and measurements, each once."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from moat.config.grid import Run, build_grid
 from moat.config.plan import plan
 from moat.config.project import Project
 from moat.errors import ConfigError
-from moat.provenance import sources
+from moat.sources import hash_parts
 
 ROOT = Path(__file__).parents[2]
 
@@ -168,11 +169,13 @@ def test_plan_tells_done_missing_and_stale(project):
     declare(project, "a", study(one=table([DATA, NET, METHODS], [METRICS])))
     grid = build_grid(project, "quickstart", ["a"])
     runs = project.root / "results/quickstart/runs/digits/resnet18"
-    today = sources("trades", ("nets", "method"))
-    for method, recorded in (("trades", today), ("pgd-at", {**sources("pgd-at", ("nets",)), "attacks": "0" * 16})):
+    made_of = {"method": "trades", "arch": "resnet18"}
+    today = hash_parts(("nets", "method"), **made_of)
+    for method, recorded in (("trades", today), ("pgd-at", {"nets": today["nets"], "attacks": "0" * 16})):
         folder = runs / method / "seed0"
         folder.mkdir(parents=True)
-        (folder / "run.json").write_text(f'{{"sources": {recorded}}}'.replace("'", '"'))
+        record = {"method": method, "arch": "resnet18", "sources": recorded}
+        (folder / "run.json").write_text(json.dumps(record))
     found = {entry["method"]: entry for entry in plan(grid, project.root) if entry["kind"] == "run"}
     assert (found["trades"]["status"], found["trades"]["stale"]) == ("done", [])
     assert (found["pgd-at"]["status"], found["pgd-at"]["stale"]) == ("stale", ["attacks"])

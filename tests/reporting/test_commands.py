@@ -11,11 +11,11 @@ import pandas as pd
 import pytest
 from reporting_tree import Tree, edit_yaml, make_project
 
-from moat import provenance
 from moat.cli import main
 from moat.errors import ConfigError
 from moat.reporting import figures
 from moat.reporting.results import stale_parts
+from moat.sources import hash_parts
 
 
 def files(tree: Tree) -> dict[str, str]:
@@ -39,7 +39,7 @@ def test_all_outputs_are_reproducible_byte_for_byte(tree, moat, tmp_path, monkey
             for name in ("unified-leaderboard", "dramoe-table2")
             for suffix in ("csv", "md", "tex")
         ),
-        *(f"figures/unified-epsilon.{suffix}" for suffix in ("png", "pdf", "csv")),
+        *(f"figures/unified-{name}.{suffix}" for name in ("epsilon", "training") for suffix in ("png", "pdf", "csv")),
         "tables/cells.csv",
         "metrics.json",
         "report.html",
@@ -215,13 +215,13 @@ def test_every_kind_of_figure_keeps_the_contract():
 
 
 @pytest.mark.parametrize(
-    ("sources", "expected"),
+    ("recorded", "expected"),
     [({}, []), ({"attacks": "today"}, []), ({"attacks": "0" * 16}, ["attacks"]), ({"gone": "0"}, ["gone"])],
 )
-def test_stale_parts(sources, expected):
-    today = provenance.sources(None, ["attacks"])["attacks"]
-    recorded = {part: today if value == "today" else value for part, value in sources.items()}
-    assert stale_parts({"sources": recorded}, "pgd-at") == expected
+def test_stale_parts(recorded, expected):
+    today = hash_parts(["attacks"], method="pgd-at", arch="resnet18")["attacks"]
+    recorded = {part: today if value == "today" else value for part, value in recorded.items()}
+    assert stale_parts({"sources": recorded, "run": {"method": "pgd-at", "arch": "resnet18"}}) == expected
 
 
 def test_help_imports_nothing_heavy():

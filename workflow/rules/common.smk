@@ -4,7 +4,7 @@ import sys
 from functools import cache
 from pathlib import Path
 
-from moat import devices, provenance
+from moat import devices, sources
 from moat.config import paths, recipes, registries, schema
 from moat.config.grid import Run, build_grid, needs_of
 from moat.config.project import Project
@@ -15,6 +15,10 @@ schema.validate(
     source="config/config.yaml, --configfile or --config",
 )
 project = Project(os.path.relpath(workflow.basedir))
+# A wrong name is told here: later it would be a missing input file.
+project.scale(config["scale"])
+for study in config["studies"]:
+    project.study(study)
 
 # Jobs find the `moat` of the environment that runs Snakemake, also where that one is not activated, and the mirror.
 # (The mirror is no parameter of fetching: another one must not fetch again what is there and verified.)
@@ -101,7 +105,7 @@ def shown_digest(wildcards):
     """Changes when what declares the tables and figures of a study changes, or the code that draws them."""
     studies = [wildcards.study] if hasattr(wildcards, "study") else config["studies"]
     declared = [(project.study(name), project.published(name)) for name in studies]
-    return recipes.digest([declared, project.scale(wildcards.scale), provenance.reporting_hash()])
+    return recipes.digest([declared, project.scale(wildcards.scale), sources.reporting_hash()])
 
 
 def all_tables(scale):
@@ -112,9 +116,9 @@ def all_figures(scale):
     return [f"{paths.figure(scale, f.study, f.name)}.png" for f in grid(scale).figures]
 
 
-def refresh(record, wildcards):
+def refresh(record):
     """With `--config refresh=stale`: a stamp newer than a result whose sources have changed since; else nothing."""
-    if config["refresh"] != "stale" or not provenance.stale_record(record, wildcards.method):
+    if config["refresh"] != "stale" or not sources.stale_file(record):
         return []
     stamp = Path("work/refresh", record)
     stamp.parent.mkdir(parents=True, exist_ok=True)

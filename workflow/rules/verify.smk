@@ -2,7 +2,7 @@ rule verify:
     input:
         unpack(run_files),
         data=paths.prepared("{scale}", "{dataset}"),
-        refresh=lambda wildcards: refresh(paths.gates(wildcards.scale, run_of(wildcards)), wildcards),
+        refresh=lambda wildcards: refresh(paths.gates(wildcards.scale, run_of(wildcards))),
     output:
         ensure(paths.gates("{scale}", NAMED_RUN), non_empty=True),
     log:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from moat import provenance
+from moat import sources
 from moat.config import paths
 from moat.config.grid import Grid
 
@@ -40,6 +40,6 @@ def _jobs(grid: Grid) -> Iterator[dict[str, Any]]:
 
 def _entry(root: Path, *, kind: str, path: Path, record: Path | None, **named: Any) -> dict[str, Any]:
     done = (root / path).exists()
-    changed = provenance.stale_record(root / record, named["method"]) if done and record else []
+    changed = sources.stale_file(root / record) if done and record else []
     status = "stale" if changed else "done" if done else "missing"
     return {"kind": kind, "status": status, "path": str(path), "stale": changed, **named}

@@ -13,6 +13,11 @@ def archs() -> tuple[str, ...]:
     return tuple(sorted(name for path in (_PACKAGE / "nets").glob("*.py") for name in _keys(path, "NETS")))
 
 
+def net_file(arch: str, package: Path = _PACKAGE) -> Path | None:
+    """The module of :mod:`moat.nets` that declares ``arch``; None where none does."""
+    return next((path for path in sorted((package / "nets").glob("*.py")) if arch in _keys(path, "NETS")), None)
+
+
 @functools.cache
 def figure_kinds() -> tuple[str, ...]:
     """The modules of :mod:`moat.reporting.figures`."""

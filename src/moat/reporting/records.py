@@ -31,7 +31,7 @@ def _run(run: Run, content: Mapping[str, Any]) -> dict[str, Any]:
         "git_commit": content.get("git_commit"),
         "model_sha256": content.get("model_sha256"),
         "data_sha256": (content.get("data") or {}).get("sha256"),
-        "stale": stale_parts(content, run.method),
+        "stale": stale_parts(content),
     }
 
 
@@ -50,7 +50,7 @@ def _evaluation(item: Evaluation, results: Results) -> dict[str, Any]:
         "seconds": content.get("seconds"),
         "wall": duration(content.get("seconds")),
         "path": str(paths.evaluation(results.scale, item.run, item.suite)),
-        "stale": stale_parts(content, item.run.method),
+        "stale": stale_parts(content),
     }
 
 
@@ -72,7 +72,7 @@ def gates(grid: Grid, results: Results) -> tuple[list[str], list[dict[str, Any]]
                 "failed": list(content["failed"]) if content else [],
                 "worst_case_accuracy": (content or {}).get("worst_case_accuracy"),
                 "gates": found,
-                "stale": stale_parts(content, run.method),
+                "stale": stale_parts(content),
             }
         )
     return list(names), records

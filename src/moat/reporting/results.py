@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from moat import provenance
+from moat import sources
 from moat.config import paths
 from moat.config.grid import Cell, Run
 from moat.errors import DataError
@@ -138,12 +138,9 @@ class Results:
         return read_json(path) if path.exists() else None
 
 
-def stale_parts(content: dict[str, Any] | None, method: str) -> list[str]:
+def stale_parts(content: dict[str, Any] | None) -> list[str]:
     """The parts of the package that have changed since they made a result (its JSON content)."""
-    recorded = (content or {}).get("sources") or {}
-    known = {part: value for part, value in recorded.items() if part == "method" or part in provenance.PARTS}
-    unknown = [part for part in recorded if part not in known]
-    return [*provenance.stale(known, method), *unknown]
+    return sources.stale(content or {})
 
 
 def _read_rows(path: Path):

@@ -18,7 +18,7 @@ from torch import nn
 
 import moat.methods
 import moat.nets
-from moat import provenance
+from moat import provenance, sources
 from moat.config.recipes import digest
 from moat.data import datasets
 from moat.data.seeding import derive_seed
@@ -97,8 +97,11 @@ class Run:
         needs = {name: read_run(folder)["model_sha256"] for name, folder in self.needs.items()}
         resolved = {key: value for key, value in self.resolved.items() if key != "scale"}
         run = digest({"resolved": resolved, "data": data.sha256, "needs": needs})
-        sources = provenance.sources(self.resolved["method"], provenance.TRAINING_PARTS)
-        return {"run": run, "sources": sources, "needs": needs}
+        return {"run": run, "sources": self._sources(), "needs": needs}
+
+    def _sources(self) -> dict[str, str]:
+        made_of = {"method": self.resolved["method"], "arch": self.resolved["arch"]}
+        return sources.hash_parts(sources.TRAINING_PARTS, **made_of, attacks=sources.attacks_of(self.resolved))
 
     def _write(self, engine: Engine, data: datasets.Dataset) -> None:
         best, last = engine.best_state, engine.weights().state_dict()

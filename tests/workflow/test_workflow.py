@@ -1,0 +1,168 @@
+"""What Snakemake makes, and what it makes again: the whole way, on real jobs."""
+
+import json
+import re
+
+import pandas as pd
+import pytest
+
+from moat.evaluation.statistics import accuracy
+
+EVERYTHING_SHOWN = {"tabulate": 2, "draw": 2, "cells": 1, "page": 1}
+RUNS = "results/tiny/runs/digits/lenet5"
+
+
+def test_one_call_goes_from_nothing_to_the_report(finished):
+    for file in (
+        "report.html",
+        "metrics.json",
+        "tables/cells.csv",
+        "tables/first-table.tex",
+        "figures/second-figure.pdf",
+    ):
+        assert (finished.root / "results/tiny" / file).stat().st_size > 0, file
+    for file in ("model.safetensors", "last.safetensors", "run.json", "history.csv"):
+        assert (finished.root / RUNS / "trades/seed0" / file).stat().st_size > 0, file
+
+
+def test_it_says_once_where_it_trains(finished):
+    assert len(re.findall(r"^moat: .*GPU", (finished.root / "snakemake.log").read_text(), re.MULTILINE)) == 1
+
+
+def test_runs_that_studies_share_are_trained_once(finished):
+    folders = [path.parent.parent.name for path in (finished.root / RUNS).rglob("run.json")]
+    assert sorted(folders) == ["pgd-at", "standard", "trades"]
+
+
+def test_every_number_of_the_cells_traces_to_parquet_rows(finished):
+    cells = pd.read_csv(finished.root / "results/tiny/tables/cells.csv", keep_default_na=False)
+    assert len(cells) == 8
+    for cell in cells.itertuples():
+        folder = finished.root / "results/tiny/evaluations" / cell.dataset / cell.arch / cell.method
+        rows = pd.read_parquet(folder / "seed0" / "quick.parquet")
+        correct, n = accuracy(rows, [re.fullmatch(r"accuracy\((.*)\)", cell.metric)[1]])
+        assert float(cell.measured) == pytest.approx(100 * correct / n, abs=5e-5)
+        assert int(cell.n) == n == 30
+
+
+def test_a_second_call_does_nothing(finished):
+    assert finished.planned() == {}
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "again"),
+    [
+        ("config/methods/trades.yaml", "title:", "# a comment\ntitle:", {}),
+        ("config/methods/trades.yaml", "title: TRADES", "title: Trades", {}),
+        (
+            "config/methods/trades.yaml",
+            "beta: 6.0",
+            "beta: 3.0",
+            {"train": 1, "evaluate": 1, "verify": 1, "tabulate": 1, "draw": 1, "cells": 1, "page": 1},
+        ),
+        (
+            "config/methods/pgd-at.yaml",
+            "version: 1",
+            "version: 2",
+            {"train": 1, "evaluate": 1, "verify": 1, **EVERYTHING_SHOWN},
+        ),
+        (
+            "config/suites.yaml",
+            "settings: [clean, fgsm, pgd10]",
+            "settings: [clean, fgsm]",
+            {"evaluate": 3, **EVERYTHING_SHOWN},
+        ),
+        ("config/studies/second.yaml", "caption: c", "caption: C", {"tabulate": 1, "draw": 1, "cells": 1, "page": 1}),
+        ("config/scales/tiny.yaml", "runtime: 5", "runtime: 6", EVERYTHING_SHOWN),
+        ("src/moat/reporting/templates/page.css", "", "/* x */", EVERYTHING_SHOWN),
+        ("src/moat/reporting/tables.py", "\nCOLUMNS = ", "\nEXTRA = 1\nCOLUMNS = ", EVERYTHING_SHOWN),
+        ("src/moat/attacks/pgd.py", "", "\nEXTRA = 1\n", {}),
+        ("src/moat/training/engine.py", "", "# a comment\n", {}),
+        ("workflow/rules/train.smk", "--threads {threads}", "--threads  {threads}", {}),
+    ],
+    ids=lambda value: value if isinstance(value, str) and value.startswith(("config", "src", "workflow")) else None,
+)
+def test_a_change_makes_again_what_depends_on_it_and_nothing_else(workflow, file, old, new, again):
+    workflow.edit(file, old, new)
+    assert workflow.planned() == again
+
+
+def test_a_touched_file_with_the_same_content_makes_nothing_again(workflow):
+    for name in ("pgd-at/seed0/model.safetensors", "pgd-at/seed0/run.json"):
+        (workflow.root / RUNS / name).touch()
+    (workflow.root / "results/tiny/data/digits.safetensors").touch()
+    assert workflow.planned() == {}
+
+
+def test_one_table_trains_only_what_it_needs(workflow):
+    import shutil
+
+    shutil.rmtree(workflow.root / "results")
+    planned = workflow.planned("results/tiny/tables/second-table.csv")
+    assert planned == {"prepare": 1, "train": 2, "evaluate": 2, "verify": 2, "tabulate": 1}
+
+
+def test_changed_sources_are_stale_and_train_again_only_when_asked(workflow):
+    workflow.edit("src/moat/methods/trades.py", "import torch\n", "import torch\n\nEXTRA = 1\n")
+    assert workflow.planned() == {}
+    listed = json.loads(workflow.run("moat", "plan", "--json").stdout)["jobs"]
+    stale = [(job["kind"], job["method"], job["stale"]) for job in listed if job["status"] == "stale"]
+    assert stale == [("run", "trades", ["method"])]
+    assert "trades/seed0/run.json: method changed since" in workflow.run("moat", "doctor").stdout
+
+    again = {"train": 1, "evaluate": 1, "verify": 1, "tabulate": 1, "draw": 1, "cells": 1, "page": 1}
+    assert workflow.planned("--config", "refresh=stale") == again
+    done = workflow.snakemake("--config", "refresh=stale")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert workflow.planned() == workflow.planned("--config", "refresh=stale") == {}
+    assert '"stale"' not in workflow.run("moat", "plan", "--json").stdout.replace('"stale": []', "")
+
+
+def test_an_expert_is_trained_by_the_rule_pretrain_before_what_needs_it(workflow):
+    standard = (workflow.root / "config/methods/standard.yaml").read_text()
+    (workflow.root / "config/methods/standard.yaml").write_text(standard.replace("role: method", "role: expert"))
+    workflow.edit(
+        "config/methods/trades.yaml", "role: method", "role: method\nneeds: [{name: start, method: standard}]"
+    )
+    planned = workflow.snakemake("--dry-run", f"{RUNS}/trades/seed0/run.json")
+    text = planned.stdout + planned.stderr
+    assert "rule pretrain:" in text and "rule train:" in text
+    assert f"--need start={RUNS}/standard/seed0" in text
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--config", "scale=minni"], "unknown scale 'minni' (did you mean 'mini'?)"),
+        (["--config", "scal=mini"], "unknown key 'scal' (did you mean 'scale'?)"),
+        (["--config", "refresh=yes"], "unknown value"),
+        (["--config", "studies=[first,thrid]"], "unknown study 'thrid' (did you mean 'first'"),
+    ],
+)
+def test_a_wrong_option_is_named(finished, options, said):
+    done = finished.snakemake("--dry-run", *options)
+    assert done.returncode != 0
+    assert said.partition(" (did")[0] in done.stdout + done.stderr
+
+
+def test_a_failed_job_shows_its_log_and_the_rest_goes_on(workflow):
+    """--keep-going: one broken training must not cost the others."""
+    import shutil
+
+    shutil.rmtree(workflow.root / RUNS)
+    workflow.edit(
+        "src/moat/methods/trades.py", "import torch\n", 'import torch\n\nraise RuntimeError("broken on purpose")\n'
+    )
+    done = workflow.snakemake("--retries", "0")
+    assert done.returncode != 0
+    assert "broken on purpose" in done.stdout + done.stderr
+    assert (workflow.root / RUNS / "standard/seed0/run.json").exists()
+    assert not (workflow.root / RUNS / "trades/seed0/run.json").exists()
+
+
+def test_snakemakes_own_report_is_one_offline_file_with_captions(workflow):
+    done = workflow.snakemake("--report", "snakemake-report.html")
+    assert done.returncode == 0, done.stdout + done.stderr
+    page = (workflow.root / "snakemake-report.html").read_text()
+    assert "second-figure.png" in page and "first-table.md" in page
+    assert not re.search(r"<(script|link|img)[^>]+(src|href)=[\"']https?://", page)
