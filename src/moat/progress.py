@@ -40,8 +40,12 @@ def progress(
     return _Lines(iterable, total, description, unit, initial, stream)
 
 
+# A log gets a line no more often than this.
+QUIET_SECONDS = 10.0
+
+
 class _Lines:
-    """The part of tqdm's face that moat uses, as lines in a log. Work of under a second prints nothing."""
+    """The part of tqdm's face that moat uses, as lines in a log. Work that is soon over prints nothing."""
 
     def __init__(
         self, iterable: Iterable | None, total: int | None, description: str, unit: str, initial: int, stream: TextIO
@@ -71,7 +75,7 @@ class _Lines:
         now = time.monotonic()
         # Without a total there are no tenths: a line every half minute then.
         due = 10 * self.n // self.total > self._tenth if self.total else now - self._printed >= 30
-        if due and now - self._started >= 1:
+        if due and now - self._printed >= QUIET_SECONDS:
             self._print(now)
 
     def close(self) -> None:

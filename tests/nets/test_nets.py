@@ -136,6 +136,7 @@ def test_scale_channels(channels, width, expected):
         ({"name": "resnet81"}, ["'resnet81'", "did you mean 'resnet18'", "wrn-28-10"]),
         ({"normalize": "cifar11"}, ["normalize", "'cifar11'", "cifar10", "imagenet"]),
         ({"normalize": ([0.5, 0.5], [1.0, 1.0])}, ["normalize", "2 channels", "3"]),
+        ({"normalize": (0.5, 0.2)}, ["normalize", "(0.5, 0.2)", "pair (mean, std)"]),
         ({"normalize": ([0.5], [0.0])}, ["normalize", "std", "above 0"]),
         ({"width": 0}, ["width", "0", "above 0"]),
         ({"width": float("nan")}, ["width", "nan"]),

@@ -94,7 +94,18 @@ def test_a_damaged_run_is_refused_by_name(run, tmp_path, file, spoil, said):
     assert file in str(error.value)
 
 
-def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tiny, tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize(
+    ("method", "said"),
+    [
+        ("standard", "method standard: the loss is nan at epoch 3, batch 6"),
+        # Here the attack notices first.
+        ("pgd-at", "method pgd-at, epoch 3, batch 6: "),
+        ("trades", "method trades, epoch 3, batch 6: "),
+    ],
+)
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(
+    tiny, tmp_path, capsys, monkeypatch, method, said
+):
     out, real = tmp_path / "run", engine.Engine._set_learning_rate
 
     def poison(self, step):
@@ -104,9 +115,9 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tiny
                 next(self.method.model.parameters()).fill_(float("nan"))
 
     monkeypatch.setattr(engine.Engine, "_set_learning_rate", poison)
-    assert tiny.train(out, method="standard") == 1
+    assert tiny.train(out, method=method) == 1
     message = capsys.readouterr().err
-    assert "method standard: the loss is nan at epoch 3, batch 6" in message
+    assert said in message and "The last good checkpoint is kept" in message
     assert not (out / "run.json").exists()
     kept = Checkpoints(f"{out}-work").load()
     assert (kept["epoch"], kept["batch"]) == (2, 0)

@@ -27,20 +27,16 @@ def pgd(
 ) -> torch.Tensor:
     """``steps`` signed steps up ``loss``, projected to the eps-ball around ``x`` and to [0,1] after each.
 
-    Args:
-        eps, step_size: in pixel units (0 to 1).
+    Args: (eps and step_size in pixel units, 0 to 1)
         restarts: independent starts; each example keeps its first success, else its highest loss.
         random_start: True or "uniform" (in the ball), "normal" (x + 0.001 N(0,1), as TRADES trains), or False.
         loss: "ce" cross-entropy with ``y``; "margin" max_{k != y} z_k - z_y; "kl" KL(p(x) || p(x_adv)), the
             clean logits computed once.
         eot: forward passes over which each gradient is averaged (for models that draw random numbers).
-        generator: one torch.Generator on x's device or the CPU; or one per example, which makes an example's
-            result independent of the batch it stands in; or None for PyTorch's global random numbers.
+        generator: one; or one per example, which makes results independent of the batch; or None (global numbers).
 
-    Raises:
-        ConfigError: a parameter out of range; loss "kl" without a random start (its gradient there is zero).
-        ValueError: images outside [0,1] or labels that do not fit.
-        MoatError: a gradient that is not a number.
+    Raises ConfigError (parameter out of range; "kl" without a random start, where its gradient is 0), ValueError
+    (images outside [0,1], labels that do not fit) or MoatError (a gradient that is not a number).
     """
     check_budget(eps=eps, step_size=step_size)
     check_iterations(steps=steps, restarts=restarts, eot=eot)
@@ -50,8 +46,7 @@ def pgd(
     check_batch(x, y, generator)
 
     def once(x: torch.Tensor, y: torch.Tensor, generator: Randomness) -> torch.Tensor:
-        start = random_start_point(x, eps, random_start, generator)
-        objective = make_objective(loss, model, x, y)
+        start, objective = random_start_point(x, eps, random_start, generator), make_objective(loss, model, x, y)
         return ascend(model, x, start, objective, eps=eps, step_size=step_size, steps=steps, eot=eot)
 
     with frozen(model):

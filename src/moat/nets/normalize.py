@@ -55,7 +55,7 @@ def make_normalize(
 
 def _pair(statistics) -> Sequence[Sequence[float]]:
     pair = STATISTICS[statistics] if isinstance(statistics, str) else statistics
-    if len(pair) != 2:
+    if len(pair) != 2 or any(isinstance(values, (int, float)) for values in pair):
         raise ConfigError(f"normalize: {statistics!r} is not allowed; a name, a pair (mean, std), or none")
     return pair
 

@@ -19,7 +19,7 @@ from moat.attacks import suites
 from moat.data.batches import Batches
 from moat.data.datasets import Split
 from moat.data.seeding import generator
-from moat.errors import Interrupted
+from moat.errors import Interrupted, MoatError, TrainingError
 from moat.methods.base import Method, Step
 from moat.progress import progress
 from moat.training.checkpoint import Checkpoints
@@ -103,7 +103,7 @@ class Engine:
         for x, y in self._shown(self.batches.epoch(self.epoch, start=self.batch)):
             step = Step(self.seed, self.epoch, self.recipe["epochs"], self.batch, len(self.batches), self.device)
             self._set_learning_rate(step)
-            self.meter.add(self.batch, len(y), self.method.update(x, y, step))
+            self.meter.add(self.batch, len(y), self._update(x, y, step))
             if self.averaged is not None:
                 self.averaged.update_parameters(self.method.model)
             self.batch += 1
@@ -117,6 +117,14 @@ class Engine:
                     "the same command continues from there"
                 )
         self.meter.check(self.name, self.epoch)
+
+    def _update(self, x: torch.Tensor, y: torch.Tensor, step: Step) -> dict[str, torch.Tensor]:
+        try:
+            return self.method.update(x, y, step)
+        except MoatError as error:
+            # For example an attack whose gradient is NaN, because the weights are.
+            where = f"method {self.name}, epoch {step.epoch + 1}, batch {step.batch + 1}"
+            raise TrainingError(f"{where}: {error}; stopped. The last good checkpoint is kept") from error
 
     def _shown(self, batches: Iterator) -> Iterator:
         description = f"{self.name} epoch {self.epoch + 1}/{self.recipe['epochs']}"

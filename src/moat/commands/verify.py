@@ -1,0 +1,50 @@
+"""Check that a model's robust accuracy can be trusted: run the gates and write what each of them found.
+
+Exit code 0 whether or not the gates pass: the file says which failed, and the tables print what it says.
+"""
+
+from pathlib import Path
+
+from moat import subjects
+
+HELP = "the gates: can this run's robust accuracy be trusted?"
+
+# Enough to find what the gates look for; they cost about 60 gradients an example.
+AT_MOST = 1000
+
+
+def add_arguments(parser) -> None:
+    parser.add_argument("--out", required=True, type=Path, metavar="FILE", help="the gates' findings (.json)")
+    parser.add_argument("--eps", default="8/255", help="radius in pixel units (default: 8/255)")
+    subjects.add_arguments(parser)
+
+
+def run(arguments) -> int:
+    import logging
+    import time
+
+    from moat.config.numbers import parse_number
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    eps = parse_number(arguments.eps, where="--eps")
+
+    from moat import provenance, sources
+    from moat.evaluation import verify
+    from moat.files import write_json
+
+    subject = subjects.load(arguments, at_most=AT_MOST)
+    started = time.perf_counter()
+    report = verify(subject.model, subject.x, subject.y, eps=eps, batch_size=subject.batch_size)
+    seconds = time.perf_counter() - started
+    for result in report.gates:
+        print(f"{'passed' if result.passed else 'FAILED'}  {result.gate}: {result.message}", flush=True)
+    content = {
+        "run": subject.run,
+        **report.to_dict(),
+        "seconds": round(seconds, 3),
+        **provenance.environment(),
+        "sources": sources.hash_parts(sources.EVALUATION_PARTS, method=subject.method, arch=subject.run.get("arch")),
+        "data": subject.data,
+    }
+    write_json(arguments.out, content)
+    return 0

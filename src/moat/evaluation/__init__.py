@@ -1,0 +1,16 @@
+"""Judging models: rows of an evaluation, statistics of those rows, and gates that a robust accuracy must pass.
+
+``evaluate`` and ``verify`` are loaded on first use, so that :mod:`moat.evaluation.statistics` needs no torch.
+"""
+
+import importlib
+
+_HOMES = {"evaluate": "runner", "verify": "gates", "GateReport": "gates", "GateResult": "gates"}
+
+__all__ = ["GateReport", "GateResult", "evaluate", "verify"]
+
+
+def __getattr__(name: str):
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -1,0 +1,268 @@
+"""``moat evaluate`` and ``moat verify`` on a run trained by ``moat train``, and on a classifier from elsewhere."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+import torch
+import yaml
+from safetensors.torch import save_file
+
+from moat import nets
+from moat.cli import main
+from moat.evaluation import statistics
+from moat.files import hash_file
+
+ROOT = Path(__file__).parents[2]
+SCALE = {
+    "title": "tiny",
+    "description": "one short epoch",
+    "comparable": False,
+    "data": {"image_size": 16, "train_limit": 128, "test_limit": 40, "validation": 20},
+    "model": {"width": 0.0625},
+    "recipe": {"epochs": 1, "batch_size": 64},
+    "max_seeds": 1,
+    "evaluation": {"batch_size": 16, "limit": 30},
+    "resources": {rule: {"mem_mb": 1000, "runtime": 5} for rule in ("train", "evaluate", "verify")},
+}
+FOREIGN = """
+import torch
+from moat import nets
+
+def make():
+    return nets.build("lenet5", 10, image_size=16)
+
+def wrong():
+    return "a string"
+"""
+
+
+@pytest.fixture(scope="session")
+def project(tmp_path_factory):
+    """A project with a tiny scale, digits prepared and one run trained in it; tests may add files only."""
+    root = tmp_path_factory.mktemp("project")
+    shutil.copytree(ROOT / "config", root / "config")
+    shutil.copytree(ROOT / "workflow" / "schemas", root / "workflow" / "schemas")
+    (root / "config" / "scales" / "tiny.yaml").write_text(yaml.safe_dump(SCALE))
+    (root / "elsewhere.py").write_text(FOREIGN)
+    torch.manual_seed(0)
+    save_file(nets.build("lenet5", 10, image_size=16).state_dict(), root / "lenet.safetensors")
+    here = Path.cwd()
+    os.chdir(root)
+    try:
+        assert main(["fetch", "digits", "--into", "digits"]) == 0
+        assert main(["prepare", "digits", "--from", "digits", "--out", "digits.safetensors", "--scale", "tiny"]) == 0
+        train = "train --dataset digits --arch resnet18 --method standard --seed 0 --scale tiny --out run"
+        assert main([*train.split(), "--data", "digits.safetensors"]) == 0
+    finally:
+        os.chdir(here)
+    return root
+
+
+@pytest.fixture
+def inside(project, tmp_path, monkeypatch):
+    """The working directory is the project; what the test writes goes into the folder given."""
+    monkeypatch.chdir(project)
+    return tmp_path
+
+
+def evaluate(out, *options, suite="quick"):
+    return main(["evaluate", "--suite", suite, "--out", str(out), "--work", str(out.parent / "work"), *options])
+
+
+def test_rows_and_json(inside):
+    out = inside / "quick.parquet"
+    assert evaluate(out, "--run", "run") == 0
+    frame, content = pd.read_parquet(out), json.loads((inside / "quick.json").read_text())
+    assert list(frame.columns) == ["setting", "index", "label", "predicted", "correct", "confidence", "linf", "steps"]
+    assert frame["setting"].unique().tolist() == ["clean", "fgsm", "pgd10"]
+    assert frame.groupby("setting").size().tolist() == [30, 30, 30]
+    assert pq.read_metadata(out).row_group(0).column(0).compression == "ZSTD"
+    run = json.loads(Path("run/run.json").read_text())
+    expected = {"dataset": "digits", "arch": "resnet18", "method": "standard", "seed": 0, "scale": "tiny"}
+    assert content["run"] == expected | {"weights": "best", "model_sha256": run["model_sha256"]}
+    assert content["run"]["model_sha256"] == hash_file("run/model.safetensors")
+    assert content["data"]["sha256"] == hash_file("digits.safetensors") and content["n"] == 30
+    assert content["settings"]["pgd10"]["eps"] == 8 / 255 and content["settings"]["pgd10"]["restarts"] == 1
+    for setting, found in content["accuracy"].items():
+        correct = int(frame[frame["setting"] == setting]["correct"].sum())
+        assert (found["correct"], found["n"], found["accuracy"]) == (correct, 30, correct / 30)
+        assert (found["low"], found["high"]) == statistics.wilson(correct, 30)
+    assert {"seconds", "images_per_second", "hardware", "versions", "sources"} <= set(content)
+    assert set(content["sources"]) == {"nets", "attacks", "evaluation"}
+
+
+def test_indices_are_those_of_the_official_split(inside):
+    from moat.data import datasets
+
+    split = datasets.load(Path("digits.safetensors"), splits=("test",)).splits["test"]
+    evaluate(inside / "q.parquet", "--run", "run", "--limit", "7")
+    clean = pd.read_parquet(inside / "q.parquet").query("setting == 'clean'")
+    assert clean["index"].tolist() == split.columns["index"][:7].tolist()
+    assert clean["label"].tolist() == split.labels[:7].tolist()
+
+
+@pytest.mark.parametrize(("options", "n"), [((), 30), (("--limit", "all"), 40), (("--limit", "5"), 5)])
+def test_limit(inside, options, n):
+    evaluate(inside / "q.parquet", "--run", "run", *options)
+    assert json.loads((inside / "q.json").read_text())["n"] == n
+
+
+def test_finished_settings_are_kept_and_give_the_same_rows(inside, capsys):
+    out, part = inside / "quick.parquet", inside / "work" / "fgsm.parquet"
+    evaluate(out, "--run", "run", "--batch-size", "16")
+    first = pd.read_parquet(out)
+    part.write_bytes(part.read_bytes()[:-100])
+    (inside / "work" / "pgd10.parquet").unlink()
+    capsys.readouterr()
+    evaluate(out, "--run", "run", "--batch-size", "16")
+    lines = capsys.readouterr().out.splitlines()
+    assert ["before" in line for line in lines] == [True, False, False]
+    pd.testing.assert_frame_equal(pd.read_parquet(out), first)
+
+
+@pytest.mark.parametrize("change", [("--limit", "10"), ("--weights", "last")])
+def test_finished_settings_of_something_else_are_not_used(inside, capsys, change):
+    out = inside / "quick.parquet"
+    if change == ("--weights", "last"):
+        # After one epoch both are the same weights: make them differ.
+        from moat.files import read_json, write_json
+
+        run = inside / "other"
+        shutil.copytree("run", run)
+        torch.manual_seed(1)
+        model = nets.build("resnet18", 10, **read_json(run / "run.json")["model"])
+        save_file(model.state_dict(), run / "last.safetensors")
+        write_json(
+            run / "run.json", {**read_json(run / "run.json"), "last_sha256": hash_file(run / "last.safetensors")}
+        )
+    else:
+        run = Path("run")
+    evaluate(out, "--run", str(run))
+    capsys.readouterr()
+    evaluate(out, "--run", str(run), *change)
+    assert "before" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 75)])
+def test_a_stopped_evaluation_loses_one_setting_at_most(inside, number, code):
+    out = inside / "dramoe.parquet"
+    command = [sys.executable, "-m", "moat", "evaluate", "--run", "run", "--suite", "dramoe"]
+    command += ["--out", str(out), "--work", str(inside / "work")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        finished = [process.stdout.readline().split(":")[0] for _ in range(3)]
+        process.send_signal(number)
+        assert process.wait(60) == code
+    assert finished == ["clean", "fgsm", "bim"] and not out.exists()
+    again = subprocess.run(command, capture_output=True, text=True, env=environment, check=True).stdout.splitlines()
+    kept = [line.split(":")[0] for line in again if "measured before" in line]
+    assert kept[:3] == finished and len(again) == 7
+    uninterrupted = inside / "uninterrupted" / "dramoe.parquet"
+    evaluate(uninterrupted, "--run", "run", suite="dramoe")
+    pd.testing.assert_frame_equal(pd.read_parquet(out), pd.read_parquet(uninterrupted))
+
+
+def test_gates_of_a_run(inside):
+    assert main(["verify", "--run", "run", "--out", str(inside / "gates.json"), "--limit", "20"]) == 0
+    content = json.loads((inside / "gates.json").read_text())
+    assert content["n"] == 20 and content["passed"] == (not content["failed"])
+    assert [gate["gate"] for gate in content["gates"]][:2] == ["threat-model", "determinism"]
+    assert {"worst_case_accuracy", "run", "sources", "data", "hardware"} <= set(content)
+    assert content["run"]["model_sha256"] == hash_file("run/model.safetensors")
+
+
+FOREIGN_OPTIONS = (
+    "--model",
+    "elsewhere:make",
+    "--weights",
+    "lenet.safetensors",
+    "--dataset-file",
+    "digits.safetensors",
+)
+
+
+@pytest.mark.parametrize("form", ["safetensors", "torch"])
+def test_anybodys_classifier(inside, form):
+    from safetensors.torch import load_file
+
+    weights = Path("lenet.safetensors")
+    if form == "torch":
+        torch.save(load_file(weights), inside / "lenet.pt")
+        weights = inside / "lenet.pt"
+    options = list(FOREIGN_OPTIONS)
+    options[3] = str(weights)
+    assert evaluate(inside / "q.parquet", *options) == 0
+    content = json.loads((inside / "q.json").read_text())
+    assert content["run"] == {"model": "elsewhere:make", "weights": str(weights), "model_sha256": hash_file(weights)}
+    assert content["n"] == 40
+    clean = pd.read_parquet(inside / "q.parquet").query("setting == 'clean'")
+    from moat.data import datasets
+
+    split = datasets.load(Path("digits.safetensors"), splits=("test",)).splits["test"]
+    model = nets.build("lenet5", 10, image_size=16).eval()
+    model.load_state_dict(load_file("lenet.safetensors"))
+    with torch.no_grad():
+        predicted = model(split.images.permute(0, 3, 1, 2) / 255).argmax(1)
+    assert clean["predicted"].tolist() == predicted.tolist()
+
+
+def test_gates_of_anybodys_classifier(inside):
+    assert main(["verify", "--out", str(inside / "g.json"), "--limit", "10", *FOREIGN_OPTIONS]) == 0
+    assert json.loads((inside / "g.json").read_text())["run"]["model"] == "elsewhere:make"
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "words"),
+    [
+        (["--run", "run", "--suite", "qick"], 2, ["'qick'", "did you mean 'quick'"]),
+        (["--run", "nowhere"], 3, ["nowhere", "no such file"]),
+        ([], 2, ["--run DIR", "--model"]),
+        (["--run", "run", *FOREIGN_OPTIONS], 2, ["either --run DIR or --model"]),
+        (["--run", "run", "--weights", "newest"], 2, ["newest", "best, last"]),
+        (["--run", "run", "--data", "none.safetensors"], 3, ["none.safetensors", "no such file"]),
+        (["--run", "run", "--device", "tpu9"], 2, ["tpu9", "cpu"]),
+        (["--model", "elsewhere:make"], 2, ["--weights FILE", "--dataset-file FILE"]),
+        (["--model", "elsewhere", *FOREIGN_OPTIONS[2:]], 2, ["elsewhere", "MODULE:FACTORY"]),
+        (["--model", "nowhere:make", *FOREIGN_OPTIONS[2:]], 2, ["nowhere", "imported"]),
+        (["--model", "elsewhere:mak", *FOREIGN_OPTIONS[2:]], 2, ["elsewhere:mak", "mak"]),
+        (["--model", "elsewhere:wrong", *FOREIGN_OPTIONS[2:]], 2, ["str", "torch.nn.Module"]),
+        ([*FOREIGN_OPTIONS, "--weights", "missing.pt"], 3, ["missing.pt", "no such file"]),
+        ([*FOREIGN_OPTIONS, "--weights", "elsewhere.py"], 3, ["elsewhere.py"]),
+        ([*FOREIGN_OPTIONS, "--weights", "run/model.safetensors"], 3, ["model.safetensors", "cannot be loaded"]),
+    ],
+)
+def test_wrong_usage_is_one_line_with_its_exit_code(inside, capsys, options, code, words):
+    assert evaluate(inside / "q.parquet", *options) == code
+    message = capsys.readouterr().err.strip().splitlines()[-1]
+    assert message.startswith("moat evaluate: ") and all(word in message for word in words), message
+    assert not (inside / "q.parquet").exists()
+
+
+def test_weights_that_would_run_code_are_refused(inside, capsys):
+    class Evil:
+        def __reduce__(self):
+            return os.mkdir, (str(inside / "owned"),)
+
+    torch.save({"a": Evil()}, inside / "evil.pt")
+    assert evaluate(inside / "q.parquet", *FOREIGN_OPTIONS, "--weights", str(inside / "evil.pt")) == 3
+    assert "evil.pt" in capsys.readouterr().err and not (inside / "owned").exists()
+
+
+def test_the_out_file_must_be_parquet(inside, capsys):
+    assert main(["evaluate", "--run", "run", "--suite", "quick", "--out", str(inside / "q.csv")]) == 2
+    assert ".parquet" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("options", [["--limit", "0"], ["--limit", "-1"], ["--batch-size", "x"]])
+def test_numbers_are_checked_by_the_parser(inside, options):
+    with pytest.raises(SystemExit) as caught:
+        evaluate(inside / "q.parquet", "--run", "run", *options)
+    assert caught.value.code == 2
