@@ -4,7 +4,6 @@ rule evaluate:
         data=paths.prepared("{scale}", "{dataset}"),
         refresh=lambda wildcards: refresh(
             paths.evaluation(wildcards.scale, run_of(wildcards), wildcards.suite).with_suffix(".json"),
-            wildcards,
         ),
     output:
         rows=ensure(EVALUATION.with_suffix(".parquet"), non_empty=True),
