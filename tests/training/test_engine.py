@@ -9,14 +9,14 @@ import torch
 
 import moat.nets
 from moat.data import datasets
-from moat.errors import DataError, TrainingError
+from moat.errors import DataError, MoatError, TrainingError
 from moat.files import hash_file
 from moat.methods.base import Method, build_optimizer
+from moat.methods.schedules import learning_rate_factor
 from moat.training import engine
 from moat.training.checkpoint import Checkpoints
 from moat.training.meters import Meter
 from moat.training.runs import load_model, read_run
-from moat.training.schedules import learning_rate_factor
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +106,7 @@ def test_a_damaged_run_is_refused_by_name(run, tmp_path, file, spoil, said):
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(
     tiny, tmp_path, capsys, monkeypatch, method, said
 ):
-    out, real = tmp_path / "run", engine.Engine._set_learning_rate
+    out, real = tmp_path / "run", engine.Engine._set_learning_rates
 
     def poison(self, step):
         real(self, step)
@@ -114,7 +114,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(
             with torch.no_grad():
                 next(self.method.model.parameters()).fill_(float("nan"))
 
-    monkeypatch.setattr(engine.Engine, "_set_learning_rate", poison)
+    monkeypatch.setattr(engine.Engine, "_set_learning_rates", poison)
     assert tiny.train(out, method=method) == 1
     message = capsys.readouterr().err
     assert said in message and "The last good checkpoint is kept" in message
@@ -156,6 +156,55 @@ def test_the_meter_weights_by_samples():
 )
 def test_schedules(schedule, at, factor):
     assert learning_rate_factor(schedule, at) == pytest.approx(factor)
+
+
+def test_a_method_is_told_of_epochs_and_its_state_survives_a_stop(tiny, tmp_path, monkeypatch):
+    """What hybrid, SoE and the pruning stages need: hooks per epoch, validation on demand, state, own rates."""
+    from moat.attacks.suites import resolve
+    from moat.methods.standard import Standard
+
+    class Counting(Standard):
+        def __init__(self, *arguments, **options):
+            super().__init__(*arguments, **options)
+            self.begun, self.total = [], 0.0
+
+        def begin_epoch(self, epoch):
+            self.begun.append(epoch)
+
+        def learning_rate(self, optimizer, step):
+            return 0.001 * (step.epoch + 1)
+
+        def end_epoch(self, epoch, accuracy):
+            self.total += accuracy(resolve("clean", {"attack": "none"}))
+            return {"total": self.total}
+
+        def state_dict(self):
+            return {"total": self.total}
+
+        def load_state_dict(self, state):
+            self.total = state["total"]
+
+    monkeypatch.setattr("moat.methods.get", lambda name: Counting)
+    assert tiny.train(tmp_path / "whole", method="standard") == 0
+    whole = pd.read_csv(tmp_path / "whole" / "history.csv")
+    assert list(whole["lr"]) == pytest.approx([0.001, 0.002, 0.003, 0.004])
+    assert list(whole["total"]) == pytest.approx(list(whole["validation_accuracy"].cumsum()))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Counting, "update", _raising_from_epoch(2, Counting.update))
+        assert tiny.train(tmp_path / "cut", method="standard") == 1
+    assert tiny.train(tmp_path / "cut", method="standard") == 0
+    cut = pd.read_csv(tmp_path / "cut" / "history.csv")
+    assert cut.drop(columns="seconds").equals(whole.drop(columns="seconds"))
+
+
+def _raising_from_epoch(epoch, update):
+    def raising(self, x, y, step):
+        if step.epoch >= epoch:
+            raise MoatError("stopped by the test")
+        return update(self, x, y, step)
+
+    return raising
 
 
 def test_gradient_clipping_bounds_the_step():

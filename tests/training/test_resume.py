@@ -88,7 +88,7 @@ def test_every_method_resumes_inside_an_epoch_to_the_bit(
 ):
     """200 images in batches of 16: an epoch has 13 batches. Stopped after a batch, with a checkpoint there."""
     out, steps = tmp_path / "run", []
-    real = engine.Engine._set_learning_rate
+    real = engine.Engine._set_learning_rates
 
     def stop(self, step):
         if len(steps) == stop_after:
@@ -98,7 +98,7 @@ def test_every_method_resumes_inside_an_epoch_to_the_bit(
         real(self, step)
 
     with monkeypatch.context() as patch:
-        patch.setattr(engine.Engine, "_set_learning_rate", stop)
+        patch.setattr(engine.Engine, "_set_learning_rates", stop)
         assert prepared.train(out, method=method) == 75
     assert prepared.train(out, method=method) == 0
     assert outcome(out) == undisturbed[method]

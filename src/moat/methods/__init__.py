@@ -6,7 +6,7 @@ import pkgutil
 from moat.config.schema import unknown_name
 from moat.errors import ConfigError
 
-_SHARED = {"base", "losses"}
+_SHARED = {"base", "losses", "schedules"}
 
 
 def names() -> list[str]:

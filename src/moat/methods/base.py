@@ -4,7 +4,7 @@ The engine owns everything else: epochs, learning rates, checkpoints, validation
 """
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,8 +13,10 @@ import torch
 from torch import nn
 
 import moat.nets
+from moat.attacks.suites import Attack
 from moat.config.numbers import parse_number
 from moat.data.seeding import generator
+from moat.methods.schedules import learning_rate_factor
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class Step:
 
 
 class Method:
-    """Base of all methods. A subclass implements :meth:`update` and, where it differs, :meth:`build`.
+    """Base of all methods. A subclass implements :meth:`update`, and overrides of the rest what differs.
 
     Args:
         model: from :meth:`build`, already on its device.
@@ -65,6 +67,7 @@ class Method:
         """A freshly initialised model. ``options``: keywords of :func:`moat.nets.build`; ``needs``: finished runs."""
         return moat.nets.build(arch, num_classes, **options)
 
+    # -- what a method may change -------------------------------------------
     def parameters_of(self, optimizer: str) -> list[nn.Parameter]:
         """The parameters that an optimizer moves."""
         return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
@@ -76,6 +79,33 @@ class Method:
             Detached scalar means over the batch, ``loss`` among them; they become columns of history.csv.
         """
         raise NotImplementedError(f"{type(self).__name__} does not say how it trains")
+
+    def learning_rate(self, optimizer: str, step: Step) -> float:
+        """The rate of an optimizer at a step: the recipe's, times its schedule."""
+        base = self.recipe[self.optimizer_keys[optimizer]]["lr"]
+        return base * learning_rate_factor(self.recipe["schedule"], step.progress)
+
+    def train_mode(self) -> None:
+        """Put the model into the mode that :meth:`update` trains in."""
+        self.model.train()
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Called before an epoch (0, 1, …), and again when a run resumes inside it: depend on ``epoch`` alone."""
+
+    def end_epoch(self, epoch: int, accuracy: Callable[[Attack], float]) -> dict[str, float]:
+        """Called after an epoch's last batch; what it returns become columns of history.csv.
+
+        Args:
+            accuracy: the model's accuracy in [0, 1] on the held-out images under an attack.
+        """
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the method carries from epoch to epoch beside model and optimizers: plain values and tensors."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Put back what :meth:`state_dict` gave."""
 
     # -- for the subclasses --------------------------------------------------
     def logits(self, x: torch.Tensor) -> torch.Tensor:

@@ -25,7 +25,6 @@ from moat.progress import progress
 from moat.training.checkpoint import Checkpoints
 from moat.training.interruption import Interruption
 from moat.training.meters import Meter
-from moat.training.schedules import learning_rate_factor
 
 log = logging.getLogger(__name__)
 
@@ -99,10 +98,11 @@ class Engine:
                 self.save()
 
     def _train_epoch(self, interruption: Interruption) -> None:
-        self.method.model.train()
+        self.method.train_mode()
+        self.method.begin_epoch(self.epoch)
         for x, y in self._shown(self.batches.epoch(self.epoch, start=self.batch)):
             step = Step(self.seed, self.epoch, self.recipe["epochs"], self.batch, len(self.batches), self.device)
-            self._set_learning_rate(step)
+            self._set_learning_rates(step)
             self.meter.add(self.batch, len(y), self._update(x, y, step))
             if self.averaged is not None:
                 self.averaged.update_parameters(self.method.model)
@@ -133,11 +133,12 @@ class Engine:
 
     def _end_epoch(self) -> dict[str, Any]:
         """Validate, keep the best weights, write the row of history, move to the next epoch."""
-        lr = self.method.optimizers["model"].param_groups[0]["lr"]
+        lr = next(iter(self.method.optimizers.values())).param_groups[0]["lr"]
         row: dict[str, Any] = {"epoch": self.epoch + 1, "lr": lr, **self.meter.means()}
+        row.update(self.method.end_epoch(self.epoch, self.validate))
         every, last = self.recipe["validation"]["every"], self.epoch + 1 == self.recipe["epochs"]
         if last or (self.epoch + 1) % every == 0:
-            row["validation_accuracy"] = self.validate()
+            row["validation_accuracy"] = self.validate(self.attack)
             if row["validation_accuracy"] > self.best_accuracy:
                 self.best_accuracy, self.best_epoch = row["validation_accuracy"], self.epoch + 1
                 self.best_state = copy.deepcopy(self.weights().state_dict())
@@ -146,28 +147,26 @@ class Engine:
         self.epoch, self.batch, self.meter = self.epoch + 1, 0, Meter()
         return row
 
-    def validate(self) -> float:
-        """Accuracy on the held-out images under the validation attack, the same random starts every epoch."""
+    def validate(self, attack: suites.Attack) -> float:
+        """Accuracy on the held-out images under an attack, with the same random starts every epoch."""
         model = self.weights()
         model.eval()
         correct = 0
         for number, (x, y) in enumerate(self.validation.epoch(0)):
-            x_adv = self.attack(model, x, y, generator(self.seed, 0, "validation", number, self.device))
+            x_adv = attack(model, x, y, generator(self.seed, 0, "validation", number, self.device))
             with torch.no_grad():
                 correct += (model(x_adv).argmax(1) == y).sum()
-        self.method.model.train()
+        self.method.train_mode()
         return float(correct) / self.validation.size
 
     def weights(self) -> nn.Module:
         """The model that is validated and kept: the moving average where the recipe asks for one."""
         return self.averaged.module if self.averaged is not None else self.method.model
 
-    def _set_learning_rate(self, step: Step) -> None:
-        factor = learning_rate_factor(self.recipe["schedule"], step.progress)
+    def _set_learning_rates(self, step: Step) -> None:
         for name, optimizer in self.method.optimizers.items():
-            base = self.recipe[self.method.optimizer_keys[name]]["lr"]
             for group in optimizer.param_groups:
-                group["lr"] = base * factor
+                group["lr"] = self.method.learning_rate(name, step)
 
     def _tick(self) -> float:
         """Seconds of work since the last tick, added to the run's total."""
@@ -189,6 +188,7 @@ class Engine:
                 "model": self.method.model.state_dict(),
                 "averaged": self.averaged.state_dict() if self.averaged is not None else None,
                 "optimizers": {name: optimizer.state_dict() for name, optimizer in self.method.optimizers.items()},
+                "method": self.method.state_dict(),
                 "meter": self.meter.state_dict(),
                 "history": self.history,
                 "best": (self.best_accuracy, self.best_epoch, self.best_state),
@@ -211,6 +211,7 @@ class Engine:
             self.averaged.load_state_dict(state["averaged"])
         for name, optimizer in self.method.optimizers.items():
             optimizer.load_state_dict(state["optimizers"][name])
+        self.method.load_state_dict(state["method"])
         self.meter.load_state_dict(state["meter"])
         self.epoch, self.batch, self.history = state["epoch"], state["batch"], state["history"]
         self.best_accuracy, self.best_epoch, self.best_state = state["best"]
