@@ -142,10 +142,18 @@ def test_a_checkpoint_of_another_recipe_is_not_resumed(tiny, tmp_path, monkeypat
         assert tiny.train(out) == 75
     tiny.change(epochs=3)
     assert tiny.train(out) == 0
-    assert "of another recipe or other data; starting anew" in caplog.text
+    assert "of another recipe, other data or an older moat; starting anew" in caplog.text
     fresh = tmp_path / "fresh"
     assert tiny.train(fresh) == 0
     assert outcome(out) == outcome(fresh)
+
+
+def test_a_checkpoint_of_another_format_is_not_resumed(prepared, undisturbed, tmp_path, caplog):
+    out = tmp_path / "run"
+    Checkpoints(f"{out}-work").save({"identity": {"run": "?"}, "epoch": 3})
+    assert prepared.train(out) == 0
+    assert "an older moat; starting anew" in caplog.text
+    assert outcome(out) == undisturbed["pgd-at"]
 
 
 def test_two_processes_on_one_run_wait_for_each_other(prepared, undisturbed, tmp_path):

@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 
 # How many steps may pass before the losses are looked at, and how many seconds between two checkpoints.
 CHECK_EVERY_STEPS = 50
+# Raised when the checkpoint's content changes: one of another format is not resumed.
+CHECKPOINT_FORMAT = 1
 CHECKPOINT_EVERY_SECONDS = 300.0
 
 
@@ -182,6 +184,7 @@ class Engine:
         self._tick()
         self.checkpoints.save(
             {
+                "format": CHECKPOINT_FORMAT,
                 "identity": self.identity,
                 "epoch": self.epoch,
                 "batch": self.batch,
@@ -202,8 +205,8 @@ class Engine:
         self._clock = self._saved_at = time.monotonic()
         if state is None:
             return
-        if state["identity"]["run"] != self.identity["run"]:
-            log.warning("%s is of another recipe or other data; starting anew", self.checkpoints.newest)
+        if state.get("format") != CHECKPOINT_FORMAT or state["identity"]["run"] != self.identity["run"]:
+            log.warning("%s is of another recipe, other data or an older moat; starting anew", self.checkpoints.newest)
             return
         self.identity = state["identity"]
         self.method.model.load_state_dict(state["model"])
