@@ -198,7 +198,8 @@ def test_a_method_is_told_of_epochs_and_its_state_survives_a_stop(tiny, tmp_path
         assert tiny.train(tmp_path / "cut", method="standard") == 1
     assert tiny.train(tmp_path / "cut", method="standard") == 0
     cut = pd.read_csv(tmp_path / "cut" / "history.csv")
-    assert cut.drop(columns="seconds").equals(whole.drop(columns="seconds"))
+    times = ["train_seconds", "seconds"]
+    assert cut.drop(columns=times).equals(whole.drop(columns=times))
 
 
 def _raising_from_epoch(epoch, update):
@@ -238,6 +239,28 @@ def test_a_run_starts_from_what_initialize_took_from_its_needs_and_loads_without
         # The moving average, too, started from these weights.
         assert all(torch.equal(expected[key], value) for key, value in load_model(second, weights).state_dict().items())
     assert Continued.calls == [{"first": first}]
+
+
+def test_seconds_add_up_over_checkpoints_and_stops(tiny, tmp_path, monkeypatch):
+    """Each look at the clock is a second later than the one before: every second must be counted once."""
+    ticks = iter(range(10**6))
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.time, "monotonic", lambda: float(next(ticks)))
+        patch.setattr(engine, "CHECKPOINT_EVERY_SECONDS", 5.0)
+        assert tiny.train(tmp_path / "run", method="standard") == 0
+    history, record = pd.read_csv(tmp_path / "run" / "history.csv"), read_run(tmp_path / "run")
+    # 13 batches, each with a look at the clock, and more for checkpoints.
+    assert (history["train_seconds"] >= 13).all()
+    assert (history["seconds"] > history["train_seconds"]).all()
+    assert record["wall_seconds"] >= history["seconds"].sum()
+    assert record["images_per_second"] == pytest.approx(800 / history["train_seconds"].sum(), abs=0.1)
+
+
+def test_the_folder_of_another_run_is_not_overwritten(prepared, run, capsys):
+    before = hash_file(run / "run.json")
+    assert prepared.train(run, method="pgd-at") == 2
+    assert "holds a finished run of method 'standard', this one has 'pgd-at'" in capsys.readouterr().err
+    assert hash_file(run / "run.json") == before
 
 
 def test_gradient_clipping_bounds_the_step():

@@ -19,7 +19,7 @@ METHODS = ("standard", "pgd-at", "trades")
 
 def outcome(out: Path) -> tuple[str, str, str]:
     """What must be equal to the bit: both weights, and the history but for its times."""
-    history = pd.read_csv(out / "history.csv").drop(columns="seconds")
+    history = pd.read_csv(out / "history.csv").drop(columns=["train_seconds", "seconds"])
     return hash_file(out / "model.safetensors"), hash_file(out / "last.safetensors"), history.to_csv()
 
 

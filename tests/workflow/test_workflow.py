@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import pandas as pd
 import pytest
@@ -95,8 +96,6 @@ def test_a_touched_file_with_the_same_content_makes_nothing_again(workflow):
 
 
 def test_one_table_trains_only_what_it_needs(workflow):
-    import shutil
-
     shutil.rmtree(workflow.root / "results")
     planned = workflow.planned("results/tiny/tables/second-table.csv")
     assert planned == {"prepare": 1, "train": 2, "evaluate": 2, "verify": 2, "tabulate": 1}
@@ -147,9 +146,7 @@ def test_a_wrong_option_is_named(finished, options, said):
 
 def test_a_failed_job_shows_its_log_and_the_rest_goes_on(workflow):
     """--keep-going: one broken training must not cost the others."""
-    import shutil
-
-    shutil.rmtree(workflow.root / RUNS)
+    shutil.rmtree(workflow.root / "results")
     workflow.edit(
         "src/moat/methods/trades.py", "import torch\n", 'import torch\n\nraise RuntimeError("broken on purpose")\n'
     )

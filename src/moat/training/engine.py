@@ -66,9 +66,10 @@ class Engine:
     ):
         self.method, self.name, self.recipe, self.seed, self.device = method, name, recipe, seed, device
         self.checkpoints, self.identity = checkpoints, dict(identity)
-        self.batches = _training_batches(train, recipe["batch_size"], seed, augment, device)
+        size = recipe["batch_size"]
+        self.batches = _training_batches(train, size, seed, augment, device)
         self.validation = Batches(
-            validation.images, validation.labels, batch_size=500, seed=seed, device=device, shuffle=False
+            validation.images, validation.labels, batch_size=size, seed=seed, device=device, shuffle=False
         )
         self.attack = suites.resolve(recipe["validation"]["setting"], dict(validation_attack))
         ema = recipe.get("ema")
@@ -78,7 +79,7 @@ class Engine:
         self.epoch, self.batch = 0, 0
         self.history: list[dict[str, Any]] = []
         self.best_accuracy, self.best_epoch, self.best_state = -1.0, 0, None
-        self.seconds = 0.0
+        self.seconds = self.epoch_seconds = 0.0
         self.meter = Meter()
         self._clock = time.monotonic()
         self._saved_at = self._clock
@@ -135,6 +136,8 @@ class Engine:
 
     def _end_epoch(self) -> dict[str, Any]:
         """Validate, keep the best weights, write the row of history, move to the next epoch."""
+        self._tick()
+        train_seconds = self.epoch_seconds
         lr = next(iter(self.method.optimizers.values())).param_groups[0]["lr"]
         row: dict[str, Any] = {"epoch": self.epoch + 1, "lr": lr, **self.meter.means()}
         row.update(self.method.end_epoch(self.epoch, self.validate))
@@ -144,9 +147,10 @@ class Engine:
             if row["validation_accuracy"] > self.best_accuracy:
                 self.best_accuracy, self.best_epoch = row["validation_accuracy"], self.epoch + 1
                 self.best_state = copy.deepcopy(self.weights().state_dict())
-        row["images"], row["seconds"] = self.meter.samples, self._tick()
+        self._tick()
+        row.update(images=self.meter.samples, train_seconds=train_seconds, seconds=self.epoch_seconds)
         self.history.append(row)
-        self.epoch, self.batch, self.meter = self.epoch + 1, 0, Meter()
+        self.epoch, self.batch, self.meter, self.epoch_seconds = self.epoch + 1, 0, Meter(), 0.0
         return row
 
     def validate(self, attack: suites.Attack) -> float:
@@ -170,12 +174,12 @@ class Engine:
             for group in optimizer.param_groups:
                 group["lr"] = self.method.learning_rate(name, step)
 
-    def _tick(self) -> float:
-        """Seconds of work since the last tick, added to the run's total."""
+    def _tick(self) -> None:
+        """Add the time since the last tick to the epoch's and the run's; what was lost to a kill does not count."""
         now = time.monotonic()
         elapsed, self._clock = now - self._clock, now
         self.seconds += elapsed
-        return elapsed
+        self.epoch_seconds += elapsed
 
     # -- state ---------------------------------------------------------------
     def save(self) -> None:
@@ -195,7 +199,7 @@ class Engine:
                 "meter": self.meter.state_dict(),
                 "history": self.history,
                 "best": (self.best_accuracy, self.best_epoch, self.best_state),
-                "seconds": self.seconds,
+                "seconds": (self.seconds, self.epoch_seconds),
             }
         )
         self._saved_at = time.monotonic()
@@ -218,7 +222,7 @@ class Engine:
         self.meter.load_state_dict(state["meter"])
         self.epoch, self.batch, self.history = state["epoch"], state["batch"], state["history"]
         self.best_accuracy, self.best_epoch, self.best_state = state["best"]
-        self.seconds = state["seconds"]
+        self.seconds, self.epoch_seconds = state["seconds"]
         log.info("resumed at epoch %d, batch %d", self.epoch + 1, self.batch + 1)
 
 

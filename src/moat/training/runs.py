@@ -22,7 +22,7 @@ from moat import provenance, sources
 from moat.config.recipes import digest
 from moat.data import datasets
 from moat.data.seeding import derive_seed
-from moat.errors import DataError
+from moat.errors import ConfigError, DataError
 from moat.files import atomic_path, hash_file, read_json, write_json, write_text
 from moat.training.checkpoint import Checkpoints
 from moat.training.engine import Engine
@@ -60,6 +60,7 @@ class Run:
         Raises:
             DataError, TrainingError, Interrupted: see :class:`moat.training.engine.Engine`.
         """
+        self._check_out()
         self.work.mkdir(parents=True, exist_ok=True)
         with _only_one(self.work / "lock"):
             data = datasets.load(self.data, splits=("train", "val"))
@@ -81,6 +82,17 @@ class Run:
             engine.train(on_epoch)
             self._write(engine, data)
             checkpoints.clear()
+
+    def _check_out(self) -> None:
+        """No run replaces another's result: only its own, made again."""
+        record = self.out / "run.json"
+        if not record.exists():
+            return
+        there, wanted = read_json(record), self.resolved
+        for key in ("dataset", "arch", "method", "seed", "scale"):
+            if there.get(key) != wanted[key]:
+                held = f"holds a finished run of {key} {there.get(key)!r}, this one has {wanted[key]!r}"
+                raise ConfigError(f"--out {self.out}: {held}; name another folder")
 
     def _method(self, data: datasets.Dataset):
         method = moat.methods.get(self.resolved["method"])
@@ -141,7 +153,7 @@ class Run:
             "device": torch.cuda.get_device_name(self.device) if on_gpu else "cpu",
             "wall_seconds": round(engine.seconds, 3),
             "gpu_seconds": round(engine.seconds, 3) if on_gpu else 0.0,
-            "images_per_second": round(images / sum(row["seconds"] for row in engine.history), 1),
+            "images_per_second": round(images / sum(row["train_seconds"] for row in engine.history), 1),
             "peak_memory_bytes": _peak_memory(self.device),
             "best_epoch": engine.best_epoch,
             "best_validation_accuracy": engine.best_accuracy,
