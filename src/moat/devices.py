@@ -45,6 +45,8 @@ def select(name: str, threads: int):
         device = torch.device(name)
     except RuntimeError as error:
         raise ConfigError(f"--device {name}: allowed: auto, cpu, cuda, cuda:N") from error
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"--device {name}: allowed: auto, cpu, cuda, cuda:N")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError(f"--device {name}: torch sees no GPU here; use --device cpu, or auto")
     return device

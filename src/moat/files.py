@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from moat.errors import DataError
+from moat.errors import ConfigError, DataError
 
 
 @contextmanager
@@ -22,12 +22,10 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
 
     Raises:
         DataError: no space left on the device; names the file.
+        ConfigError: the folder cannot be made or written.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    os.close(handle)
-    temporary = Path(name)
+    temporary = _temporary_beside(path)
     try:
         yield temporary
         _publish(temporary, path)
@@ -37,6 +35,27 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_writable(path: str | os.PathLike) -> None:
+    """Make sure, before hours of work, that ``path`` can be written.
+
+    Raises:
+        ConfigError: it cannot; says why.
+    """
+    _temporary_beside(Path(path)).unlink()
+
+
+def _temporary_beside(path: Path) -> Path:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DataError(f"{path}: no space left on the device") from error
+        raise ConfigError(f"{path}: cannot be written here ({error.strerror})") from error
+    os.close(handle)
+    return Path(name)
 
 
 def _publish(temporary: Path, path: Path) -> None:

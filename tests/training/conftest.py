@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from moat.cli import main
+from moat.training.checkpoint import Checkpoints
 
 ROOT = Path(__file__).parents[2]
 TINY = {
@@ -39,6 +40,12 @@ class Tiny:
             "--project", str(self.root), "train", *run,
             "--data", str(self.data), "--out", str(out), "--work", f"{out}-work",
         ]  # fmt: skip
+
+    @staticmethod
+    def checkpoints(out: Path) -> Checkpoints:
+        """The checkpoints of the only training that --out has seen."""
+        (folder,) = (path for path in Path(f"{out}-work").iterdir() if path.is_dir())
+        return Checkpoints(folder)
 
     def train(self, out: Path, **run) -> int:
         return main(self.arguments(out, **run))

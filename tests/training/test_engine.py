@@ -8,6 +8,7 @@ from typing import ClassVar
 import pandas as pd
 import pytest
 import torch
+import yaml
 
 import moat.nets
 from moat.cli import main
@@ -16,8 +17,8 @@ from moat.errors import DataError, MoatError, TrainingError
 from moat.files import hash_file
 from moat.methods.base import Method, build_optimizer
 from moat.methods.schedules import learning_rate_factor
+from moat.methods.standard import Standard
 from moat.training import engine
-from moat.training.checkpoint import Checkpoints
 from moat.training.meters import Meter
 from moat.training.runs import load_model, read_run
 
@@ -84,6 +85,7 @@ def test_the_held_out_images_are_not_trained_on(prepared):
         ("model.safetensors", None, "no such file"),
         ("model.safetensors", lambda content: content[:-1] + b"x", "the content is not that of run.json"),
         ("run.json", lambda content: b"{", "not valid JSON"),
+        ("run.json", lambda content: b"{}", "is no record of a finished run: 'dataset' is missing"),
     ],
 )
 def test_a_damaged_run_is_refused_by_name(run, tmp_path, file, spoil, said):
@@ -122,9 +124,29 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(
     message = capsys.readouterr().err
     assert said in message and "The last good checkpoint is kept" in message
     assert not (out / "run.json").exists()
-    kept = Checkpoints(f"{out}-work").load()
+    kept = tiny.checkpoints(out).load()
     assert (kept["epoch"], kept["batch"]) == (2, 0)
     assert all(torch.isfinite(tensor).all() for tensor in kept["model"].values())
+
+
+@pytest.mark.parametrize(("epoch", "kept"), [(0, None), (1, 1), (3, 3)])
+def test_weights_that_are_not_finite_after_an_update_stop_too(tiny, tmp_path, capsys, monkeypatch, epoch, kept):
+    """The loss of a batch is from before its update: the last batch's damage shows in the weights alone."""
+    out, real = tmp_path / "run", Standard.update
+
+    def poison(self, x, y, step):
+        metrics = real(self, x, y, step)
+        if (step.epoch, step.batch) == (epoch, step.batches - 1):
+            with torch.no_grad():
+                next(self.model.parameters()).fill_(float("inf"))
+        return metrics
+
+    monkeypatch.setattr(Standard, "update", poison)
+    assert tiny.train(out, method="standard") == 1
+    assert f"method standard, epoch {epoch + 1}, batch 13: a weight is not finite" in capsys.readouterr().err
+    assert not (out / "run.json").exists()
+    state = tiny.checkpoints(out).load()
+    assert (state and state["epoch"]) == kept
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -164,7 +186,6 @@ def test_schedules(schedule, at, factor):
 def test_a_method_is_told_of_epochs_and_its_state_survives_a_stop(tiny, tmp_path, monkeypatch):
     """What hybrid, SoE and the pruning stages need: hooks per epoch, validation on demand, state, own rates."""
     from moat.attacks.suites import resolve
-    from moat.methods.standard import Standard
 
     class Counting(Standard):
         def __init__(self, *arguments, **options):
@@ -213,7 +234,6 @@ def _raising_from_epoch(epoch, update):
 
 def test_a_run_starts_from_what_initialize_took_from_its_needs_and_loads_without_them(tiny, tmp_path, monkeypatch):
     """The needed run's weights are read when training begins, not when the trained model is loaded."""
-    from moat.methods.standard import Standard
 
     class Continued(Standard):
         calls: ClassVar[list] = []
@@ -296,12 +316,33 @@ def test_a_moving_average_is_what_is_validated_and_kept(tiny, tmp_path):
         (["--need", "dense=x"], "the recipe starts from none"),
         (["--threads", "0"], "--threads 0: allowed: 1 or more"),
         (["--device", "gpu9"], "--device gpu9: allowed"),
+        (["--device", "meta"], "--device meta: allowed"),
+        (["--seed", "-1"], "--seed -1: allowed: 0 or more"),
+        (["--dataset", "digit"], "unknown dataset 'digit' (did you mean 'digits'?)"),
+        (["--out", "/proc/run"], "cannot be written here"),
     ],
 )
 def test_wrong_usage_is_exit_2_and_one_line(prepared, tmp_path, capsys, change, said):
     assert main([*prepared.arguments(tmp_path / "run"), *change]) == 2
     message = capsys.readouterr().err
     assert said in message and message.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "said"),
+    [
+        ({}, ["--dataset", "cifar10"], "holds the data set 'digits', the run wants 'cifar10'"),
+        ({"image_size": 8}, [], "was prepared with image_size 16, scale tiny has 8"),
+        ({"train_limit": 100}, [], "was prepared with train_limit 200, scale tiny has 100"),
+    ],
+)
+def test_data_that_is_not_what_the_run_asks_for_is_exit_3(tiny, tmp_path, capsys, change, options, said):
+    path = tiny.root / "config" / "scales" / "tiny.yaml"
+    scale = yaml.safe_load(path.read_text())
+    scale["data"].update(change)
+    path.write_text(yaml.safe_dump(scale))
+    assert main([*tiny.arguments(tmp_path / "run"), *options]) == 3
+    assert said in capsys.readouterr().err
 
 
 def test_missing_data_is_exit_3_and_named(prepared, tmp_path, capsys):

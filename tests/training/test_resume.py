@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from moat.errors import Interrupted
-from moat.files import hash_file
+from moat.files import hash_file, read_json, write_bytes
 from moat.training import checkpoint, engine
 from moat.training.checkpoint import Checkpoints
 
@@ -61,8 +61,8 @@ def test_sigkill_at_any_moment_changes_nothing(prepared, undisturbed, tmp_path, 
     assert process.returncode == 0
     assert kills > 0
     assert outcome(out) == undisturbed["pgd-at"]
-    assert not list(Path(f"{out}-work").glob("*.pt")), "a finished run keeps no checkpoints"
-    assert not list(out.glob(".*")), "no temporary file is left"
+    assert not list(Path(f"{out}-work").rglob("*.pt")), "a finished run keeps no checkpoints"
+    assert not list(Path(f"{out}-work").rglob(".*.part")), "what a kill left of a checkpoint is removed"
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -120,7 +120,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(
 
         patch.setattr(engine.Engine, "_end_epoch", stop)
         assert prepared.train(out) == 75
-    newest = Checkpoints(f"{out}-work").newest
+    newest = prepared.checkpoints(out).newest
     content = newest.read_bytes()
     middle = len(content) // 2
     damaged = {
@@ -134,26 +134,60 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(
     assert damage == "missing" or "is damaged; falling back" in caplog.text
 
 
-def test_a_checkpoint_of_another_recipe_is_not_resumed(tiny, tmp_path, monkeypatch, caplog):
+def test_another_recipe_starts_anew_and_keeps_the_first_ones_checkpoint(tiny, tmp_path, monkeypatch):
+    """Trying epochs: 3 in the midst of a run of 4 must not cost the run of 4."""
     out = tmp_path / "run"
     with monkeypatch.context() as patch:
         patch.setattr(engine.Engine, "_end_epoch", lambda self: (_ for _ in ()).throw(Interrupted("stopped")))
         patch.setattr(engine, "CHECKPOINT_EVERY_SECONDS", 0.0)
         assert tiny.train(out) == 75
+    kept = tiny.checkpoints(out)
     tiny.change(epochs=3)
     assert tiny.train(out) == 0
-    assert "of another recipe, other data or an older moat; starting anew" in caplog.text
     fresh = tmp_path / "fresh"
     assert tiny.train(fresh) == 0
     assert outcome(out) == outcome(fresh)
+    assert kept.load()["batch"] == 13
 
 
-def test_a_checkpoint_of_another_format_is_not_resumed(prepared, undisturbed, tmp_path, caplog):
+def test_a_checkpoint_of_another_format_is_not_resumed(prepared, undisturbed, tmp_path, monkeypatch, caplog):
     out = tmp_path / "run"
-    Checkpoints(f"{out}-work").save({"identity": {"run": "?"}, "epoch": 3})
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "CHECKPOINT_EVERY_SECONDS", 0.0)
+        patch.setattr(engine, "CHECKPOINT_FORMAT", 0)
+        patch.setattr(engine.Engine, "_end_epoch", lambda self: (_ for _ in ()).throw(Interrupted("stopped")))
+        assert prepared.train(out) == 75
     assert prepared.train(out) == 0
     assert "an older moat; starting anew" in caplog.text
     assert outcome(out) == undisturbed["pgd-at"]
+
+
+def never(*_):
+    raise AssertionError("trained again")
+
+
+@pytest.mark.parametrize("lost", ["nothing", "model.safetensors", "run.json", "everything", "damaged"])
+def test_a_finished_run_is_not_trained_again(prepared, undisturbed, tmp_path, monkeypatch, lost):
+    """Also where Snakemake has deleted the outputs, because it was killed before it took note of them."""
+    out = tmp_path / "run"
+    assert prepared.train(out) == 0
+    for name in ("model.safetensors", "last.safetensors", "history.csv", "run.json"):
+        if lost in (name, "everything"):
+            (out / name).unlink()
+    if lost == "damaged":
+        write_bytes(out / "model.safetensors", b"x")
+    monkeypatch.setattr(engine.Engine, "_train_epoch", never)
+    assert prepared.train(out) == 0
+    assert outcome(out) == undisturbed["pgd-at"]
+
+
+def test_a_finished_run_of_other_sources_is_trained_again(prepared, undisturbed, tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr("moat.sources.hash_parts", lambda *_, **__: {"engine": "0" * 16})
+        assert prepared.train(out) == 0
+    assert prepared.train(out) == 0
+    assert read_json(out / "run.json")["sources"].keys() == {"nets", "method", "attacks", "engine"}
 
 
 def test_two_processes_on_one_run_wait_for_each_other(prepared, undisturbed, tmp_path):
@@ -162,6 +196,7 @@ def test_two_processes_on_one_run_wait_for_each_other(prepared, undisturbed, tmp
     errors = [process.communicate(timeout=180)[1] for process in (first, second)]
     assert [first.returncode, second.returncode] == [0, 0]
     assert sum("waiting for it" in text for text in errors) == 1
+    assert sum("this very training is finished" in text for text in errors) == 1
     assert outcome(out) == undisturbed["pgd-at"]
 
 

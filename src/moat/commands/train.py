@@ -28,9 +28,13 @@ def run(arguments) -> int:
     from moat.config import paths
     from moat.config.project import Project
     from moat.config.recipes import resolve_run
+    from moat.errors import ConfigError
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     project = Project(Path(arguments.project))
+    project.dataset(arguments.dataset)
+    if arguments.seed < 0:
+        raise ConfigError(f"--seed {arguments.seed}: allowed: 0 or more")
     resolved = resolve_run(
         project,
         arguments.scale,

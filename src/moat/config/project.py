@@ -35,7 +35,20 @@ class Project:
         return self._named("methods", "method", name)
 
     def scale(self, name: str) -> dict[str, Any]:
-        return self._named("scales", "scale", name)
+        scale = self._named("scales", "scale", name)
+        named = {
+            "method": [*scale.get("recipes", {}), *scale.get("only", {}).get("method", [])],
+            "dataset": [
+                *scale.get("only", {}).get("dataset", []),
+                *scale.get("substitute", {}).get("dataset", {}).values(),
+            ],
+        }
+        for kind, used in named.items():
+            for each in used:
+                if each not in self.names(f"{kind}s"):
+                    what = schema.unknown_name(each, self.names(f"{kind}s"), what=kind)
+                    raise ConfigError(f"config/scales/{name}.yaml: {what}")
+        return scale
 
     def study(self, name: str) -> dict[str, Any]:
         return self._named("studies", "study", name)
@@ -58,11 +71,12 @@ class Project:
 
     def attack_settings(self, suite: str) -> dict[str, dict[str, Any]]:
         """The attack settings of a suite, in the suite's order: name -> {attack, parameters…}."""
-        known = self.attacks()
-        return {
-            name: self._pick(known, name, "attack setting", f"config/suites.yaml: {suite}")
-            for name in self.suite(suite)["settings"]
-        }
+        where = f"config/suites.yaml: {suite}"
+        return {name: self.attack(name, where=where) for name in self.suite(suite)["settings"]}
+
+    def attack(self, name: str, *, where: str) -> dict[str, Any]:
+        """One attack setting; ``where`` names who asks for it."""
+        return self._pick(self.attacks(), name, "attack setting", where)
 
     def published(self, study: str) -> list[dict[str, str]]:
         """The rows of ``config/published/<study>.csv``; an empty list for a study without a paper."""

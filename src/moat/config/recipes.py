@@ -54,7 +54,9 @@ def resolve_run(project: Project, scale: str, *, dataset: str, arch: str, method
     """Everything that decides the weights of one run, but the code and the bytes of the data."""
     recipe = _undocumented(resolve_recipe(project, scale, method))
     model = merge({"width": 1.0}, merge(project.scale(scale).get("model", {}), recipe.pop("model", {})))
-    validation = project.attacks()[recipe["validation"]["setting"]]
+    validation = project.attack(
+        recipe["validation"]["setting"], where=f"config/methods/{method}.yaml: validation.setting"
+    )
     return {
         "dataset": dataset,
         "arch": arch,

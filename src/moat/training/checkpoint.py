@@ -29,6 +29,11 @@ class Checkpoints:
         self.newest = self.folder / "checkpoint.pt"
         self.previous = self.folder / "checkpoint.previous.pt"
 
+    def tidy(self) -> None:
+        """Remove what a kill in the midst of :meth:`save` left. Call it while holding the run's lock."""
+        for leftover in self.folder.glob(f".{self.newest.name}.*.part"):
+            leftover.unlink()
+
     def save(self, state: Mapping[str, Any]) -> None:
         """Write ``state`` (tensors, numbers, strings, plain containers) atomically as the newest checkpoint."""
         buffer = io.BytesIO()

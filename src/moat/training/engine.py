@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 
 # How many steps may pass before the losses are looked at, and how many seconds between two checkpoints.
 CHECK_EVERY_STEPS = 50
+KEPT = "The last good checkpoint is kept"
 # Raised when the checkpoint's content changes: one of another format is not resumed.
 CHECKPOINT_FORMAT = 1
 CHECKPOINT_EVERY_SECONDS = 300.0
@@ -103,7 +104,8 @@ class Engine:
     def _train_epoch(self, interruption: Interruption) -> None:
         self.method.train_mode()
         self.method.begin_epoch(self.epoch)
-        for x, y in self._shown(self.batches.epoch(self.epoch, start=self.batch)):
+        shown = self._shown(self.batches.epoch(self.epoch, start=self.batch))
+        for x, y in shown:
             step = Step(self.seed, self.epoch, self.recipe["epochs"], self.batch, len(self.batches), self.device)
             self._set_learning_rates(step)
             self.meter.add(self.batch, len(y), self._update(x, y, step))
@@ -112,6 +114,8 @@ class Engine:
             self.batch += 1
             if self.batch % CHECK_EVERY_STEPS == 0:
                 self.meter.check(self.name, self.epoch)
+                self._tick()
+                shown.set_postfix_str(f"{self.meter.samples / self.epoch_seconds:.0f} images/s")
             if interruption.requested or time.monotonic() - self._saved_at > CHECKPOINT_EVERY_SECONDS:
                 self.save()
             if interruption.requested:
@@ -119,15 +123,14 @@ class Engine:
                     f"stopped at epoch {self.epoch + 1}, batch {self.batch}; checkpoint in {self.checkpoints.folder}; "
                     "the same command continues from there"
                 )
-        self.meter.check(self.name, self.epoch)
+        self.check()
 
     def _update(self, x: torch.Tensor, y: torch.Tensor, step: Step) -> dict[str, torch.Tensor]:
         try:
             return self.method.update(x, y, step)
         except MoatError as error:
             # For example an attack whose gradient is NaN, because the weights are.
-            where = f"method {self.name}, epoch {step.epoch + 1}, batch {step.batch + 1}"
-            raise TrainingError(f"{where}: {error}; stopped. The last good checkpoint is kept") from error
+            raise TrainingError(f"{self._where(step.batch + 1)}: {error}; stopped. {KEPT}") from error
 
     def _shown(self, batches: Iterator) -> Iterator:
         description = f"{self.name} epoch {self.epoch + 1}/{self.recipe['epochs']}"
@@ -183,8 +186,8 @@ class Engine:
 
     # -- state ---------------------------------------------------------------
     def save(self) -> None:
-        """Write a checkpoint, unless a loss since the last one is not finite."""
-        self.meter.check(self.name, self.epoch)
+        """Write a checkpoint, unless a loss since the last one, or a weight, is not finite."""
+        self.check()
         self._tick()
         self.checkpoints.save(
             {
@@ -203,6 +206,20 @@ class Engine:
             }
         )
         self._saved_at = time.monotonic()
+
+    def check(self) -> None:
+        """Look at the losses since the last look, and at the weights.
+
+        Raises:
+            TrainingError: one is NaN or infinite; the last checkpoint is from before that.
+        """
+        self.meter.check(self.name, self.epoch)
+        weights = [tensor for tensor in self.method.model.state_dict().values() if tensor.is_floating_point()]
+        if not torch.stack([tensor.isfinite().all() for tensor in weights]).all():
+            raise TrainingError(f"{self._where(self.batch)}: a weight is not finite; stopped. {KEPT}")
+
+    def _where(self, batch: int) -> str:
+        return f"method {self.name}, epoch {self.epoch + 1}, batch {batch}"
 
     def _resume(self) -> None:
         state = self.checkpoints.load(self.device)

@@ -41,7 +41,8 @@ class Meter:
             if not math.isfinite(value):
                 raise TrainingError(
                     f"method {method}: the loss is {value} at epoch {epoch + 1}, batch {batch + 1}; stopped. "
-                    "The last good checkpoint is kept. Lower the learning rate or set gradient_clip in the recipe"
+                    "The last good checkpoint is kept. A lower learning rate or gradient_clip in the recipe may help; "
+                    "a changed recipe trains from the start"
                 )
         self._unchecked.clear()
 

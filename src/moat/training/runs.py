@@ -14,7 +14,6 @@ import safetensors
 import safetensors.torch
 import torch
 from filelock import FileLock, Timeout
-from torch import nn
 
 import moat.methods
 import moat.nets
@@ -23,13 +22,15 @@ from moat.config.recipes import digest
 from moat.data import datasets
 from moat.data.seeding import derive_seed
 from moat.errors import ConfigError, DataError
-from moat.files import atomic_path, hash_file, read_json, write_json, write_text
+from moat.files import atomic_path, check_writable, read_json, write_json, write_text
+from moat.training import finished
 from moat.training.checkpoint import Checkpoints
 from moat.training.engine import Engine
+from moat.training.models import WEIGHTS, autocast, load_model, model_options, read_run
+
+__all__ = ["Run", "load_model", "read_run"]
 
 log = logging.getLogger(__name__)
-
-WEIGHTS = {"best": "model.safetensors", "last": "last.safetensors"}
 
 
 @dataclass
@@ -61,27 +62,57 @@ class Run:
             DataError, TrainingError, Interrupted: see :class:`moat.training.engine.Engine`.
         """
         self._check_out()
-        self.work.mkdir(parents=True, exist_ok=True)
-        with _only_one(self.work / "lock"):
-            data = datasets.load(self.data, splits=("train", "val"))
-            method_name, recipe = self.resolved["method"], self.resolved["recipe"]
-            checkpoints = Checkpoints(self.work)
-            engine = Engine(
-                self._method(data),
-                name=method_name,
-                recipe=recipe,
-                seed=self.resolved["seed"],
-                train=data.splits["train"],
-                validation=data.splits["val"],
-                augment=data.augment,
-                validation_attack=self.resolved["validation_attack"],
-                checkpoints=checkpoints,
-                identity=self._identity(data),
-                device=self.device,
-            )
+        check_writable(self.out / "run.json")
+        data = self._data()
+        identity = self._identity(data)
+        # Another recipe's or other data's checkpoints lie in another folder: no run deletes another's work.
+        folder = self.work / identity["run"]
+        folder.mkdir(parents=True, exist_ok=True)
+        with _only_one(folder / "lock"):
+            made = {"identity": identity["run"], "sources": identity["sources"]}
+            if finished.restore(folder / "finished", self.out, **made):
+                log.info("%s: this very training is finished; nothing to do", self.out)
+                return
+            checkpoints = Checkpoints(folder)
+            checkpoints.tidy()
+            engine = self._engine(data, identity, checkpoints)
             engine.train(on_epoch)
             self._write(engine, data)
+            finished.keep(self.out, folder / "finished")
             checkpoints.clear()
+
+    def _engine(self, data: datasets.Dataset, identity: Mapping[str, Any], checkpoints: Checkpoints) -> Engine:
+        return Engine(
+            self._method(data),
+            name=self.resolved["method"],
+            recipe=self.resolved["recipe"],
+            seed=self.resolved["seed"],
+            train=data.splits["train"],
+            validation=data.splits["val"],
+            augment=data.augment,
+            validation_attack=self.resolved["validation_attack"],
+            checkpoints=checkpoints,
+            identity=identity,
+            device=self.device,
+        )
+
+    def _data(self) -> datasets.Dataset:
+        """The prepared data, if it is what the run asks for."""
+        data = datasets.load(self.data, splits=("train", "val"))
+        if data.name != self.resolved["dataset"]:
+            raise DataError(
+                f"{self.data}: holds the data set {data.name!r}, the run wants {self.resolved['dataset']!r}"
+            )
+        for key, wanted in self.resolved["data"].items():
+            there = data.metadata["parameters"].get(key)
+            if wanted is not None and there != wanted:
+                raise DataError(
+                    f"{self.data}: was prepared with {key} {there}, scale {self.resolved['scale']} has {wanted}; "
+                    "`moat prepare` makes it"
+                )
+        if not len(data.splits["val"].labels):
+            raise DataError(f"{self.data}: holds no validation images, by which the best epoch is chosen")
+        return data
 
     def _check_out(self) -> None:
         """No run replaces another's result: only its own, made again."""
@@ -136,6 +167,7 @@ class Run:
                 **self.resolved["data"],
                 "path": str(self.data),
                 "sha256": data.sha256,
+                "official": all(source["official"] for source in data.metadata["sources"]),
                 "train_images": len(data.splits["train"].labels),
                 "validation_images": len(data.splits["val"].labels),
             },
@@ -146,6 +178,7 @@ class Run:
             },
             "evaluation": dict(self.evaluation),
             "recipe_digest": digest(dict(self.resolved)),
+            "identity": engine.identity["run"],
             "sources": engine.identity["sources"],
             "git_commit": provenance.git_commit(self.root),
             "lock_sha256": provenance.lock_hash(self.root),
@@ -162,56 +195,6 @@ class Run:
             "parameters": moat.nets.count_parameters(model),
             "macs_per_image": moat.nets.count_macs(model, data.image_size, len(data.mean)),
         }
-
-
-def read_run(folder: str | Path) -> dict[str, Any]:
-    """The run.json of a run's folder.
-
-    Raises:
-        DataError: there is none; says how to make it.
-    """
-    path = Path(folder) / "run.json"
-    if not path.exists():
-        raise DataError(f"{path}: no such file; `moat train … --out {folder}` makes it")
-    return read_json(path)
-
-
-def load_model(folder: str | Path, weights: str = "best", device: str | torch.device = "cpu") -> nn.Module:
-    """The trained model of a run's folder, in eval mode.
-
-    Args:
-        weights: "best" (by validation) or "last" (of the last epoch).
-
-    Raises:
-        DataError: files are missing, damaged, or do not belong together; names the file.
-    """
-    run, path = read_run(folder), Path(folder) / WEIGHTS[weights]
-    expected = run["model_sha256" if weights == "best" else "last_sha256"]
-    if not path.exists():
-        raise DataError(f"{path}: no such file")
-    if hash_file(path) != expected:
-        raise DataError(f"{path}: the content is not that of run.json (sha256 {expected[:12]}…); train it again")
-    needs = {name: Path(need["path"]) for name, need in run.get("needs", {}).items()}
-    method = moat.methods.get(run["method"])
-    model = method.build(arch=run["arch"], num_classes=run["num_classes"], options=run["model"], needs=needs)
-    model.load_state_dict(safetensors.torch.load_file(path))
-    return model.to(device, memory_format=torch.channels_last).eval()
-
-
-def model_options(model: Mapping[str, Any], data: datasets.Dataset) -> dict[str, Any]:
-    """The keywords of :func:`moat.nets.build` that the data set and the scale decide."""
-    statistics = [list(data.mean), list(data.std)]
-    return {**model, "image_size": data.image_size, "in_channels": len(data.mean), "normalize": statistics}
-
-
-def autocast(recipe: Mapping[str, Any], device: torch.device) -> Callable[[], contextlib.AbstractContextManager]:
-    """Mixed precision as the recipe asks: ``auto`` is bf16 where a GPU has it, else float32."""
-    wanted = recipe["precision"]
-    if wanted == "auto":
-        wanted = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "float32"
-    if wanted == "float32":
-        return contextlib.nullcontext
-    return lambda: torch.autocast(device.type, dtype=torch.bfloat16)
 
 
 @contextlib.contextmanager
