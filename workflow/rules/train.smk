@@ -14,6 +14,8 @@ rule train:
         "results/{scale}/benchmarks/train/{dataset}/{arch}/{method}/seed{seed}.tsv"
     wildcard_constraints:
         method=one_of(methods_of_role("method")),
+    # Trainings are what everything waits for: before evaluations of what is trained already.
+    priority: 5
     retries: 2
     threads: config["threads"]["train"]
     resources:
