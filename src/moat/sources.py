@@ -27,9 +27,18 @@ PARTS: Mapping[str, tuple[str, ...]] = {
     "attacks": ("attacks/",),
     "engine": ("training/", "data/batches.py", "data/seeding.py"),
     "evaluation": ("evaluation/",),
+    "gates": ("evaluation/",),
 }
 TRAINING_PARTS = ("nets", "method", "attacks", "engine")
 EVALUATION_PARTS = ("nets", "attacks", "evaluation")
+GATES_PARTS = ("nets", "attacks", "gates")
+
+# What takes part wherever the part is asked for. (A new gate changes no evaluation, the statistics change no row.)
+_ROOTS: Mapping[str, tuple[str, ...]] = {
+    "engine": ("training/*.py", "data/batches.py", "data/seeding.py"),
+    "evaluation": ("evaluation/runner.py",),
+    "gates": ("evaluation/gates.py",),
+}
 
 
 def hash_parts(
@@ -43,7 +52,7 @@ def hash_parts(
     """Content hash of each part today: part -> 16 hex digits.
 
     Args:
-        parts: keys of :data:`PARTS`. "engine" and "evaluation" bring all of their files.
+        parts: keys of :data:`PARTS`.
         method, arch: registry names of what was trained; None for a model from elsewhere.
         attacks: attack families (files of ``attacks/``) that were used by name.
     """
@@ -53,9 +62,7 @@ def hash_parts(
         roots.append(package / "methods" / f"{method.replace('-', '_')}.py")
     if arch is not None:
         roots += [path for path in [net_file(arch, package)] if path is not None]
-    for part in {"engine", "evaluation"} & set(parts):
-        for entry in PARTS[part]:
-            roots += (package / entry).glob("*.py") if entry.endswith("/") else [package / entry]
+    roots += [path for part in parts for pattern in _ROOTS.get(part, ()) for path in package.glob(pattern)]
     taking_part = _with_imports(roots, package)
     return {part: _hash([path for path in taking_part if _is_in(path, part, package)], package) for part in parts}
 
@@ -85,9 +92,9 @@ def stale_file(path: str | os.PathLike) -> list[str]:
 
 
 def attacks_of(record: Mapping[str, Any]) -> list[str]:
-    """The attack families that a record's settings name."""
+    """The attack families that a record names: in its settings, as the validation's, or listed."""
     settings = [*record.get("settings", {}).values(), record.get("validation_attack", {})]
-    return sorted({setting["attack"] for setting in settings if "attack" in setting})
+    return sorted({setting["attack"] for setting in settings if "attack" in setting} | {*record.get("attacks", ())})
 
 
 def reporting_hash(*, package: Path = PACKAGE) -> str:

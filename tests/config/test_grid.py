@@ -124,6 +124,18 @@ def test_a_published_number_that_fits_twice_is_refused(project):
         build_grid(project, "paper", ["dramoe"])
 
 
+def test_a_cell_without_its_published_number_is_refused_unless_it_says_so(project):
+    """A label is how the number is found: a slip in it must not make the number vanish."""
+    typo = axis("arch", {"label": "ResNet18", "arch": "resnet18"})
+    declare(project, "dramoe", study(table2=table([typo, METHODS], [DATA, METRICS], published={"table": "2"})))
+    with pytest.raises(ConfigError, match="dramoe.csv: no row fits table2: ResNet18 / TRADES x CIFAR-10 / Std"):
+        build_grid(project, "paper", ["dramoe"])
+    said = axis("arch", {"label": "ResNet18", "arch": "resnet18", "unpublished": True})
+    declare(project, "dramoe", study(table2=table([said, METHODS], [DATA, METRICS], published={"table": "2"})))
+    (made,) = build_grid(project, "paper", ["dramoe"]).tables
+    assert {cell.published for cell in made.cells} == {None}
+
+
 def needing(project, name, *needs, role="method"):
     recipe = yaml.safe_load((ROOT / "config/methods/standard.yaml").read_text())
     recipe.update(role=role, needs=[{"name": f"n{i}", "method": method} for i, method in enumerate(needs)])

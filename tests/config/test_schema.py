@@ -129,6 +129,30 @@ def test_scale_overrides_come_in_order(project):
     assert resolve_recipe(project, "paper", "pgd-at")["epochs"] == 100
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        (
+            "recipe: {epochs",
+            "recipes: {trade: {epochs: 9}}\nrecipe: {epochs",
+            "quickstart.yaml: unknown method 'trade'",
+        ),
+        ("only: {dataset: [digits]", "only: {dataset: [digit]", "quickstart.yaml: unknown dataset 'digit'"),
+        ("{cifar10: digits}", "{cifar10: digit}", "quickstart.yaml: unknown dataset 'digit'"),
+    ],
+)
+def test_a_scale_with_an_unknown_name_is_refused(project, old, new, said):
+    edit(project, "config/scales/quickstart.yaml", old, new)
+    with pytest.raises(ConfigError, match=said):
+        project.scale("quickstart")
+
+
+def test_an_unknown_validation_attack_is_named(project):
+    edit(project, "config/methods/trades.yaml", "setting: pgd10", "setting: pgd11")
+    with pytest.raises(ConfigError, match=r"trades.yaml: validation.setting: unknown attack setting 'pgd11'"):
+        resolve_run(project, "quickstart", **RUN)
+
+
 def test_a_scale_cannot_smuggle_an_unknown_key_into_a_recipe(project):
     edit(project, "config/scales/quickstart.yaml", "recipe: {epochs: 12,", "recipe: {epochs: 12, epsilonn: 1,")
     with pytest.raises(

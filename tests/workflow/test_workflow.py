@@ -6,6 +6,7 @@ import shutil
 
 import pandas as pd
 import pytest
+import yaml
 
 from moat.evaluation.statistics import accuracy
 
@@ -77,7 +78,8 @@ def test_a_second_call_does_nothing(finished):
         ("config/scales/tiny.yaml", "runtime: 5", "runtime: 6", EVERYTHING_SHOWN),
         ("src/moat/reporting/templates/page.css", "", "/* x */", EVERYTHING_SHOWN),
         ("src/moat/reporting/tables.py", "\nCOLUMNS = ", "\nEXTRA = 1\nCOLUMNS = ", EVERYTHING_SHOWN),
-        ("src/moat/attacks/pgd.py", "", "\nEXTRA = 1\n", {}),
+        # The page marks what is stale, and nothing else is made again.
+        ("src/moat/attacks/fgsm.py", "import torch\n", "import torch\n\nEXTRA = 1\n", {"page": 1}),
         ("src/moat/training/engine.py", "", "# a comment\n", {}),
         ("workflow/rules/train.smk", "--threads {threads}", "--threads  {threads}", {}),
     ],
@@ -102,19 +104,42 @@ def test_one_table_trains_only_what_it_needs(workflow):
 
 
 def test_changed_sources_are_stale_and_train_again_only_when_asked(workflow):
-    workflow.edit("src/moat/methods/trades.py", "import torch\n", "import torch\n\nEXTRA = 1\n")
-    assert workflow.planned() == {}
-    listed = json.loads(workflow.run("moat", "plan", "--json").stdout)["jobs"]
-    stale = [(job["kind"], job["method"], job["stale"]) for job in listed if job["status"] == "stale"]
-    assert stale == [("run", "trades", ["method"])]
-    assert "trades/seed0/run.json: method changed since" in workflow.run("moat", "doctor").stdout
-
     again = {"train": 1, "evaluate": 1, "verify": 1, "tabulate": 1, "draw": 1, "cells": 1, "page": 1}
-    assert workflow.planned("--config", "refresh=stale") == again
-    done = workflow.snakemake("--config", "refresh=stale")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert workflow.planned() == workflow.planned("--config", "refresh=stale") == {}
-    assert '"stale"' not in workflow.run("moat", "plan", "--json").stdout.replace('"stale": []', "")
+    # Twice: the second change must be noticed as well as the first.
+    for old, new in (("import torch\n", "import torch\n\nEXTRA = 1\n"), ("EXTRA = 1\n", "EXTRA = 2\n")):
+        workflow.edit("src/moat/methods/trades.py", old, new)
+        # Nothing but the page, which says so.
+        assert workflow.planned() == {"page": 1}
+        listed = json.loads(workflow.run("moat", "plan", "--json").stdout)["jobs"]
+        stale = [(job["kind"], job["method"], job["stale"]) for job in listed if job["status"] == "stale"]
+        assert stale == [("run", "trades", ["method"])]
+        assert "trades/seed0/run.json: method changed since" in workflow.run("moat", "doctor").stdout
+
+        assert workflow.planned("--config", "refresh=stale") == again
+        done = workflow.snakemake("--config", "refresh=stale")
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert workflow.planned() == workflow.planned("--config", "refresh=stale") == {}
+        assert {job["status"] for job in json.loads(workflow.run("moat", "plan", "--json").stdout)["jobs"]} == {"done"}
+
+
+def test_the_page_shows_what_is_stale(workflow):
+    path = workflow.root / "src/moat/nets/lenet.py"
+    path.write_text(path.read_text() + "\nEXTRA = 1\n")
+    assert workflow.snakemake().returncode == 0
+    page = (workflow.root / "results/tiny/report.html").read_text()
+    assert page.count("stale: nets") >= 3
+
+
+def test_limits_of_the_scale_reach_the_evaluation(workflow):
+    """Also back to none: run.json remembers the limit of the time of training."""
+    for limit, rows in ((10, 10), (None, 30)):
+        scale = yaml.safe_load((workflow.root / "config/scales/tiny.yaml").read_text())
+        scale["evaluation"]["limit"] = limit
+        (workflow.root / "config/scales/tiny.yaml").write_text(yaml.safe_dump(scale))
+        file = "results/tiny/evaluations/digits/lenet5/standard/seed0/quick.parquet"
+        done = workflow.snakemake(file)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert set(pd.read_parquet(workflow.root / file).groupby("setting", observed=True).size()) == {rows}
 
 
 def test_an_expert_is_trained_by_the_rule_pretrain_before_what_needs_it(workflow):

@@ -8,13 +8,16 @@ from moat import devices, sources
 from moat.config import paths, recipes, registries, schema
 from moat.config.grid import Run, build_grid, needs_of
 from moat.config.project import Project
+from moat.files import read_json, write_json
 
 schema.validate(
     config,
     Path(workflow.basedir, "workflow/schemas/config.schema.yaml"),
     source="config/config.yaml, --configfile or --config",
 )
-project = Project(os.path.relpath(workflow.basedir))
+if os.getcwd() != os.path.realpath(workflow.basedir):
+    raise WorkflowError(f"run snakemake in the project's root, {workflow.basedir}; this is {os.getcwd()}")
+project = Project(".")
 # A wrong name is told here: later it would be a missing input file.
 project.scale(config["scale"])
 for study in config["studies"]:
@@ -23,7 +26,7 @@ for study in config["studies"]:
 # Jobs find the `moat` of the environment that runs Snakemake, also where that one is not activated, and the mirror.
 # (The mirror is no parameter of fetching: another one must not fetch again what is there and verified.)
 environment = {"PATH": f"{os.path.dirname(sys.executable)}:$PATH"}
-if config["data"]["mirror"]:
+if config["data"]["mirror"] and not os.environ.get("MOAT_MIRROR"):
     environment["MOAT_MIRROR"] = config["data"]["mirror"]
 shell.prefix("".join(f'export {name}="{value}"; ' for name, value in environment.items()))
 
@@ -87,10 +90,11 @@ def evaluation_digest(wildcards):
     return recipes.digest(recipes.resolve_evaluation(project, wildcards.scale, wildcards.suite))
 
 
-def evaluation_options(wildcards):
+def evaluation_options(wildcards, at_most=None):
+    """Always with a limit: without one, the command takes the one that was in force when the run was trained."""
     evaluation = project.scale(wildcards.scale)["evaluation"]
-    limit = f"--limit {evaluation['limit']}" if evaluation["limit"] else ""
-    return f"--batch-size {evaluation['batch_size']} {limit}"
+    limits = [limit for limit in (evaluation["limit"], at_most) if limit]
+    return f"--batch-size {evaluation['batch_size']} --limit {min(limits, default='all')}"
 
 
 def results_shown(scale, shown):
@@ -117,13 +121,27 @@ def all_figures(scale):
 
 
 def refresh(record):
-    """With `--config refresh=stale`: a stamp newer than a result whose sources have changed since; else nothing."""
-    if config["refresh"] != "stale" or not sources.stale_file(record):
+    """With `--config refresh=stale`: a stamp that differs from the last one, for a result whose sources have changed.
+
+    Its content is what changed, because Snakemake looks at the content of a newer input before it makes anything again.
+    """
+    changed = sources.stale_file(record) if config["refresh"] == "stale" else []
+    if not changed:
         return []
     stamp = Path("work/refresh", record)
-    stamp.parent.mkdir(parents=True, exist_ok=True)
-    stamp.touch()
+    write_json(
+        stamp, {"stale": changed, "made_by": read_json(record)["sources"], "made_at": Path(record).stat().st_mtime}
+    )
     return [stamp]
+
+
+def stale_results(scale):
+    """What the page marks as stale: it is made again when that changes."""
+    shown = grid(scale)
+    records = [paths.run_dir(scale, run) / "run.json" for run in shown.runs]
+    records += [paths.evaluation(scale, e.run, e.suite).with_suffix(".json") for e in shown.evaluations]
+    records += [paths.gates(scale, run) for run in shown.gates]
+    return {str(record): parts for record in records if (parts := sources.stale_file(record))}
 
 
 def growing(rule, resource):

@@ -72,6 +72,7 @@ rule page:
         "logs/{scale}/report.log",
     params:
         digest=shown_digest,
+        stale=lambda wildcards: stale_results(wildcards.scale),
         studies=",".join(config["studies"]),
     shell:
         "moat report --scale {wildcards.scale} --studies {params.studies} > {log} 2>&1"

@@ -12,10 +12,11 @@ def add_arguments(parser) -> None:
 
 
 def run(arguments) -> None:
+    from moat.config import selection
     from moat.config.grid import build_grid
     from moat.config.project import Project
     from moat.errors import ConfigError
-    from moat.reporting import figures, selection
+    from moat.reporting import figures
     from moat.reporting.results import Results
 
     if arguments.figure and not arguments.study:

@@ -20,12 +20,15 @@ def run(arguments) -> int:
     from moat.commands.train import work_folder
     from moat.config.project import Project
     from moat.errors import ConfigError
+    from moat.files import check_writable
+    from moat.interruption import exit_on_sigterm
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     if arguments.out.suffix != ".parquet":
         raise ConfigError(f"--out {arguments.out}: the name must end in .parquet")
     suite = Project(Path(arguments.project)).attack_settings(arguments.suite)
-    _stop_on_sigterm()
+    exit_on_sigterm("the same command continues with the attack setting it was in")
+    check_writable(arguments.out)
 
     from moat import sources
     from moat.attacks.suites import resolve
@@ -39,18 +42,6 @@ def run(arguments) -> int:
     measured = _measure(subject, settings, parts, hashes)
     _write(arguments, subject, settings, hashes, measured)
     return 0
-
-
-def _stop_on_sigterm() -> None:
-    """SIGTERM ends the setting at hand; those finished are on disk already."""
-    import signal
-
-    from moat.errors import Interrupted
-
-    def stop(number, frame):
-        raise Interrupted("stopped; the same command continues with the attack setting it was in")
-
-    signal.signal(signal.SIGTERM, stop)
 
 
 def _measure(subject, settings, parts, sources) -> list:

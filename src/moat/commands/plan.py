@@ -17,10 +17,11 @@ def run(arguments) -> int:
     from moat.config.grid import build_grid
     from moat.config.plan import plan
     from moat.config.project import Project
+    from moat.config.selection import studies as selected
 
     project = Project(Path(arguments.project))
     config = project.config()
-    studies = arguments.studies.split(",") if arguments.studies else config["studies"]
+    studies = selected(project, arguments.studies)
     entries = plan(build_grid(project, arguments.scale or config["scale"], studies), project.root)
     if arguments.json:
         print(json.dumps({"scale": arguments.scale or config["scale"], "studies": studies, "jobs": entries}, indent=2))

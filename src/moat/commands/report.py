@@ -10,11 +10,11 @@ def add_arguments(parser) -> None:
 
 
 def run(arguments) -> None:
-    from moat.config import paths
+    from moat.config import paths, selection
     from moat.config.grid import build_grid
     from moat.config.project import Project
     from moat.files import write_text
-    from moat.reporting import page, selection
+    from moat.reporting import page
     from moat.reporting.results import Results
 
     project = Project(arguments.project)

@@ -15,10 +15,10 @@ def add_arguments(parser) -> None:
 
 
 def run(arguments) -> None:
+    from moat.config import selection
     from moat.config.grid import build_grid
     from moat.config.project import Project
     from moat.errors import ConfigError
-    from moat.reporting import selection
     from moat.reporting.results import Results
 
     if arguments.table and not arguments.study:

@@ -29,7 +29,9 @@ def run(arguments) -> int:
     from moat.config.project import Project
     from moat.config.recipes import resolve_run
     from moat.errors import ConfigError
+    from moat.interruption import exit_on_sigterm
 
+    exit_on_sigterm("nothing was trained yet that is not saved; the same command continues")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     project = Project(Path(arguments.project))
     project.dataset(arguments.dataset)

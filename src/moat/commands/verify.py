@@ -24,13 +24,20 @@ def run(arguments) -> int:
     import time
 
     from moat.config.numbers import parse_number
+    from moat.errors import ConfigError
+    from moat.files import check_writable, write_json
+    from moat.interruption import exit_on_sigterm
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     eps = parse_number(arguments.eps, where="--eps")
+    if not 0 < eps <= 1:
+        raise ConfigError(f"--eps {arguments.eps}: allowed: above 0, at most 1 (pixels are in [0, 1])")
+    exit_on_sigterm("the same command starts the gates again")
+    check_writable(arguments.out)
 
     from moat import provenance, sources
     from moat.evaluation import verify
-    from moat.files import write_json
+    from moat.evaluation.evidence import ATTACKS
 
     subject = subjects.load(arguments, at_most=AT_MOST)
     started = time.perf_counter()
@@ -38,12 +45,14 @@ def run(arguments) -> int:
     seconds = time.perf_counter() - started
     for result in report.gates:
         print(f"{'passed' if result.passed else 'FAILED'}  {result.gate}: {result.message}", flush=True)
+    made_of = {"method": subject.method, "arch": subject.run.get("arch")}
     content = {
         "run": subject.run,
         **report.to_dict(),
         "seconds": round(seconds, 3),
         **provenance.environment(),
-        "sources": sources.hash_parts(sources.EVALUATION_PARTS, method=subject.method, arch=subject.run.get("arch")),
+        "attacks": list(ATTACKS),
+        "sources": sources.hash_parts(sources.GATES_PARTS, **made_of, attacks=ATTACKS),
         "data": subject.data,
     }
     write_json(arguments.out, content)

@@ -13,6 +13,9 @@ from moat.errors import ConfigError
 # The columns of config/published/<study>.csv by which a number is found; an axis of that name binds one.
 _PUBLISHED_KEYS = ("dataset", "arch", "method", "metric", "setting")
 
+# What a point says about itself, not about what is measured.
+_NOT_BOUND = ("label", "published", "unpublished")
+
 
 class Expander:
     """Expands one study at one scale."""
@@ -61,7 +64,7 @@ class Expander:
         where = f"config/studies/{self.study}.yaml: {table}: {_label(row)} x {_label(column)}"
         bound: dict[str, Any] = {"suite": spec["suite"], "protocol": "correct"}
         for _, point in (*row, *column):
-            bound.update({key: value for key, value in point.items() if key not in ("label", "published")})
+            bound.update({key: value for key, value in point.items() if key not in _NOT_BOUND})
         substitutes = self._substitute(bound)
         not_run = bound.get("not_run") or self._excluded(bound)
         if not_run is None:
@@ -143,6 +146,11 @@ class Expander:
             raise ConfigError(
                 f"config/published/{self.study}.csv: {len(found)} rows fit {table}: {_label(row)} x {_label(column)} "
                 f"({wanted}); add a published: key to the point"
+            )
+        if not found and not any(point.get("unpublished") for _, point in (*row, *column)):
+            raise ConfigError(
+                f"config/published/{self.study}.csv: no row fits {table}: {_label(row)} x {_label(column)} ({wanted}); "
+                "correct a label, or add unpublished: true to the point if the paper has no such number"
             )
         return (_number(found[0]["value"]), _number(found[0]["std"])) if found else (None, None)
 

@@ -18,6 +18,8 @@ SWEEP_FACTORS = (0.5, 2.0)
 LARGEST_EPS = 64 / 255
 STEPS = 10
 LARGEST_STEPS = 20
+# The attack families that the gates use by name.
+ATTACKS = ("fgsm", "none", "pgd")
 # Accuracies of different attacks on the same examples may cross by this much, or by two examples.
 ACCURACY_SLACK = 0.01
 

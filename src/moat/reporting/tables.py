@@ -159,6 +159,8 @@ def _reasons(cell: Cell, done: Sequence[Run], results: Results, scale: Mapping[s
     if cell.published is not None:
         reasons += [] if scale["comparable"] else ["budget"]
         reasons += [f"stand-in {stand_in}" for stand_in in stand_ins(cell)]
+        if any(results.run(run)["data"].get("official") is False for run in done):
+            reasons.append("unofficial-data")
     return list(dict.fromkeys(reasons))
 
 
