@@ -2,12 +2,15 @@
 
 import json
 import math
+import shutil
+from typing import ClassVar
 
 import pandas as pd
 import pytest
 import torch
 
 import moat.nets
+from moat.cli import main
 from moat.data import datasets
 from moat.errors import DataError, MoatError, TrainingError
 from moat.files import hash_file
@@ -207,6 +210,36 @@ def _raising_from_epoch(epoch, update):
     return raising
 
 
+def test_a_run_starts_from_what_initialize_took_from_its_needs_and_loads_without_them(tiny, tmp_path, monkeypatch):
+    """The needed run's weights are read when training begins, not when the trained model is loaded."""
+    from moat.methods.standard import Standard
+
+    class Continued(Standard):
+        calls: ClassVar[list] = []
+
+        def initialize(self, needs):
+            self.calls.append(dict(needs))
+            self.model.load_state_dict(load_model(needs["first"]).state_dict())
+
+        def learning_rate(self, optimizer, step):
+            return 0.0
+
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert tiny.train(first, method="standard") == 0
+    recipe = tiny.root / "config" / "methods" / "standard.yaml"
+    recipe.write_text(recipe.read_text() + "\nneeds: [{name: first, method: pgd-at}]\n")
+    tiny.change(ema=0.5)
+    monkeypatch.setattr("moat.methods.get", lambda name: Continued)
+    assert main([*tiny.arguments(second, method="standard"), "--need", f"first={first}"]) == 0
+    assert Continued.calls == [{"first": first}]
+    expected = load_model(first).state_dict()
+    shutil.rmtree(first)
+    for weights in ("best", "last"):
+        # The moving average, too, started from these weights.
+        assert all(torch.equal(expected[key], value) for key, value in load_model(second, weights).state_dict().items())
+    assert Continued.calls == [{"first": first}]
+
+
 def test_gradient_clipping_bounds_the_step():
     model = torch.nn.Linear(1, 1, bias=False)
     recipe = {"optimizer": {"name": "sgd", "lr": 1.0, "momentum": 0.0, "weight_decay": 0.0}, "gradient_clip": 0.25}
@@ -243,15 +276,11 @@ def test_a_moving_average_is_what_is_validated_and_kept(tiny, tmp_path):
     ],
 )
 def test_wrong_usage_is_exit_2_and_one_line(prepared, tmp_path, capsys, change, said):
-    from moat.cli import main
-
     assert main([*prepared.arguments(tmp_path / "run"), *change]) == 2
     message = capsys.readouterr().err
     assert said in message and message.count("\n") == 1
 
 
 def test_missing_data_is_exit_3_and_named(prepared, tmp_path, capsys):
-    from moat.cli import main
-
     assert main([*prepared.arguments(tmp_path / "run"), "--data", str(tmp_path / "absent.safetensors")]) == 3
     assert "absent.safetensors" in capsys.readouterr().err

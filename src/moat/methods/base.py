@@ -64,10 +64,24 @@ class Method:
 
     @classmethod
     def build(cls, *, arch: str, num_classes: int, options: Mapping[str, Any], needs: Mapping[str, Path]) -> nn.Module:
-        """A freshly initialised model. ``options``: keywords of :func:`moat.nets.build`; ``needs``: finished runs."""
+        """A freshly initialised model, for a training and for the loading of a trained one.
+
+        Args:
+            options: keywords of :func:`moat.nets.build`.
+            needs: the runs that the recipe starts from, name -> folder. Only their names may shape the net: a trained
+                model is loaded where their files may be gone. Their weights are for :meth:`initialize`.
+        """
         return moat.nets.build(arch, num_classes, **options)
 
     # -- what a method may change -------------------------------------------
+    def initialize(self, needs: Mapping[str, Path]) -> None:
+        """Called once before a training, never when a trained model is loaded; a checkpoint's state comes on top.
+
+        Args:
+            needs: the finished runs that the recipe starts from, name -> folder. Copy their weights into the
+                parameters in place: the optimizers hold these already.
+        """
+
     def parameters_of(self, optimizer: str) -> list[nn.Parameter]:
         """The parameters that an optimizer moves."""
         return [parameter for parameter in self.model.parameters() if parameter.requires_grad]

@@ -90,7 +90,10 @@ class Run:
             arch=self.resolved["arch"], num_classes=len(data.classes), options=options, needs=self.needs
         )
         model = model.to(self.device, memory_format=torch.channels_last)
-        return method(model, self.resolved["recipe"], autocast=autocast(self.resolved["recipe"], self.device))
+        made = method(model, self.resolved["recipe"], autocast=autocast(self.resolved["recipe"], self.device))
+        # Before the engine is made: it copies the weights where the recipe asks for a moving average.
+        made.initialize(self.needs)
+        return made
 
     def _identity(self, data: datasets.Dataset) -> dict[str, Any]:
         """What a checkpoint must share with this run, and the sources that it was begun with."""
