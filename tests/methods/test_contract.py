@@ -22,6 +22,8 @@ from moat.training import engine
 from moat.training.runs import load_model, read_run
 
 METHODS = moat.methods.names()
+# Phases in which the loss need not fall at this size, (method, epoch); each has a test of its own that says why.
+OWN_TEST = {("pgd-at-sparse", 0)}
 
 
 def test_every_method_has_a_recipe_and_every_recipe_a_method():
@@ -46,8 +48,9 @@ def test_its_recipe_is_valid_at_every_scale(name, scale):
     assert {need["method"] for need in run["recipe"].get("needs", [])} <= set(METHODS)
 
 
-@pytest.mark.parametrize("epoch", [0, 1])
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(
+    ("name", "epoch"), [(name, epoch) for name in METHODS for epoch in (0, 1) if (name, epoch) not in OWN_TEST]
+)
 def test_its_loss_falls_on_a_fixed_batch(tiny, name, epoch):
     """In the first and in the last epoch: methods of two phases train differently there."""
     method, (x, y) = tiny.method(name), tiny.batch()
