@@ -1,0 +1,57 @@
+"""FAT: training on PGD examples that stop early (Zhang et al., ICML 2020, Alg. 1 and 2)."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from moat.attacks.early_stopped import early_stopped_pgd
+from moat.methods.base import Method, Step, accuracy
+
+
+class Fat(Method):
+    """Minimise CE(F(x'), y), where each x' climbs the CE until ``tau`` steps after it is misclassified.
+
+    tau grows with training: it is the number of ``friendly.tau_milestones`` that are passed.
+    """
+
+    def __init__(self, model: torch.nn.Module, recipe: Mapping[str, Any], *, autocast=None):
+        super().__init__(model, recipe, autocast=autocast)
+        self.friendly = recipe["friendly"]
+
+    def update(self, x: torch.Tensor, y: torch.Tensor, step: Step) -> dict[str, torch.Tensor]:
+        x_adv = self.friendly_examples(x, y, step)
+        logits = self.logits(x_adv)
+        loss = F.cross_entropy(logits, y)
+        self.minimize(loss)
+        return {"loss": loss.detach(), "adversarial_train_accuracy": accuracy(logits, y)}
+
+    def friendly_examples(self, x: torch.Tensor, y: torch.Tensor, step: Step) -> torch.Tensor:
+        """x' (B, C, H, W): PGD that leaves an example ``tau`` steps after it is misclassified."""
+
+        def cross_entropy(x_adv: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            logits = self.logits(x_adv)
+            return F.cross_entropy(logits, y, reduction="none"), logits
+
+        return self.climb(cross_entropy, x, y, step)
+
+    def climb(self, loss, x: torch.Tensor, y: torch.Tensor, step: Step) -> torch.Tensor:
+        """Early-stopped PGD up ``loss``, with the recipe's attack and the tau of this epoch."""
+        return early_stopped_pgd(
+            self.model,
+            x,
+            y,
+            tau=self.tau(step),
+            ascend_loss=loss,
+            noise=self.friendly["noise"],
+            generator=step.generator("attack"),
+            **self.attack,
+        )
+
+    def tau(self, step: Step) -> int:
+        """Steps that an example goes on after it is misclassified, the same throughout an epoch."""
+        return sum(step.epoch / step.epochs >= milestone for milestone in self.friendly["tau_milestones"])
+
+
+METHOD = Fat

@@ -1,0 +1,40 @@
+"""FAT for TRADES: the TRADES loss on examples that stop early (Zhang et al., ICML 2020, Sec. 4.2 and App. A)."""
+
+import torch
+
+from moat.attacks.objectives import divergence
+from moat.methods import losses
+from moat.methods.base import Step, accuracy
+from moat.methods.fat import Fat
+
+
+class FatTrades(Fat):
+    """Minimise CE(F(x), y) + beta * KL(F(x) || F(x')), where x' climbs the KL as long as FAT lets it."""
+
+    def update(self, x: torch.Tensor, y: torch.Tensor, step: Step) -> dict[str, torch.Tensor]:
+        x_adv = self.friendly_examples(x, y, step)
+        logits_clean, logits_adv = self.logits(x), self.logits(x_adv)
+        loss = losses.trades(logits_clean, logits_adv, y, self.loss_weights["beta"])
+        self.minimize(loss)
+        return {
+            "loss": loss.detach(),
+            "train_accuracy": accuracy(logits_clean, y),
+            "adversarial_train_accuracy": accuracy(logits_adv, y),
+        }
+
+    def friendly_examples(self, x: torch.Tensor, y: torch.Tensor, step: Step) -> torch.Tensor:
+        from_clean = None
+
+        def kl(x_adv: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            nonlocal from_clean
+            if from_clean is None:
+                # Here the model is already in the evaluation mode that the attack runs in.
+                with torch.no_grad():
+                    from_clean = divergence(self.logits(x))
+            logits = self.logits(x_adv)
+            return from_clean(logits), logits
+
+        return self.climb(kl, x, y, step)
+
+
+METHOD = FatTrades

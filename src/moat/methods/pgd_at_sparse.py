@@ -1,0 +1,94 @@
+"""PGD-AT (Sparse): a robust dense net is pruned by whole filters, then fine-tuned (HYDRA, arXiv 2002.10509)."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import nn
+
+import moat.nets
+from moat.attacks.suites import Attack
+from moat.errors import DataError
+from moat.methods.base import Step
+from moat.methods.schedules import learning_rate_factor
+from moat.methods.trades import Trades
+from moat.nets.masked import mask_filters, masked_layers
+
+
+class PgdAtSparse(Trades):
+    """TRADES in two stages: first only the scores that choose the filters move, then only the weights.
+
+    In the first stage the running statistics of batch norm follow the masks, its scale and shift stay; in the
+    second stage it is trained with the weights. A filter that is masked is still followed by its batch norm's shift.
+    """
+
+    optimizer_keys = {"mask": "mask_optimizer", "model": "optimizer"}
+
+    @classmethod
+    def build(cls, *, arch: str, num_classes: int, options: Mapping[str, Any], needs: Mapping[str, Path]) -> nn.Module:
+        dense = {key: value for key, value in options.items() if key != "kept"}
+        return mask_filters(moat.nets.build(arch, num_classes, **dense), options["kept"])
+
+    def __init__(self, model: nn.Module, recipe: Mapping[str, Any], *, autocast=None):
+        super().__init__(model, recipe, autocast=autocast)
+        self.mask_epochs = round(recipe["mask_share"] * recipe["epochs"])
+        self.stage = "mask"
+
+    def initialize(self, needs: Mapping[str, Path]) -> None:
+        """Take over the weights of the run ``dense`` and derive the scores; without it, both stay random."""
+        if "dense" in needs:
+            load_dense(self.model, needs["dense"])
+
+    def parameters_of(self, optimizer: str) -> list[nn.Parameter]:
+        scores = [layer.scores for layer in masked_layers(self.model)]
+        if optimizer == "mask":
+            return scores
+        known = {id(score) for score in scores}
+        return [parameter for parameter in self.model.parameters() if id(parameter) not in known]
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Let the parameters of the epoch's stage move, and no others."""
+        self.stage = "mask" if epoch < self.mask_epochs else "model"
+        for name in self.optimizers:
+            for parameter in self.parameters_of(name):
+                parameter.requires_grad_(name == self.stage)
+
+    def minimize(self, loss: torch.Tensor, optimizer: str = "model") -> None:
+        super().minimize(loss, self.stage)
+
+    def learning_rate(self, optimizer: str, step: Step) -> float:
+        """The recipe's schedule from its beginning to its end within each of the two stages."""
+        border = self.mask_epochs / step.epochs
+        begin, end = (0.0, border) if step.epoch < self.mask_epochs else (border, 1.0)
+        progress = (step.progress - begin) / (end - begin)
+        base = self.recipe[self.optimizer_keys[optimizer]]["lr"]
+        return base * learning_rate_factor(self.recipe["schedule"], progress)
+
+    def end_epoch(self, epoch: int, accuracy: Callable[[Attack], float]) -> dict[str, float]:
+        lr = self.optimizers[self.stage].param_groups[0]["lr"]
+        return {"lr": lr, "stage": 1 if self.stage == "mask" else 2}
+
+
+def load_dense(model: nn.Module, folder: Path) -> None:
+    """Copy the best weights of a finished dense run into a masked net, and derive the scores from them.
+
+    Raises:
+        DataError: the file is missing, or of another net; names it.
+    """
+    path = Path(folder) / "model.safetensors"
+    if not path.exists():
+        raise DataError(f"{path}: no such file; it is the dense net that pruning starts from")
+    dense = safetensors.torch.load_file(path)
+    own = {key: value for key, value in model.state_dict().items() if not key.endswith(".scores")}
+    if {key: value.shape for key, value in own.items()} != {key: value.shape for key, value in dense.items()}:
+        raise DataError(
+            f"{path}: not the dense net of this run; it must be of the same net, width and number of classes"
+        )
+    model.load_state_dict(dense, strict=False)
+    for layer in masked_layers(model):
+        layer.reset_scores()
+
+
+METHOD = PgdAtSparse

@@ -1,0 +1,149 @@
+"""What every method owes the engine, for each one that is registered."""
+
+import contextlib
+import json
+import math
+import shutil
+import sys
+
+import pandas as pd
+import pytest
+import torch
+from tiny_methods import ROOT, begin, set_rates, step_of
+
+import moat.methods
+from moat.attacks import steps
+from moat.config.project import Project
+from moat.config.recipes import resolve_recipe, resolve_run
+from moat.errors import Interrupted
+from moat.files import hash_file
+from moat.methods.base import Method
+from moat.training import engine
+from moat.training.runs import load_model, read_run
+
+METHODS = moat.methods.names()
+# Phases in which the loss need not fall at this size, (method, epoch); each has a test of its own that says why.
+OWN_TEST = {("pgd-at-sparse", 0)}
+
+
+def test_every_method_has_a_recipe_and_every_recipe_a_method():
+    assert Project(ROOT).names("methods") == METHODS
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_it_says_where_it_comes_from(name):
+    recipe = Project(ROOT).method(name)
+    assert recipe["sources"]
+    cls = moat.methods.get(name)
+    assert issubclass(cls, Method) and cls.__doc__ and sys.modules[cls.__module__].__doc__
+
+
+@pytest.mark.parametrize("scale", ["quickstart", "mini", "paper"])
+@pytest.mark.parametrize("name", METHODS)
+def test_its_recipe_is_valid_at_every_scale(name, scale):
+    project = Project(ROOT)
+    assert resolve_recipe(project, scale, name)["epochs"] >= 1
+    run = resolve_run(project, scale, dataset="cifar10", arch="resnet18", method=name, seed=0)
+    assert run["validation_attack"]["attack"]
+    assert {need["method"] for need in run["recipe"].get("needs", [])} <= set(METHODS)
+
+
+@pytest.mark.parametrize(
+    ("name", "epoch"), [(name, epoch) for name in METHODS for epoch in (0, 1) if (name, epoch) not in OWN_TEST]
+)
+def test_its_loss_falls_on_a_fixed_batch(tiny, name, epoch):
+    """In the first and in the last epoch: methods of two phases train differently there."""
+    method, (x, y) = tiny.method(name), tiny.batch()
+    begin(method, epoch)
+    losses = []
+    for batch in range(30):
+        step = step_of(epoch, batch)
+        set_rates(method, step)
+        metrics = method.update(x, y, step)
+        assert all(value.ndim == 0 and not value.requires_grad for value in metrics.values())
+        losses.append(float(metrics["loss"]))
+    assert all(map(math.isfinite, losses))
+    assert sum(losses[-5:]) < 0.95 * sum(losses[:5])
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_its_attacks_leave_batch_norm_and_modes_alone(tiny, name, monkeypatch):
+    entered = []
+
+    @contextlib.contextmanager
+    def watched(model):
+        before, modes = _buffers(model), [module.training for module in model.modules()]
+        with original(model):
+            assert not any(module.training for module in model.modules())
+            yield
+        after = _buffers(model)
+        assert all(torch.equal(before[key], after[key]) for key in before)
+        assert modes == [module.training for module in model.modules()]
+        entered.append(model)
+
+    original = steps.frozen
+    method, (x, y) = tiny.method(name), tiny.batch()
+    for module in [module for key, module in sys.modules.items() if key.startswith("moat.")]:
+        if getattr(module, "frozen", None) is original:
+            monkeypatch.setattr(module, "frozen", watched)
+    begin(method, 0)
+    method.update(x, y, step_of(0, 0))
+    assert entered or "attack" not in method.recipe
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_it_resumes_inside_an_epoch_to_the_bit(tiny, tmp_path, monkeypatch, name):
+    """Stopped inside the first epoch and, resumed, inside the second; 64 images in batches of 16."""
+    out, real = tmp_path / "run", engine.Engine._set_learning_rates
+    for stop_at in ((0, 2), (1, 3)):
+
+        def stop(self, step, stop_at=stop_at):
+            if (step.epoch, step.batch) == stop_at:
+                self.save()
+                raise Interrupted("stopped by the test")
+            real(self, step)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(engine.Engine, "_set_learning_rates", stop)
+            with pytest.raises(Interrupted):
+                tiny.train(name, out)
+    tiny.train(name, out)
+    assert _outcome(out) == _outcome(tiny.run(name))
+
+
+@pytest.mark.parametrize("weights", ["best", "last"])
+@pytest.mark.parametrize("name", METHODS)
+def test_its_model_is_loaded_from_its_own_files_alone(tiny, tmp_path, name, weights):
+    """The runs that it started from may be gone."""
+    out = tmp_path / "run"
+    shutil.copytree(tiny.run(name), out)
+    record = json.loads((out / "run.json").read_text())
+    for need in record["needs"].values():
+        need["path"] = str(tmp_path / "gone")
+    (out / "run.json").write_text(json.dumps(record))
+    model = load_model(out, weights)
+    assert not any(module.training for module in model.modules())
+    x, _ = tiny.batch()
+    with torch.no_grad():
+        logits = model(x)
+        assert logits.shape == (16, 10) and torch.isfinite(logits).all()
+        torch.testing.assert_close(logits[:3], model(x[:3]), rtol=1e-4, atol=1e-5)
+    assert record["parameters"] == sum(parameter.numel() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_its_run_is_recorded(tiny, name):
+    record, history = read_run(tiny.run(name)), pd.read_csv(tiny.run(name) / "history.csv")
+    assert (record["method"], record["recipe"]["epochs"]) == (name, 2)
+    assert {"nets", "method", "attacks", "engine"} == set(record["sources"])
+    assert len(history) == 2 and history["loss"].notna().all() and (history["lr"] > 0).all()
+    assert record["best_validation_accuracy"] == history["validation_accuracy"].max()
+
+
+def _buffers(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {key: value.clone() for key, value in model.named_buffers()}
+
+
+def _outcome(out) -> tuple[str, str, str]:
+    history = pd.read_csv(out / "history.csv").drop(columns="seconds")
+    return hash_file(out / "model.safetensors"), hash_file(out / "last.safetensors"), history.to_csv()

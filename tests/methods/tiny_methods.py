@@ -1,0 +1,113 @@
+"""Every registered method at a size at which a training takes a second: 64 digits of 8x8 pixels, a net of 4 to 32
+channels, short attacks. What a method needs is trained first, at the same size."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import moat.methods
+from moat.config.grid import Run as GridRun
+from moat.config.grid import needs_of
+from moat.config.project import Project
+from moat.config.recipes import resolve_run
+from moat.data import datasets
+from moat.methods.base import Method, Step
+from moat.training import runs
+
+ROOT = Path(__file__).parents[2]
+ARCH = "resnet18"
+TINY = {
+    "title": "tiny",
+    "description": "for tests",
+    "comparable": False,
+    "data": {"image_size": 8, "train_limit": 64, "test_limit": 20, "validation": 20},
+    "model": {"width": 1 / 16},
+    "recipe": {"epochs": 2, "batch_size": 16},
+    "max_seeds": 1,
+    "evaluation": {"batch_size": 20, "limit": None},
+    "resources": {name: {"mem_mb": 1000, "runtime": 5} for name in ("train", "evaluate", "verify")},
+}
+
+
+@dataclass
+class Tiny:
+    """The tiny project: its prepared digits, and the runs that have been trained in it."""
+
+    root: Path
+    data: Path
+    finished: dict[tuple[str, int], Path] = field(default_factory=dict)
+
+    def resolved(self, method: str, seed: int = 0) -> dict[str, Any]:
+        project = Project(self.root)
+        resolved = resolve_run(project, "tiny", dataset="digits", arch=ARCH, method=method, seed=seed)
+        return {
+            **resolved,
+            "recipe": _shorter(resolved["recipe"]),
+            "validation_attack": _shorter(resolved["validation_attack"]),
+        }
+
+    def needs(self, method: str, seed: int = 0) -> dict[str, Path]:
+        """The folders of the runs that a method starts from, trained where they are not yet."""
+        needed = needs_of(Project(self.root), GridRun("digits", ARCH, method, seed))
+        return {name: self.run(run.method, run.seed) for name, run in needed.items()}
+
+    def train(self, method: str, out: Path, seed: int = 0) -> Path:
+        run = runs.Run(
+            resolved=self.resolved(method, seed),
+            data=self.data,
+            out=out,
+            work=Path(f"{out}-work"),
+            needs=self.needs(method, seed),
+            root=self.root,
+        )
+        run.train()
+        return out
+
+    def run(self, method: str, seed: int = 0) -> Path:
+        """The folder of a finished run, shared by all tests."""
+        if (method, seed) not in self.finished:
+            out = self.train(method, self.root / "runs" / method / f"seed{seed}", seed)
+            self.finished[method, seed] = out
+        return self.finished[method, seed]
+
+    def method(self, name: str) -> Method:
+        """A method as a training begins it."""
+        cls, resolved = moat.methods.get(name), self.resolved(name)
+        needs, data = self.needs(name), datasets.load(self.data)
+        torch.manual_seed(0)
+        options = runs.model_options(resolved["model"], data)
+        method = cls(
+            cls.build(arch=ARCH, num_classes=10, options=options, needs=needs), resolved["recipe"], autocast=None
+        )
+        method.initialize(needs)
+        return method
+
+    def batch(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """16 training images (16, C, 8, 8) in [0, 1] and their labels."""
+        split = datasets.load(self.data).splits["train"]
+        return split.images[:16].permute(0, 3, 1, 2).float().div(255), split.labels[:16]
+
+
+def begin(method: Method, epoch: int) -> None:
+    """Put a method where the engine has it when the batches of an epoch begin."""
+    method.train_mode()
+    method.begin_epoch(epoch)
+
+
+def step_of(epoch: int, batch: int, batches: int = 60) -> Step:
+    return Step(0, epoch, TINY["recipe"]["epochs"], batch, batches, torch.device("cpu"))
+
+
+def set_rates(method: Method, step: Step) -> None:
+    for name, optimizer in method.optimizers.items():
+        for group in optimizer.param_groups:
+            group["lr"] = method.learning_rate(name, step)
+
+
+def _shorter(content: Any) -> Any:
+    """The same with at most two steps in every attack."""
+    if isinstance(content, dict):
+        return {key: min(value, 2) if key == "steps" else _shorter(value) for key, value in content.items()}
+    return content
