@@ -11,6 +11,7 @@ from moat.config.project import Project
 from moat.config.recipes import merge
 from moat.methods.base import Method, Step
 
+torch.set_num_threads(1)
 PROJECT = Project(Path(__file__).parents[2])
 METHODS = [name for name in moat.methods.names() if name in ("pgd-at-moe",) or name.startswith(("advmoe", "dramoe"))]
 ALTERNATING = [name for name in METHODS if name not in ("pgd-at-moe", "dramoe-norgat")]

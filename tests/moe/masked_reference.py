@@ -9,6 +9,8 @@ from torch.nn import functional as F
 from moat.moe import ChannelExpertConv2d
 from moat.moe.norms import ExpertBatchNorm2d
 
+torch.set_num_threads(1)
+
 
 def masked_conv(conv: ChannelExpertConv2d, x: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
     """All experts on all samples; a one-hot with straight-through gradient; the selected channels gathered."""

@@ -1,13 +1,13 @@
 """MoE-CNN runs from command to files: resumed to the bit, loaded again, evaluated."""
 
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
 import yaml
-from conftest import TINY, Tiny
 
 from moat.cli import main
 from moat.errors import Interrupted
@@ -17,8 +17,7 @@ from moat.training import engine
 from moat.training.runs import load_model, read_run
 
 METHODS = ("pgd-at-moe", "advmoe", "dramoe")
-SCALE = {
-    **TINY,
+CHANGES = {
     "only": {"dataset": ["digits"], "arch": ["resnet18"]},
     "model": {"width": 0.0625},
     "recipe": {"epochs": 2, "batch_size": 40, "optimizer": {"lr": 0.02}, "validation": {"every": 2}},
@@ -26,19 +25,26 @@ SCALE = {
 }
 
 
-class TinyMoe(Tiny):
-    def arguments(self, out: Path, method: str = "advmoe", seed: int = 0) -> list[str]:
-        arguments = super().arguments(out, method, seed)
-        arguments[arguments.index("lenet5")] = "resnet18"
-        return arguments
+@dataclass
+class MoeProject:
+    """A project whose tiny scale has a ResNet-18 of 4 to 16 channels, and the `moat train` command for it."""
+
+    root: Path
+    data: Path
+
+    def train(self, out: Path, method: str) -> int:
+        run = f"--dataset digits --arch resnet18 --method {method} --seed 0 --scale tiny".split()
+        files = ["--data", str(self.data), "--out", str(out), "--work", f"{out}-work"]
+        return main(["--project", str(self.root), "train", *run, *files])
 
 
 @pytest.fixture(scope="module")
-def moe(prepared, tmp_path_factory) -> TinyMoe:
+def moe(prepared, tmp_path_factory) -> MoeProject:
     root = tmp_path_factory.mktemp("moe") / "project"
     shutil.copytree(prepared.root, root)
-    (root / "config" / "scales" / "tiny.yaml").write_text(yaml.safe_dump(SCALE))
-    return TinyMoe(root, prepared.data)
+    scale = root / "config" / "scales" / "tiny.yaml"
+    scale.write_text(yaml.safe_dump(yaml.safe_load(scale.read_text()) | CHANGES))
+    return MoeProject(root, prepared.data)
 
 
 def outcome(out: Path) -> tuple[str, str, str]:
@@ -91,7 +97,7 @@ def test_the_model_is_built_again_with_its_experts(runs, method):
     assert isinstance(model, MoeCnn)
     assert (run["model"]["experts"], run["model"]["router"]) == (2, "dcar" if method == "dramoe" else "gap")
     assert run["parameters"] == sum(p.numel() for p in model.parameters())
-    assert model.route_logits(torch.rand(3, 1, 16, 16)).shape == (3, 2)
+    assert model.route_logits(torch.rand(3, 3, 16, 16)).shape == (3, 2)
 
 
 def test_routed_work_only_is_counted(runs):
