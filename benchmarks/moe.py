@@ -51,10 +51,12 @@ def _masked_conv(conv: ChannelExpertConv2d, x: torch.Tensor, mask: torch.Tensor,
 def balance(model: MoeCnn, x: torch.Tensor) -> None:
     """Shift the router's biases until the experts get about equal numbers of ``x``."""
     with torch.no_grad():
+        scores = model.eval().route_logits(x)
+        shift = torch.zeros(model.experts)
         for _ in range(200):
-            scores = model.eval().route_logits(x)
-            load = F.one_hot(scores.argmax(1), model.experts).float().mean(0)
-            model.router.head.linear.bias += (1 / model.experts - load) * scores.std()
+            load = F.one_hot((scores + shift).argmax(1), model.experts).float().mean(0)
+            shift += (1 / model.experts - load) * scores.std()
+        model.router.head.linear.bias += shift
 
 
 def attack_step(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> None:
