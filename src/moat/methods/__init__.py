@@ -1,4 +1,7 @@
-"""The training methods, one module each; a module's name, with ``-`` for ``_``, is the registry name."""
+"""The training methods, one module each; a module's name, with ``-`` for ``_``, is the registry name.
+
+Modules whose name begins with ``_`` hold what several methods share.
+"""
 
 import importlib
 import pkgutil
@@ -11,7 +14,11 @@ _SHARED = {"base", "losses", "schedules"}
 
 def names() -> list[str]:
     """Registry names of all methods, without importing them."""
-    return sorted(m.name.replace("_", "-") for m in pkgutil.iter_modules(__path__) if m.name not in _SHARED)
+    return sorted(m.name.replace("_", "-") for m in pkgutil.iter_modules(__path__) if _is_method(m.name))
+
+
+def _is_method(module: str) -> bool:
+    return module not in _SHARED and not module.startswith("_")
 
 
 def get(name: str) -> type:

@@ -1,0 +1,50 @@
+"""ADVMoE: backbone and router of an MoE-CNN, trained adversarially in turns.
+
+Source: Zhang et al., Robust Mixture-of-Expert Training for Convolutional Neural Networks, ICCV 2023, as its
+released code trains; the router is not trained on the classification loss but told the label modulo n.
+"""
+
+import torch
+
+from moat.attacks.early_stopped import early_stopped_pgd
+from moat.attacks.steps import frozen
+from moat.methods import losses
+from moat.methods._moe import AlternatingMoe, joint_divergence, routing_metrics
+from moat.methods.base import Step, accuracy
+
+
+class AdvMoe(AlternatingMoe):
+    """In turns: a TRADES step of the backbone, and the like for the router, each against an attack on both.
+
+    The attack climbs KL(F(x) || F(x')) + KL(G(x) || G(x')). All divergences come from log-softmax and the router's
+    gradient is clipped: with the released code's KL the router is NaN from the third batch on.
+    """
+
+    def update(self, x: torch.Tensor, y: torch.Tensor, step: Step) -> dict[str, torch.Tensor]:
+        x_adv = self.adversarial(x, y, step.generator("attack"))
+        scores = self.model.route_logits(x)
+        metrics = self.backbone_step(x, x_adv, y, scores)
+
+        x_adv = self.adversarial(x, y, step.generator("router attack"))
+        scores_adv = self.model.route_logits(x_adv)
+        alpha, beta = self.loss_weights["alpha"], self.loss_weights["beta"]
+        loss = alpha * self.router_cross_entropy(scores, y) + beta * losses.kl(scores, scores_adv)
+        self.minimize(loss, "router")
+        return {
+            **metrics,
+            "router_loss": loss.detach(),
+            "router_accuracy": accuracy(scores, y % self.model.experts),
+            **routing_metrics(scores, scores_adv),
+        }
+
+    def adversarial(self, x: torch.Tensor, y: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """PGD on classifier and router together, from the model as it stands."""
+        with frozen(self.model), self.autocast():
+            loss = joint_divergence(self.model, x, router_weight=1.0, router_grad=self.router_grad)
+            # A patience of all steps: nothing is stopped.
+            return early_stopped_pgd(
+                self.model, x, y, **self.attack, tau=self.attack["steps"], ascend_loss=loss, generator=generator
+            )
+
+
+METHOD = AdvMoe

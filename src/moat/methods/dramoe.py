@@ -1,0 +1,89 @@
+"""DRAMoE: an MoE-CNN with an attention router (DCAR), trained with router-guided adversarial training (RGAT).
+
+Source: the DRAMoE paper; it has no public code, and the recipe lists what was decided where it is silent.
+"""
+
+import torch
+
+from moat.attacks.early_stopped import early_stopped_pgd
+from moat.attacks.steps import frozen
+from moat.methods import losses
+from moat.methods._moe import AlternatingMoe, entropy, joint_divergence, routing_metrics
+from moat.methods.base import Step, accuracy
+from moat.methods.schedules import cosine
+
+FIFTHS = 5
+
+
+class Dramoe(AlternatingMoe):
+    """Early-stopped examples that also move the router; then a TRADES step of the backbone, and one of the router.
+
+    The router's loss is gamma CE(G(x), y mod n) + beta KL(G(x) || G(x')) - delta (H(G(x)) + H(G(x'))).
+    """
+
+    def update(self, x: torch.Tensor, y: torch.Tensor, step: Step) -> dict[str, torch.Tensor]:
+        x_adv = self.adversarial(x, y, step, "attack")
+        scores = self.model.route_logits(x)
+        metrics = self.backbone_step(x, x_adv, y, scores)
+
+        if self.recipe["rgat"]["regenerate"]:
+            x_adv = self.adversarial(x, y, step, "router attack")
+        scores_adv = self.model.route_logits(x_adv)
+        loss = self.router_loss(scores, scores_adv, y)
+        self.minimize(loss, "router")
+        return {
+            **metrics,
+            "router_loss": loss.detach(),
+            "router_accuracy": accuracy(scores, y % self.model.experts),
+            **routing_metrics(scores, scores_adv),
+        }
+
+    def router_loss(self, scores: torch.Tensor, scores_adv: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """The router's loss on its scores (B, experts) of clean and adversarial images."""
+        weight = self.loss_weights
+        disorder = entropy(scores) + entropy(scores_adv)
+        agreement = losses.kl(scores, scores_adv)
+        return (
+            weight["gamma"] * self.router_cross_entropy(scores, y)
+            + weight["beta"] * agreement
+            - weight["delta"] * disorder
+        )
+
+    def adversarial(self, x: torch.Tensor, y: torch.Tensor, step: Step, purpose: str) -> torch.Tensor:
+        """Early-stopped PGD up KL of F plus lambda(t) KL of G, with the patience of this part of the training."""
+        rgat = self.recipe["rgat"]
+        with frozen(self.model), self.autocast():
+            loss = joint_divergence(
+                self.model,
+                x,
+                router_weight=self.router_weight(step.progress),
+                router_grad=self.router_grad,
+                order=rgat["kl_order"],
+            )
+            return early_stopped_pgd(
+                self.model,
+                x,
+                y,
+                **self.attack,
+                tau=self.patience(step.progress),
+                ascend_loss=loss,
+                generator=step.generator(purpose),
+            )
+
+    def router_weight(self, progress: float) -> float:
+        """lambda(t): half a cosine from lambda_max to 0 over the training, or from 0 to lambda_max."""
+        rgat = self.recipe["rgat"]
+        factor = cosine(progress, {})
+        return rgat["lambda_max"] * (factor if rgat["lambda_dir"] == "down" else 1 - factor)
+
+    def patience(self, progress: float) -> int:
+        """tau: one of the recipe's values for each fifth of the training, then as ``tau_tail`` says."""
+        rgat, fifth = self.recipe["rgat"], min(int(FIFTHS * progress + 1e-9), FIFTHS - 1)
+        if fifth < len(rgat["tau"]):
+            return rgat["tau"][fifth]
+        if rgat["tau_tail"] == "off":
+            return self.attack["steps"]
+        return rgat["tau"][-1] if rgat["tau_tail"] == "hold" else fifth
+
+
+METHOD = Dramoe

@@ -1,0 +1,7 @@
+"""Mixtures of experts."""
+
+from moat.moe.channel_experts import ChannelExpertConv2d
+from moat.moe.detached import detached_router
+from moat.moe.moe_cnn import MoeCnn, build_moe_cnn
+
+__all__ = ["ChannelExpertConv2d", "MoeCnn", "build_moe_cnn", "detached_router"]

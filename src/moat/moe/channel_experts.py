@@ -1,0 +1,105 @@
+"""A convolution whose filters are divided among experts, of which each sample uses one."""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from moat.errors import ConfigError
+from moat.moe.routing import Groups, Sorting
+
+
+class ChannelExpertConv2d(nn.Module):
+    """Convolution without bias, with one disjoint group of filters per expert.
+
+    Expert e owns the filters ``weight[e * out_channels : (e + 1) * out_channels]``; a sample gets the output of its
+    expert alone, and no other expert is computed for it.
+
+    Source: the channel experts of Zhang et al., Robust Mixture-of-Expert Training for Convolutional Neural Networks,
+    ICCV 2023, whose layer computes every expert and masks.
+
+    Args:
+        in_channels: of the input; behind another such layer, the channels of one expert.
+        out_channels: of one expert.
+        experts: how many; the weight is (experts * out_channels, in_channels, kernel_size, kernel_size).
+
+    Raises:
+        ConfigError: a size below 1, a negative padding.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_size: int, *, experts: int, stride: int = 1, padding: int = 0
+    ):
+        super().__init__()
+        sizes = {"in_channels": in_channels, "out_channels": out_channels, "kernel_size": kernel_size}
+        for key, value in (sizes | {"experts": experts, "stride": stride}).items():
+            if not isinstance(value, int) or value < 1:
+                raise ConfigError(f"{key}: {value!r} is not allowed; a whole number from 1")
+        if not isinstance(padding, int) or padding < 0:
+            raise ConfigError(f"padding: {padding!r} is not allowed; a whole number from 0")
+        self.in_channels, self.out_channels, self.kernel_size = in_channels, out_channels, kernel_size
+        self.experts, self.stride, self.padding = experts, stride, padding
+        self.weight = nn.Parameter(torch.empty(experts * out_channels, in_channels, kernel_size, kernel_size))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Kaiming normal over the fan out of all experts together, as of the dense layer that they tile."""
+        nn.init.kaiming_normal_(self.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, x: torch.Tensor, route: torch.Tensor, gate: torch.Tensor | None = None) -> torch.Tensor:
+        """The selected experts' outputs (B, out_channels, H', W') for samples in any order.
+
+        Args:
+            x: (B, in_channels, H, W).
+            route: expert of each sample (B,), int64.
+            gate: (B,), ones in value. It gets the gradient of a factor on the output: the inner product of the
+                incoming gradient with the selected expert's output.
+
+        Raises:
+            ValueError: a route to an expert that does not exist.
+        """
+        sorting = Sorting.of(route, self.experts)
+        gate = None if gate is None else sorting.sort(gate)
+        return sorting.unsort(self.forward_sorted(sorting.sort(x), sorting.groups, gate))
+
+    def forward_sorted(self, x: torch.Tensor, groups: Groups, gate: torch.Tensor | None = None) -> torch.Tensor:
+        """:meth:`forward` for a sorted batch: one convolution per slice, no gather, no waiting for the device."""
+        # split, not slices: its backward writes the gradient of the whole weight once, zeros for unused experts.
+        filters = self.weight.split(self.out_channels)
+        parts = x.split([size for _, size in groups]) if len(groups) > 1 else (x,)
+        outputs = [
+            F.conv2d(part, filters[expert], stride=self.stride, padding=self.padding)
+            for part, (expert, _) in zip(parts, groups, strict=True)
+        ]
+        y = torch.cat(outputs) if len(outputs) > 1 else outputs[0]
+        return y if gate is None else _Gated.apply(y, gate)
+
+    def extra_repr(self) -> str:
+        return (
+            f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, experts={self.experts}, "
+            f"stride={self.stride}, padding={self.padding}"
+        )
+
+
+class _Gated(torch.autograd.Function):
+    """``y * gate`` for a gate of ones: y itself, and in the backward pass the gradient that the factor would get."""
+
+    @staticmethod
+    def forward(ctx, y: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(y)
+        return y.view_as(y)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, gradient: torch.Tensor):
+        if not ctx.needs_input_grad[1]:
+            return gradient, None
+        (y,) = ctx.saved_tensors
+        return gradient, _inner_products(gradient, y)
+
+
+def _inner_products(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """sum_{c,h,w} a * b of each sample (B,), without a product in memory, whichever format both lie in."""
+    if b.is_contiguous(memory_format=torch.channels_last):
+        a, b = a.permute(0, 2, 3, 1), b.permute(0, 2, 3, 1)
+    rows, columns = a.reshape(len(a), 1, -1), b.reshape(len(b), -1, 1)
+    return torch.bmm(rows, columns)[:, 0, 0]
