@@ -3,6 +3,7 @@
 Each maps images (B, C, H, W) in [0,1] to logits (B, K).
 """
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,7 +15,7 @@ import moat.nets
 from moat.config.schema import unknown_name
 from moat.errors import ConfigError
 from moat.moe.experts import Experts, build_experts
-from moat.moe.routers import MlpRouter, ResNetRouter
+from moat.moe.gates import MlpRouter, ResNetRouter
 
 
 class WeightedMixture(nn.Module):
@@ -134,13 +135,13 @@ class ClassExperts(nn.Module):
 
 
 def _dwf(arch: str, num_classes: int, net: Mapping[str, Any], experts: int = 9, gate_hidden: int = 256) -> nn.Module:
-    router = MlpRouter(experts, hidden=gate_hidden, **net)
-    return WeightedMixture(build_experts(experts, arch, num_classes, net), router)
+    nets = build_experts(experts, arch, num_classes, net)
+    return WeightedMixture(nets, MlpRouter(experts, hidden=gate_hidden, **net))
 
 
 def _sramoe(arch: str, num_classes: int, net: Mapping[str, Any], experts: int = 2) -> nn.Module:
-    router = ResNetRouter(experts, in_channels=net["in_channels"], width=net["width"])
-    return WeightedMixture(build_experts(experts, arch, num_classes, net), router)
+    nets = build_experts(experts, arch, num_classes, net)
+    return WeightedMixture(nets, ResNetRouter(experts, in_channels=net["in_channels"], width=net["width"]))
 
 
 def _soe(arch: str, num_classes: int, net: Mapping[str, Any], experts: int = 3) -> nn.Module:
@@ -179,9 +180,13 @@ def build_mixture(
             ``expert_width``, a factor on ``width``: 20/64 makes ten experts as large as one full net).
 
     Raises:
-        ConfigError: unknown kind, net, aggregation or normalisation, or a number out of range.
+        ConfigError: unknown kind, option, net, aggregation or normalisation, or a number out of range.
     """
     if kind not in KINDS:
         raise ConfigError(unknown_name(kind, KINDS, what="mixture"))
+    allowed = [name for name in inspect.signature(KINDS[kind]).parameters if name not in ("arch", "num_classes", "net")]
+    for name in options:
+        if name not in allowed:
+            raise ConfigError(unknown_name(name, allowed, what=f"option of {kind}"))
     net = {"width": width, "image_size": image_size, "in_channels": in_channels, "normalize": normalize}
     return KINDS[kind](arch, num_classes, net, **options)

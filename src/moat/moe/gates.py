@@ -1,4 +1,4 @@
-"""Routers: small nets that map an image to one score per expert."""
+"""What weights the experts of a mixture of full networks: small nets that map an image to one score per expert."""
 
 import torch
 from torch import nn
