@@ -172,10 +172,10 @@ def test_dwf_loss():
     logits = (w[:, :, None] * scores).sum(1)
     expected = -sum(logits[b].log_softmax(0)[int(y[b % 8])] for b in range(24)) / 24
     metrics = method.update(x, y, step_of())
-    assert float(metrics["loss"]) == pytest.approx(float(expected), rel=1e-4)
+    assert float(metrics["loss"]) == pytest.approx(float(expected.detach()), rel=1e-4)
     assert sum(float(metrics[f"expert{i}_weight_adversarial"]) for i in range(3)) == pytest.approx(1, abs=1e-5)
     entropy = -(w[:8] * w[:8].log()).sum(1).mean()
-    assert float(metrics["router_entropy_clean"]) == pytest.approx(float(entropy), rel=1e-4)
+    assert float(metrics["router_entropy_clean"]) == pytest.approx(float(entropy.detach()), rel=1e-4)
 
 
 def test_sramoe_loss():
@@ -346,6 +346,17 @@ def test_the_loss_falls_on_a_fixed_batch(name, epoch):
     losses = [float(method.update(x, y, step_of(number, epoch))["loss"]) for number in range(30)]
     assert all(map(math.isfinite, losses))
     assert sum(losses[-5:]) < 0.97 * sum(losses[:5])
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_half_precision_gives_nearly_the_same_loss(name):
+    method, (x, y) = made(name), batch()
+    expected = float(method.update(x, y, step_of())["loss"])
+    method = made(name)
+    method.autocast = lambda: torch.autocast("cpu", dtype=torch.bfloat16)
+    metrics = method.update(x, y, step_of())
+    assert all(value.dtype == torch.float32 for value in metrics.values())
+    assert float(metrics["loss"]) == pytest.approx(expected, rel=0.02)
 
 
 # -- whole runs --------------------------------------------------------------
