@@ -19,7 +19,8 @@ from moat.files import hash_file
 from moat.methods.base import Step
 from moat.methods.dwf_expert_fgsm import draw_one
 from moat.methods.mocse import binary_losses
-from moat.methods.soe import confidence_loss, expert_losses, phase_at
+from moat.methods.soe import WEIGHTS, confidence_loss, expert_losses, phase_at
+from moat.moe.mixtures import confidence
 from moat.training import engine, runs
 
 ROOT = Path(__file__).parents[2]
@@ -282,6 +283,18 @@ def test_the_target_of_the_confidence_loss_has_no_gradient():
         assert float(given.grad[index]) == pytest.approx(float(loss(up) - loss(down)) / 2e-6, abs=1e-8)
 
 
+@pytest.mark.parametrize("favoured", ["best", "confidence"])
+def test_soe_weights_sum_to_one_and_have_no_gradient(favoured):
+    g = torch.Generator().manual_seed(0)
+    logits, trust = torch.randn(3, 5, 4, generator=g).requires_grad_(), torch.rand(3, 5, generator=g).requires_grad_()
+    losses = expert_losses(logits, torch.arange(5) % 4)
+    weights = WEIGHTS[favoured](logits, trust, losses, 2.0)
+    torch.testing.assert_close(weights.sum(0), torch.ones(5))
+    assert not weights.requires_grad
+    favourite = losses.argmin(0) if favoured == "best" else confidence(logits, trust).argmax(0)
+    assert torch.equal(weights.argmax(0), favourite)
+
+
 @pytest.mark.parametrize("scale", [1.0, 1e4])
 def test_soe_losses_are_finite_for_huge_logits(scale):
     logits = (torch.randn(2, 8, 4, generator=torch.Generator().manual_seed(0)) * scale).requires_grad_()
@@ -396,7 +409,7 @@ def train(data, tmp_path, monkeypatch):
 
 
 def outcome(out):
-    history = pd.read_csv(out / "history.csv").drop(columns="seconds")
+    history = pd.read_csv(out / "history.csv").drop(columns=["seconds", "train_seconds"])
     return hash_file(out / "model.safetensors"), hash_file(out / "last.safetensors"), history.to_csv()
 
 
