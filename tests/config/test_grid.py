@@ -10,7 +10,7 @@ import yaml
 import moat.methods
 import moat.nets
 from moat.config import registries
-from moat.config.grid import Run, build_grid
+from moat.config.grid import Run, build_grid, needs_of
 from moat.config.plan import plan
 from moat.config.project import Project
 from moat.errors import ConfigError
@@ -152,6 +152,37 @@ def test_what_a_run_starts_from_comes_before_it(project):
     # Only what is shown is evaluated.
     assert [evaluation.run.method for evaluation in grid.evaluations] == ["second"]
     assert grid.needs[Run("cifar10-jpeg", "resnet18", "second", 0)]["n0"].method == "first"
+
+
+COPIES = [{"name": f"copy{k}", "method": "standard", "copy": k, "of": 4} for k in range(4)]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "seed", "seeds"),
+    [
+        ({"needs": [{"name": "a", "method": "standard"}]}, 2, {"a": 2}),
+        ({"needs": [{"name": "a", "method": "standard", "seed": 7}]}, 2, {"a": 7}),
+        ({"needs": COPIES}, 0, {"copy0": 0, "copy1": 1, "copy2": 2, "copy3": 3}),
+        ({"needs": COPIES}, 2, {"copy0": 8, "copy1": 9, "copy2": 10, "copy3": 11}),
+        ({"needs": COPIES, "reuse_experts": True}, 2, {"copy0": 0, "copy1": 1, "copy2": 2, "copy3": 3}),
+        ({"needs": [{"name": "a", "method": "standard"}], "reuse_experts": True}, 2, {"a": 0}),
+    ],
+)
+def test_the_seeds_of_what_a_run_starts_from(project, recipe, seed, seeds):
+    path = project.root / "config" / "methods" / "second.yaml"
+    path.write_text(yaml.safe_dump({**yaml.safe_load((ROOT / "config/methods/standard.yaml").read_text()), **recipe}))
+    needed = needs_of(project, "paper", Run("cifar10", "resnet18", "second", seed))
+    assert {name: run.seed for name, run in needed.items()} == seeds
+
+
+def test_a_scale_may_start_a_run_from_fewer(project):
+    needing(project, "second", "standard", "trades")
+    scale = project.root / "config" / "scales" / "mini.yaml"
+    fewer = {"recipes": {"second": {"needs": [{"name": "n0", "method": "standard"}]}}}
+    scale.write_text(yaml.safe_dump({**yaml.safe_load(scale.read_text()), **fewer}))
+    run = Run("cifar10", "resnet18", "second", 0)
+    assert len(needs_of(project, "paper", run)) == 2
+    assert len(needs_of(project, "mini", run)) == 1
 
 
 def test_a_circle_of_needs_is_refused(project):

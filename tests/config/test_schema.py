@@ -121,8 +121,8 @@ def test_scale_overrides_come_in_order(project):
     edit(
         project,
         "config/scales/quickstart.yaml",
-        "recipe: {epochs: 12,",
-        "recipes: {trades: {epochs: 7}}\nrecipe: {epochs: 12,",
+        "\nrecipes:\n",
+        "\nrecipes:\n  trades: {epochs: 7}\n",
     )
     assert resolve_recipe(project, "quickstart", "trades")["epochs"] == 7
     assert resolve_recipe(project, "quickstart", "pgd-at")["epochs"] == 12

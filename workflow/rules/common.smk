@@ -63,12 +63,12 @@ def run_files(wildcards):
 
 def needed_models(wildcards):
     """The models that a training starts from."""
-    needs = needs_of(project, run_of(wildcards)).values()
+    needs = needs_of(project, wildcards.scale, run_of(wildcards)).values()
     return [paths.run_dir(wildcards.scale, run) / "model.safetensors" for run in needs]
 
 
 def need_options(wildcards):
-    needs = needs_of(project, run_of(wildcards)).items()
+    needs = needs_of(project, wildcards.scale, run_of(wildcards)).items()
     return " ".join(f"--need {name}={paths.run_dir(wildcards.scale, run)}" for name, run in needs)
 
 

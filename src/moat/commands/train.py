@@ -45,7 +45,7 @@ def run(arguments) -> int:
         method=arguments.method,
         seed=arguments.seed,
     )
-    needs = _needs(arguments.need, project.method(arguments.method))
+    needs = _needs(arguments.need, resolved["recipe"])
     device = devices.select(arguments.device, arguments.threads)
 
     from moat.training.runs import Run

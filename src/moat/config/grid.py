@@ -6,10 +6,12 @@ share are listed once; what a cell's run starts from (``needs:`` in its recipe) 
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from moat.config.cells import Cell, Evaluation, Figure, Line, Run, Table, unique
 from moat.config.expand import Expander
 from moat.config.project import Project
+from moat.config.recipes import resolve_recipe
 from moat.config.schema import unknown_name
 from moat.errors import ConfigError
 
@@ -58,19 +60,26 @@ def build_grid(project: Project, scale: str, studies: Iterable[str]) -> Grid:
         figures += expander.figures()
     shown = [*tables, *figures]
     evaluations = unique(evaluation for item in shown for evaluation in item.evaluations)
-    needs = _needs(project, unique(evaluation.run for evaluation in evaluations))
+    needs = _needs(project, scale, unique(evaluation.run for evaluation in evaluations))
     return Grid(scale, tuple(tables), tuple(figures), tuple(needs), evaluations, needs)
 
 
-def needs_of(project: Project, run: Run) -> dict[str, Run]:
-    """The runs that ``run`` starts from: name in the recipe -> run (same data and net)."""
+def needs_of(project: Project, scale: str, run: Run) -> dict[str, Run]:
+    """The runs that ``run`` starts from at ``scale``: name in the recipe -> run (same data and net)."""
+    recipe = resolve_recipe(project, scale, run.method)
+    seed = 0 if recipe.get("reuse_experts") else run.seed
     return {
-        need["name"]: Run(run.dataset, run.arch, need["method"], need.get("seed", run.seed))
-        for need in project.method(run.method).get("needs", [])
+        need["name"]: Run(run.dataset, run.arch, need["method"], _needed_seed(need, seed))
+        for need in recipe.get("needs", [])
     }
 
 
-def _needs(project: Project, runs: Iterable[Run]) -> dict[Run, dict[str, Run]]:
+def _needed_seed(need: Mapping[str, Any], seed: int) -> int:
+    """The fixed seed; else the given one, or, where there are several copies, one of its own for each of them."""
+    return need.get("seed", seed * need.get("of", 1) + need.get("copy", 0))
+
+
+def _needs(project: Project, scale: str, runs: Iterable[Run]) -> dict[Run, dict[str, Run]]:
     """Every run and all that they start from, each after what it needs."""
     ordered: dict[Run, dict[str, Run]] = {}
 
@@ -78,7 +87,7 @@ def _needs(project: Project, runs: Iterable[Run]) -> dict[Run, dict[str, Run]]:
         if run in path:
             raise ConfigError(f"config/methods/{run.method}.yaml: needs itself, through {path[-1].method}")
         if run not in ordered:
-            needed = needs_of(project, run)
+            needed = needs_of(project, scale, run)
             for other in needed.values():
                 visit(other, (*path, run))
             ordered[run] = needed

@@ -1,0 +1,54 @@
+"""DWF: a soft gate over nine experts, all trained on together (Divided We Fall, arXiv 2512.20821, second stage)."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from moat.methods.base import Method, Step, accuracy
+from moat.methods.dwf_expert_fgsm import fgsm_examples
+from moat.methods.dwf_expert_pgd import pgd_examples
+from moat.moe import build_mixture, statistics
+from moat.moe.experts import load_experts
+
+
+class Dwf(Method):
+    """Minimise CE of the whole mixture on [x, x_FGSM, x_PGD], both attacks against the whole mixture.
+
+    The experts come from runs of their own, with other seeds; gate and all experts move.
+    """
+
+    @classmethod
+    def build(cls, *, arch: str, num_classes: int, options: Mapping[str, Any], needs: Mapping[str, Path]) -> nn.Module:
+        return build_mixture("dwf", arch, num_classes, **options)
+
+    def initialize(self, needs: Mapping[str, Path]) -> None:
+        load_experts(self.model.experts, {need["name"]: needs[need["name"]] for need in self.recipe["needs"]})
+
+    def update(self, x: torch.Tensor, y: torch.Tensor, step: Step) -> dict[str, torch.Tensor]:
+        images = self.expand(x, y, step)
+        with self.autocast():
+            logits, weights = self.model.mix(images)
+        logits = logits.float()
+        loss = F.cross_entropy(logits, y.repeat(3))
+        self.minimize(loss)
+        return {
+            "loss": loss.detach(),
+            "train_accuracy": accuracy(logits[: len(y)], y),
+            "adversarial_train_accuracy": accuracy(logits[len(y) :], y.repeat(2)),
+            **statistics.weights("clean", weights[: len(y)]),
+            **statistics.weights("adversarial", weights[len(y) :]),
+        }
+
+    def expand(self, x: torch.Tensor, y: torch.Tensor, step: Step) -> torch.Tensor:
+        """[x, x_FGSM, x_PGD] (3B, C, H, W)."""
+        with self.autocast():
+            x_fgsm = fgsm_examples(self.model, x, y, step, self.recipe["fgsm_attack"]["eps"])
+            x_pgd = pgd_examples(self.model, x, y, step, self.recipe["pgd_attack"])
+        return torch.cat([x, x_fgsm, x_pgd])
+
+
+METHOD = Dwf

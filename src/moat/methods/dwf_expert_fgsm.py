@@ -1,0 +1,49 @@
+"""An expert of DWF that sees FGSM examples only, of another epsilon in each batch (arXiv 2512.20821, first stage)."""
+
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from moat.attacks import fgsm, suites
+from moat.attacks.suites import Attack
+from moat.config.numbers import parse_number
+from moat.data.seeding import generator
+from moat.methods.base import Method, Step, accuracy
+
+T = TypeVar("T")
+
+
+class DwfExpertFgsm(Method):
+    """Minimise CE(F(x + eps * sign(dCE/dx)), y), eps drawn once per batch; no random start and no clean term."""
+
+    def update(self, x: torch.Tensor, y: torch.Tensor, step: Step) -> dict[str, torch.Tensor]:
+        with self.autocast():
+            x_adv = fgsm_examples(self.model, x, y, step, self.recipe["fgsm_attack"]["eps"])
+        logits = self.logits(x_adv)
+        loss = F.cross_entropy(logits, y)
+        self.minimize(loss)
+        return {"loss": loss.detach(), "adversarial_train_accuracy": accuracy(logits, y)}
+
+    def end_epoch(self, epoch: int, accuracy: Callable[[Attack], float]) -> dict[str, float]:
+        # FGSM training may learn to fool one step only, and its own loss would not tell.
+        return {"watched_accuracy": accuracy(suites.resolve("watch", self.recipe["watch"]))}
+
+
+def fgsm_examples(
+    model: nn.Module, x: torch.Tensor, y: torch.Tensor, step: Step, eps: Sequence[float | str]
+) -> torch.Tensor:
+    """FGSM at one of the ``eps`` (in pixel units), drawn for the whole batch."""
+    return fgsm(model, x, y, eps=parse_number(draw_one(eps, step, "fgsm epsilon"), where="fgsm_attack.eps"))
+
+
+def draw_one(values: Sequence[T], step: Step, purpose: str) -> T:
+    """One of the values, each equally likely, the same for the whole batch."""
+    # On the CPU whatever the device of the images: the number decides what the host does next.
+    random = generator(step.seed, step.epoch, purpose, step.batch)
+    return values[int(torch.randint(len(values), (), generator=random))]
+
+
+METHOD = DwfExpertFgsm

@@ -1,0 +1,48 @@
+"""MoCSE: one expert per class, trained on clean images (arXiv 2311.10177, Section 3)."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from moat.methods.base import Method, Step, accuracy
+from moat.moe import build_mixture
+
+
+class Mocse(Method):
+    """Minimise CE(F(x), y) + w * mean_n BCE_n: the aggregated class scores, and each expert's "is it class n?"."""
+
+    @classmethod
+    def build(cls, *, arch: str, num_classes: int, options: Mapping[str, Any], needs: Mapping[str, Path]) -> nn.Module:
+        return build_mixture("mocse", arch, num_classes, **options)
+
+    def update(self, x: torch.Tensor, y: torch.Tensor, step: Step) -> dict[str, torch.Tensor]:
+        return self.fit(x, y, "train_accuracy")
+
+    def fit(self, x: torch.Tensor, y: torch.Tensor, accuracy_name: str) -> dict[str, torch.Tensor]:
+        """One step down the loss on the images as they are given."""
+        with self.autocast():
+            answers = self.model.answers(x).float()
+        logits = self.model.aggregate(answers)
+        aggregated, binary = F.cross_entropy(logits, y), binary_losses(answers, y).mean()
+        loss = aggregated + self.loss_weights["binary"] * binary
+        self.minimize(loss)
+        return {
+            "loss": loss.detach(),
+            "aggregated_loss": aggregated.detach(),
+            "binary_loss": binary.detach(),
+            accuracy_name: accuracy(logits, y),
+        }
+
+
+def binary_losses(answers: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """BCE_n (E,): the mean two-way cross-entropy of expert n's answers (E, B, 2) with the target [y == n]."""
+    classes = torch.arange(len(answers), device=y.device)
+    targets = (y == classes[:, None]).long()
+    return F.cross_entropy(answers.flatten(0, 1), targets.flatten(), reduction="none").view_as(targets).mean(1)
+
+
+METHOD = Mocse

@@ -1,0 +1,120 @@
+"""SoE: experts that learn to know which of them is right (Cui et al., Synergy-of-Experts, NeurIPS 2022)."""
+
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from moat.attacks import pgd
+from moat.errors import ConfigError
+from moat.methods.base import Method, Step, accuracy
+from moat.moe import build_mixture, statistics
+from moat.moe.mixtures import confidence, most_confident
+
+
+class Soe(Method):
+    """Minimise L(x) + L(x'), L = mean_x sum_i omega_i CE(z_i, y) + lambda * (how wrong the confidences are).
+
+    The recipe's phases follow each other. A phase says whom x' deceives (each expert alone, or the whole system)
+    and whom the weights omega favour (the expert with the lowest loss, or the most confident one).
+    """
+
+    @classmethod
+    def build(cls, *, arch: str, num_classes: int, options: Mapping[str, Any], needs: Mapping[str, Path]) -> nn.Module:
+        return build_mixture("soe", arch, num_classes, **options)
+
+    def __init__(self, model: nn.Module, recipe: Mapping[str, Any], *, autocast=None):
+        total = sum(phase["share"] for phase in recipe["phases"])
+        if not math.isclose(total, 1.0):
+            raise ConfigError(f"phases: the shares sum to {total:g}; they must sum to 1")
+        super().__init__(model, recipe, autocast=autocast)
+
+    def update(self, x: torch.Tensor, y: torch.Tensor, step: Step) -> dict[str, torch.Tensor]:
+        phase = phase_at(self.recipe["phases"], step.epoch, step.epochs)
+        with self.autocast():
+            x_adv = ATTACKS[phase["attack"]](self, x, y, step)
+        y_adv = y.repeat(len(x_adv) // len(x))
+        clean, clean_metrics = self.loss(x, y, phase["weights"], "clean")
+        adversarial, adversarial_metrics = self.loss(x_adv, y_adv, phase["weights"], "adversarial")
+        loss = clean + adversarial
+        self.minimize(loss)
+        return {"loss": loss.detach(), **clean_metrics, **adversarial_metrics}
+
+    def loss(
+        self, x: torch.Tensor, y: torch.Tensor, favoured: str, kind: str
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """L(x), and what history.csv shall say of images of this ``kind``."""
+        with self.autocast():
+            logits, trust = self.model.judge(x)
+        losses = expert_losses(logits, y)
+        omega = WEIGHTS[favoured](logits, trust, losses, self.loss_weights["temperature"])
+        auxiliary = confidence_loss(logits, trust, y)
+        chosen = confidence(logits, trust).detach().argmax(0)
+        metrics = {
+            f"{kind}_train_accuracy": accuracy(most_confident(logits, trust), y),
+            f"confidence_loss_{kind}": auxiliary.detach(),
+            **statistics.loads(kind, chosen, len(logits)),
+        }
+        return (omega * losses).sum(0).mean() + self.loss_weights["auxiliary"] * auxiliary, metrics
+
+
+def expert_losses(logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """Cross-entropies (E, B) of all experts' logits (E, B, K)."""
+    labels = y.expand(len(logits), -1)
+    return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view_as(labels)
+
+
+def confidence_loss(logits: torch.Tensor, trust: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """Mean BCE(R_i, p_i(y)) with the target held fixed: an expert shall be as confident as it is right.
+
+    Where expert i predicts y already, its largest probability inside R_i is held fixed too: only trust learns there,
+    while on other images a too sure class head is pulled down.
+    """
+    p = F.softmax(logits, -1)
+    target = p.detach().gather(-1, y.expand(len(p), -1)[..., None])[..., 0]
+    largest, predicted = p.max(-1)
+    largest = torch.where(predicted == y, largest.detach(), largest)
+    # Rounded products may leave [0, 1] by the last digit.
+    return F.binary_cross_entropy((trust * largest).clamp(0, 1), target.clamp(0, 1))
+
+
+def attack_each(method: Soe, x: torch.Tensor, y: torch.Tensor, step: Step) -> torch.Tensor:
+    """One example against each expert alone: (E * B, C, H, W), expert by expert."""
+    return torch.cat([
+        pgd(expert, x, y, loss="ce", generator=step.generator(f"attack on expert {number}"), **method.attack)
+        for number, expert in enumerate(method.model.experts)
+    ])  # fmt: skip
+
+
+def attack_system(method: Soe, x: torch.Tensor, y: torch.Tensor, step: Step) -> torch.Tensor:
+    """Examples (B, C, H, W) against what the whole system answers."""
+    return pgd(method.model, x, y, loss="ce", generator=step.generator("attack"), **method.attack)
+
+
+def phase_at(phases: list[Mapping[str, Any]], epoch: int, epochs: int) -> Mapping[str, Any]:
+    """The phase of an epoch (0, 1, …); each lasts its ``share`` of the training, the last one all that is left."""
+    end = 0.0
+    for phase in phases[:-1]:
+        end += phase["share"]
+        if epoch < round(end * epochs):
+            return phase
+    return phases[-1]
+
+
+ATTACKS: Mapping[str, Callable[[Soe, torch.Tensor, torch.Tensor, Step], torch.Tensor]] = {
+    "one_by_one": attack_each,
+    "together": attack_system,
+}
+# Weights (E, B) that sum to 1 over the experts, without a gradient.
+WEIGHTS: Mapping[str, Callable[..., torch.Tensor]] = {
+    "best": lambda logits, trust, losses, temperature: F.softmax(-temperature * losses.detach(), 0),
+    "confidence": lambda logits, trust, losses, temperature: F.softmax(
+        temperature * confidence(logits, trust).detach(), 0
+    ),
+}
+
+METHOD = Soe

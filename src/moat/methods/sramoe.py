@@ -1,0 +1,51 @@
+"""SRAMoE: a router between a clean and an adversarially trained net, both frozen (DRAMoE, Section 3)."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from moat.attacks import pgd
+from moat.methods.base import Method, Step, accuracy
+from moat.moe import build_mixture, statistics
+from moat.moe.experts import load_experts
+
+
+class Sramoe(Method):
+    """Minimise CE(F(x), y) + CE(F(x'), y) over the router of F = w_c E_clean + w_a E_adv, x' deceiving the whole F."""
+
+    @classmethod
+    def build(cls, *, arch: str, num_classes: int, options: Mapping[str, Any], needs: Mapping[str, Path]) -> nn.Module:
+        return build_mixture("sramoe", arch, num_classes, **options)
+
+    def __init__(self, model: nn.Module, recipe: Mapping[str, Any], *, autocast=None):
+        model.experts.requires_grad_(False)
+        super().__init__(model, recipe, autocast=autocast)
+
+    def initialize(self, needs: Mapping[str, Path]) -> None:
+        load_experts(self.model.experts, {need["name"]: needs[need["name"]] for need in self.recipe["needs"]})
+
+    def train_mode(self) -> None:
+        self.model.train()
+        self.model.experts.eval()
+
+    def update(self, x: torch.Tensor, y: torch.Tensor, step: Step) -> dict[str, torch.Tensor]:
+        with self.autocast():
+            x_adv = pgd(self.model, x, y, loss="ce", generator=step.generator("attack"), **self.attack)
+            (clean, clean_weights), (adversarial, adversarial_weights) = self.model.mix(x), self.model.mix(x_adv)
+        clean, adversarial = clean.float(), adversarial.float()
+        loss = F.cross_entropy(clean, y) + F.cross_entropy(adversarial, y)
+        self.minimize(loss)
+        return {
+            "loss": loss.detach(),
+            "train_accuracy": accuracy(clean, y),
+            "adversarial_train_accuracy": accuracy(adversarial, y),
+            **statistics.weights("clean", clean_weights),
+            **statistics.weights("adversarial", adversarial_weights),
+        }
+
+
+METHOD = Sramoe
