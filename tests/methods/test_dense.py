@@ -235,6 +235,7 @@ def test_alpha_is_that_of_the_epoch_before_in_the_loss(tiny, seen):
     losses, inputs = seen(method)
     method.alpha = 0.125
     method.update(x.double(), y, step_of(0, 0))
-    p, q = probabilities(method.model, x.double()), probabilities(method.model, inputs[-1])
+    x_adv = inputs[-1]
+    p, q = probabilities(method.model, x.double()), probabilities(method.model, x_adv)
     expected = 0.125 * cross_entropy(p, y) + 0.875 * cross_entropy(q, y)
     assert float(losses[0].detach()) == pytest.approx(expected, rel=2e-5)
