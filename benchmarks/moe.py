@@ -52,10 +52,11 @@ def balance(model: MoeCnn, x: torch.Tensor) -> None:
     """Shift the router's biases until the experts get about equal numbers of ``x``."""
     with torch.no_grad():
         scores = model.eval().route_logits(x)
-        shift = torch.zeros(model.experts)
-        for _ in range(200):
+        # The scores of a fresh router differ far more between experts than between images.
+        shift, spread = -scores.mean(0), scores.std(0).mean()
+        for number in range(200):
             load = F.one_hot((scores + shift).argmax(1), model.experts).float().mean(0)
-            shift += (1 / model.experts - load) * scores.std()
+            shift += (1 / model.experts - load) * spread / (1 + number / 10)
         model.router.head.linear.bias += shift
 
 
