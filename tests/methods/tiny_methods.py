@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
 import moat.methods
 from moat.config.grid import Run as GridRun
@@ -18,6 +19,8 @@ from moat.training import runs
 
 ROOT = Path(__file__).parents[2]
 ARCH = "resnet18"
+# Three experts for DWF, as at scale quickstart.
+FEWER = yaml.safe_load((ROOT / "config/scales/quickstart.yaml").read_text())["recipes"]
 TINY = {
     "title": "tiny",
     "description": "for tests",
@@ -25,6 +28,7 @@ TINY = {
     "data": {"image_size": 8, "train_limit": 64, "test_limit": 20, "validation": 20},
     "model": {"width": 1 / 16},
     "recipe": {"epochs": 2, "batch_size": 16},
+    "recipes": FEWER,
     "max_seeds": 1,
     "evaluation": {"batch_size": 20, "limit": None},
     "resources": {name: {"mem_mb": 1000, "runtime": 5} for name in ("train", "evaluate", "verify")},
@@ -50,7 +54,7 @@ class Tiny:
 
     def needs(self, method: str, seed: int = 0) -> dict[str, Path]:
         """The folders of the runs that a method starts from, trained where they are not yet."""
-        needed = needs_of(Project(self.root), GridRun("digits", ARCH, method, seed))
+        needed = needs_of(Project(self.root), "tiny", GridRun("digits", ARCH, method, seed))
         return {name: self.run(run.method, run.seed) for name, run in needed.items()}
 
     def train(self, method: str, out: Path, seed: int = 0) -> Path:
