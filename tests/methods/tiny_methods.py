@@ -113,5 +113,9 @@ def set_rates(method: Method, step: Step) -> None:
 def _shorter(content: Any) -> Any:
     """The same with at most two steps in every attack."""
     if isinstance(content, dict):
-        return {key: min(value, 2) if key == "steps" else _shorter(value) for key, value in content.items()}
+        return {key: _at_most_two(value) if key == "steps" else _shorter(value) for key, value in content.items()}
     return content
+
+
+def _at_most_two(steps: int | list[int]) -> int | list[int]:
+    return [min(each, 2) for each in steps] if isinstance(steps, list) else min(steps, 2)

@@ -15,7 +15,8 @@ import moat.nets
 from moat.config.schema import unknown_name
 from moat.errors import ConfigError
 from moat.moe.experts import Experts, build_experts
-from moat.moe.gates import MlpRouter, ResNetRouter
+from moat.moe.gates import MlpRouter
+from moat.moe.routers import build_router
 
 
 class WeightedMixture(nn.Module):
@@ -141,7 +142,7 @@ def _dwf(arch: str, num_classes: int, net: Mapping[str, Any], experts: int = 9, 
 
 def _sramoe(arch: str, num_classes: int, net: Mapping[str, Any], experts: int = 2) -> nn.Module:
     nets = build_experts(experts, arch, num_classes, net)
-    return WeightedMixture(nets, ResNetRouter(experts, in_channels=net["in_channels"], width=net["width"]))
+    return WeightedMixture(nets, build_router("gap", experts, in_channels=net["in_channels"], width=net["width"]))
 
 
 def _soe(arch: str, num_classes: int, net: Mapping[str, Any], experts: int = 3) -> nn.Module:
