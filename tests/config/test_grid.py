@@ -147,11 +147,11 @@ def test_what_a_run_starts_from_comes_before_it(project):
     needing(project, "second", "first", "standard")
     only = axis("method", {"label": "x", "method": "second"})
     declare(project, "a", study(one=table([DATA, NET, only], [METRICS])))
-    grid = build_grid(project, "mini", ["a"])
-    assert [run.method for run in grid.runs] == ["first", "standard", "second"]
+    grid = build_grid(project, "paper", ["a"])
+    assert [run.method for run in grid.runs] == ["first", "standard", "second"] * 3
     # Only what is shown is evaluated.
-    assert [evaluation.run.method for evaluation in grid.evaluations] == ["second"]
-    assert grid.needs[Run("cifar10-jpeg", "resnet18", "second", 0)]["n0"].method == "first"
+    assert [evaluation.run.method for evaluation in grid.evaluations] == ["second"] * 3
+    assert grid.needs[Run("cifar10", "resnet18", "second", 0)]["n0"].method == "first"
 
 
 COPIES = [{"name": f"copy{k}", "method": "standard", "copy": k, "of": 4} for k in range(4)]
@@ -191,7 +191,7 @@ def test_a_circle_of_needs_is_refused(project):
     only = axis("method", {"label": "x", "method": "second"})
     declare(project, "a", study(one=table([DATA, NET, only], [METRICS])))
     with pytest.raises(ConfigError, match="needs itself"):
-        build_grid(project, "mini", ["a"])
+        build_grid(project, "paper", ["a"])
 
 
 @pytest.mark.parametrize("scale", Project(ROOT).names("scales"))

@@ -132,11 +132,8 @@ def test_scale_overrides_come_in_order(project):
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
-        (
-            "recipe: {epochs",
-            "recipes: {trade: {epochs: 9}}\nrecipe: {epochs",
-            "quickstart.yaml: unknown method 'trade'",
-        ),
+        ("  dwf-expert-pgd:", "  trade: {epochs: 9}\n  dwf-expert-pgd:", "quickstart.yaml: unknown method 'trade'"),
+        ("method: [standard,", "method: [standart,", "quickstart.yaml: unknown method 'standart'"),
         ("only: {dataset: [digits]", "only: {dataset: [digit]", "quickstart.yaml: unknown dataset 'digit'"),
         ("{cifar10: digits}", "{cifar10: digit}", "quickstart.yaml: unknown dataset 'digit'"),
     ],
