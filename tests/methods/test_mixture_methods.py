@@ -383,7 +383,8 @@ def data():
         )
 
     return Dataset(
-        name="noise", classes=["a", "b", "c"], mean=[0.5] * 3, std=[0.25] * 3, sha256="0" * 64, metadata={},
+        name="digits", classes=["a", "b", "c"], mean=[0.5] * 3, std=[0.25] * 3, sha256="0" * 64,
+        metadata={"parameters": {}, "sources": []},
         augment={"crop_padding": 1, "flip": True}, image_size=SIZE, splits={"train": split(24), "val": split(9)},
     )  # fmt: skip
 
