@@ -168,7 +168,7 @@ def test_page_tells_origin_gates_staleness_and_gaps(built):
         "stale: nets",
         "failed: monotone-epsilon",
         "not evaluated yet",
-        "there is no recipe for this method yet",
+        "the method mart is not part of scale quickstart",
         "A &lt;fast&gt; CPU &amp; more, 2 cores",
         "FG_SM &amp; 50 % &lt;b&gt;",
         "1,234",
