@@ -1,0 +1,15 @@
+"""What the tests of several folders share."""
+
+import pytest
+import torch
+from sklearn.datasets import load_digits
+from torch.nn import functional as F
+
+
+@pytest.fixture(scope="session")
+def digits():
+    """Images (N, 3, 16, 16) in [0,1] and labels (N,)."""
+    content = load_digits()
+    x = torch.tensor(content.images / 16, dtype=torch.float32)[:, None].expand(-1, 3, -1, -1)
+    x = F.interpolate(x, 16, mode="bilinear").clamp(0, 1)
+    return x, torch.tensor(content.target)
