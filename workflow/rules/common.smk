@@ -102,7 +102,7 @@ def results_shown(scale, shown):
     folders = [paths.run_dir(scale, run) for run in shown.runs]
     records = [folder / name for folder in folders for name in ("run.json", "history.csv")]
     evaluations = [paths.evaluation(scale, e.run, e.suite) for e in shown.evaluations]
-    return records + evaluations + [paths.gates(scale, run) for run in shown.runs]
+    return records + evaluations + [paths.gates(scale, run) for run in shown.gates]
 
 
 def shown_digest(wildcards):

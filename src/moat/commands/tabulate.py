@@ -29,7 +29,7 @@ def run(arguments) -> None:
     studies = selection.studies(project, arguments.studies, arguments.study)
     grid = build_grid(project, arguments.scale, studies)
     tables = (grid.table(arguments.study, arguments.table),) if arguments.table else grid.tables
-    results = Results(arguments.results, arguments.scale)
+    results = Results(arguments.results, arguments.scale, project=project)
     content = _join(tables, results) if arguments.cells else _write(tables, results, project.scale(arguments.scale))
     _print_counts(content, len(tables))
 
