@@ -21,7 +21,7 @@ class DwfExpertFgsm(Method):
 
     def update(self, x: torch.Tensor, y: torch.Tensor, step: Step) -> dict[str, torch.Tensor]:
         with self.autocast():
-            x_adv = fgsm_examples(self.model, x, y, step, self.recipe["fgsm_attack"]["eps"])
+            x_adv = fgsm_examples(self.attacked(), x, y, step, self.recipe["fgsm_attack"]["eps"])
         logits = self.logits(x_adv)
         loss = F.cross_entropy(logits, y)
         self.minimize(loss)

@@ -18,7 +18,7 @@ class DwfExpertPgd(Method):
 
     def update(self, x: torch.Tensor, y: torch.Tensor, step: Step) -> dict[str, torch.Tensor]:
         with self.autocast():
-            x_adv = pgd_examples(self.model, x, y, step, self.recipe["pgd_attack"])
+            x_adv = pgd_examples(self.attacked(), x, y, step, self.recipe["pgd_attack"])
         logits = self.logits(x_adv)
         loss = F.cross_entropy(logits, y)
         self.minimize(loss)

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from moat.attacks import suites
+from moat.attacks import for_attack, suites
 from moat.data.batches import Batches
 from moat.data.datasets import Split
 from moat.data.seeding import generator
@@ -160,9 +160,10 @@ class Engine:
         """Accuracy on the held-out images under an attack, with the same random starts every epoch."""
         model = self.weights()
         model.eval()
+        attacked = for_attack(model)
         correct = 0
         for number, (x, y) in enumerate(self.validation.epoch(0)):
-            x_adv = attack(model, x, y, generator(self.seed, 0, "validation", number, self.device))
+            x_adv = attack(attacked, x, y, generator(self.seed, 0, "validation", number, self.device))
             with torch.no_grad():
                 correct += (model(x_adv).argmax(1) == y).sum()
         self.method.train_mode()
