@@ -109,6 +109,7 @@ def shown_digest(wildcards):
     """Changes when what declares the tables and figures of a study changes, or the code that draws them."""
     studies = [wildcards.study] if hasattr(wildcards, "study") else config["studies"]
     declared = [(project.study(name), project.published(name)) for name in studies]
+    declared.append(project.claims())
     return recipes.digest([declared, project.scale(wildcards.scale), sources.reporting_hash()])
 
 
