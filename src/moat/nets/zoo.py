@@ -120,7 +120,7 @@ def mobilenet_v2(image_size: int) -> nn.Module:
     The stem and the first block of the second stage keep the image size. pytorch-cifar's has three 1x1 convolutions
     more, as shortcuts of blocks whose channels change; the paper and the library have none.
     """
-    net = library("torchvision.models").mobilenet_v2(dropout=0.0)
+    net = library("torchvision.models").mobilenet_v2()
     for block in (net.features[0], net.features[2].conv[1]):
         block[0].stride = (1, 1)
     net.classifier = nn.Identity()
@@ -132,7 +132,7 @@ def efficientnet_b0(image_size: int) -> nn.Module:
 
     Images of up to 64 pixels meet a stem of stride 1; larger ones, as in the hybrid study, the library's own net.
     """
-    net = library("torchvision.models").efficientnet_b0(dropout=0.0, stochastic_depth_prob=0.0)
+    net = library("torchvision.models").efficientnet_b0(stochastic_depth_prob=0.0)
     if image_size <= LARGEST_SMALL_IMAGE:
         net.features[0][0].stride = (1, 1)
     net.classifier = nn.Identity()
