@@ -17,6 +17,8 @@ from torch import nn
 
 import moat.methods
 from moat import nets
+from moat.attacks import for_attack
+from moat.attacks.folding import foldable
 from moat.cli import main
 from moat.config.project import Project
 from moat.config.recipes import resolve_run
@@ -137,6 +139,23 @@ def test_the_gradient_reaches_every_pixel(name, in_channels):
     x = torch.rand(2, in_channels, 8, 8, dtype=torch.float64, requires_grad=True)
     model(x).logsumexp(1).sum().backward()
     assert x.grad.isfinite().all() and (x.grad != 0).flatten(1).float().mean() > 0.9
+
+
+# DenseNet's batch norms stand before the convolutions: one in each layer and transition, and the last one stay.
+@pytest.mark.parametrize("name", NAMES)
+def test_the_copy_that_attacks_use_is_the_net(name):
+    model = tiny(name, image_size=16).double()
+    x = torch.rand(4, 3, 16, 16, dtype=torch.float64)
+    for _ in range(3):
+        model(x)  # moves the running statistics of batch norm
+    left = {"densenet121": 58 + 3 + 1, "densenet169": 82 + 3 + 1}.get(name, 0)
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert len(norms) - len(list(foldable(model))) == left
+    images = [x.clone().requires_grad_() for _ in range(2)]
+    for net, image in zip((model.eval(), for_attack(model)), images, strict=True):
+        net(image).square().sum().backward()
+    size = images[0].grad.abs().max()
+    torch.testing.assert_close(images[1].grad / size, images[0].grad / size, rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("name", NAMES)
