@@ -5,7 +5,7 @@ import functools
 import numpy as np
 
 from moat.data.corruptions.draws import Draws
-from moat.data.corruptions.pixels import gaussian_matrix, interleaved, planes, separable, to_bytes, zoom_matrix
+from moat.data.corruptions.pixels import to_bytes, zoom_matrix
 
 # The published disk is drawn on at least 17 x 17 pixels.
 _DISK_REACH = 8
@@ -13,15 +13,23 @@ _DISK_REACH = 8
 
 def gaussian_blur(images: np.ndarray, deviation: float, draws: Draws) -> np.ndarray:
     """Gaussian filter, the image continued by its outermost pixels."""
-    return _blurred(images, _gaussian(images.shape[1], deviation))
+    from scipy.ndimage import gaussian_filter
+
+    # On a scale from 0 to 1, because the rounding of this scale decides what even areas become.
+    blurred = gaussian_filter(images / 255.0, (0, deviation, deviation, 0), mode="nearest")
+    return (np.clip(blurred, 0, 1) * 255).astype(np.uint8)
 
 
 def defocus_blur(images: np.ndarray, parameters: tuple[float, float], draws: Draws) -> np.ndarray:
     """Correlation with a smoothed disk, the image continued by its mirror image (outermost pixels not repeated)."""
-    pixels = planes(images, np.float64)
-    terms = _disk_terms(images.shape[1], *parameters)
-    blurred = sum(np.matmul(np.matmul(left, pixels), right) for left, right in terms)
-    return to_bytes(interleaved(blurred))
+    from scipy.ndimage import correlate1d
+
+    pixels = images.astype(np.float64)
+    blurred = sum(
+        correlate1d(correlate1d(pixels, down, axis=1, mode="mirror"), right, axis=2, mode="mirror")
+        for down, right in _disk_terms(*parameters)
+    )
+    return to_bytes(blurred)
 
 
 def zoom_blur(images: np.ndarray, parameters: tuple[float, float], draws: Draws) -> np.ndarray:
@@ -41,17 +49,15 @@ def glass_blur(images: np.ndarray, parameters: tuple[float, int, int], draws: Dr
     """
     deviation, reach, passes = parameters
     count, size = images.shape[:2]
-    matrix = _gaussian(size, deviation)
-    pixels = _blurred(images, matrix)
-    flat = pixels.reshape(count, size * size, -1)
+    # Four bytes a pixel: they move as one number.
+    pixels = np.zeros((count, size, size, 4), np.uint8)
+    pixels[..., :3] = gaussian_blur(images, deviation, draws)
+    flat = pixels.view(np.uint32).reshape(-1)
+    offsets = np.arange(count)[:, None] * (size * size)
     for _ in range(passes):
-        flat = np.take_along_axis(flat, _sources(size, reach, draws)[..., None], axis=1)
-    return _blurred(flat.reshape(images.shape), matrix)
-
-
-def _blurred(images: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    """Both axes through ``matrix``, on a scale from 0 to 1 as published: rounding decides about even areas."""
-    return to_bytes(interleaved(separable(planes(images, np.float64) / 255, matrix) * 255))
+        flat = flat.take(_sources(size, reach, draws) + offsets)
+    moved = flat.view(np.uint8).reshape(pixels.shape)[..., :3]
+    return gaussian_blur(moved, deviation, draws)
 
 
 def _sources(size: int, reach: int, draws: Draws) -> np.ndarray:
@@ -83,20 +89,18 @@ def _sources(size: int, reach: int, draws: Draws) -> np.ndarray:
 
 
 @functools.lru_cache(maxsize=32)
-def _gaussian(size: int, deviation: float) -> np.ndarray:
-    return gaussian_matrix(size, deviation, "nearest", 4.0)
-
-
-@functools.lru_cache(maxsize=32)
-def _disk_terms(size: int, radius: float, smoothing: float) -> list[tuple[np.ndarray, np.ndarray]]:
-    """The filter as a sum of separable ones: pairs of matrices (left, right), float64 (size, size)."""
+def _disk_terms(radius: float, smoothing: float) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The filter as a sum of separable ones: weights downwards and to the right, of odd length."""
     kernel = _disk(radius, smoothing).astype(np.float64)
     columns, strengths, rows = np.linalg.svd(kernel)
     used = strengths > 1e-9 * strengths[0]
-    return [
-        (strength * _correlation(size, column), _correlation(size, row).T.copy())
-        for strength, column, row in zip(strengths[used], columns.T[used], rows[used], strict=True)
-    ]
+    terms = zip(strengths[used], columns.T[used], rows[used], strict=True)
+    return [(strength * _even(column), _even(row)) for strength, column, row in terms]
+
+
+def _even(weights: np.ndarray) -> np.ndarray:
+    """Without the rounding of the decomposition: the disk is the same in a mirror (and such filters are faster)."""
+    return (weights + weights[::-1]) / 2
 
 
 def _disk(radius: float, smoothing: float) -> np.ndarray:
@@ -112,14 +116,9 @@ def _disk(radius: float, smoothing: float) -> np.ndarray:
     weights = (weights / weights.sum()).astype(np.float32)
     for axis in (0, 1):
         disk = correlate1d(disk, weights, axis=axis, mode="mirror")
-    return disk
-
-
-def _correlation(size: int, weights: np.ndarray) -> np.ndarray:
-    """Correlation along an axis as a matrix, mirrored at the ends."""
-    from scipy.ndimage import correlate1d
-
-    return correlate1d(np.eye(size), weights, axis=0, mode="mirror")
+    # The outermost weights of a small disk are 0.
+    edge = np.flatnonzero(disk.any(axis=0))[0]
+    return disk[edge : len(disk) - edge, edge : len(disk) - edge]
 
 
 @functools.lru_cache(maxsize=16)

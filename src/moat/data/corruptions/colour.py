@@ -3,12 +3,8 @@
 import numpy as np
 
 from moat.data.corruptions.draws import Draws
-from moat.data.corruptions.pixels import to_bytes
-
-_LEVELS = np.arange(256) / 255.0
-
-# Where value, middle and lowest go in red, green, blue: per sixth of the hue circle, 0 value, 1 middle, 2 lowest.
-_PLACES = np.array([[0, 1, 2], [1, 0, 2], [2, 0, 1], [2, 1, 0], [1, 2, 0], [0, 2, 1]], np.uint8)
+# For red, green and blue, which sixths of the hue circle show the value there, and which the middle: bits 0 to 5.
+_PLACES = ((0b100001, 0b010010), (0b000110, 0b001001), (0b011000, 0b100100))
 
 
 def brightness(images: np.ndarray, added: float, draws: Draws) -> np.ndarray:
@@ -36,34 +32,47 @@ def contrast(images: np.ndarray, factor: float, draws: Draws) -> np.ndarray:
 
 def _in_hsv(images: np.ndarray, change) -> np.ndarray:
     """``change(saturation, value)`` between the colour spaces."""
-    red, green, blue = (_LEVELS.take(images[..., channel]) for channel in range(3))
-    value = np.maximum(np.maximum(red, green), blue)
-    delta = value - np.minimum(np.minimum(red, green), blue)
-    grey = delta == 0
-    divisor = np.where(grey, 1.0, delta)
-    saturation = delta / np.where(grey, 1.0, value)
-    sixth, rest = _hue(red, green, blue, value, divisor)
-    sixth[grey], rest[grey] = 0, 0.0
+    red, green, blue = (np.ascontiguousarray(images[..., channel]) for channel in range(3))
+    highest = np.maximum(np.maximum(red, green), blue)
+    lowest = np.minimum(np.minimum(red, green), blue)
+    grey = highest == lowest
+    value = highest / 255.0
+    delta = value - lowest / 255.0
+    delta[grey] = 1
+    sixth, rest = _hue((red, green, blue), highest, grey, delta)
+    delta[grey] = 0
+    saturation = np.divide(delta, value, out=np.zeros_like(delta), where=highest > 0)
     saturation, value = change(saturation, value)
-    # Below the middle the colour rises towards the next sixth, above it falls.
-    rest = np.where(sixth & 1, rest, 1 - rest)
+    # In odd sixths the middle falls towards the next one, in even ones it rises.
+    np.subtract(1, rest, out=rest, where=(sixth & 1) == 0)
     parts = (value, value * (1 - rest * saturation), value * (1 - saturation))
-    levels = np.stack([(np.clip(part, 0, 1) * 255).astype(np.uint8) for part in parts], axis=-1)
-    return np.take_along_axis(levels, _PLACES[sixth], axis=-1)
+    top, middle, bottom = ((np.clip(part, 0, 1, out=part) * 255).astype(np.uint8) for part in parts)
+    result = np.empty_like(images)
+    for channel, (tops, middles) in enumerate(_PLACES):
+        inner = np.where((middles >> sixth) & 1, middle, bottom)
+        result[..., channel] = np.where((tops >> sixth) & 1, top, inner)
+    return result
 
 
-def _hue(red, green, blue, value, divisor) -> tuple[np.ndarray, np.ndarray]:
-    """Which sixth of the hue circle, uint8 0 to 5, and how far into it, float64 0 to 1."""
-    hue = (red - green) / divisor + 4.0
-    hue = np.where(green == value, (blue - red) / divisor + 2.0, hue)
-    hue = np.where(blue == value, (red - green) / divisor + 4.0, hue)
-    hue = np.where((red == value) & (green < value) & (blue < value), (green - blue) / divisor, hue)
-    hue /= 6.0
+def _hue(channels, highest: np.ndarray, grey: np.ndarray, delta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Which sixth of the hue circle, uint8 0 to 5, and how far into it, float64 0 to 1; 0 and 0 for grey."""
+    red, green, blue = channels
+    # Where several channels are highest, blue goes before green before red.
+    is_blue = (blue == highest) & ~grey
+    is_green = (green == highest) & ~is_blue & ~grey
+    plus = np.where(is_blue, red, np.where(is_green, blue, green))
+    minus = np.where(is_blue, green, np.where(is_green, red, blue))
+    hue = plus / 255.0
+    hue -= minus / 255.0
+    hue /= delta
+    hue += 4 * is_blue.view(np.uint8) + 2 * is_green.view(np.uint8)
+    hue /= 6
     hue += hue < 0
     hue *= 6
-    sixth = np.floor(hue)
+    sixth = hue.astype(np.uint8)
     hue -= sixth
-    return sixth.astype(np.uint8) % 6, hue
+    sixth[sixth == 6] = 0
+    return sixth, hue
 
 
 CORRUPTIONS = {"brightness": brightness, "contrast": contrast, "saturate": saturate}

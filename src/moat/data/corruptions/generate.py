@@ -19,8 +19,10 @@ FUNCTIONS = {
     for name, function in module.CORRUPTIONS.items()
 }
 
-# Values worked on at once: they stay in a core's cache.
-_VALUES = 2**18
+# Values worked on at once: they stay in a core's cache, unless the work is done for groups of like images.
+_VALUES = 2**17
+_GROUPED_VALUES = 2**21
+_GROUPED = ("motion_blur", "snow", "spatter")
 _SMALLEST = 4
 
 
@@ -66,7 +68,8 @@ def corrupt_with_keys(
     _check_images(images, keys)
     colour_images = images if images.shape[3] == 3 else np.repeat(images, 3, axis=3)
     result = np.empty_like(colour_images)
-    size = max(1, _VALUES // max(1, colour_images[0].size)) if len(images) else 1
+    values = _GROUPED_VALUES if name in _GROUPED else _VALUES
+    size = max(1, values // colour_images[0].size) if len(images) else 1
     for start in range(0, len(images), size):
         part = slice(start, start + size)
         chunk = np.ascontiguousarray(colour_images[part])

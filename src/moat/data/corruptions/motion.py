@@ -7,6 +7,8 @@ import numpy as np
 from moat.data.corruptions.draws import Draws
 
 _WIDEST = 45.0
+# A lighter pixel of a path cannot change a level by more than a thousandth.
+_LIGHTEST = 4e-6
 
 
 def motion_blur(images: np.ndarray, parameters: tuple[float, float], draws: Draws) -> np.ndarray:
@@ -22,26 +24,32 @@ def blur_along(images: np.ndarray, radius: float, deviation: float, angles: np.n
     """
     weights = _weights(radius, deviation)
     paths, members = _paths(len(weights), angles)
-    reach = len(weights)
-    size = images.shape[1]
-    padded = np.pad(images, ((0, 0), (reach, reach), (reach, reach), (0, 0)), mode="edge").astype(np.float32)
+    low, high = -paths.min(axis=(0, 1), initial=0), paths.max(axis=(0, 1), initial=0)
+    padded = np.pad(images, ((0, 0), (low[0], high[0]), (low[1], high[1]), (0, 0)), mode="edge")
     result = np.empty(images.shape, np.uint8)
-    for number, path in enumerate(paths):
-        rows = np.flatnonzero(members == number)
-        group = padded[rows]
-        total = np.full((len(rows), *images.shape[1:]), np.float32(0.5))
-        for (down, right), weight in zip(path, weights, strict=True):
-            top, left = reach + down, reach + right
-            total += weight * group[:, top : top + size, left : left + size]
-        result[rows] = total.astype(np.uint8)
+    order = np.argsort(members, kind="stable")
+    ends = np.cumsum(np.bincount(members, minlength=len(paths)))
+    for path, rows in zip(paths + low, np.split(order, ends[:-1]), strict=True):
+        result[rows] = _blur_along_one(padded[rows], path, weights, images.shape[1])
     return result
+
+
+def _blur_along_one(padded: np.ndarray, path: np.ndarray, weights: np.ndarray, size: int) -> np.ndarray:
+    """Images (n, H, W, C), padded so that ``path`` does not leave them, along one path; floating point (n, …)."""
+    pixels = padded.astype(np.float32)
+    total = np.full((len(padded), size, size, padded.shape[3]), np.float32(0.5))
+    part = np.empty_like(total)
+    for (top, left), weight in zip(path, weights, strict=True):
+        total += np.multiply(pixels[:, top : top + size, left : left + size], weight, out=part)
+    return total
 
 
 @functools.lru_cache(maxsize=32)
 def _weights(radius: float, deviation: float) -> np.ndarray:
     steps = np.arange(2 * int(np.ceil(radius)) + 1)
     weights = np.exp(-(steps**2) / (2 * deviation**2))
-    return (weights / weights.sum()).astype(np.float32)
+    weights /= weights.sum()
+    return weights[weights > _LIGHTEST].astype(np.float32)
 
 
 def _paths(length: int, angles: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -123,16 +123,13 @@ def _sweep(distance: np.ndarray) -> None:
     for row in range(2, height + 2):
         above, higher = padded[:, row - 1], padded[:, row - 2]
         best = padded[:, row, 2:-2]
-        for source, move, cost in (
-            (above, 0, _STRAIGHT),
-            (above, -1, _DIAGONAL),
-            (above, 1, _DIAGONAL),
-            (above, -2, _KNIGHT),
-            (above, 2, _KNIGHT),
-            (higher, -1, _KNIGHT),
-            (higher, 1, _KNIGHT),
-        ):
-            np.minimum(best, source[:, 2 + move : 2 + move + width] + np.float32(cost), out=best)
+        # What stands left and right by one and by two pixels, in the row above and in the one above that.
+        diagonal = np.minimum(above[:, 1:-3], above[:, 3:-1])
+        knight = np.minimum(above[:, :-4], above[:, 4:])
+        np.minimum(knight, higher[:, 1:-3], out=knight)
+        np.minimum(knight, higher[:, 3:-1], out=knight)
+        for source, cost in ((above[:, 2:-2], _STRAIGHT), (diagonal, _DIAGONAL), (knight, _KNIGHT)):
+            np.minimum(best, source + np.float32(cost), out=best)
         best[...] = np.minimum.accumulate(best - line, axis=1) + line
     distance[...] = padded[:, 2:, 2:-2]
 

@@ -19,7 +19,8 @@ def snow(images: np.ndarray, parameters: tuple[float, ...], draws: Draws) -> np.
     mean, deviation, zoom, threshold, radius, fall, mix = parameters
     size = images.shape[1]
     layer = mean + deviation * draws.normal((size, size))
-    layer = separable(layer, _zoom(size, zoom))
+    if zoom != 1:
+        layer = separable(layer, _zoom(size, zoom))
     layer[layer < threshold] = 0
     flakes = to_bytes(layer * np.float32(255))[..., None]
     flakes = blur_along(flakes, radius, fall, draws.between(-135.0, -45.0)).astype(np.float32)
