@@ -3,6 +3,7 @@
 import numpy as np
 
 from moat.data.corruptions.draws import Draws
+
 # For red, green and blue, which sixths of the hue circle show the value there, and which the middle: bits 0 to 5.
 _PLACES = ((0b100001, 0b010010), (0b000110, 0b001001), (0b011000, 0b100100))
 

@@ -33,11 +33,9 @@ def _affine(size: int, corner: float, draws: Draws) -> tuple[np.ndarray, np.ndar
     homogeneous = np.concatenate([moved, np.ones((len(moved), 3, 1))], axis=2)
     back = np.linalg.solve(homogeneous, np.broadcast_to(points, moved.shape))
     line = np.arange(size)
-    x, y = (
-        back[:, 0, axis, None, None] * line + back[:, 1, axis, None, None] * line[:, None] + back[:, 2, axis, None, None]
-        for axis in (0, 1)
-    )
-    return x, y
+    along_x, along_y, shift = (back[:, row, :, None, None] for row in range(3))
+    places = along_x * line + along_y * line[:, None] + shift
+    return places[:, 0], places[:, 1]
 
 
 def _resample(pixels: torch.Tensor, x: np.ndarray, y: np.ndarray, *, align: bool) -> torch.Tensor:
