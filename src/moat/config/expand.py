@@ -29,7 +29,7 @@ class Expander:
             "arch": registries.archs(),
             "method": project.names("methods"),
         }
-        self.suites = {name: tuple(suite["settings"]) for name, suite in project.suites().items()}
+        self.suites = {name: tuple(project.suite(name)["settings"]) for name in project.suites()}
 
     def tables(self) -> Iterator[Table]:
         for name, spec in self.spec.get("tables", {}).items():
