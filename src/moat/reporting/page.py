@@ -7,6 +7,7 @@ from moat.config import paths
 from moat.config.grid import Figure, Grid, Table
 from moat.config.project import Project
 from moat.reporting import cards, claims, figures, pictures, problems, provenance, records, usage
+from moat.reporting.labels import shared_parts, without_shared
 from moat.reporting.layout import arrange, explain
 from moat.reporting.results import Results
 from moat.reporting.tables import OUTCOMES, VERDICTS, correct_rows, count_published, count_verdicts
@@ -102,6 +103,8 @@ def _table(table: Table, results: Results, scale) -> dict[str, Any]:
         "id": name,
         "content": content,
         "layout": layout,
+        "shared": shared_parts(table.rows),
+        "labels": without_shared(table.rows),
         "counts": _counts(content),
         "cards": cards.of_table(name, layout, results),
         "csv": pictures.data_address("text/csv;charset=utf-8", to_csv(content).encode()),

@@ -21,7 +21,7 @@ def find(grid: Grid, results: Results) -> list[dict[str, Any]]:
         suites.setdefault(each.run, []).append(each.suite)
     checked = set(grid.gates)
     return [
-        {"run": paths.run_name(run), "method": run.method, **problem}
+        {"run": paths.run_name(run), **problem}
         for run in grid.runs
         for problem in _of_run(run, suites.get(run, []), run in checked, results)
     ]

@@ -19,7 +19,9 @@ def summarise(grid: Grid, results: Results) -> dict[str, Any]:
     return {
         "rules": rules(grid, results, contents),
         "gpu_hours": sum(map(_gpu_seconds, found)) / 3600,
-        "hardware": _count(describe_hardware(content.get("hardware") or {}, content.get("device")) for content in found),
+        "hardware": _count(
+            describe_hardware(content.get("hardware") or {}, content.get("device")) for content in found
+        ),
         "versions": _versions(found),
     }
 
