@@ -149,7 +149,7 @@ class Measurement:
 
     def _batch(self, positions, indices, name: str, attack: Attack, purpose: str) -> pd.DataFrame:
         device = device_of(self.model)
-        chosen = torch.as_tensor(positions)
+        chosen = torch.tensor(positions)
         clean, labels = images(self.x[chosen], device), self.y[chosen].to(device, torch.int64)
         draws = [generator(self.seed, 0, purpose, batch=i) for i in indices] if attack.takes_generator else None
         self.model.eval()
