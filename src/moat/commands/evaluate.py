@@ -1,10 +1,14 @@
 """Attack one model with a suite and write one row per (setting, example). Resumes at the setting it was stopped in."""
 
+import logging
 from pathlib import Path
 
 from moat import subjects
 
 HELP = "attack one run with a suite; resumable by attack"
+
+
+log = logging.getLogger(__name__)
 
 
 def add_arguments(parser) -> None:
@@ -15,8 +19,6 @@ def add_arguments(parser) -> None:
 
 
 def run(arguments) -> int:
-    import logging
-
     from moat.commands.train import work_folder
     from moat.config.project import Project
     from moat.errors import ConfigError
@@ -53,6 +55,10 @@ def _with_corruptions(settings, subject) -> dict:
     if not any(map(corrupted.is_corruption, settings.values())):
         return settings
     official = OfficialCorruptions.beside(Path(subject.data["path"]))
+    if official and (lacking := official.lacks(subject.indices)):
+        all_ = len(subject.indices)
+        log.warning("%s lacks %d of %d images: corruptions are generated instead", official.path, lacking, all_)
+        official = None
     return corrupted.prepared(settings, official, labels=subject.y.tolist(), indices=subject.indices)
 
 

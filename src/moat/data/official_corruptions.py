@@ -39,6 +39,10 @@ class OfficialCorruptions:
         found = Path(path).with_name(f"{Path(path).stem}-c.safetensors")
         return cls(found) if found.exists() else None
 
+    def lacks(self, indices: Sequence[int]) -> int:
+        """How many of these test images it does not hold: some for a subset of the published files, else none."""
+        return len({int(index) for index in indices} - set(self._columns["index"].tolist()))
+
     def images(self, corruption: str, severity: int, indices: Sequence[int], labels: Sequence[int]) -> np.ndarray:
         """The corrupted versions of the test images of these indices, uint8 (N, H, W, C).
 
