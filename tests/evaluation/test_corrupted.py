@@ -143,7 +143,7 @@ def test_published_images_of_another_size(undefended, pictures, tmp_path):
 
 @pytest.mark.parametrize(
     ("change", "words"),
-    [({"version": 0}, "prepared by this version"), ({"corruptions": None}, "'NoneType'|not a dataset of corruptions")],
+    [({"version": 0}, "prepared by this version"), ({"corruptions": []}, "digits-c is not a dataset of corruptions")],
 )
 def test_files_that_hold_no_corruptions(change, words, pictures, tmp_path):
     images, labels, indices = pictures
@@ -160,11 +160,8 @@ def test_files_that_hold_no_corruptions(change, words, pictures, tmp_path):
 # -- means -------------------------------------------------------------------------
 def rows(correct: np.ndarray) -> pd.DataFrame:
     """Rows of settings s0, s1, … from an array (settings, examples)."""
-    parts = [
-        {"setting": f"s{s}", "index": i, "correct": bool(c)}
-        for s, line in enumerate(correct)
-        for i, c in enumerate(line)
-    ]
+    cells = np.ndenumerate(correct)
+    parts = [{"setting": f"s{number}", "index": index, "correct": bool(value)} for (number, index), value in cells]
     return pd.DataFrame(parts)
 
 

@@ -27,7 +27,7 @@ class OfficialCorruptions:
     def __init__(self, path: Path):
         self.path = Path(path)
         metadata, self._columns = _open(self.path)
-        if "corruptions" not in metadata:
+        if not metadata.get("corruptions"):
             raise DataError(f"{self.path}: {metadata['dataset']} is not a dataset of corruptions")
         self.dataset: str = metadata["dataset"]
         self.names: list[str] = metadata["corruptions"]
