@@ -146,7 +146,8 @@ def contrast(image, factor):
 def gaussian_blur(image, deviation):
     reach = int(4 * deviation + 0.5)
     weights = np.exp(-(np.arange(-reach, reach + 1) ** 2) / (2 * deviation**2))
-    return correlated(image, np.outer(weights, weights), "edge")
+    kernel = np.outer(weights, weights)
+    return correlated(image, kernel / kernel.sum(), "edge")
 
 
 def defocus_blur(image, parameters):
@@ -156,12 +157,15 @@ def defocus_blur(image, parameters):
     disk = (line[:, None] ** 2 + line**2 <= radius**2).astype(float)
     taps = 1 if radius <= 8 else 2
     weights = np.exp(-(np.arange(-taps, taps + 1) ** 2) / (2 * smoothing**2))
-    return correlated(image, ndimage.convolve(disk, np.outer(weights, weights), mode="mirror"), "reflect")
+    smoothing = np.outer(weights, weights)
+    # A disk that reaches the rim of its 17 x 17 pixels gets a little too heavy, as published.
+    kernel = ndimage.convolve(disk / disk.sum(), smoothing / smoothing.sum(), mode="mirror")
+    return correlated(image, kernel, "reflect")
 
 
 def correlated(image, kernel, mode):
     """Shifted images, weighted and summed."""
-    kernel, reach, side = kernel / kernel.sum(), len(kernel) // 2, len(image)
+    reach, side = len(kernel) // 2, len(image)
     padded = np.pad(image.astype(float), ((reach, reach), (reach, reach), (0, 0)), mode=mode)
     places = itertools.product(range(len(kernel)), repeat=2)
     return sum(kernel[down, right] * padded[down : down + side, right : right + side] for down, right in places)
