@@ -5,6 +5,7 @@ calls. A Pillow image and a severity go in, levels 0 to 255 come out.
 """
 
 import functools
+import importlib.util
 import io
 import math
 from pathlib import Path
@@ -12,19 +13,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from moat.data.corruptions.frost import _textures
 from moat.data.corruptions.severities import CIFAR10_C
 
-_FROST: list[Path] = []
-_PHOTOGRAPHS = 5
 
-
-def write_frost(folder: Path) -> None:
-    """Five PNG files as large as photographs (1,000 pixels a side)."""
-    for number, texture in enumerate(_textures(1.0)):
-        path = folder / f"frost{number}.png"
-        Image.fromarray(texture.astype(np.uint8)).resize((1000, 1000), Image.Resampling.BILINEAR).save(path)
-        _FROST.append(path)
+def frost_photographs() -> list[Path]:
+    """The five photographs that the published generator uses, out of the package imagecorruptions; or none."""
+    spec = importlib.util.find_spec("imagecorruptions")
+    folder = Path(spec.origin).parent / "frost" if spec else Path("none")
+    return sorted(folder.glob("frost*"))[:5]
 
 
 def with_parameters(function):
@@ -162,7 +158,7 @@ def snow(image, c):
 def frost(image, c):
     import cv2
 
-    photograph = cv2.imread(str(_FROST[np.random.randint(_PHOTOGRAPHS)]))
+    photograph = cv2.imread(str(_FROST[np.random.randint(len(_FROST))]))
     photograph = cv2.resize(photograph, (0, 0), fx=c[2], fy=c[2])
     top, left = (np.random.randint(0, side - 32) for side in photograph.shape[:2])
     piece = photograph[top : top + 32, left : left + 32][..., ::-1]
@@ -284,4 +280,5 @@ def lit(water: np.ndarray) -> np.ndarray:
     return water * cv2.blur(relief, (3, 3)).astype(np.float32)
 
 
-RECIPE = {name: globals()[name] for name in CIFAR10_C}
+_FROST = frost_photographs()
+RECIPE = {name: globals()[name] for name in CIFAR10_C if name != "frost" or _FROST}

@@ -106,10 +106,14 @@ def test_grey_images_stay_grey(name):
     assert np.array_equal(found, corrupt(np.repeat(grey, 3, axis=3), name, 3, seed=0)[..., :1])
 
 
-GROWING = [name for name in NAMES if name not in ("glass_blur", "motion_blur", "elastic_transform", "spatter")]
+# Of the others, the published parameters themselves do not grow in every respect; pixelation depends on its grid.
+GROWING = (
+    *("gaussian_noise", "shot_noise", "impulse_noise", "speckle_noise", "defocus_blur", "gaussian_blur", "zoom_blur"),
+    *("fog", "brightness", "contrast", "jpeg_compression"),
+)
 
 
-@pytest.mark.parametrize("name", [name for name in GROWING if name not in ("frost", "saturate", "snow")])
+@pytest.mark.parametrize("name", GROWING)
 def test_damage_grows_with_severity(name):
     images = scenes(24, 32)
     damage = [distance(corrupt(images, name, severity, seed=0), images) for severity in (1, 2, 3, 4, 5)]
