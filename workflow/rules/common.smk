@@ -86,6 +86,16 @@ def run_digest(wildcards):
     return recipes.digest(resolved)
 
 
+def corrupted_images(wildcards):
+    """The published corrupted images of the data set, where there are any and the suite asks for their severities.
+
+    `moat evaluate` finds them beside the data set.
+    """
+    published = f"{wildcards.dataset}-c"
+    asked = project.suite(wildcards.suite).get("corruptions") == "cifar10-c"
+    return [paths.prepared(wildcards.scale, published)] if asked and published in project.names("datasets") else []
+
+
 def evaluation_digest(wildcards):
     return recipes.digest(recipes.resolve_evaluation(project, wildcards.scale, wildcards.suite))
 
