@@ -26,6 +26,7 @@ class Attack:
         steps: gradient steps of one restart, 0 without any.
         takes_generator: whether ``function`` has the keyword ``generator``.
         parameters: what the setting comes down to, defaults included, for the record.
+        protocol: how it is measured: "correct", or a replica of :mod:`moat.evaluation.protocols`.
     """
 
     function: Callable[..., torch.Tensor]
@@ -33,6 +34,7 @@ class Attack:
     steps: int
     takes_generator: bool = True
     parameters: Mapping[str, Any] = field(default_factory=dict)
+    protocol: str = "correct"
 
     def __call__(
         self, model: torch.nn.Module, x: torch.Tensor, y: torch.Tensor, generator: Randomness = None
@@ -61,11 +63,12 @@ def resolve(name: str, setting: Mapping[str, Any]) -> Attack:
     signature = inspect.signature(function).parameters
     parameters = _parameters(signature, setting, where)
     return Attack(
-        parameters={"attack": setting["attack"], **parameters},
+        parameters={key: setting[key] for key in ("attack", "protocol") if key in setting} | parameters,
         function=functools.partial(function, **parameters),
         eps=parameters.get("eps", 0.0 if setting["attack"] == "none" else None),
         steps=parameters.get("steps", 0 if setting["attack"] == "none" else 1),
         takes_generator="generator" in signature,
+        protocol=setting.get("protocol", "correct"),
     )
 
 
@@ -73,7 +76,7 @@ def _parameters(signature: Mapping[str, inspect.Parameter], setting: Mapping[str
     from moat.config.schema import unknown_name
 
     allowed = {key: parameter for key, parameter in signature.items() if key not in _BATCH_ARGUMENTS}
-    given = {key: value for key, value in setting.items() if key != "attack"}
+    given = {key: value for key, value in setting.items() if key not in ("attack", "protocol")}
     for key in given:
         if key not in allowed:
             raise ConfigError(f"{where} ({setting['attack']}): " + unknown_name(key, allowed, what="parameter"))

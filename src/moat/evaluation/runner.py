@@ -13,6 +13,7 @@ from moat.attacks.steps import frozen
 from moat.attacks.suites import Attack, resolve
 from moat.data.seeding import generator
 from moat.errors import ConfigError, DataError, MoatError
+from moat.evaluation import protocols
 
 log = logging.getLogger(__name__)
 
@@ -147,6 +148,9 @@ def _evaluate_batch(model, x, y, name, attack, indices, seed) -> pd.DataFrame:
     clean, labels = images(x, device), y.to(device, torch.int64)
     draws = [generator(seed, 0, f"evaluate {name}", batch=i) for i in indices] if attack.takes_generator else None
     model.eval()
+    if attack.protocol != protocols.CORRECT:
+        judged = protocols.get(attack.protocol).measure(model, clean, labels, attack, draws)
+        return _rows(*judged, labels, name, attack.steps, indices)
     # Clones, so that an attack that works in place cannot move the centre of the ball.
     attacked = attack(model, clean.clone(), labels.clone(), draws)
     attacked = project(attacked, clean, attack.eps, name)
