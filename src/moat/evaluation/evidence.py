@@ -21,7 +21,7 @@ LARGEST_EPS = 64 / 255
 # At the largest radius, steps beyond the budget's.
 LARGEST_STEPS = 20
 # The attack families that the gates use by name.
-ATTACKS = ("fgsm", "none", "pgd", "square")
+ATTACKS = ("fgsm", "moe_adaptive", "none", "pgd", "square")
 # Accuracies of different attacks on the same examples may cross by this much, or by two examples.
 ACCURACY_SLACK = 0.01
 
