@@ -46,8 +46,6 @@ class Origin:
     Attributes:
         run: content of the run.json that describes the training.
         model_sha256, data_sha256: of the weights and of the prepared data set, as read now.
-        lock_sha256: of the lock file of pinned versions.
-        sources: content hashes of the code that takes part now.
         band: the known accuracies of such models, as :func:`moat.config.bands.find` returns it.
         no_band: why there is none.
         held_out: images and labels that are neither training nor test examples.
@@ -56,8 +54,6 @@ class Origin:
     run: Mapping[str, Any] | None = None
     model_sha256: str | None = None
     data_sha256: str | None = None
-    lock_sha256: str | None = None
-    sources: Mapping[str, str] | None = None
     band: Mapping[str, Any] | None = None
     no_band: str = "nothing is known about the training"
     held_out: tuple[torch.Tensor, torch.Tensor] | None = None

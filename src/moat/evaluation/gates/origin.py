@@ -7,7 +7,7 @@ import torch
 from moat.evaluation.evidence import Evidence
 from moat.evaluation.gates.chance import FALSE_ALARMS
 from moat.evaluation.gates.registry import Finding, gate, keeps, not_applicable
-from moat.evaluation.runner import classify, device_of, images
+from moat.evaluation.runner import as_attack, classify, device_of, evaluate, images
 from moat.evaluation.statistics import wilson
 
 # The probability that a random test image is answered with a larger margin than a random held-out one: 1/2 for
@@ -15,6 +15,8 @@ from moat.evaluation.statistics import wilson
 MOST_FAMILIAR = 0.53
 # As many held-out images as that.
 HELD_OUT = 1000
+# Beside chance: the training may have validated in another precision.
+MOST_OFF_RECORD = 0.01
 
 
 @gate("published-band")
@@ -43,6 +45,7 @@ def provenance(evidence: Evidence) -> Finding:
 
     Two things speak for that: the record says that the best epoch was chosen on held-out training images; and the
     model answers test images no better than held-out ones, by their margins and by what one gradient step leaves.
+    On the held-out images, the model has the accuracy that the training saw: it is called as it was trained.
     """
     origin = evidence.origin
     if origin.run is None and origin.held_out is None and origin.data_sha256 is None:
@@ -55,6 +58,10 @@ def provenance(evidence: Evidence) -> Finding:
             values[name], limits[name] = value, limit
             if value > limit:
                 wrong.append(f"test images are more familiar ({value:.3f}, allowed {limit:.3f}) than held-out ones")
+        for name, (value, limit) in _off_record(evidence, *origin.held_out).items():
+            values[name], limits[name] = value, limit
+            if value > limit:
+                wrong.append(f"validation accuracy is {value:.1%} away from the recorded one, allowed {limit:.1%}")
     known = "the record and what is here agree" if origin.run is not None else "no record of the training"
     return keeps(values, limits), values, limits, "; ".join(wrong) or f"{known}; n = {len(evidence.x)}"
 
@@ -87,6 +94,21 @@ def _familiarity(evidence: Evidence, x: torch.Tensor, y: torch.Tensor) -> dict[s
         other = _margins(evidence, x[:HELD_OUT], y[:HELD_OUT], eps)
         found[name] = _larger(test, other), MOST_FAMILIAR + _spread(len(test), len(other))
     return found
+
+
+def _off_record(evidence: Evidence, x: torch.Tensor, y: torch.Tensor) -> dict[str, tuple[float, float]]:
+    """How far the validation accuracy is from the recorded one, and the limit; on as many images as are judged."""
+    from scipy.stats import norm
+
+    run = evidence.origin.run or {}
+    recorded, setting = run.get("best_validation_accuracy"), run.get("validation_attack")
+    if None in (recorded, setting) or run.get("model_sha256") != evidence.origin.model_sha256:
+        return {}
+    x, y = x[: len(evidence.x)], y[: len(evidence.x)]
+    attack = {"validation": as_attack("validation", setting)}
+    rows = evaluate(evidence.model, x, y, attack, batch_size=evidence.batch_size, seed=evidence.seed)
+    chance = float(norm.isf(FALSE_ALARMS / 2)) * (max(recorded * (1 - recorded), 1 / len(x)) / len(x)) ** 0.5
+    return {"off_record": (abs(float(rows["correct"].mean()) - recorded), MOST_OFF_RECORD + chance)}
 
 
 def _margins(evidence: Evidence, x: torch.Tensor, y: torch.Tensor, eps: float) -> torch.Tensor:

@@ -1,11 +1,13 @@
 """Is the router in order: finite scores, experts that are used, attacks that know about it?"""
 
+import math
+
 import torch
 
 from moat.evaluation.evidence import Evidence
 from moat.evaluation.gates.chance import most_allowed
 from moat.evaluation.gates.registry import Finding, gate, keeps, not_applicable
-from moat.evaluation.gates.stages import has_router, is_mixture, stage
+from moat.evaluation.gates.stages import DETACHED, has_router, is_mixture, stage
 
 # Of an even share: with two experts, 5 % of the images.
 LEAST_LOAD = 0.1
@@ -17,17 +19,18 @@ MOST_OVERSTATED = 0.02
 def router(evidence: Evidence) -> Finding:
     """Router scores are numbers, and every expert is used: by the share of the images, or of the weight, it gets.
 
-    An expert that gets nothing is no expert: the mixture is a smaller net than it says. Entropy is reported.
+    An expert that gets nothing is no expert: the mixture is a smaller net than it says. The mean entropy of the
+    softmax of the scores is reported.
     """
     if not hasattr(evidence.model, "route_logits"):
         return not_applicable("no router")
     scores, weights = _route(evidence)
     nonfinite = float((~scores.isfinite()).any(1).double().mean())
-    load, entropy = weights.mean(0), torch.special.entr(weights).sum(1).mean()
+    load, entropy = weights.mean(0), torch.special.entr(scores.softmax(1)).sum(1).mean()
     floor = LEAST_LOAD / scores.shape[1]
     smallest = float(load.min()) if nonfinite == 0 else 0.0
     values = {"nonfinite": nonfinite, "short_of_floor": max(0.0, floor - smallest), "smallest_load": smallest}
-    values |= {"entropy": float(entropy), "rerouted_by_pgd": _rerouted(evidence)}
+    values |= {"entropy": float(entropy), "rerouted_by_pgd": _rerouted(evidence) if nonfinite == 0 else math.nan}
     limits = {"nonfinite": 0.0, "short_of_floor": 0.0}
     loads = ", ".join(f"{share:.1%}" for share in load.tolist())
     message = (
@@ -67,7 +70,7 @@ def router_aware(evidence: Evidence) -> Finding:
         return not_applicable("no router and no experts")
     n = len(evidence.x)
     losses, aware = stage(evidence, "losses"), stage(evidence, "router")
-    detached = [name for name in losses.broken if name.endswith("router detached")]
+    detached = [name for name in losses.broken if name.endswith(DETACHED)]
     values = {
         "missing_attacks": float(not aware.broken) + float(has_router(evidence.model) and not detached),
         "beyond_plain": (len(aware.before) - len(aware.after)) / n,

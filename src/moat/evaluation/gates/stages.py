@@ -35,6 +35,9 @@ class Stage:
         return np.unique(np.concatenate([self.before[:0], *(self.broken[name] for name in attacks)]))
 
 
+# How the names of attacks end that cut the gradient through the router.
+DETACHED = ", router detached"
+
 Attacks = Mapping[str, Mapping[str, Any] | Attack]
 
 
@@ -54,11 +57,18 @@ def _losses(evidence: Evidence) -> Attacks:
 
 
 def _doubled(evidence: Evidence) -> Attacks:
-    """All of them with twice the steps, and from another random start."""
-    longer = {f"{name}, steps doubled": attack for name, attack in _white_box(evidence, 2).items()}
+    """Both losses with twice the steps, and from another random start; without the router's gradient, if it has one."""
+    longer = {f"{name}, steps doubled": attack for name, attack in _sharpest(evidence, 2).items()}
     # The name decides the random numbers.
-    again = {f"{name}, another start": attack for name, attack in _white_box(evidence, 1).items()}
+    again = {f"{name}, another start": attack for name, attack in _sharpest(evidence, 1).items()}
     return longer | again
+
+
+def _sharpest(evidence: Evidence, factor: int) -> Attacks:
+    """A straight-through gradient is left out: what it has to give, the attacks on the router try again."""
+    attacks = _white_box(evidence, factor)
+    detached = {name: attack for name, attack in attacks.items() if name.endswith(DETACHED)}
+    return detached or attacks
 
 
 def _white_box(evidence: Evidence, factor: int) -> dict[str, Mapping[str, Any] | Attack]:
@@ -68,7 +78,7 @@ def _white_box(evidence: Evidence, factor: int) -> dict[str, Mapping[str, Any] |
         parameters = {"eps": evidence.eps, "step_size": evidence.eps / 4, "steps": steps, "loss": loss}
         attacks[name] = {"attack": "pgd", **parameters}
         if has_router(evidence.model):
-            attacks[f"{name}, router detached"] = Attack(_on_detached(parameters), evidence.eps, steps)
+            attacks[name + DETACHED] = Attack(_on_detached(parameters), evidence.eps, steps)
     return attacks
 
 
