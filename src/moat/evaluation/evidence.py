@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from moat.attacks.suites import Attack
-from moat.errors import ConfigError
+from moat.evaluation.protocols import refuse_replicas
 from moat.evaluation.runner import as_attack, classify, device_of, evaluate, images
 from moat.evaluation.statistics import accuracy
 
@@ -93,12 +93,7 @@ class Evidence:
         """The caller's own settings. One with the name of one of ours gets another name."""
         ours = {"clean", "fgsm", *self.sweep}
         claims = {name: as_attack(name, setting) for name, setting in self.extra.items()}
-        for name, attack in claims.items():
-            if attack.protocol != "correct":
-                raise ConfigError(
-                    f"attack setting {name!r}: protocol {attack.protocol} replicates a flawed measurement and is no "
-                    "evidence of robustness; allowed: correct"
-                )
+        refuse_replicas(claims, "settings")
         return {f"{name} (given)" if name in ours else name: attack for name, attack in claims.items()}
 
     @functools.cached_property

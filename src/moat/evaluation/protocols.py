@@ -79,6 +79,8 @@ class Protocol:
             return space, z, z
         if options.get("attack") not in REPLAYED:
             raise ConfigError(f"attack {options.get('attack')!r} has no replica; allowed: none, {', '.join(REPLAYED)}")
+        if attack.view is not None or attack.transfer_from is not None:
+            raise ConfigError("view and transfer_from: not with a protocol, which attacks the model itself")
         loss = options.get("loss", "ce")
 
         def once(z: torch.Tensor, y: torch.Tensor, generator: Randomness) -> torch.Tensor:
@@ -234,6 +236,20 @@ PROTOCOLS: Mapping[str, Protocol | HarderSeverities] = {
         "imagenet-c",
     ),
 }
+
+
+def refuse_replicas(attacks: Mapping[str, Attack], where: str) -> None:
+    """Only correct measurements may count as robustness.
+
+    Raises:
+        ConfigError: an attack that is measured otherwise; names it and ``where``.
+    """
+    for name, attack in attacks.items():
+        if attack.protocol != CORRECT:
+            raise ConfigError(
+                f"{where}: {name!r} is measured by the flawed protocol {attack.protocol}, which says nothing about "
+                f"robustness; allowed: settings whose protocol is {CORRECT}"
+            )
 
 
 def names() -> list[str]:
