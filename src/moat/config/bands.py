@@ -18,9 +18,7 @@ def find(project: Project, run: Mapping[str, Any]) -> tuple[dict[str, Any] | Non
     """
     if not project.scale(run["scale"])["comparable"]:
         return None, f"the scale {run['scale']} is not comparable with published results"
-    fitting = [
-        band for band in _bands(project) if (band["dataset"], band["arch"]) == (run["dataset"], run["arch"])
-    ]
+    fitting = [band for band in _bands(project) if (band["dataset"], band["arch"]) == (run["dataset"], run["arch"])]
     for method in (run["method"], ANY):
         named = [band for band in fitting if band["method"] == method]
         if len(named) > 1:
