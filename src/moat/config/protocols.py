@@ -22,6 +22,6 @@ def check_cell(protocol: str, settings: Iterable[str], attacks: Mapping[str, Map
         measured_by = setting.get("protocol", CORRECT)
         if measured_by != protocol and setting.get("attack") != "none":
             raise ConfigError(
-                f"{where}: the setting {name!r} is measured by the protocol {measured_by}, and the cell's is {protocol}; "
-                "give the point that protocol, or another setting"
+                f"{where}: the setting {name!r} is measured by the protocol {measured_by}, not by the cell's, "
+                f"{protocol}; give the point that protocol, or another setting"
             )
