@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -11,7 +12,7 @@ from moat.attacks.suites import Attack
 from moat.errors import ConfigError, DataError
 from moat.evaluation import gates, statistics, verify
 from moat.evaluation.evidence import Budget, Evidence, Origin
-from moat.evaluation.gates import chance, registry
+from moat.evaluation.gates import chance, registry, stages
 from moat.evaluation.runner import evaluate
 
 GATES = [
@@ -192,16 +193,32 @@ def test_the_worst_case_is_that_of_all_attacks(defended, few, reports):
         "fgsm": {"attack": "fgsm", "eps": 8 / 255},
         "pgd": pgd,
         "margin": {**pgd, "loss": "margin"},
-        "pgd, steps doubled": {**pgd, "steps": 16},
-        "margin, steps doubled": {**pgd, "steps": 16, "loss": "margin"},
-        "pgd, another start": pgd,
-        "margin, another start": {**pgd, "loss": "margin"},
+        "pgd, 2 times the steps": {**pgd, "steps": 16},
+        "margin, 2 times the steps": {**pgd, "steps": 16, "loss": "margin"},
+        "pgd, another start": {**pgd, "steps": 16},
+        "margin, another start": {**pgd, "steps": 16, "loss": "margin"},
     }
+    assert next(gate for gate in report.gates if gate.gate == "converged").value["steps"] == 16
     frame = evaluate(defended, x, y, settings, batch_size=250)
     correct, n = statistics.accuracy(frame, list(settings))
     # Square, whose numbers the batch can move, may add to that.
     assert (correct - 1) / n <= report.worst_case_accuracy <= correct / n and report.n == n
     assert report.worst_case_interval == statistics.wilson(round(report.worst_case_accuracy * n), n)
+
+
+def test_steps_are_doubled_until_that_changes_little(undefended, few):
+    """A step so small that every doubling reaches further: it never converges, and that is said."""
+    x, y = few
+    evidence = Evidence(undefended, x, y, 40 / 255, 40, 0, budget=BUDGET)
+    tiny = {"attack": "pgd", "eps": 40 / 255, "step_size": 1 / 255, "steps": 5}
+    with pytest.MonkeyPatch.context() as patch, frozen(undefended):
+        patch.setattr(stages, "_white_box", lambda evidence, factor: {"pgd": {**tiny, "steps": 5 * factor}})
+        patch.setattr(Evidence, "within_eps", ["clean"])
+        found = stages.stage(evidence, "doubled")
+    doublings = [name for name in found.broken if "times" in name]
+    assert doublings == [f"pgd, {factor} times the steps" for factor in (2, 4, 8)]
+    sizes = [len(found.broken[name]) for name in doublings]
+    assert min(sizes) > 0 and len(set(np.concatenate([found.broken[name] for name in doublings]))) == sum(sizes)
 
 
 def test_claimed_attacks_count_in_the_worst_case(undefended, few, reports):

@@ -13,6 +13,7 @@ from torch import nn
 from moat.attacks import pgd
 from moat.attacks.suites import Attack
 from moat.evaluation.evidence import Evidence
+from moat.evaluation.gates.chance import most_allowed
 from moat.moe.detached import detached_router
 
 
@@ -20,11 +21,16 @@ from moat.moe.detached import detached_router
 class Stage:
     """What the attacks of one stage did to the examples (positions) that the stages before had left.
 
-    Every attack was tried on all of ``before``.
+    Attributes:
+        before: positions of those examples.
+        broken: what each attack has broken of them, by its name; all were tried on all of ``before``, but for those
+            of a doubling, which were tried on what the doublings before had left.
+        steps: of the last attacks.
     """
 
     before: np.ndarray
     broken: Mapping[str, np.ndarray]
+    steps: int
 
     @property
     def after(self) -> np.ndarray:
@@ -37,6 +43,12 @@ class Stage:
 
 # How the names of attacks end that cut the gradient through the router.
 DETACHED = ", router detached"
+# How those end that start elsewhere.
+ANOTHER_START = ", another start"
+# Twice the work may move the accuracy by half a point.
+MOST_MOVED = 0.005
+# Attacks are not doubled beyond so many times the budget's steps.
+LARGEST_FACTOR = 8
 
 Attacks = Mapping[str, Mapping[str, Any] | Attack]
 
@@ -51,24 +63,37 @@ def is_mixture(model: nn.Module) -> bool:
     return hasattr(model, "route_logits") or hasattr(model, "experts")
 
 
-def _losses(evidence: Evidence) -> Attacks:
+def _losses(evidence: Evidence, before: np.ndarray) -> Stage:
     """The margin instead of the cross-entropy; both without the gradient through the router, where there is one."""
-    return {name: attack for name, attack in _white_box(evidence, 1).items() if name != "pgd"}
+    others = {name: attack for name, attack in _white_box(evidence, 1).items() if name != "pgd"}
+    return _each(evidence, others, before)
 
 
-def _doubled(evidence: Evidence) -> Attacks:
-    """Both losses with twice the steps, and from another random start; without the router's gradient, if it has one."""
-    longer = {f"{name}, steps doubled": attack for name, attack in _sharpest(evidence, 2).items()}
+def _doubled(evidence: Evidence, before: np.ndarray) -> Stage:
+    """Twice the steps, and twice again while that breaks more than it may; then as many from another random start."""
+    broken, left, factor, enough = {}, before, 1, most_allowed(len(evidence.x), MOST_MOVED)
+    while factor < LARGEST_FACTOR:
+        factor *= 2
+        longer = _each(evidence, _sharpest(evidence, factor, f", {factor} times the steps"), left)
+        broken |= longer.broken
+        left = longer.after
+        if (len(longer.before) - len(left)) / len(evidence.x) <= enough:
+            break
     # The name decides the random numbers.
-    again = {f"{name}, another start": attack for name, attack in _sharpest(evidence, 1).items()}
-    return longer | again
+    broken |= _each(evidence, _sharpest(evidence, factor, ANOTHER_START), left).broken
+    return Stage(before, broken, factor * evidence.budget.steps)
 
 
-def _sharpest(evidence: Evidence, factor: int) -> Attacks:
+def _sharpest(evidence: Evidence, factor: int, ending: str) -> Attacks:
     """A straight-through gradient is left out: what it has to give, the attacks on the router try again."""
     attacks = _white_box(evidence, factor)
     detached = {name: attack for name, attack in attacks.items() if name.endswith(DETACHED)}
-    return detached or attacks
+    return {name + ending: attack for name, attack in (detached or attacks).items()}
+
+
+def _each(evidence: Evidence, attacks: Attacks, before: np.ndarray) -> Stage:
+    broken = {name: evidence.broken(name, attack, before) for name, attack in attacks.items()}
+    return Stage(before, broken, evidence.budget.steps)
 
 
 def _white_box(evidence: Evidence, factor: int) -> dict[str, Mapping[str, Any] | Attack]:
@@ -89,15 +114,15 @@ def _on_detached(parameters: Mapping[str, Any]) -> Callable:
     return attack
 
 
-def _router(evidence: Evidence) -> Attacks:
+def _router(evidence: Evidence, before: np.ndarray) -> Stage:
     """The attacks that know what a mixture is made of."""
     if not is_mixture(evidence.model):
-        return {}
+        return _each(evidence, {}, before)
     parameters = {"eps": evidence.eps, "step_size": evidence.eps / 4, "steps": evidence.budget.steps}
-    return {"moe_adaptive": {"attack": "moe_adaptive", **parameters}}
+    return _each(evidence, {"moe_adaptive": {"attack": "moe_adaptive", **parameters}}, before)
 
 
-def _black_box(evidence: Evidence) -> Attacks:
+def _black_box(evidence: Evidence, before: np.ndarray) -> Stage:
     """Without this model's gradients: queries, and examples made on another model."""
     attacks: dict[str, Mapping[str, Any] | Attack] = {
         "square": {"attack": "square", "eps": evidence.eps, "n_queries": evidence.budget.queries}
@@ -110,10 +135,10 @@ def _black_box(evidence: Evidence) -> Attacks:
             evidence.eps,
             evidence.budget.steps,
         )
-    return attacks
+    return _each(evidence, attacks, before)
 
 
-_STAGES: Mapping[str, Callable[[Evidence], Attacks]] = {
+_STAGES: Mapping[str, Callable[[Evidence, np.ndarray], Stage]] = {
     "losses": _losses,
     "doubled": _doubled,
     "router": _router,
@@ -126,9 +151,7 @@ def stage(evidence: Evidence, name: str) -> Stage:
     if name not in evidence.stages:
         earlier = list(_STAGES)[: list(_STAGES).index(name)]
         before = stage(evidence, earlier[-1]).after if earlier else evidence.survivors(*evidence.within_eps)
-        attacks = _STAGES[name](evidence)
-        broken = {each: evidence.broken(each, attack, before) for each, attack in attacks.items()}
-        evidence.stages[name] = Stage(before, broken)
+        evidence.stages[name] = _STAGES[name](evidence, before)
     return evidence.stages[name]
 
 

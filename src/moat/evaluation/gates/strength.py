@@ -1,8 +1,6 @@
 """Were the attacks strong enough: converged, better than those without gradients, without AutoAttack's warnings?"""
 
 import warnings
-from collections.abc import Iterable
-
 import torch
 
 from moat.attacks.objectives import cross_entropy
@@ -11,12 +9,10 @@ from moat.data.seeding import generator
 from moat.evaluation.evidence import Evidence
 from moat.evaluation.gates.chance import most_allowed, most_apart
 from moat.evaluation.gates.registry import Finding, gate, keeps
-from moat.evaluation.gates.stages import stage
+from moat.evaluation.gates.stages import ANOTHER_START, MOST_MOVED, Stage, stage
 from moat.evaluation.gates.threat_model import claimed_steps
 from moat.evaluation.runner import classify
 
-# Twice the work may move the accuracy by half a point.
-MOST_MOVED = 0.005
 # On honest nets the margin breaks up to 7 points more than the cross-entropy does (MART).
 MOST_LOSSES_APART = 0.08
 # What a claimed attack may leave standing beyond ours at its radius: the studies' tolerance.
@@ -27,17 +23,20 @@ CHECKED = 250
 
 @gate("converged")
 def converged(evidence: Evidence) -> Finding:
-    """More work changes little: twice the steps or starts, another loss; claimed attacks are as strong as ours."""
+    """More work changes little: twice the steps or starts, another loss; claimed attacks are as strong as ours.
+
+    Steps are doubled until that is so, three times at most; what they break counts in the worst case.
+    """
     n = len(evidence.x)
     losses, doubled = stage(evidence, "losses"), stage(evidence, "doubled")
-    values = {"losses_apart": len(losses.broken["margin"]) / n}
-    limits = {"losses_apart": most_allowed(n, MOST_LOSSES_APART)}
-    for key, ending in (("more_steps", "steps doubled"), ("more_starts", "another start")):
-        values[key] = len(doubled.broken_by(*_ending(doubled.broken, ending))) / n
-        limits[key] = most_allowed(n, MOST_MOVED)
+    names = {key: [name for name in doubled.broken if name.endswith(key)] for key in (ANOTHER_START, _last(doubled))}
+    started, lengthened = (len(doubled.broken_by(*found)) / n for found in names.values())
+    values = {"losses_apart": len(losses.broken["margin"]) / n, "more_steps": lengthened, "more_starts": started}
+    limits = dict.fromkeys(values, most_allowed(n, MOST_MOVED)) | {"losses_apart": most_allowed(n, MOST_LOSSES_APART)}
+    values["steps"] = doubled.steps
     message = (
-        f"of {n} examples, the margin loss breaks {values['losses_apart']:.1%} that the cross-entropy leaves, doubled "
-        f"steps {values['more_steps']:.1%} more, another start {values['more_starts']:.1%}; allowed for "
+        f"of {n} examples, the margin loss breaks {values['losses_apart']:.1%} that the cross-entropy leaves; the last "
+        f"doubling, to {doubled.steps} steps, {lengthened:.1%} more, another start {started:.1%}; allowed for "
         f"{MOST_MOVED:.1%} and chance: {limits['more_steps']:.1%}"
     )
     for name, (value, limit) in _overstated(evidence).items():
@@ -47,8 +46,10 @@ def converged(evidence: Evidence) -> Finding:
     return keeps(values, limits), values, limits, message
 
 
-def _ending(names: Iterable[str], ending: str) -> list[str]:
-    return [name for name in names if name.endswith(ending)]
+def _last(doubled: Stage) -> str:
+    """How the names of the last doubling's attacks end."""
+    last = [name for name in doubled.broken if not name.endswith(ANOTHER_START)][-1]
+    return "," + last.rpartition(",")[2]
 
 
 def _overstated(evidence: Evidence) -> dict[str, tuple[float, float]]:
