@@ -10,10 +10,12 @@ import pandas as pd
 import torch
 from torch import nn
 
+from moat.attacks import pgd
 from moat.attacks.suites import Attack
 from moat.evaluation.protocols import refuse_replicas
 from moat.evaluation.runner import as_attack, classify, device_of, evaluate, images
 from moat.evaluation.statistics import accuracy
+from moat.moe.detached import detached_router
 
 # Radii of the sweep as multiples of eps, and the largest one in pixel units, where nothing can hold.
 SWEEP_FACTORS = (0.5, 2.0)
@@ -24,6 +26,25 @@ LARGEST_STEPS = 20
 ATTACKS = ("fgsm", "moe_adaptive", "none", "pgd", "square")
 # Accuracies of different attacks on the same examples may cross by this much, or by two examples.
 ACCURACY_SLACK = 0.01
+
+
+# How the names of attacks end that cut the gradient through the router.
+DETACHED = ", router detached"
+
+
+def has_router(model: nn.Module) -> bool:
+    """Whether the model has a router as a module of its own, whose scores can be cut off from the gradient."""
+    return isinstance(getattr(model, "router", None), nn.Module)
+
+
+def on_detached(setting: Mapping[str, Any]) -> Attack:
+    """A setting of PGD that does not follow the gradient through the router."""
+    parameters = {key: value for key, value in setting.items() if key != "attack"}
+
+    def attack(model, x, y, generator=None):
+        return pgd(detached_router(model), x, y, **parameters, generator=generator)
+
+    return Attack(attack, parameters["eps"], parameters["steps"])
 
 
 @dataclass(frozen=True)
@@ -86,12 +107,16 @@ class Evidence:
         """The settings that every example is attacked with: within eps, over the sweep, and the claimed ones."""
         settings = {"clean": {"attack": "none"}, "fgsm": {"attack": "fgsm", "eps": self.eps}}
         settings |= {name: self._pgd(eps) for name, eps in self.sweep.items()}
+        if has_router(self.model):
+            # A straight-through gradient may lead astray at every radius, and would hide how accuracy falls.
+            settings |= {name: on_detached(settings[name]) for name in self.sweep if name != "pgd"}
+            settings["pgd" + DETACHED] = on_detached(settings["pgd"])
         return {name: as_attack(name, setting) for name, setting in settings.items()} | self.claims
 
     @functools.cached_property
     def claims(self) -> dict[str, Attack]:
         """The caller's own settings. One with the name of one of ours gets another name."""
-        ours = {"clean", "fgsm", *self.sweep}
+        ours = {"clean", "fgsm", *self.sweep, "pgd" + DETACHED}
         claims = {name: as_attack(name, setting) for name, setting in self.extra.items()}
         refuse_replicas(claims, "settings")
         return {f"{name} (given)" if name in ours else name: attack for name, attack in claims.items()}
@@ -113,7 +138,12 @@ class Evidence:
     def within_eps(self) -> list[str]:
         """The settings whose results lie in the eps-ball."""
         claimed = [name for name, attack in self.claims.items() if attack.eps is not None and attack.eps <= self.eps]
-        return ["clean", "fgsm", "pgd", *claimed]
+        return ["clean", "fgsm", *self.at_eps, *claimed]
+
+    @property
+    def at_eps(self) -> list[str]:
+        """PGD at eps: by the model's own gradient, and without that of its router if it has one."""
+        return ["pgd", "pgd" + DETACHED] if has_router(self.model) else ["pgd"]
 
     @functools.cached_property
     def frame(self) -> pd.DataFrame:

@@ -9,7 +9,8 @@ from moat.evaluation.gates.registry import Finding, gate
 @gate("monotone-epsilon")
 def monotone_epsilon(evidence: Evidence) -> Finding:
     """Accuracy does not rise with the radius, and falls to chance level at the largest."""
-    by_radius = sorted((eps, evidence.accuracy(name)) for name, eps in evidence.sweep.items())
+    measured = {name: evidence.at_eps if name == "pgd" else [name] for name in evidence.sweep}
+    by_radius = sorted((eps, evidence.accuracy(*measured[name])) for name, eps in evidence.sweep.items())
     curve = [evidence.accuracy("clean"), *(value for _, value in by_radius)]
     rise = max(after - before for before, after in zip(curve, curve[1:], strict=False))
     at_largest = evidence.accuracy("pgd largest")

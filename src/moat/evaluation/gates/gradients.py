@@ -5,9 +5,8 @@ import torch
 from moat.attacks.objectives import cross_entropy
 from moat.attacks.steps import input_gradient, random_start_point
 from moat.data.seeding import generator
-from moat.evaluation.evidence import Evidence
+from moat.evaluation.evidence import Evidence, has_router
 from moat.evaluation.gates.registry import Finding, gate, keeps
-from moat.evaluation.gates.stages import has_router
 
 MOST_ZERO_GRADIENTS = 0.01
 

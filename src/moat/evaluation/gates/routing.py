@@ -7,7 +7,7 @@ import torch
 from moat.evaluation.evidence import Evidence
 from moat.evaluation.gates.chance import most_allowed
 from moat.evaluation.gates.registry import Finding, gate, keeps, not_applicable
-from moat.evaluation.gates.stages import DETACHED, has_router, is_mixture, stage
+from moat.evaluation.gates.stages import is_mixture, stage
 
 # Of an even share: with two experts, 5 % of the images.
 LEAST_LOAD = 0.1
@@ -69,17 +69,17 @@ def router_aware(evidence: Evidence) -> Finding:
     if not is_mixture(evidence.model):
         return not_applicable("no router and no experts")
     n = len(evidence.x)
-    losses, aware = stage(evidence, "losses"), stage(evidence, "router")
-    detached = [name for name in losses.broken if name.endswith(DETACHED)]
+    aware = stage(evidence, "router")
+    followed, cut = (set(evidence.survivors(name)) for name in (evidence.at_eps[0], evidence.at_eps[-1]))
     values = {
-        "missing_attacks": float(not aware.broken) + float(has_router(evidence.model) and not detached),
+        "missing_attacks": float(not aware.broken),
         "beyond_plain": (len(aware.before) - len(aware.after)) / n,
-        "beyond_straight_through": len(losses.broken_by(*detached)) / n,
+        "beyond_straight_through": len(followed - cut) / n,
     }
     limits = {"missing_attacks": 0.0, "beyond_plain": most_allowed(n, MOST_OVERSTATED)}
     message = (
-        f"of {n} examples, detaching the router breaks {values['beyond_straight_through']:.1%} that follow-through "
-        f"PGD leaves, and attacks on the experts {values['beyond_plain']:.1%} more ({', '.join(aware.broken)}); "
+        f"of {n} examples, PGD with the router detached breaks {values['beyond_straight_through']:.1%} that PGD through "
+        f"it leaves; all of that done, attacks on the experts break {values['beyond_plain']:.1%} ({', '.join(aware.broken)}); "
         f"allowed for {MOST_OVERSTATED:.0%} and chance: {limits['beyond_plain']:.1%}"
     )
     return keeps(values, limits), values, limits, message

@@ -12,9 +12,8 @@ from torch import nn
 
 from moat.attacks import pgd
 from moat.attacks.suites import Attack
-from moat.evaluation.evidence import Evidence
+from moat.evaluation.evidence import DETACHED, Evidence, has_router, on_detached
 from moat.evaluation.gates.chance import most_allowed
-from moat.moe.detached import detached_router
 
 
 @dataclass(frozen=True)
@@ -41,9 +40,7 @@ class Stage:
         return np.unique(np.concatenate([self.before[:0], *(self.broken[name] for name in attacks)]))
 
 
-# How the names of attacks end that cut the gradient through the router.
-DETACHED = ", router detached"
-# How those end that start elsewhere.
+# How the names of attacks end that start elsewhere.
 ANOTHER_START = ", another start"
 # Twice the work may move the accuracy by half a point.
 MOST_MOVED = 0.005
@@ -53,19 +50,14 @@ LARGEST_FACTOR = 8
 Attacks = Mapping[str, Mapping[str, Any] | Attack]
 
 
-def has_router(model: nn.Module) -> bool:
-    """Whether the model has a router as a module of its own, whose scores can be cut off from the gradient."""
-    return isinstance(getattr(model, "router", None), nn.Module)
-
-
 def is_mixture(model: nn.Module) -> bool:
     """Whether an image goes through experts: chosen, weighted or asked one by one."""
     return hasattr(model, "route_logits") or hasattr(model, "experts")
 
 
 def _losses(evidence: Evidence, before: np.ndarray) -> Stage:
-    """The margin instead of the cross-entropy; both without the gradient through the router, where there is one."""
-    others = {name: attack for name, attack in _white_box(evidence, 1).items() if name != "pgd"}
+    """The margin instead of the cross-entropy; also without the gradient through the router, where there is one."""
+    others = {name: attack for name, attack in _white_box(evidence, 1).items() if name not in evidence.at_eps}
     return _each(evidence, others, before)
 
 
@@ -103,15 +95,8 @@ def _white_box(evidence: Evidence, factor: int) -> dict[str, Mapping[str, Any] |
         parameters = {"eps": evidence.eps, "step_size": evidence.eps / 4, "steps": steps, "loss": loss}
         attacks[name] = {"attack": "pgd", **parameters}
         if has_router(evidence.model):
-            attacks[name + DETACHED] = Attack(_on_detached(parameters), evidence.eps, steps)
+            attacks[name + DETACHED] = on_detached(parameters)
     return attacks
-
-
-def _on_detached(parameters: Mapping[str, Any]) -> Callable:
-    def attack(model, x, y, generator=None):
-        return pgd(detached_router(model), x, y, **parameters, generator=generator)
-
-    return attack
 
 
 def _router(evidence: Evidence, before: np.ndarray) -> Stage:

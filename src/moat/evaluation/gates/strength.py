@@ -1,6 +1,7 @@
 """Were the attacks strong enough: converged, better than those without gradients, without AutoAttack's warnings?"""
 
 import warnings
+
 import torch
 
 from moat.attacks.objectives import cross_entropy
