@@ -158,7 +158,7 @@ class Evidence:
         """Positions of the examples that are correct under all of ``settings``."""
         rows = self.frame[self.frame["setting"].isin(settings)]
         correct = rows.groupby("index")["correct"].all()
-        return correct.index[correct].to_numpy()
+        return correct.index[correct].to_numpy(copy=True)
 
     def broken(self, name: str, attack: Mapping[str, Any] | Attack, among: np.ndarray) -> np.ndarray:
         """The positions of ``among`` that an attack breaks; only these examples are attacked."""
@@ -174,7 +174,7 @@ class Evidence:
             seed=self.seed,
             indices=among.tolist(),
         )
-        return rows.loc[~rows["correct"], "index"].to_numpy()
+        return rows.loc[~rows["correct"], "index"].to_numpy(copy=True)
 
     @functools.cached_property
     def logits(self) -> torch.Tensor:

@@ -78,8 +78,9 @@ def router_aware(evidence: Evidence) -> Finding:
     }
     limits = {"missing_attacks": 0.0, "beyond_plain": most_allowed(n, MOST_OVERSTATED)}
     message = (
-        f"of {n} examples, PGD with the router detached breaks {values['beyond_straight_through']:.1%} that PGD through "
-        f"it leaves; all of that done, attacks on the experts break {values['beyond_plain']:.1%} ({', '.join(aware.broken)}); "
+        f"of {n} examples, PGD with the router detached breaks {values['beyond_straight_through']:.1%} that PGD "
+        f"through it leaves; after both, attacks on the experts ({', '.join(aware.broken)}) break "
+        f"{values['beyond_plain']:.1%}; "
         f"allowed for {MOST_OVERSTATED:.0%} and chance: {limits['beyond_plain']:.1%}"
     )
     return keeps(values, limits), values, limits, message
