@@ -106,7 +106,7 @@ def _run(model, x, y, generator: Randomness, *, name, version, check, seed, n_ta
     with frozen(model), own_random_numbers(x.device, seed):
         classes = attacked(images[:1]).shape[1]
         if check:
-            _check_model(attacked, images, y, classes, version, n_targets)
+            _check_model(attacked, images, y, version)
         if classes < FEWEST_CLASSES.get(name, 2):
             flag("target-classes", f"{name} is left out: its loss needs {FEWEST_CLASSES[name]} classes, not {classes}")
             return x.clone()
@@ -140,8 +140,8 @@ def _component(name: str, model, version: Version, n_targets: int, device, seed:
     return makers[name]()
 
 
-def _check_model(model, x: torch.Tensor, y: torch.Tensor, classes: int, version: str, n_targets: int) -> None:
-    """The package's checks of what is attacked: random, dynamic, probabilities for logits, too few classes."""
+def _check_model(model, x: torch.Tensor, y: torch.Tensor, version: str) -> None:
+    """The package's checks of what is attacked: is it random, dynamic, does it give probabilities for logits?"""
     from pyautoattack import checks
 
     logger, trace = FlagLogger(), sys.gettrace()
@@ -155,4 +155,3 @@ def _check_model(model, x: torch.Tensor, y: torch.Tensor, classes: int, version:
             checks.check_dynamic(model, x, False, logger=logger)
     finally:
         sys.settrace(trace)
-    checks.check_n_classes(classes, VERSIONS[version].components, n_targets, n_targets, logger=logger)

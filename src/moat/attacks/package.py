@@ -17,11 +17,7 @@ WARNINGS = {
     "it seems to be a randomized": "randomized",
     "it seems that the output is a probability": "probabilities",
     "it seems to be a dynamic": "dynamic",
-    "it seems that more target classes": "target-classes",
-    "it seems that too many target classes": "target-classes",
-    "with only": "target-classes",
     "there are": "zero-gradient",
-    "Square Attack has decreased": "square-stronger",
 }
 
 

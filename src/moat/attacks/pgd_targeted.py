@@ -90,5 +90,5 @@ def _goals(model, x, y, target: str | int, targets: int, generator: Randomness) 
         yield (y + 1 + (uniform * (classes - 1)).long().clamp(max=classes - 2)) % classes
     else:
         labelled = torch.nn.functional.one_hot(y, classes).bool()
-        order = logits.masked_fill(labelled, -torch.inf).argsort(1, descending=True, stable=True)
+        order = logits.masked_fill(labelled, -torch.inf).argsort(dim=1, descending=True, stable=True)
         yield from order[:, : min(targets, classes - 1)].T

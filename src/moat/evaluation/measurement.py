@@ -12,6 +12,7 @@ import pandas as pd
 import torch
 from torch import nn
 
+from moat.attacks import for_attack
 from moat.attacks.flags import collect, flag
 from moat.attacks.suites import Attack
 from moat.data.seeding import generator
@@ -24,6 +25,8 @@ log = logging.getLogger(__name__)
 BROKEN_BY = "broken_by"
 # Examples that are kept together once they are measured, rounded to whole batches.
 SHARD = 1000
+# On so many images the copy that is attacked must have the model's logits.
+EXAMPLES_COMPARED = 8
 
 Part = tuple[pd.DataFrame, dict[str, str]]
 # (name of the part, what its rows depend on, how to measure it) -> rows and flags: measured, or kept from before.
@@ -53,6 +56,10 @@ class Measurement:
     seed: int = 0
     keep: Keep = measure_now
     flags: dict[str, dict[str, str]] = field(default_factory=dict)
+
+    def __post_init__(self):
+        # Attacks may use any copy that is faster: what they return is judged by the model itself.
+        self.attacked = for_attack(self.model, images(self.x[:EXAMPLES_COMPARED], device_of(self.model)))
 
     def setting(self, name: str, attack: Attack) -> pd.DataFrame:
         """The rows of one setting, on all examples up to its limit."""
@@ -93,7 +100,7 @@ class Measurement:
         found: list[pd.DataFrame] = []
         left = _divide(found, self._in_shards(positions, name, clean, f"{part}.clean", ""), "clean")
         broken = {"clean": len(positions) - len(left)}
-        for stage, function in attack.stages(attack.target(self.model)).items():
+        for stage, function in attack.stages(attack.target(self.attacked)).items():
             if not len(left):
                 break
             one = replace(attack, function=function, stages=None, takes_generator=True)
@@ -150,15 +157,16 @@ class Measurement:
 
     def _batch(self, positions, indices, name: str, attack: Attack, purpose: str) -> pd.DataFrame:
         device = device_of(self.model)
-        chosen = torch.as_tensor(positions)
+        chosen = torch.tensor(positions)
         clean, labels = images(self.x[chosen], device), self.y[chosen].to(device, torch.int64)
         draws = [generator(self.seed, 0, purpose, batch=i) for i in indices] if attack.takes_generator else None
         self.model.eval()
+        self.attacked.eval()
         if attack.protocol != protocols.CORRECT:
             judged = protocols.get(attack.protocol).measure(self.model, clean, labels, attack, draws)
             return judge(*judged, labels, name=name, steps=attack.steps, indices=indices)
         # Clones, so that an attack that works in place cannot move the centre of the ball.
-        attacked = attack(self.model, clean.clone(), labels.clone(), draws)
+        attacked = attack(self.attacked, clean.clone(), labels.clone(), draws)
         attacked = project(attacked, clean, attack.eps, name)
         return judge(self.model, clean, attacked, labels, name=name, steps=attack.steps, indices=indices)
 

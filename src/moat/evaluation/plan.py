@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from moat.attacks import for_attack
 from moat.attacks.suites import Attack, resolve
 from moat.config.project import Project
 from moat.errors import ConfigError
@@ -63,4 +64,4 @@ def _bound(attack: Attack, transfer_models: Mapping[str, TransferModel]) -> Atta
     given = transfer_models.get(attack.transfer_from) if attack.transfer_from is not None else None
     if given is None:
         return attack
-    return replace(attack, source=given.model, parameters={**attack.parameters, "source": dict(given.run)})
+    return replace(attack, source=for_attack(given.model), parameters={**attack.parameters, "source": dict(given.run)})
