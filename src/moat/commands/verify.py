@@ -88,7 +88,7 @@ def _given(**options) -> dict:
 
 
 def _claims(project, suite: str | None, eps: float) -> dict:
-    """The settings of a suite that are measured correctly and within eps."""
+    """The settings of a suite that are measured correctly, within eps, and on any model by itself."""
     from moat.config.numbers import parse_number
 
     settings = project.attack_settings(suite) if suite is not None else {}
@@ -98,6 +98,7 @@ def _claims(project, suite: str | None, eps: float) -> dict:
         if setting.get("protocol", "correct") == "correct"
         and 0 < parse_number(setting.get("eps", 0), where=f"config/attacks.yaml: {name}") <= eps
         and not setting.get("needs")
+        and not setting.get("transfer_from")
     }
 
 

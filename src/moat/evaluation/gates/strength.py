@@ -59,9 +59,11 @@ def _overstated(evidence: Evidence) -> dict[str, tuple[float, float]]:
     for name, attack in evidence.claims.items():
         if claimed_steps(name, attack) < 2 or not attack.eps:
             continue
-        claimed, reference = set(evidence.survivors(name)), set(_reference(evidence, attack.eps))
-        value = (len(claimed) - len(reference)) / len(evidence.x)
-        limit = most_apart(len(claimed ^ reference), len(evidence.x), MOST_OVERSTATED)
+        # A setting may have a limit of its own.
+        attacked = set(evidence.frame.loc[evidence.frame["setting"] == name, "index"])
+        claimed, reference = set(evidence.survivors(name)), attacked & set(_reference(evidence, attack.eps))
+        value = (len(claimed) - len(reference)) / len(attacked)
+        limit = most_apart(len(claimed ^ reference), len(attacked), MOST_OVERSTATED)
         found[f"overstated {name}"] = (value, limit)
     return found
 
