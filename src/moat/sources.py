@@ -37,7 +37,7 @@ GATES_PARTS = ("nets", "attacks", "gates")
 _ROOTS: Mapping[str, tuple[str, ...]] = {
     "engine": ("training/*.py", "data/batches.py", "data/seeding.py"),
     "evaluation": ("evaluation/runner.py",),
-    "gates": ("evaluation/gates.py",),
+    "gates": ("evaluation/gates/*.py",),
 }
 
 

@@ -5,7 +5,7 @@ import itertools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from moat.config import registries
+from moat.config import protocols, registries
 from moat.config.cells import Cell, Figure, Line, Table
 from moat.config.project import Project
 from moat.config.schema import unknown_name
@@ -145,6 +145,7 @@ class Expander:
             if setting not in in_suite:
                 what = f"setting of suite {bound['suite']!r}"
                 raise ConfigError(f"{where}: " + unknown_name(setting, in_suite, what=what))
+        protocols.check_cell(bound["protocol"], bound["settings"], self.project.attacks(), where=where)
 
     def _published(self, table: str, spec, row, column) -> tuple[float | None, float | None]:
         """Value and standard deviation of the one published number that fits, or (None, None)."""
