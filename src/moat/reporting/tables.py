@@ -153,9 +153,15 @@ def count_verdicts(content) -> dict[str, int]:
 
 
 def count_published(content) -> dict[str, int]:
-    """What became of the published numbers: cells that are reproduced, explained, contradicted, unverified, not run."""
-    published = correct_rows(content)
-    counts = published[published["published"].notna()]["verdict"].value_counts()
+    """What became of the published numbers: cells that are reproduced, explained, contradicted, unverified, not run.
+
+    Words are not counted: what kind of mixture a method is, our code has from the paper.
+    """
+    import pandas as pd
+
+    cells = correct_rows(content)
+    numbers = pd.to_numeric(cells["published"], errors="coerce").notna()
+    counts = cells[numbers]["verdict"].value_counts()
     return {name: sum(int(counts.get(verdict, 0)) for verdict in kinds) for name, kinds in OUTCOMES.items()}
 
 
