@@ -5,7 +5,7 @@ import itertools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from moat.config import registries
+from moat.config import protocols, registries
 from moat.config.cells import Cell, Figure, Line, Table
 from moat.config.project import Project
 from moat.config.schema import unknown_name
@@ -140,11 +140,12 @@ class Expander:
         for kind, names in known.items():
             if bound[kind] not in names:
                 raise ConfigError(f"{where}: " + unknown_name(bound[kind], names, what=kind))
-        in_suite = self.project.suite(bound["suite"])["settings"]
+        in_suite = self.project.measured(bound["suite"])
         for setting in bound["settings"]:
             if setting not in in_suite:
                 what = f"setting of suite {bound['suite']!r}"
                 raise ConfigError(f"{where}: " + unknown_name(setting, in_suite, what=what))
+        protocols.check_cell(bound["protocol"], bound["settings"], self.project.attacks(), where=where)
 
     def _published(self, table: str, spec, row, column) -> tuple[float | None, float | None]:
         """Value and standard deviation of the one published number that fits, or (None, None)."""
