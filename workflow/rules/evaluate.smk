@@ -3,6 +3,7 @@ rule evaluate:
         unpack(run_files),
         data=paths.prepared("{scale}", "{dataset}"),
         transfer=transfer_files,
+        corrupted=corrupted_images,
         refresh=lambda wildcards: refresh(
             paths.evaluation(wildcards.scale, run_of(wildcards), wildcards.suite).with_suffix(".json"),
         ),
