@@ -249,7 +249,7 @@ def study(tmp_path):
         (
             "dramoe",
             lambda t: t["table2"]["except"][0].update(settings=["pgd1?0"]),
-            "unknown setting of suite 'dramoe' 'pgd1\\?0'",
+            "unknown setting of suite 'advmoe' 'pgd1\\?0'",
         ),
         (
             "dwf",

@@ -38,7 +38,7 @@ class Results:
     scale: str
     wanted: dict[tuple[Run, str], dict[tuple[str, Settings], None]] = field(default_factory=lambda: defaultdict(dict))
     project: Project = field(default_factory=Project)
-    _statistics: dict[tuple[str, Run, str, Settings], tuple] = field(default_factory=dict)
+    _statistics: dict[tuple[str, Run, str, Settings], Any] = field(default_factory=dict)
 
     def __post_init__(self):
         self.root = Path(self.root)
@@ -76,7 +76,7 @@ class Results:
         """
         return self.statistic("worst", run, suite, tuple(settings))
 
-    def statistic(self, name: str, run: Run, suite: str, settings: Settings) -> tuple:
+    def statistic(self, name: str, run: Run, suite: str, settings: Settings) -> Any:
         """What a function of :data:`moat.reporting.rows.STATISTICS` finds in an evaluation's rows.
 
         Settings that do not apply to the model (see :meth:`not_applicable`) are left out.
