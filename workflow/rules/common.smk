@@ -8,6 +8,7 @@ from moat import devices, sources
 from moat.config import paths, recipes, registries, schema
 from moat.config.grid import Run, build_grid, needs_of
 from moat.config.project import Project
+from moat.config.transfer import transfer_kinds, transfer_runs
 from moat.files import read_json, write_json
 
 schema.validate(
@@ -86,6 +87,16 @@ def run_digest(wildcards):
     return recipes.digest(resolved)
 
 
+def corrupted_images(wildcards):
+    """The published corrupted images of the data set, where there are any and the suite asks for their severities.
+
+    `moat evaluate` finds them beside the data set.
+    """
+    published = f"{wildcards.dataset}-c"
+    asked = project.suite(wildcards.suite).get("corruptions") == "cifar10-c"
+    return [paths.prepared(wildcards.scale, published)] if asked and published in project.names("datasets") else []
+
+
 def evaluation_digest(wildcards):
     return recipes.digest(recipes.resolve_evaluation(project, wildcards.scale, wildcards.suite))
 
@@ -95,6 +106,29 @@ def evaluation_options(wildcards, at_most=None):
     evaluation = project.scale(wildcards.scale)["evaluation"]
     limits = [limit for limit in (evaluation["limit"], at_most) if limit]
     return f"--batch-size {evaluation['batch_size']} --limit {min(limits, default='all')}"
+
+
+@cache
+def kinds_of_transfer(suite):
+    return transfer_kinds(project, suite)
+
+
+def transfer_folders(wildcards):
+    """The runs that the suite's transferred examples are made on: kind -> folder. Only runs of the grid are asked for."""
+    if not kinds_of_transfer(wildcards.suite):
+        return {}
+    shown = grid(wildcards.scale).gates
+    found = transfer_runs(project, wildcards.suite, run_of(wildcards), shown)
+    return {kind: paths.run_dir(wildcards.scale, run) for kind, run in found.items()}
+
+
+def transfer_files(wildcards):
+    folders = transfer_folders(wildcards).values()
+    return [folder / name for folder in folders for name in ("model.safetensors", "run.json")]
+
+
+def transfer_options(wildcards):
+    return " ".join(f"--transfer-from {kind}={folder}" for kind, folder in transfer_folders(wildcards).items())
 
 
 def gate_options(wildcards):
