@@ -145,7 +145,8 @@ class Expander:
             if setting not in in_suite:
                 what = f"setting of suite {bound['suite']!r}"
                 raise ConfigError(f"{where}: " + unknown_name(setting, in_suite, what=what))
-        protocols.check_cell(bound["protocol"], bound["settings"], self.project.attacks(), where=where)
+        in_force = self.project.attack_settings(bound["suite"])
+        protocols.check_cell(bound["protocol"], bound["settings"], in_force, where=where)
 
     def _published(self, table: str, spec, row, column) -> tuple[float | None, float | None]:
         """Value and standard deviation of the one published number that fits, or (None, None)."""
