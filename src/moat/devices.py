@@ -1,7 +1,12 @@
 """Which device a command computes on, and with how many threads."""
 
+import argparse
+import contextlib
+import importlib.util
 import logging
 import os
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from moat.errors import ConfigError
@@ -21,6 +26,47 @@ def gpu_note() -> str:
     if not gpus:
         return "moat: no GPU found on this machine; trainings and attacks run on the CPU"
     return f"moat: {len(gpus)} GPU(s) found; `--resources gpu=N` says how many jobs may use them at once"
+
+
+@contextlib.contextmanager
+def leased(arguments: argparse.Namespace) -> Iterator[argparse.Namespace]:
+    """Hold a GPU slot (:mod:`moat.scheduling.gpu_lease`) for a command that has ``--device``; before torch is imported.
+
+    Yields the arguments with the device as it is called then: of what was leased, CUDA sees one device, ``cuda``.
+
+    Raises:
+        ConfigError: ``cuda:N`` is not there, and see :func:`moat.scheduling.gpu_lease.lease`.
+    """
+    if arguments.device == "cpu" or not _may_use_gpu():
+        yield arguments
+        return
+    from moat.scheduling import gpu_lease, gpus
+
+    if gpu_lease.assigned_by_slurm():
+        log.info("GPU %s, assigned by SLURM", os.environ.get("CUDA_VISIBLE_DEVICES") or "none")
+    numbered = re.fullmatch(r"cuda:(\d+)", arguments.device)
+    with gpu_lease.lease(_numbered(gpus.find(), int(numbered[1])) if numbered else None) as slot:
+        device = "cuda" if slot and numbered else arguments.device
+        yield argparse.Namespace(**{**vars(arguments), "device": device})
+
+
+def _numbered(found: list, number: int) -> list:
+    if number >= len(found):
+        names = ", ".join(gpu.name for gpu in found) or "none"
+        raise ConfigError(f"--device cuda:{number}: no such GPU; found: {names}")
+    return [found[number]]
+
+
+def _may_use_gpu() -> bool:
+    """Whether the torch that is installed was built for GPUs, without importing it; MOAT_GPUS says yes."""
+    if "MOAT_GPUS" in os.environ:
+        return True
+    spec = importlib.util.find_spec("torch")
+    version = Path(spec.origin).with_name("version.py") if spec and spec.origin else None
+    if version is None or not version.exists():
+        return True
+    built_for = re.search(r"^(?:cuda|hip)\b[^=]*= *['\"]", version.read_text(encoding="utf-8"), re.MULTILINE)
+    return built_for is not None
 
 
 def select(name: str, threads: int):

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from moat import subjects
+from moat import devices, subjects
 
 HELP = "attack one run with a suite; resumable by attack"
 
@@ -17,7 +17,6 @@ def add_arguments(parser) -> None:
 def run(arguments) -> int:
     import logging
 
-    from moat.commands.train import work_folder
     from moat.config.project import Project
     from moat.errors import ConfigError
     from moat.files import check_writable
@@ -29,9 +28,15 @@ def run(arguments) -> int:
     suite = Project(Path(arguments.project)).attack_settings(arguments.suite)
     exit_on_sigterm("the same command continues with the attack setting it was in")
     check_writable(arguments.out)
+    with devices.leased(arguments) as arguments:
+        _evaluate(arguments, suite)
+    return 0
 
+
+def _evaluate(arguments, suite) -> None:
     from moat import sources
     from moat.attacks.suites import resolve
+    from moat.commands.train import work_folder
 
     settings = {name: resolve(name, setting) for name, setting in suite.items()}
     subject = subjects.load(arguments)
@@ -41,7 +46,6 @@ def run(arguments) -> int:
     parts = arguments.work or work_folder(arguments.out.with_suffix(""))
     measured = _measure(subject, settings, parts, hashes)
     _write(arguments, subject, settings, hashes, measured)
-    return 0
 
 
 def _measure(subject, settings, parts, sources) -> list:

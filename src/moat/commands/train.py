@@ -25,7 +25,6 @@ def add_arguments(parser) -> None:
 def run(arguments) -> int:
     import logging
 
-    from moat.config import paths
     from moat.config.project import Project
     from moat.config.recipes import resolve_run
     from moat.errors import ConfigError
@@ -46,6 +45,14 @@ def run(arguments) -> int:
         seed=arguments.seed,
     )
     needs = _needs(arguments.need, resolved["recipe"])
+    with devices.leased(arguments) as arguments:
+        _train(arguments, project, resolved, needs)
+    return 0
+
+
+def _train(arguments, project, resolved, needs) -> None:
+    from moat.config import paths
+
     device = devices.select(arguments.device, arguments.threads)
 
     from moat.training.runs import Run
@@ -61,7 +68,6 @@ def run(arguments) -> int:
         root=project.root,
     )
     training.train(on_epoch=_print_row)
-    return 0
 
 
 def work_folder(out: Path) -> Path:
