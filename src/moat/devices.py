@@ -1,12 +1,10 @@
 """Which device a command computes on, and with how many threads."""
 
 import argparse
-import contextlib
 import importlib.util
 import logging
 import os
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 from moat.errors import ConfigError
@@ -28,26 +26,26 @@ def gpu_note() -> str:
     return f"moat: {len(gpus)} GPU(s) found; `--resources gpu=N` says how many jobs may use them at once"
 
 
-@contextlib.contextmanager
-def leased(arguments: argparse.Namespace) -> Iterator[argparse.Namespace]:
-    """Hold a GPU slot (:mod:`moat.scheduling.gpu_lease`) for a command that has ``--device``; before torch is imported.
+def lease(arguments: argparse.Namespace) -> None:
+    """Hold a GPU slot (:mod:`moat.scheduling.gpu_lease`) until the command ends. Call before torch is imported.
 
-    Yields the arguments with the device as it is called then: of what was leased, CUDA sees one device, ``cuda``.
+    Of what is leased CUDA sees one device: ``--device cuda:1`` becomes ``cuda``.
 
     Raises:
         ConfigError: ``cuda:N`` is not there, and see :func:`moat.scheduling.gpu_lease.lease`.
     """
-    if arguments.device == "cpu" or not _may_use_gpu():
-        yield arguments
-        return
     from moat.scheduling import gpu_lease, gpus
 
     if gpu_lease.assigned_by_slurm():
-        log.info("GPU %s, assigned by SLURM", os.environ.get("CUDA_VISIBLE_DEVICES") or "none")
+        log.info("GPU assigned by SLURM: %s", os.environ.get("CUDA_VISIBLE_DEVICES") or "none")
+        return
+    if arguments.device == "cpu" or not _may_use_gpu():
+        return
     numbered = re.fullmatch(r"cuda:(\d+)", arguments.device)
-    with gpu_lease.lease(_numbered(gpus.find(), int(numbered[1])) if numbered else None) as slot:
-        device = "cuda" if slot and numbered else arguments.device
-        yield argparse.Namespace(**{**vars(arguments), "device": device})
+    candidates = _numbered(gpus.find(), int(numbered[1])) if numbered else None
+    slot = arguments.until_end.enter_context(gpu_lease.lease(candidates))
+    if slot and numbered:
+        arguments.device = "cuda"
 
 
 def _numbered(found: list, number: int) -> list:

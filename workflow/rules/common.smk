@@ -28,7 +28,11 @@ for study in config["studies"]:
 environment = {"PATH": f"{os.path.dirname(sys.executable)}:$PATH"}
 if config["data"]["mirror"] and not os.environ.get("MOAT_MIRROR"):
     environment["MOAT_MIRROR"] = config["data"]["mirror"]
-shell.prefix("".join(f'export {name}="{value}"; ' for name, value in environment.items()))
+# A signal to all of a job reaches its shell, too: it waits until the command has saved its work, and ends as that does.
+shell.prefix("trap : TERM; " + "".join(f'export {name}="{value}"; ' for name, value in environment.items()))
+
+# What the SLURM plugin asks; it stands in for a sacct that does not answer.
+os.environ["PATH"] = f"{workflow.basedir}/workflow/profiles/slurm/bin:{os.environ['PATH']}"
 
 # The pattern of a run, and of one suite on it, in outputs.
 NAMED_RUN = Run("{dataset}", "{arch}", "{method}", "{seed}")

@@ -17,6 +17,7 @@ def add_arguments(parser) -> None:
 def run(arguments) -> int:
     import logging
 
+    from moat.commands.train import work_folder
     from moat.config.project import Project
     from moat.errors import ConfigError
     from moat.files import check_writable
@@ -28,15 +29,10 @@ def run(arguments) -> int:
     suite = Project(Path(arguments.project)).attack_settings(arguments.suite)
     exit_on_sigterm("the same command continues with the attack setting it was in")
     check_writable(arguments.out)
-    with devices.leased(arguments) as arguments:
-        _evaluate(arguments, suite)
-    return 0
+    devices.lease(arguments)
 
-
-def _evaluate(arguments, suite) -> None:
     from moat import sources
     from moat.attacks.suites import resolve
-    from moat.commands.train import work_folder
 
     settings = {name: resolve(name, setting) for name, setting in suite.items()}
     subject = subjects.load(arguments)
@@ -46,6 +42,7 @@ def _evaluate(arguments, suite) -> None:
     parts = arguments.work or work_folder(arguments.out.with_suffix(""))
     measured = _measure(subject, settings, parts, hashes)
     _write(arguments, subject, settings, hashes, measured)
+    return 0
 
 
 def _measure(subject, settings, parts, sources) -> list:

@@ -25,6 +25,7 @@ def add_arguments(parser) -> None:
 def run(arguments) -> int:
     import logging
 
+    from moat.config import paths
     from moat.config.project import Project
     from moat.config.recipes import resolve_run
     from moat.errors import ConfigError
@@ -45,14 +46,7 @@ def run(arguments) -> int:
         seed=arguments.seed,
     )
     needs = _needs(arguments.need, resolved["recipe"])
-    with devices.leased(arguments) as arguments:
-        _train(arguments, project, resolved, needs)
-    return 0
-
-
-def _train(arguments, project, resolved, needs) -> None:
-    from moat.config import paths
-
+    devices.lease(arguments)
     device = devices.select(arguments.device, arguments.threads)
 
     from moat.training.runs import Run
@@ -68,6 +62,7 @@ def _train(arguments, project, resolved, needs) -> None:
         root=project.root,
     )
     training.train(on_epoch=_print_row)
+    return 0
 
 
 def work_folder(out: Path) -> Path:

@@ -21,10 +21,11 @@ def add_arguments(parser) -> None:
 
 def run(arguments) -> int:
     import logging
+    import time
 
     from moat.config.numbers import parse_number
     from moat.errors import ConfigError
-    from moat.files import check_writable
+    from moat.files import check_writable, write_json
     from moat.interruption import exit_on_sigterm
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -33,18 +34,11 @@ def run(arguments) -> int:
         raise ConfigError(f"--eps {arguments.eps}: allowed: above 0, at most 1 (pixels are in [0, 1])")
     exit_on_sigterm("the same command starts the gates again")
     check_writable(arguments.out)
-    with devices.leased(arguments) as arguments:
-        _verify(arguments, eps)
-    return 0
-
-
-def _verify(arguments, eps) -> None:
-    import time
+    devices.lease(arguments)
 
     from moat import provenance, sources
     from moat.evaluation import verify
     from moat.evaluation.evidence import ATTACKS
-    from moat.files import write_json
 
     subject = subjects.load(arguments, at_most=AT_MOST)
     started = time.perf_counter()
@@ -63,3 +57,4 @@ def _verify(arguments, eps) -> None:
         "data": subject.data,
     }
     write_json(arguments.out, content)
+    return 0
