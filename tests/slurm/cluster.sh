@@ -4,6 +4,7 @@
 #   cluster.sh packages   print the Debian packages that it needs
 #   cluster.sh up         munge, slurmctld and slurmd (ACCOUNTING=1: mariadb and slurmdbd, too)
 #   cluster.sh down       stop them, and remove the configuration
+#   cluster.sh controller-down | controller-up     an outage of slurmctld alone; its jobs run on
 #
 # From the environment: GPUS=2, CPUS=4, MEMORY_MB=8000, ACCOUNTING=0. No systemd and no cgroups are needed. The
 # configuration lies in /etc/slurm, where SLURM looks by itself: jobs lose the variable SLURM_CONF.
@@ -124,6 +125,21 @@ start_accounting() {
   sacctmgr -i add user "$(id -un)" Account=lab Cluster=moat DefaultAccount=lab >/dev/null
 }
 
+start_controller() {
+  daemon slurmctld /usr/sbin/slurmctld -D -i
+  within 30 sh -c "scontrol ping | grep -q UP"
+}
+
+# stop NAME: the daemon on record
+stop() {
+  local pid tries=100
+  pid=$(cat "$STATE/$1.pid" 2>/dev/null) || return 0
+  kill "$pid" 2>/dev/null || true
+  while kill -0 "$pid" 2>/dev/null && [ "$tries" -gt 0 ]; do tries=$((tries - 1)); sleep 0.1; done
+  kill -9 "$pid" 2>/dev/null || true
+  rm "$STATE/$1.pid"
+}
+
 up() {
   [ "$(id -u)" = 0 ] || { echo "cluster.sh: must be root" >&2; exit 1; }
   [ ! -e "$ETC/slurm.conf" ] || { echo "cluster.sh: $ETC/slurm.conf is there already; not touched" >&2; exit 1; }
@@ -132,8 +148,7 @@ up() {
   configure
   start_munge
   [ "$ACCOUNTING" = 0 ] || start_accounting
-  daemon slurmctld /usr/sbin/slurmctld -D -i
-  within 30 scontrol ping
+  start_controller
   daemon slurmd /usr/sbin/slurmd -D -N "$NODE"
   within 30 sh -c "sinfo --noheader --Node --format=%t | grep -q '^idle'"
 }
@@ -141,14 +156,9 @@ up() {
 # What `up` started, by the pids on record. Without the configuration's removal every later `snakemake` would wait
 # ten seconds for a controller that is not there.
 down() {
-  local record pid
-  scancel --user="$(id -un)" 2>/dev/null || true
-  for record in slurmd slurmctld slurmdbd mariadbd munged; do
-    pid=$(cat "$STATE/$record.pid" 2>/dev/null) || continue
-    kill "$pid" 2>/dev/null || true
-    for ((i = 0; i < 100; i++)); do kill -0 "$pid" 2>/dev/null || break; sleep 0.1; done
-    kill -9 "$pid" 2>/dev/null || true
-  done
+  local name
+  timeout 20 scancel --user="$(id -un)" 2>/dev/null || true
+  for name in slurmd slurmctld slurmdbd mariadbd munged; do stop "$name"; done
   [ ! -d "$STATE" ] || rm -f "$ETC"/{slurm,gres,cgroup,slurmdbd}.conf /dev/moat-gpu*
   rm -rf "$STATE"
 }
@@ -157,5 +167,7 @@ case "${1:-}" in
   packages) echo "slurmctld slurmd slurm-client munge$([ "$ACCOUNTING" = 0 ] || echo " slurmdbd mariadb-server")" ;;
   up) up ;;
   down) down ;;
-  *) sed -n '2,9p' "$0"; exit 2 ;;
+  controller-down) stop slurmctld ;;
+  controller-up) start_controller ;;
+  *) sed -n '2,11p' "$0"; exit 2 ;;
 esac
