@@ -22,8 +22,8 @@ def gpu_note() -> str:
     """One line about the GPUs of this machine, without importing torch."""
     gpus = sorted(Path("/dev").glob("nvidia[0-9]*"))
     if not gpus:
-        return "moat: no GPU found on this machine; trainings and attacks run on the CPU"
-    return f"moat: {len(gpus)} GPU(s) found; `--resources gpu=N` says how many jobs may use them at once"
+        return "moat: no GPU found on this machine; what is trained and attacked here runs on the CPU"
+    return f"moat: {len(gpus)} GPU(s) found; `--resources gpu=N` says how many jobs may use them at once; each leases one"
 
 
 def lease(arguments: argparse.Namespace) -> None:

@@ -56,7 +56,8 @@ def _torch(project: Project) -> Iterator[Check]:
 def _gpu_slots(project: Project) -> Iterator[Check]:
     from moat.scheduling import gpu_lease, gpus
 
-    for slot, owner in gpu_lease.holders(gpus.find()).items():
+    per_gpu = gpu_lease.configured_slots(default=project.config()["slots_per_gpu"])
+    for slot, owner in gpu_lease.holders(gpus.find(), slots_per_gpu=per_gpu).items():
         if owner is None:
             yield Check("gpu slot", "ok", f"{slot.name}: free")
         else:

@@ -58,7 +58,7 @@ class Cluster:
         subprocess.run([SCRIPT, "controller-up" if up else "controller-down"], check=True, timeout=60)
 
 
-def wait_for(condition: Callable[[], object], what: str, seconds: float = 180) -> object:
+def wait_for(condition: Callable[[], object], what: str, seconds: float = 600) -> object:
     """Look ten times a second until a condition holds; return what it gave."""
     until = time.monotonic() + seconds
     while not (found := condition()):

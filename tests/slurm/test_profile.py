@@ -42,7 +42,7 @@ def start(request):
             process.wait(timeout=60)
 
 
-def finish(process: subprocess.Popen, project, seconds: float = 240) -> str:
+def finish(process: subprocess.Popen, project, seconds: float = 600) -> str:
     """Wait for success; what Snakemake said."""
     try:
         code = process.wait(timeout=seconds)
@@ -105,7 +105,7 @@ def test_stopped_and_killed_and_preempted_jobs_end_as_a_local_run_does(cluster, 
         wait_for(lambda method=method: "resumed at epoch" in log_of(project, method), f"{method} resumed")
 
     # Evaluations and gates of both runs share one job and its GPU. It is killed without a word.
-    group = wait_for(lambda: [job for job in cluster.jobs("small") if job["state"] == "RUNNING"], "the group", 240)[0]
+    group = wait_for(lambda: [job for job in cluster.jobs("small") if job["state"] == "RUNNING"], "the group")[0]
     evaluations = project.root / "logs/tiny/evaluate"
     wait_for(lambda: list(evaluations.rglob("quick.log")), "the first evaluation")
     cluster.query("scancel", "--signal=KILL", "--full", group["id"])
@@ -129,7 +129,7 @@ def test_an_outage_of_the_controller_loses_no_job(cluster, make_project, start):
     wait_for(lambda: "epoch 1:" in log_of(project, "trades"), "a training")
     cluster.controller(up=False)
     try:
-        wait_for(lambda: "could not check status" in (project.root / "snakemake.log").read_text(), "a failed look", 90)
+        wait_for(lambda: "could not check status" in (project.root / "snakemake.log").read_text(), "a failed look")
     finally:
         cluster.controller(up=True)
     finish(process, project)

@@ -25,7 +25,10 @@ for study in config["studies"]:
 
 # Jobs find the `moat` of the environment that runs Snakemake, also where that one is not activated, and the mirror.
 # (The mirror is no parameter of fetching: another one must not fetch again what is there and verified.)
-environment = {"PATH": f"{os.path.dirname(sys.executable)}:$PATH"}
+environment = {
+    "PATH": f"{os.path.dirname(sys.executable)}:$PATH",
+    "MOAT_SLOTS_PER_GPU": config["slots_per_gpu"],
+}
 if config["data"]["mirror"] and not os.environ.get("MOAT_MIRROR"):
     environment["MOAT_MIRROR"] = config["data"]["mirror"]
 # A signal to all of a job reaches its shell, too: it waits until the command has saved its work, and ends as that does.
@@ -149,8 +152,8 @@ def stale_results(scale):
 
 
 def growing(rule, resource):
-    """What the scale gives to a rule, more with every retry."""
-    return lambda wildcards, attempt: attempt * project.scale(wildcards.scale)["resources"][rule][resource]
+    """What the scale gives to a rule; twice and three times that for the first retries, which may have lacked it."""
+    return lambda wildcards, attempt: min(attempt, 3) * project.scale(wildcards.scale)["resources"][rule][resource]
 
 
 wildcard_constraints:

@@ -65,9 +65,9 @@ def lease(
         ConfigError: a number of slots below 1, or a folder that cannot be written.
         MoatError: CUDA is in use already, so that no device can be chosen any more.
     """
-    per_gpu = _slots_per_gpu(environ) if slots_per_gpu is None else slots_per_gpu
-    if per_gpu < 1:
-        raise ConfigError(f"slots_per_gpu {per_gpu}: allowed: 1 or more")
+    if slots_per_gpu is not None and slots_per_gpu < 1:
+        raise ConfigError(f"slots_per_gpu {slots_per_gpu}: allowed: 1 or more")
+    per_gpu = slots_per_gpu or configured_slots(environ)
     if environ.get(HELD) or assigned_by_slurm(environ):
         yield None
         return
@@ -86,20 +86,31 @@ def lease(
         os.close(file)
 
 
+def configured_slots(environ: MutableMapping[str, str] = os.environ, default: int = 1) -> int:
+    """``MOAT_SLOTS_PER_GPU``, or a default.
+
+    Raises:
+        ConfigError: it is not a whole number from 1.
+    """
+    text = environ.get("MOAT_SLOTS_PER_GPU", str(default))
+    if not text.isdecimal() or int(text) < 1:
+        raise ConfigError(f"MOAT_SLOTS_PER_GPU={text}: allowed: whole numbers from 1")
+    return int(text)
+
+
 def assigned_by_slurm(environ: MutableMapping[str, str] = os.environ) -> bool:
     """Inside a SLURM job, whose devices SLURM has chosen. MOAT_GPUS says otherwise: lease these, one per process."""
     return "SLURM_JOB_ID" in environ and "MOAT_GPUS" not in environ
 
 
 def holders(
-    gpus: Sequence[Gpu], *, slots_per_gpu: int | None = None, folder: Path | None = None
+    gpus: Sequence[Gpu], *, slots_per_gpu: int, folder: Path | None = None
 ) -> dict[Slot, dict[str, Any] | None]:
     """Who holds which slot: pid, user, since (seconds since 1970), command; None for a free slot."""
-    per_gpu = _slots_per_gpu(os.environ) if slots_per_gpu is None else slots_per_gpu
     folder = folder or locks.shared_folder()
     found: dict[Slot, dict[str, Any] | None] = {}
     with locks.gate(folder):
-        for slot in (Slot(gpu, number) for gpu in gpus for number in range(per_gpu)):
+        for slot in (Slot(gpu, number) for gpu in gpus for number in range(slots_per_gpu)):
             file = locks.open_file(slot.file(folder))
             found[slot] = None if locks.try_lock(file) else locks.read_owner(file)
             os.close(file)
@@ -159,13 +170,6 @@ def _described(folder: Path, slots: Sequence[Slot]) -> str:
         os.close(file)
         people.append(f"{slot.name}: pid {owner.get('pid', '?')} of {owner.get('user', '?')}")
     return f"no free GPU slot ({'; '.join(people)})"
-
-
-def _slots_per_gpu(environ: MutableMapping[str, str]) -> int:
-    text = environ.get("MOAT_SLOTS_PER_GPU", "1")
-    if not text.isdecimal() or int(text) < 1:
-        raise ConfigError(f"MOAT_SLOTS_PER_GPU={text}: allowed: whole numbers from 1")
-    return int(text)
 
 
 def _check_cuda_unused() -> None:
