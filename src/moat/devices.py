@@ -23,7 +23,7 @@ def gpu_note() -> str:
     gpus = sorted(Path("/dev").glob("nvidia[0-9]*"))
     if not gpus:
         return "moat: no GPU found on this machine; what is trained and attacked here runs on the CPU"
-    return f"moat: {len(gpus)} GPU(s) found; `--resources gpu=N` says how many jobs may use them at once; each leases one"
+    return f"moat: {len(gpus)} GPU(s) found; `--resources gpu=N` says how many jobs may lease one at once"
 
 
 def lease(arguments: argparse.Namespace) -> None:

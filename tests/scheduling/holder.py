@@ -2,12 +2,13 @@
 
 usage: holder.py JOURNAL HOLD_SECONDS
 
-Every line of the journal is one event: nanoseconds, pid, what, slot.
+Every line of the journal is one event: nanoseconds, pid, what, and the device (or the place in the queue).
 """
 
 import fcntl
 import logging
 import os
+import re
 import sys
 import time
 from pathlib import Path
@@ -18,13 +19,13 @@ from moat.scheduling.gpu_lease import lease
 def main(journal: Path, hold: float) -> None:
     log = os.open(journal, os.O_WRONLY | os.O_APPEND)
 
-    def note(what: str, slot: str = "-") -> None:
-        os.write(log, f"{time.monotonic_ns()} {os.getpid()} {what} {slot}\n".encode())
+    def note(what: str, where: str) -> None:
+        os.write(log, f"{time.monotonic_ns()} {os.getpid()} {what} {where}\n".encode())
 
     class Waiting(logging.Handler):
         def emit(self, record):
-            if "waiting" in record.getMessage():
-                note("queued")
+            if place := re.search(r"waiting, (\d+) before", record.getMessage()):
+                note("queued", place[1])
 
     logging.getLogger("moat").addHandler(Waiting())
     # Opened before the lease, so that a killed process gives the witness back no later than the slot.
