@@ -71,7 +71,7 @@ def log_of(project, method: str) -> str:
 
 @pytest.mark.slurm
 def test_stopped_and_killed_and_preempted_jobs_end_as_a_local_run_does(cluster, make_project, start):
-    project = make_project("slurm")
+    project, local = make_project("slurm"), make_project("local")
     process = start(project)
 
     def training(method):
@@ -114,7 +114,6 @@ def test_stopped_and_killed_and_preempted_jobs_end_as_a_local_run_does(cluster, 
     assert len(training(preempted)) == 1 and len(training(other)) == 2 and len(cluster.jobs("small")) == 2
     assert said.count("Trying to restart job") >= 2
 
-    local = make_project("local")
     done = local.snakemake()
     assert done.returncode == 0, done.stdout + done.stderr
     assert content(project.root) == content(local.root)
