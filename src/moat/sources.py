@@ -25,7 +25,7 @@ PARTS: Mapping[str, tuple[str, ...]] = {
     "nets": ("nets/", "moe/"),
     "method": ("methods/",),
     "attacks": ("attacks/",),
-    "engine": ("training/", "data/batches.py", "data/seeding.py"),
+    "engine": ("training/", "data/batches.py", "data/seeding.py", "data/augmentation.py", "data/extra_images.py"),
     "evaluation": ("evaluation/",),
     "gates": ("evaluation/",),
 }
@@ -94,7 +94,8 @@ def stale_file(path: str | os.PathLike) -> list[str]:
 def attacks_of(record: Mapping[str, Any]) -> list[str]:
     """The attack families that a record names: in its settings, as the validation's, or listed."""
     settings = [*record.get("settings", {}).values(), record.get("validation_attack", {})]
-    return sorted({setting["attack"] for setting in settings if "attack" in setting} | {*record.get("attacks", ())})
+    named = {setting["attack"] for setting in settings if "attack" in setting} | {*record.get("attacks", ())}
+    return sorted(named | ({"views"} if any(setting.get("view") for setting in settings) else set()))
 
 
 def reporting_hash(*, package: Path = PACKAGE) -> str:

@@ -126,7 +126,7 @@ class Expander:
         for kind, names in known.items():
             if bound[kind] not in names:
                 raise ConfigError(f"{where}: " + unknown_name(bound[kind], names, what=kind))
-        in_suite = self.project.suite(bound["suite"])["settings"]
+        in_suite = self.project.measured(bound["suite"])
         for setting in bound["settings"]:
             if setting not in in_suite:
                 what = f"setting of suite {bound['suite']!r}"
