@@ -92,13 +92,14 @@ def test_stopped_and_killed_and_preempted_jobs_end_as_a_local_run_does(cluster, 
     victims = wait_for(lambda: [job for job in training("") if cluster.restarts(job["id"])], "a preemption")
     preempted = victims[0]["comment"].split("_")[-2]
     other = {"pgd-at": "trades", "trades": "pgd-at"}[preempted]
-    assert "stopped at epoch" in log_of(project, preempted)
-    # SLURM would wait two minutes.
+    wait_for(lambda: "stopped at epoch" in log_of(project, preempted), "the preempted training saves itself")
+    # SLURM would wait two minutes, and starts nothing before the old processes are gone.
+    wait_for(lambda: training(preempted)[0]["state"] == "PENDING", "the preempted job in the queue")
     cluster.query("scontrol", "update", f"JobId={victims[0]['id']}", "StartTime=now")
 
     # The other one gets the signal that --signal sends ahead of the time limit: to the step, not to the batch shell.
     cluster.query("scancel", "--signal=TERM", training(other)[0]["id"])
-    wait_for(lambda: "stopped at epoch" in log_of(project, other), "a training that saves itself")
+    wait_for(lambda: "stopped at epoch" in log_of(project, other), "the other one saves itself")
     again = wait_for(lambda: training(other)[1:], "its retry")[0]
     assert (again["limit"], again["memory"]) == ("40:00", "2000M")
     for method in ("pgd-at", "trades"):
