@@ -81,9 +81,9 @@ PreemptMode=REQUEUE
 JobRequeue=1
 $storage
 NodeName=$NODE NodeAddr=127.0.0.1 CPUs=$CPUS RealMemory=$MEMORY_MB Gres=gpu:fake:$GPUS State=UNKNOWN
-PartitionName=cpu Nodes=$NODE Default=YES MaxTime=60 PriorityTier=10 PreemptMode=OFF DefMemPerCPU=500
-PartitionName=gpu Nodes=$NODE MaxTime=60 PriorityTier=10 PreemptMode=OFF DefMemPerCPU=500
-PartitionName=scavenge Nodes=$NODE MaxTime=60 PriorityTier=1 PreemptMode=REQUEUE GraceTime=0 DefMemPerCPU=500
+PartitionName=cpu Nodes=$NODE Default=YES MaxTime=1440 PriorityTier=10 PreemptMode=OFF DefMemPerCPU=500
+PartitionName=gpu Nodes=$NODE MaxTime=1440 PriorityTier=10 PreemptMode=OFF DefMemPerCPU=500
+PartitionName=scavenge Nodes=$NODE MaxTime=1440 PriorityTier=1 PreemptMode=REQUEUE GraceTime=0 DefMemPerCPU=500
 EOF
   # slurmd asks for cgroups although nothing here uses them, and ends where there are none.
   case $(slurmd -V) in

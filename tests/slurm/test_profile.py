@@ -12,12 +12,12 @@ from slurm_cluster import wait_for
 
 from moat.files import hash_file
 
-# Two seconds to the first look at a job instead of forty, and SLURM's shortest time limits.
-QUICK = ["--slurm-init-seconds-before-status-checks", "2", "--latency-wait", "10"]
+# Two seconds to the first look at a job instead of forty; all evaluations in one job.
+QUICK = ["--slurm-init-seconds-before-status-checks", "2", "--latency-wait", "10", "--group-components", "small=4"]
 PARTITIONS = """
 partitions:
-  cpu: {max_runtime: 60, max_mem_mb: 8000, max_threads: 4, max_gpu: 0}
-  scavenge: {max_runtime: 60, max_mem_mb: 8000, max_threads: 4, max_gpu: 2}
+  cpu: {max_runtime: 1440, max_mem_mb: 8000, max_threads: 4, max_gpu: 0}
+  scavenge: {max_runtime: 1440, max_mem_mb: 8000, max_threads: 4, max_gpu: 2}
 """
 
 

@@ -153,7 +153,12 @@ def stale_results(scale):
 
 def growing(rule, resource):
     """What the scale gives to a rule; twice and three times that for the first retries, which may have lacked it."""
-    return lambda wildcards, attempt: min(attempt, 3) * project.scale(wildcards.scale)["resources"][rule][resource]
+
+    def asked_for(wildcards, attempt):
+        most = config["most"][resource] or float("inf")
+        return min(most, min(attempt, 3) * project.scale(wildcards.scale)["resources"][rule][resource])
+
+    return asked_for
 
 
 wildcard_constraints:
