@@ -73,8 +73,8 @@ SlurmctldTimeout=60
 SlurmdTimeout=60
 # Seconds that a job is given after SIGTERM to save what it has.
 KillWait=20
-# Finished jobs stay visible to squeue.
-MinJobAge=600
+# Finished jobs stay visible to squeue, on a slow machine as well.
+MinJobAge=7200
 # Jobs of "scavenge" make room for those of "gpu": stopped, queued again.
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
