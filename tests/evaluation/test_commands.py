@@ -220,3 +220,17 @@ def test_numbers_are_checked_by_the_parser(inside, options):
     with pytest.raises(SystemExit) as caught:
         evaluate(inside / "q.parquet", "--run", "run", *options)
     assert caught.value.code == 2
+
+
+def test_corruptions_are_a_suite(inside):
+    """95 settings and clean images, none of them written by hand; means over severities in the record."""
+    assert evaluate(inside / "c.parquet", "--run", "run", "--limit", "6", suite="corruptions-imagenet") == 0
+    content = json.loads((inside / "c.json").read_text())
+    assert len(content["settings"]) == len(content["accuracy"]) == 96 and content["n"] == 6
+    assert content["settings"]["fog-3-imagenet"]["source"] == "generated"
+    means = content["corruptions"]["imagenet-c"]
+    assert len(means["mean"]) == 19 and means["source"] == "generated"
+    accuracy = [found["accuracy"] for name, found in content["accuracy"].items() if name != "clean"]
+    assert means["overall"]["accuracy"] == pytest.approx(sum(accuracy) / 95)
+    frame = pd.read_parquet(inside / "c.parquet")
+    assert len(frame) == 96 * 6 and (frame["steps"] == 0).all()

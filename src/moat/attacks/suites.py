@@ -16,7 +16,7 @@ from moat.errors import ConfigError
 
 _BATCH_ARGUMENTS = ("model", "x", "y", "generator")
 # Keys of a setting that say what is attacked, not how; the runner reads them.
-ABOUT = ("attack", "view", "transfer_from", "needs", "limit")
+ABOUT = ("attack", "view", "transfer_from", "needs", "limit", "protocol")
 # What a setting can need of a model.
 NEEDS = ("router", "experts")
 
@@ -37,6 +37,7 @@ class Attack:
         view: name of the view (:mod:`moat.attacks.views`) that is attacked instead of the model.
         transfer_from: name of another model that is attacked instead; ``source`` is that model.
         needs: "router" or "experts": what a model must have for this attack to make sense.
+        protocol: how it is measured: "correct", or a replica of :mod:`moat.evaluation.protocols`.
         limit: attack only so many examples, the first ones; None for all.
         batch_size: examples attacked at once, where random numbers depend on it; None where they do not.
     """
@@ -52,6 +53,7 @@ class Attack:
     transfer_from: str | None = None
     source: torch.nn.Module | None = None
     needs: str | None = None
+    protocol: str = "correct"
     limit: int | None = None
     batch_size: int | None = None
 

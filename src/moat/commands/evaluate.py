@@ -1,8 +1,12 @@
 """Attack one model with a suite and write one row per (setting, example). Resumes at the part it was stopped in."""
 
+import logging
+from dataclasses import replace
 from pathlib import Path
 
 from moat import devices, subjects
+
+log = logging.getLogger(__name__)
 
 HELP = "attack one run with a suite; resumable by attack"
 
@@ -24,8 +28,6 @@ def add_arguments(parser) -> None:
 
 
 def run(arguments) -> int:
-    import logging
-
     from moat.config.project import Project
     from moat.errors import ConfigError
     from moat.files import check_writable
@@ -59,6 +61,7 @@ def _evaluate(arguments, project, subject) -> None:
         subject.model,
         subjects.load_transfer_models(arguments.transfer_from, subject),
     )
+    plan = _with_corruptions(plan, subject)
     made_of = {"method": subject.method, "arch": subject.run.get("arch")}
     attacks = sources.attacks_of({"settings": plan.record})
     hashes = sources.hash_parts(sources.EVALUATION_PARTS, **made_of, attacks=attacks)
@@ -71,6 +74,23 @@ def _evaluate(arguments, project, subject) -> None:
 
         method = project.method(subject.method) if subject.method else {}
         write_json(arguments.robustbench, entry(content, method))
+
+
+def _with_corruptions(plan, subject):
+    """Corruptions on published images where their prepared file lies beside the subject's data."""
+    from moat.data.official_corruptions import OfficialCorruptions
+    from moat.evaluation import corrupted
+
+    if not any(map(corrupted.is_corruption, plan.settings.values())):
+        return plan
+    official = OfficialCorruptions.beside(Path(subject.data["path"]))
+    if official and (lacking := official.lacks(subject.indices)):
+        all_ = len(subject.indices)
+        log.warning("%s lacks %d of %d images: corruptions are generated instead", official.path, lacking, all_)
+        official = None
+    settings = corrupted.prepared(plan.settings, official, labels=subject.y.tolist(), indices=subject.indices)
+    record = {name: dict(attack.parameters) for name, attack in settings.items()}
+    return replace(plan, settings=settings, record={**plan.record, **record})
 
 
 def _measure(subject, plan, parts, sources) -> list:
@@ -104,6 +124,7 @@ def _write(arguments, subject, plan, sources, measured) -> dict:
     import pandas as pd
 
     from moat import provenance
+    from moat.evaluation import corrupted
     from moat.evaluation.records import describe_worst_cases, summarize, write_rows
     from moat.files import write_json
 
@@ -119,6 +140,7 @@ def _write(arguments, subject, plan, sources, measured) -> dict:
         "run": subject.run,
         "n": len(subject.x),
         "accuracy": summarize(frame, list(seconds)),
+        **corrupted.summary(frame, plan.settings),
         "flags": {each.name: dict(each.flags) for each in measured if each.flags},
         "seconds": round(total, 3),
         "seconds_per_setting": {name: round(value, 3) for name, value in seconds.items()},

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from moat.config import schema
+from moat.config import corruptions, schema
 from moat.errors import ConfigError
 
 
@@ -66,11 +66,14 @@ class Project:
         return self._load("config/attacks.yaml", "attacks")
 
     def suites(self) -> dict[str, dict[str, Any]]:
-        """Suites: name -> {title, settings: [attack settings…], worst_case: [{name, of}…]}."""
+        """Suites as written: name -> {title, settings: [attack settings…], worst_case: [{name, of}…], corruptions}."""
         return self._load("config/suites.yaml", "suites")
 
     def suite(self, name: str) -> dict[str, Any]:
-        return self._pick(self.suites(), name, "suite", "config/suites.yaml")
+        """One suite; its ``settings`` are all of its attack settings, those of its corruptions last."""
+        suite = self._pick(self.suites(), name, "suite", "config/suites.yaml")
+        generated = corruptions.settings(suite["corruptions"]) if "corruptions" in suite else {}
+        return {**suite, "settings": [*suite["settings"], *generated]}
 
     def measured(self, suite: str) -> list[str]:
         """Everything that an evaluation of the suite has rows of: its settings and its worst cases."""
@@ -91,7 +94,12 @@ class Project:
         }
 
     def attack(self, name: str, *, where: str, scale: str | None = None) -> dict[str, Any]:
-        """One attack setting, with the keys that ``scale`` overrides; ``where`` names who asks for it."""
+        """One attack setting (or a corruption's, e.g. ``fog-3``), with the keys that ``scale`` overrides.
+
+        ``where`` names who asks for it.
+        """
+        if name in (generated := corruptions.all_settings()):
+            return generated[name]
         setting = self._pick(self.attacks(), name, "attack setting", where)
         overrides = {} if scale is None else self.scale(scale).get("attacks", {}).get(name, {})
         if not overrides:
@@ -108,6 +116,11 @@ class Project:
             return []
         with open(path, encoding="utf-8", newline="") as stream:
             return list(csv.DictReader(stream))
+
+    def claims(self) -> dict[str, dict[str, Any]]:
+        """``config/claims.yaml``: what the papers claim; nothing where there is no such file."""
+        relative = "config/claims.yaml"
+        return self._load(relative, "claims") if (self.root / relative).exists() else {}
 
     # ----------------------------------------------------------------------
     def _named(self, folder: str, kind: str, name: str) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from moat.attacks import for_attack
 from moat.attacks.flags import collect, flag
 from moat.attacks.suites import Attack
 from moat.data.seeding import generator
+from moat.evaluation import protocols
 from moat.evaluation.judging import device_of, images, judge, project
 
 log = logging.getLogger(__name__)
@@ -161,6 +162,9 @@ class Measurement:
         draws = [generator(self.seed, 0, purpose, batch=i) for i in indices] if attack.takes_generator else None
         self.model.eval()
         self.attacked.eval()
+        if attack.protocol != protocols.CORRECT:
+            judged = protocols.get(attack.protocol).measure(self.model, clean, labels, attack, draws)
+            return judge(*judged, labels, name=name, steps=attack.steps, indices=indices)
         # Clones, so that an attack that works in place cannot move the centre of the ball.
         attacked = attack(self.attacked, clean.clone(), labels.clone(), draws)
         attacked = project(attacked, clean, attack.eps, name)

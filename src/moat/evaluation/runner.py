@@ -11,6 +11,7 @@ from torch import nn
 from moat.attacks.steps import frozen
 from moat.attacks.suites import Attack, resolve
 from moat.errors import ConfigError, DataError
+from moat.evaluation import protocols
 from moat.evaluation.judging import COLUMNS, EXPERT_COLUMNS, classify, device_of, images, project
 from moat.evaluation.measurement import BROKEN_BY, Measurement
 
@@ -92,6 +93,7 @@ def check_attacks(
     for group, members in groups.items():
         if group in attacks or not members:
             raise ConfigError(f"worst case {group!r}: a name of its own and at least one setting are needed")
+        protocols.refuse_replicas(members, f"worst case {group!r}")
     everything = {**attacks, **{name: each for members in groups.values() for name, each in members.items()}}
     for name, attack in everything.items():
         if (obstacle := attack.obstacle(model)) is not None:
