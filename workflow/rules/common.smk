@@ -26,10 +26,17 @@ for study in config["studies"]:
 
 # Jobs find the `moat` of the environment that runs Snakemake, also where that one is not activated, and the mirror.
 # (The mirror is no parameter of fetching: another one must not fetch again what is there and verified.)
-environment = {"PATH": f"{os.path.dirname(sys.executable)}:$PATH"}
+environment = {
+    "PATH": f"{os.path.dirname(sys.executable)}:$PATH",
+    "MOAT_SLOTS_PER_GPU": config["slots_per_gpu"],
+}
 if config["data"]["mirror"] and not os.environ.get("MOAT_MIRROR"):
     environment["MOAT_MIRROR"] = config["data"]["mirror"]
-shell.prefix("".join(f'export {name}="{value}"; ' for name, value in environment.items()))
+# A signal to all of a job reaches its shell, too: it waits until the command has saved its work, and ends as that does.
+shell.prefix("trap : TERM; " + "".join(f'export {name}="{value}"; ' for name, value in environment.items()))
+
+# What the SLURM plugin asks; it stands in for a sacct that does not answer.
+os.environ["PATH"] = f"{workflow.basedir}/workflow/profiles/slurm/bin:{os.environ['PATH']}"
 
 # The pattern of a run, and of one suite on it, in outputs.
 NAMED_RUN = Run("{dataset}", "{arch}", "{method}", "{seed}")
@@ -202,8 +209,13 @@ def stale_results(scale):
 
 
 def growing(rule, resource):
-    """What the scale gives to a rule, more with every retry."""
-    return lambda wildcards, attempt: attempt * scale_spec(wildcards.scale)["resources"][rule][resource]
+    """What the scale gives to a rule; twice and three times that for the first retries, which may have lacked it."""
+
+    def asked_for(wildcards, attempt):
+        most = config["most"][resource] or float("inf")
+        return min(most, min(attempt, 3) * scale_spec(wildcards.scale)["resources"][rule][resource])
+
+    return asked_for
 
 
 wildcard_constraints:

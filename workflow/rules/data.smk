@@ -4,7 +4,6 @@ rule fetch:
         ensure(paths.manifest(config["data"]["resources"], "{dataset}"), non_empty=True),
     log:
         "logs/fetch/{dataset}.log",
-    retries: 2
     params:
         into=lambda wildcards, output: Path(output[0]).parent,
     shell:
