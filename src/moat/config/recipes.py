@@ -12,7 +12,10 @@ from typing import Any
 from moat.config.project import Project
 from moat.config.schema import validate
 
-_DOCUMENTATION = {"title", "description", "sources", "deviations", "licence", "citation", "classes_source"}
+# What is said about a method or a data set, but decides no result: for people, and for plans (cost, images).
+_DOCUMENTATION = {
+    "title", "description", "sources", "deviations", "licence", "citation", "classes_source", "cost", "images",
+}  # fmt: skip
 
 
 def merge(base: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, Any]:
