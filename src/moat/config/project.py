@@ -78,6 +78,10 @@ class Project:
         """One attack setting; ``where`` names who asks for it."""
         return self._pick(self.attacks(), name, "attack setting", where)
 
+    def planner(self) -> dict[str, Any]:
+        """``config/planner.yaml``: what plans know beside the recipes."""
+        return self._load("config/planner.yaml", "planner")
+
     def published(self, study: str) -> list[dict[str, str]]:
         """The rows of ``config/published/<study>.csv``; an empty list for a study without a paper."""
         path = self.root / "config" / "published" / f"{study}.csv"

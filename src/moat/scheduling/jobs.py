@@ -15,8 +15,6 @@ from moat.errors import DataError
 from moat.scheduling.cost import Work, setting_passes, training_passes, validation_passes
 from moat.scheduling.macs import Macs, Net, net_of
 
-PLANNER = ("config/planner.yaml", "planner")
-
 
 @dataclass(frozen=True)
 class Job:
@@ -47,7 +45,7 @@ class Workload:
 
     def __init__(self, project: Project, scale: str):
         self.project, self.name, self.scale = project, scale, project.scale(scale)
-        self.planner = load_planner(project)
+        self.planner = project.planner()
         self.families: Mapping[str, float] = self.planner["attacks"]
 
     @functools.cache  # noqa: B019 - lives as long as the command
@@ -66,7 +64,9 @@ class Workload:
             return prepared_images(prepared)
         spec, limits = self.project.dataset(dataset), self.scale["data"]
         if "images" not in spec:
-            raise DataError(f"config/datasets/{dataset}.yaml: no images: {{train, test}}, and {prepared} does not exist")
+            raise DataError(
+                f"config/datasets/{dataset}.yaml: no images: {{train, test}}, and {prepared} does not exist"
+            )
         held_out = spec["validation"] if limits["validation"] is None else limits["validation"]
         train = spec["images"]["train"] - held_out
         return {
@@ -101,15 +101,6 @@ class Workload:
     def _examples(self, dataset: str) -> int:
         test = self.images(dataset)["test"]
         return min(test, self.scale["evaluation"]["limit"] or test)
-
-
-def load_planner(project: Project) -> dict[str, Any]:
-    """``config/planner.yaml``; names in it are checked.
-
-    Raises:
-        ConfigError: the file is missing or does not fit its schema.
-    """
-    return project._load(*PLANNER)
 
 
 def prepared_images(path: Path) -> dict[str, int]:

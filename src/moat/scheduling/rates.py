@@ -17,7 +17,7 @@ from moat.config.schema import unknown_name
 from moat.errors import ConfigError, MoatError
 from moat.files import read_json
 from moat.scheduling.cost import setting_passes, training_passes
-from moat.scheduling.jobs import Job, load_planner
+from moat.scheduling.jobs import Job
 
 CALIBRATION = Path("config") / "calibration"
 NEAR = 4.0
@@ -56,7 +56,7 @@ class Rates:
     """
 
     def __init__(self, project: Project, hardware: str = "auto"):
-        self.planner = load_planner(project)
+        self.planner = project.planner()
         known = self.planner["hardware"]
         self.name = detect(known) if hardware == "auto" else hardware
         if self.name not in known:
@@ -182,5 +182,3 @@ def _read(path: Path) -> Mapping[str, Any]:
     wanted = {"scale", "dataset", "arch", "method", "seed", "recipe", "macs_per_image"}
     complete = isinstance(content, dict) and ("run" in content or wanted <= content.keys())
     return content if complete else {}
-
-
