@@ -1,1 +1,1 @@
-"""What jobs cost, in which order they run, which are worth their price, and who holds which GPU. No torch here."""
+"""Who computes where and when: GPU leases on one machine, and what fits a budget."""

@@ -34,11 +34,9 @@ class Work:
 def training_passes(recipe: Mapping[str, Any]) -> float:
     """Passes per training image and epoch, from the recipe's ``cost`` and the steps of its attacks."""
     cost = recipe.get("cost", ASSUMED)
-    attacks = sum(
-        times * ATTACK_STEP * _steps(recipe.get(key, {"steps": 0}), key)
-        for key, times in cost.get("attacks", {}).items()
-    )
-    return attacks + FORWARD * cost.get("forwards", 0) + TRAINING * cost.get("trainings", 0)
+    attacks = cost.get("attacks", {})
+    steps = sum(times * _steps(recipe.get(key, {"steps": 0}), key) for key, times in attacks.items())
+    return ATTACK_STEP * steps + FORWARD * cost.get("forwards", 0) + TRAINING * cost.get("trainings", 0)
 
 
 def validation_passes(recipe: Mapping[str, Any], attack: Mapping[str, Any], families: Mapping[str, float]) -> float:

@@ -64,9 +64,8 @@ class Workload:
             return prepared_images(prepared)
         spec, limits = self.project.dataset(dataset), self.scale["data"]
         if "images" not in spec:
-            raise DataError(
-                f"config/datasets/{dataset}.yaml: no images: {{train, test}}, and {prepared} does not exist"
-            )
+            where = f"config/datasets/{dataset}.yaml"
+            raise DataError(f"{where}: says no images: {{train, test}}, and {prepared} does not exist either")
         held_out = spec["validation"] if limits["validation"] is None else limits["validation"]
         train = spec["images"]["train"] - held_out
         return {

@@ -128,12 +128,13 @@ def _totals(planned: Mapping[str, Any]) -> Iterator[str]:
     unit = "hours of one thread" if planned["hardware"] == "cpu" else "GPU-hours"
     yield f"total         {planned['gpu_hours']:.2f} {unit} on {planned['hardware']}"
     if planned["stale_gpu_hours"]:
-        yield f"              {planned['stale_gpu_hours']:.2f} more to make what is stale again (--config refresh=stale)"
+        yield f"{'':13} {planned['stale_gpu_hours']:.2f} more to make what is stale again (--config refresh=stale)"
     for source, amount in planned["rests_on"].items():
         basis = f" ({planned['basis']})" if source == "shipped" else ""
-        yield f"              {amount:.2f} of them estimated from {SOURCES[source]}{basis}"
+        yield f"{'':13} {amount:.2f} of them estimated from {SOURCES[source]}{basis}"
     if planned["assumed_costs"]:
-        yield f"              assumed to cost what TRADES costs: {', '.join(planned['assumed_costs'])} (no cost: in the recipe)"
+        names = ", ".join(planned["assumed_costs"])
+        yield f"{'':13} assumed to cost what TRADES costs, for lack of cost: in their recipes: {names}"
     if planned["gpu_hours"]:
         yield (
             f"makespan      {duration(planned['makespan_hours'])} on {planned['machines']} at once; "
