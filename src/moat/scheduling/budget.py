@@ -12,6 +12,8 @@ from moat.errors import ConfigError, MoatError
 
 # How far the solver may exceed the budget by rounding; prices are estimates of far less precision.
 TOLERANCE = 1e-6
+# Sums of the same worths in another order differ by less.
+ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
@@ -48,8 +50,9 @@ class Purchase:
 
     @property
     def gap(self) -> float:
-        """How much more, relative to this purchase, a better one could be worth: 0 is proven optimal."""
-        return 0.0 if self.bound <= self.worth else (self.bound - self.worth) / max(self.worth, 1e-9)
+        """How much more a better purchase could be worth, relative to this one: 0 is proven optimal."""
+        excess = (self.bound - self.worth) / max(self.worth, 1.0)
+        return excess if excess > ROUNDING else 0.0
 
 
 @dataclass(frozen=True)
