@@ -25,7 +25,7 @@ PARTS: Mapping[str, tuple[str, ...]] = {
     "nets": ("nets/", "moe/"),
     "method": ("methods/",),
     "attacks": ("attacks/",),
-    "engine": ("training/", "data/batches.py", "data/seeding.py"),
+    "engine": ("training/", "data/batches.py", "data/seeding.py", "data/augmentation.py", "data/extra_images.py"),
     "evaluation": ("evaluation/",),
     "gates": ("evaluation/",),
 }

@@ -130,6 +130,50 @@ def test_scale_overrides_come_in_order(project):
 
 
 @pytest.mark.parametrize(
+    ("recipe", "recipes", "model", "router"),
+    [
+        ("", "", (0.1, 0.9), (0.1, 0.9)),
+        ("optimizer: {lr: 0.05}", "", (0.05, 0.9), (0.05, 0.9)),
+        ("optimizer: {lr: 0.05}", "optimizer: {lr: 0.02}", (0.02, 0.9), (0.02, 0.9)),
+        ("optimizer: {lr: 0.05}", "optimizer: {momentum: 0.8}", (0.05, 0.8), (0.05, 0.8)),
+        ("optimizer: {lr: 0.05}", "router_optimizer: {lr: 0.01}", (0.05, 0.9), (0.01, 0.9)),
+        ("optimizer: {lr: 0.05, momentum: 0.8}", "router_optimizer: {lr: 0.01}", (0.05, 0.8), (0.01, 0.9)),
+        ("", "router_optimizer: {lr: 0.01}", (0.1, 0.9), (0.01, 0.9)),
+    ],
+)
+def test_a_router_follows_what_a_scale_says_of_the_optimizer(project, recipe, recipes, model, router):
+    edit(project, "config/scales/quickstart.yaml", "recipe: {", f"recipe: {{{recipe + ', ' if recipe else ''}")
+    edit(project, "config/scales/quickstart.yaml", "\nrecipes:\n", f"\nrecipes:\n  advmoe: {{{recipes}}}\n")
+    resolved = resolve_recipe(project, "quickstart", "advmoe")
+    assert (resolved["optimizer"]["lr"], resolved["optimizer"]["momentum"]) == model
+    assert (resolved["router_optimizer"]["lr"], resolved["router_optimizer"]["momentum"]) == router
+
+
+@pytest.mark.parametrize(("method", "there"), [("trades", set()), ("pgd-at-sparse", {"mask_optimizer"})])
+def test_no_other_method_gets_a_router_or_another_rate_of_its_mask(project, method, there):
+    edit(project, "config/scales/quickstart.yaml", "recipe: {", "recipe: {optimizer: {lr: 0.05}, ")
+    recipe = resolve_recipe(project, "quickstart", method)
+    assert recipe["optimizer"]["lr"] == 0.05 and recipe.get("mask_optimizer", {}).get("lr", 0.1) == 0.1
+    assert {key for key in recipe if key.endswith("_optimizer")} == there
+
+
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [
+        ("augment: randaugment", "augment: unknown value 'randaugment'.*autoaugment, dataset"),
+        ("extra_images: {file: a.npz, share: 0.5}", "in extra_images: the key 'sha256' is missing"),
+        (f"extra_images: {{file: a.npz, share: 0.5, sha256: {'A' * 64}}}", "extra_images.sha256.*64 hex digits"),
+        (f"extra_images: {{file: a.npz, share: 1.0, sha256: {'a' * 64}}}", "extra_images.share"),
+        ("attack_space: normalized", "attack_space: unknown value.*normalised_noclip, pixel"),
+    ],
+)
+def test_what_a_recipe_may_say_of_images_and_space(project, key, said):
+    edit(project, "config/scales/quickstart.yaml", "\nrecipes:\n", f"\nrecipes:\n  trades: {{{key}}}\n")
+    with pytest.raises(ConfigError, match=said):
+        resolve_recipe(project, "quickstart", "trades")
+
+
+@pytest.mark.parametrize(
     ("old", "new", "said"),
     [
         ("  dwf-expert-pgd:", "  trade: {epochs: 9}\n  dwf-expert-pgd:", "quickstart.yaml: unknown method 'trade'"),

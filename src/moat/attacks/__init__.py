@@ -4,6 +4,8 @@ One file per family. The file's name is the attack's registry name, and its func
 the signature ``(model, x, y, *, parameters…) -> x_adv``: images float in [0,1] (B, C, H, W), labels int64 (B,),
 a result of x's shape and memory format within the ball and [0,1]. The model is left with the modes, the
 ``requires_grad`` and the gradients it had. The functions are attributes of this package: ``moat.attacks.pgd``.
+
+:func:`for_attack` makes the copy of a model on which any of them is fastest.
 """
 
 import importlib
@@ -11,6 +13,9 @@ import pkgutil
 from collections.abc import Callable
 
 import torch
+
+from moat.attacks.folding import AttackCopy as AttackCopy
+from moat.attacks.folding import for_attack as for_attack
 
 _REGISTRY: dict[str, Callable[..., torch.Tensor]] = {}
 

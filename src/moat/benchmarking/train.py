@@ -153,7 +153,7 @@ def _calibrate(project, machine, rows) -> Path:
     from moat.scheduling.rates import CALIBRATION, match
 
     path = project.root / CALIBRATION / f"{match(machine['device'], project.planner()['hardware'])}.json"
-    keys = ("kind", "method", "arch", "model", "image_size")
+    keys = ("kind", "precision", "method", "arch", "model", "image_size")
     kept = {tuple(row[key] for key in keys): row for row in (read_json(path)["rows"] if path.exists() else [])}
     kept |= {tuple(row[key] for key in keys): row for row in rows}
     write_json(path, {**machine, "rows": list(kept.values())})

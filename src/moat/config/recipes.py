@@ -16,6 +16,9 @@ from moat.config.schema import validate
 _DOCUMENTATION = {
     "title", "description", "sources", "deviations", "licence", "citation", "classes_source", "cost", "images",
 }  # fmt: skip
+# A router is trained along with its backbone: a scale that changes the one's rate means both. (A pruning's
+# mask_optimizer moves scores, not weights, and keeps its own.)
+_FOLLOWS = {"router_optimizer": "optimizer"}
 
 
 def merge(base: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, Any]:
@@ -36,13 +39,17 @@ def digest(content: Any) -> str:
 def resolve_recipe(project: Project, scale: str, method: str) -> dict[str, Any]:
     """The recipe of ``method`` at ``scale``: its YAML, then ``recipe:``, then ``recipes.<method>:`` of the scale.
 
+    What the scale says of ``optimizer`` holds for a ``router_optimizer``, too, unless the scale names that one.
+
     Raises:
         ConfigError: the scale's overrides do not fit the recipe's schema; names file and key.
     """
-    overrides = project.scale(scale)
-    recipe = project.method(method)
-    recipe = merge(recipe, overrides.get("recipe", {}))
-    recipe = merge(recipe, overrides.get("recipes", {}).get(method, {}))
+    recipe, scaled = project.method(method), project.scale(scale)
+    overrides = merge(scaled.get("recipe", {}), scaled.get("recipes", {}).get(method, {}))
+    for follower, leader in _FOLLOWS.items():
+        if follower in recipe and leader in overrides:
+            overrides = {follower: overrides[leader], **overrides}
+    recipe = merge(recipe, overrides)
     source = f"config/methods/{method}.yaml with the overrides of config/scales/{scale}.yaml"
     validate(recipe, project.root / "workflow" / "schemas" / "method.schema.yaml", source=source)
     return recipe

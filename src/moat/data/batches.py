@@ -5,6 +5,8 @@ from collections.abc import Iterator
 
 import torch
 
+from moat.data.augmentation import Augmentation
+from moat.data.extra_images import Mixture
 from moat.data.seeding import generator
 
 
@@ -23,6 +25,8 @@ class Batches:
         batch_size: samples per batch; the last one of an epoch is smaller, or missing with ``drop_last``.
         seed: of the run.
         shuffle: a new order each epoch; otherwise the order of ``images``.
+        order: which rows make up an epoch, in its place.
+        augment: done to an epoch's images after crop and flip.
 
     Raises:
         ValueError: wrong dtype, shape or batch size.
@@ -40,11 +44,16 @@ class Batches:
         flip: bool = False,
         shuffle: bool = True,
         drop_last: bool = False,
+        order: Mixture | None = None,
+        augment: Augmentation | None = None,
     ):
         _check(images, labels, batch_size, crop_padding)
         self.batch_size, self.seed, self.device = batch_size, seed, torch.device(device)
         self.crop_padding, self.flip, self.shuffle, self.drop_last = crop_padding, flip, shuffle, drop_last
-        self.size, self.height, self.width, self.channels = images.shape
+        self.rows, self.height, self.width, self.channels = images.shape
+        self.order, self.augment = order, augment
+        #: Images per epoch.
+        self.size = self.rows if order is None else len(order)
         self.labels = labels.to(self.device)
         self._padded = _pad(images.to(self.device), crop_padding)
         self._windows = _row_windows(self._padded, self.width)
@@ -58,17 +67,19 @@ class Batches:
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """The batches ``start``, ``start + 1``, … of one epoch."""
         order, corners, mirrored = self._draw(epoch)
+        whole = None if self.augment is None else self.augment(self._pixels(corners, mirrored), self.seed, epoch)
         for batch in range(start, len(self)):
             part = slice(batch * self.batch_size, (batch + 1) * self.batch_size)
-            yield self._images(corners[part], mirrored[part]), self.labels[order[part]]
+            pixels = self._pixels(corners[part], mirrored[part]) if whole is None else whole[part]
+            yield pixels.permute(0, 3, 1, 2).float().div_(255), self.labels[order[part]]
 
     def _draw(self, epoch: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """An epoch's order (N,), its crops' corners (N,) as pixel numbers, and which are mirrored (N,), on the CPU."""
         count, padding = self.size, self.crop_padding
-        order = torch.arange(count)
+        order = torch.arange(count) if self.order is None else self.order(self.seed, epoch)
         top = left = torch.full((count,), padding)
         mirrored = torch.zeros(count, dtype=torch.bool)
-        if self.shuffle:
+        if self.shuffle and self.order is None:
             order = torch.randperm(count, generator=generator(self.seed, epoch, "shuffle"))
         if padding:
             top, left = torch.randint(2 * padding + 1, (2, count), generator=generator(self.seed, epoch, "crop"))
@@ -77,8 +88,8 @@ class Batches:
         corners = (order * self._padded.shape[1] + top) * self._padded.shape[2] + left
         return order.to(self.device), corners.to(self.device), mirrored
 
-    def _images(self, corners: torch.Tensor, mirrored: torch.Tensor) -> torch.Tensor:
-        """Cut the windows at ``corners`` out of the padded images, mirror some, and scale to [0, 1]."""
+    def _pixels(self, corners: torch.Tensor, mirrored: torch.Tensor) -> torch.Tensor:
+        """The windows at ``corners``, cut out of the padded images, some mirrored: uint8 (B, H, W, C)."""
         rows = (corners[:, None] + self._row_offsets).view(-1)
         pixels = self._windows.index_select(0, rows).view(-1, self.height, self.width, self.channels)
         if mirrored.any():
@@ -88,7 +99,7 @@ class Batches:
             which = mirrored.nonzero()[:, 0].to(self.device)
             pixels = torch.cat([pixels, _mirror(pixels.index_select(0, which))])
             pixels = pixels.index_select(0, source.to(self.device))
-        return pixels.permute(0, 3, 1, 2).float().div_(255)
+        return pixels
 
 
 def _check(images: torch.Tensor, labels: torch.Tensor, batch_size: int, crop_padding: int) -> None:

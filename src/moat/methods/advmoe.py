@@ -7,7 +7,6 @@ released code trains; the router is not trained on the classification loss but t
 import torch
 
 from moat.attacks.early_stopped import early_stopped_pgd
-from moat.attacks.steps import frozen
 from moat.methods import losses
 from moat.methods._moe import AlternatingMoe, joint_divergence, routing_metrics
 from moat.methods.base import Step, accuracy
@@ -39,11 +38,12 @@ class AdvMoe(AlternatingMoe):
 
     def adversarial(self, x: torch.Tensor, y: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         """PGD on classifier and router together, from the model as it stands."""
-        with frozen(self.model), self.autocast():
-            loss = joint_divergence(self.model, x, router_weight=1.0, router_grad=self.router_grad)
+        model = self.attacked()
+        with self.autocast():
+            loss = joint_divergence(model, x, router_weight=1.0, router_grad=self.router_grad)
             # A patience of all steps: nothing is stopped.
             return early_stopped_pgd(
-                self.model, x, y, **self.attack, tau=self.attack["steps"], ascend_loss=loss, generator=generator
+                model, x, y, **self.attack, tau=self.attack["steps"], ascend_loss=loss, generator=generator
             )
 
 

@@ -6,7 +6,6 @@ Source: the DRAMoE paper; it has no public code, and the recipe lists what was d
 import torch
 
 from moat.attacks.early_stopped import early_stopped_pgd
-from moat.attacks.steps import frozen
 from moat.methods import losses
 from moat.methods._moe import AlternatingMoe, entropy, joint_divergence, routing_metrics
 from moat.methods.base import Step, accuracy
@@ -52,16 +51,17 @@ class Dramoe(AlternatingMoe):
     def adversarial(self, x: torch.Tensor, y: torch.Tensor, step: Step, purpose: str) -> torch.Tensor:
         """Early-stopped PGD up KL of F plus lambda(t) KL of G, with the patience of this part of the training."""
         rgat = self.recipe["rgat"]
-        with frozen(self.model), self.autocast():
+        model = self.attacked()
+        with self.autocast():
             loss = joint_divergence(
-                self.model,
+                model,
                 x,
                 router_weight=self.router_weight(step.progress),
                 router_grad=self.router_grad,
                 order=rgat["kl_order"],
             )
             return early_stopped_pgd(
-                self.model,
+                model,
                 x,
                 y,
                 **self.attack,

@@ -45,9 +45,10 @@ class Dwf(Method):
 
     def expand(self, x: torch.Tensor, y: torch.Tensor, step: Step) -> torch.Tensor:
         """[x, x_FGSM, x_PGD] (3B, C, H, W)."""
+        space = self.recipe["attack_space"]
         with self.autocast():
-            x_fgsm = fgsm_examples(self.model, x, y, step, self.recipe["fgsm_attack"]["eps"])
-            x_pgd = pgd_examples(self.model, x, y, step, self.recipe["pgd_attack"])
+            x_fgsm = fgsm_examples(self.attacked(), x, y, step, self.recipe["fgsm_attack"]["eps"], space)
+            x_pgd = pgd_examples(self.attacked(), x, y, step, self.recipe["pgd_attack"], space)
         return torch.cat([x, x_fgsm, x_pgd])
 
 

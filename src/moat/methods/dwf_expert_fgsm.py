@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from moat.attacks import fgsm, suites
+from moat.attacks.spaces import SPACES
 from moat.attacks.suites import Attack
 from moat.config.numbers import parse_number
 from moat.data.seeding import generator
@@ -21,7 +22,9 @@ class DwfExpertFgsm(Method):
 
     def update(self, x: torch.Tensor, y: torch.Tensor, step: Step) -> dict[str, torch.Tensor]:
         with self.autocast():
-            x_adv = fgsm_examples(self.model, x, y, step, self.recipe["fgsm_attack"]["eps"])
+            x_adv = fgsm_examples(
+                self.attacked(), x, y, step, self.recipe["fgsm_attack"]["eps"], self.recipe["attack_space"]
+            )
         logits = self.logits(x_adv)
         loss = F.cross_entropy(logits, y)
         self.minimize(loss)
@@ -33,10 +36,11 @@ class DwfExpertFgsm(Method):
 
 
 def fgsm_examples(
-    model: nn.Module, x: torch.Tensor, y: torch.Tensor, step: Step, eps: Sequence[float | str]
+    model: nn.Module, x: torch.Tensor, y: torch.Tensor, step: Step, eps: Sequence[float | str], space: str
 ) -> torch.Tensor:
-    """FGSM at one of the ``eps`` (in pixel units), drawn for the whole batch."""
-    return fgsm(model, x, y, eps=parse_number(draw_one(eps, step, "fgsm epsilon"), where="fgsm_attack.eps"))
+    """FGSM at one of the ``eps`` (in units of the space), drawn for the whole batch."""
+    drawn = parse_number(draw_one(eps, step, "fgsm epsilon"), where="fgsm_attack.eps")
+    return SPACES[space](fgsm)(model, x, y, eps=drawn)
 
 
 def draw_one(values: Sequence[T], step: Step, purpose: str) -> T:

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from moat.attacks import pgd
+from moat.attacks.spaces import SPACES
 from moat.config.numbers import parse_number
 from moat.methods.base import Method, Step, accuracy
 from moat.methods.dwf_expert_fgsm import draw_one
@@ -18,7 +19,7 @@ class DwfExpertPgd(Method):
 
     def update(self, x: torch.Tensor, y: torch.Tensor, step: Step) -> dict[str, torch.Tensor]:
         with self.autocast():
-            x_adv = pgd_examples(self.model, x, y, step, self.recipe["pgd_attack"])
+            x_adv = pgd_examples(self.attacked(), x, y, step, self.recipe["pgd_attack"], self.recipe["attack_space"])
         logits = self.logits(x_adv)
         loss = F.cross_entropy(logits, y)
         self.minimize(loss)
@@ -26,10 +27,10 @@ class DwfExpertPgd(Method):
 
 
 def pgd_examples(
-    model: nn.Module, x: torch.Tensor, y: torch.Tensor, step: Step, attack: Mapping[str, Any]
+    model: nn.Module, x: torch.Tensor, y: torch.Tensor, step: Step, attack: Mapping[str, Any], space: str
 ) -> torch.Tensor:
-    """PGD of as many steps as are drawn from ``attack["steps"]`` for the whole batch."""
-    return pgd(
+    """PGD of as many steps as are drawn from ``attack["steps"]`` for the whole batch, in units of the space."""
+    return SPACES[space](pgd)(
         model,
         x,
         y,

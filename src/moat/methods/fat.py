@@ -29,17 +29,18 @@ class Fat(Method):
 
     def friendly_examples(self, x: torch.Tensor, y: torch.Tensor, step: Step) -> torch.Tensor:
         """x' (B, C, H, W): PGD that leaves an example ``tau`` steps after it is misclassified."""
+        model = self.attacked()
 
         def cross_entropy(x_adv: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            logits = self.logits(x_adv)
+            logits = self.logits(x_adv, model)
             return F.cross_entropy(logits, y, reduction="none"), logits
 
-        return self.climb(cross_entropy, x, y, step)
+        return self.climb(model, cross_entropy, x, y, step)
 
-    def climb(self, loss, x: torch.Tensor, y: torch.Tensor, step: Step) -> torch.Tensor:
-        """Early-stopped PGD up ``loss``, with the recipe's attack and the tau of this epoch."""
+    def climb(self, model, loss, x: torch.Tensor, y: torch.Tensor, step: Step) -> torch.Tensor:
+        """Early-stopped PGD up ``loss`` on ``model``, with the recipe's attack and the tau of this epoch."""
         return early_stopped_pgd(
-            self.model,
+            model,
             x,
             y,
             tau=self.tau(step),

@@ -23,18 +23,15 @@ class FatTrades(Fat):
         }
 
     def friendly_examples(self, x: torch.Tensor, y: torch.Tensor, step: Step) -> torch.Tensor:
-        from_clean = None
+        model = self.attacked()
+        with torch.no_grad():
+            from_clean = divergence(self.logits(x, model))
 
         def kl(x_adv: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            nonlocal from_clean
-            if from_clean is None:
-                # Here the model is already in the evaluation mode that the attack runs in.
-                with torch.no_grad():
-                    from_clean = divergence(self.logits(x))
-            logits = self.logits(x_adv)
+            logits = self.logits(x_adv, model)
             return from_clean(logits), logits
 
-        return self.climb(kl, x, y, step)
+        return self.climb(model, kl, x, y, step)
 
 
 METHOD = FatTrades

@@ -27,7 +27,9 @@ class Hybrid(Method):
 
     def update(self, x: torch.Tensor, y: torch.Tensor, step: Step) -> dict[str, torch.Tensor]:
         with self.autocast():
-            x_adv = pgd(self.model, x, y, generator=step.generator("attack"), **self.attack_at(step.epoch, step.epochs))
+            x_adv = pgd(
+                self.attacked(), x, y, generator=step.generator("attack"), **self.attack_at(step.epoch, step.epochs)
+            )
         logits_clean, logits_adv = self.logits(x), self.logits(x_adv)
         loss = hybrid_loss(logits_clean, logits_adv, y, self.alpha)
         self.minimize(loss)

@@ -15,7 +15,7 @@ class Mart(Method):
 
     def update(self, x: torch.Tensor, y: torch.Tensor, step: Step) -> dict[str, torch.Tensor]:
         with self.autocast():
-            x_adv = pgd(self.model, x, y, loss="ce", generator=step.generator("attack"), **self.attack)
+            x_adv = pgd(self.attacked(), x, y, loss="ce", generator=step.generator("attack"), **self.attack)
         logits_clean, logits_adv = self.logits(x), self.logits(x_adv)
         loss = losses.mart(logits_clean, logits_adv, y, self.loss_weights["beta"])
         self.minimize(loss)

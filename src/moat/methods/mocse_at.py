@@ -12,7 +12,7 @@ class MocseAt(Mocse):
 
     def update(self, x: torch.Tensor, y: torch.Tensor, step: Step) -> dict[str, torch.Tensor]:
         with self.autocast():
-            x_adv = pgd(self.model, x, y, loss="ce", generator=step.generator("attack"), **self.attack)
+            x_adv = pgd(self.attacked(), x, y, loss="ce", generator=step.generator("attack"), **self.attack)
         return self.fit(x_adv, y, "adversarial_train_accuracy")
 
 

@@ -12,7 +12,7 @@ class PgdAt(Method):
 
     def update(self, x: torch.Tensor, y: torch.Tensor, step: Step) -> dict[str, torch.Tensor]:
         with self.autocast():
-            x_adv = pgd(self.model, x, y, loss="ce", generator=step.generator("attack"), **self.attack)
+            x_adv = pgd(self.attacked(), x, y, loss="ce", generator=step.generator("attack"), **self.attack)
         logits = self.logits(x_adv)
         loss = F.cross_entropy(logits, y)
         self.minimize(loss)

@@ -16,7 +16,7 @@ class HalfBatch(Method):
     def update(self, x: torch.Tensor, y: torch.Tensor, step: Step) -> dict[str, torch.Tensor]:
         half = len(x) // 2
         with self.autocast():
-            x_adv = pgd(self.model, x[:half], y[:half], generator=step.generator("attack"), **self.attack)
+            x_adv = pgd(self.attacked(), x[:half], y[:half], generator=step.generator("attack"), **self.attack)
         logits = self.logits(torch.cat([x_adv, x[half:]]))
         loss = F.cross_entropy(logits, y)
         self.minimize(loss)

@@ -19,7 +19,7 @@ class PgdAtMoe(MoeMethod):
     """
 
     def update(self, x: torch.Tensor, y: torch.Tensor, step: Step) -> dict[str, torch.Tensor]:
-        attacked = self.model if self.router_grad == "st" else detached_router(self.model)
+        attacked = self.attacked() if self.router_grad == "st" else detached_router(self.attacked())
         with self.autocast():
             x_adv = pgd(attacked, x, y, loss="kl", generator=step.generator("attack"), **self.attack)
         scores, scores_adv = self.model.route_logits(x), self.model.route_logits(x_adv)

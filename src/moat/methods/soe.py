@@ -86,13 +86,13 @@ def attack_each(method: Soe, x: torch.Tensor, y: torch.Tensor, step: Step) -> to
     """One example against each expert alone: (E * B, C, H, W), expert by expert."""
     return torch.cat([
         pgd(expert, x, y, loss="ce", generator=step.generator(f"attack on expert {number}"), **method.attack)
-        for number, expert in enumerate(method.model.experts)
+        for number, expert in enumerate(method.attacked().experts)
     ])  # fmt: skip
 
 
 def attack_system(method: Soe, x: torch.Tensor, y: torch.Tensor, step: Step) -> torch.Tensor:
     """Examples (B, C, H, W) against what the whole system answers."""
-    return pgd(method.model, x, y, loss="ce", generator=step.generator("attack"), **method.attack)
+    return pgd(method.attacked(), x, y, loss="ce", generator=step.generator("attack"), **method.attack)
 
 
 def phase_at(phases: list[Mapping[str, Any]], epoch: int, epochs: int) -> Mapping[str, Any]:

@@ -34,7 +34,7 @@ class Sramoe(Method):
 
     def update(self, x: torch.Tensor, y: torch.Tensor, step: Step) -> dict[str, torch.Tensor]:
         with self.autocast():
-            x_adv = pgd(self.model, x, y, loss="ce", generator=step.generator("attack"), **self.attack)
+            x_adv = pgd(self.attacked(), x, y, loss="ce", generator=step.generator("attack"), **self.attack)
             (clean, clean_weights), (adversarial, adversarial_weights) = self.model.mix(x), self.model.mix(x_adv)
         clean, adversarial = clean.float(), adversarial.float()
         loss = F.cross_entropy(clean, y) + F.cross_entropy(adversarial, y)

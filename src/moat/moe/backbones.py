@@ -26,6 +26,8 @@ def expert_conv(in_channels: int, out_channels: int, size: int, stride: int, exp
 class MoeBasicBlock(nn.Module):
     """Basic block with channel-expert 3x3 convolutions; a projection shortcut is dense and shared."""
 
+    FOLDS = (("conv1", "bn1"), ("conv2", "bn2"))
+
     def __init__(self, in_channels: int, out_channels: int, stride: int, *, experts: int, norm: str):
         super().__init__()
         self.conv1 = expert_conv(in_channels, out_channels, 3, stride, experts)
@@ -43,6 +45,8 @@ class MoeBasicBlock(nn.Module):
 
 class MoePreActBlock(nn.Module):
     """Pre-activation block of channel-expert convolutions; so is its 1x1 shortcut, where the shape changes."""
+
+    FOLDS = (("conv1", "bn2"),)
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, *, experts: int, norm: str):
         super().__init__()

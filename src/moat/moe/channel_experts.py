@@ -39,6 +39,8 @@ class ChannelExpertConv2d(nn.Module):
         self.in_channels, self.out_channels, self.kernel_size = in_channels, out_channels, kernel_size
         self.experts, self.stride, self.padding = experts, stride, padding
         self.weight = nn.Parameter(torch.empty(experts * out_channels, in_channels, kernel_size, kernel_size))
+        # None, but in a copy into which a batch norm is folded: (out_channels,), shared by the experts.
+        self.register_parameter("bias", None)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -67,11 +69,11 @@ class ChannelExpertConv2d(nn.Module):
         filters = self.weight.split(self.out_channels)
         parts = x.split([size for _, size in groups]) if len(groups) > 1 else (x,)
         outputs = [
-            F.conv2d(part, filters[expert], stride=self.stride, padding=self.padding)
+            F.conv2d(part, filters[expert], self.bias, stride=self.stride, padding=self.padding)
             for part, (expert, _) in zip(parts, groups, strict=True)
         ]
         y = torch.cat(outputs) if len(outputs) > 1 else outputs[0]
-        return y if gate is None else _Gated.apply(y, gate)
+        return y if gate is None else _Gated.apply(y, gate, self.bias)
 
     def extra_repr(self) -> str:
         return (
@@ -81,20 +83,27 @@ class ChannelExpertConv2d(nn.Module):
 
 
 class _Gated(torch.autograd.Function):
-    """``y * gate`` for a gate of ones: y itself, and in the backward pass the gradient that the factor would get."""
+    """``(y - bias) * gate + bias`` for a gate of ones: y itself, and backwards the gradient that the factor would get.
+
+    A bias is what a folded batch norm adds behind the factor; it must not need a gradient.
+    """
 
     @staticmethod
-    def forward(ctx, y: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
+    def forward(ctx, y: torch.Tensor, gate: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         ctx.save_for_backward(y)
+        ctx.bias = bias
         return y.view_as(y)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, gradient: torch.Tensor):
         if not ctx.needs_input_grad[1]:
-            return gradient, None
+            return gradient, None, None
         (y,) = ctx.saved_tensors
-        return gradient, _inner_products(gradient, y)
+        products = _inner_products(gradient, y)
+        if ctx.bias is not None:
+            products = products - gradient.sum((2, 3)) @ ctx.bias.to(gradient.dtype)
+        return gradient, products, None
 
 
 def _inner_products(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:

@@ -55,8 +55,12 @@ class MaskedConv2d(nn.Conv2d):
         size = self.scores.abs()
         return self.kept().view(-1, 1, 1, 1).to(size.dtype) + (size - size.detach())
 
+    def effective_weight(self) -> torch.Tensor:
+        """The weight with the filters that are not kept at zero."""
+        return self.weight * self.mask()
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self._conv_forward(x, self.weight * self.mask(), self.bias)
+        return self._conv_forward(x, self.effective_weight(), self.bias)
 
 
 def kept_filters(channels: int, kept: float) -> int:

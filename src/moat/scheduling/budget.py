@@ -131,9 +131,10 @@ def _solve(problem: _Lots, budget: float, time_limit: float) -> tuple[set[int], 
     if not affordable:
         return set(), 0.0
     model = pulp.LpProblem("budget", pulp.LpMaximize)
-    take = {n: pulp.LpVariable(f"item{n}", cat="Binary") for n in affordable}
+    take = {n: model.add_variable(f"item{n}", cat="Binary") for n in affordable}
     # Whole by themselves where the items are.
-    pay = {lot: pulp.LpVariable(f"lot{lot}", 0, 1) for n in affordable for lot in problem.lots[n]}
+    needed = dict.fromkeys(lot for n in affordable for lot in problem.lots[n])
+    pay = {lot: model.add_variable(f"lot{lot}", 0, 1) for lot in needed}
     model += pulp.lpSum(problem.worth[n] * take[n] for n in affordable)
     model += pulp.lpSum(problem.price[lot] * variable for lot, variable in pay.items()) <= budget
     for n in affordable:

@@ -20,11 +20,11 @@ ASSUMED = {"attacks": {"attack": 1}, "forwards": 1, "trainings": 2}
 
 @dataclass(frozen=True)
 class Work:
-    """Multiply-adds, by the precision that they run in.
+    """Multiply-adds, by what they are spent on.
 
     Attributes:
-        train: in the recipe's precision (bf16 on most GPUs): attacks and updates of a training.
-        evaluate: in float32: validation, evaluations and gates.
+        train: attacks and updates of a training, in the recipe's precision.
+        evaluate: validation, evaluations and gates, in float32.
     """
 
     train: float = 0.0

@@ -90,8 +90,8 @@ def targets_of(scale: str, shown: Cell | Figure) -> list[str]:
         evaluations = [Evaluation(run, shown.suite) for run in shown.runs]
     else:
         evaluations = list(shown.evaluations)
-    gates = [gate_path(scale, run) for run in dict.fromkeys(each.run for each in evaluations)]
-    return [*(evaluation_path(scale, each) for each in evaluations), *gates]
+    gates = dict.fromkeys(each.run for each in evaluations)
+    return [*(evaluation_path(scale, each) for each in evaluations), *(gate_path(scale, run) for run in gates)]
 
 
 def _worth(worth: Mapping[str, Any], item: Table | Figure, default: str) -> float:

@@ -26,6 +26,7 @@ class Job:
         status: "done", "stale" or "missing", as :func:`moat.config.plan.plan` says.
         needs: paths of the jobs that come before it.
         work: multiply-adds.
+        precision: of a training: "float32", "bf16" or "auto", as the recipe says.
         net: the net that it computes with; ``macs``: of one forward pass of one image.
     """
 
@@ -36,6 +37,7 @@ class Job:
     suite: str | None
     needs: tuple[str, ...]
     work: Work
+    precision: str
     net: Net
     macs: int
 
@@ -133,7 +135,8 @@ def jobs_of(project: Project, grid: Grid) -> dict[str, Job]:
     for path, kind, run, suite, needs, passes in found:
         net = load.net(run.dataset, run.arch, run.method)
         work = Work(passes.train * macs[net], passes.evaluate * macs[net])
-        jobs[path] = Job(path, kind, status[path], run, suite, needs, work, net, macs[net])
+        precision = load.recipe(run.method)["precision"]
+        jobs[path] = Job(path, kind, status[path], run, suite, needs, work, precision, net, macs[net])
     return jobs
 
 

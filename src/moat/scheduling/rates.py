@@ -1,7 +1,6 @@
 """How fast a piece of hardware computes: from finished jobs and `moat bench train --calibrate`, else as shipped.
 
-Rates are multiply-adds per second, of trainings (in the recipe's precision) and of evaluations (in float32). They
-differ by the net: a narrow one fills a GPU less. So a job takes the rate of the measured net nearest to its own, and
+Rates are multiply-adds per second, of trainings and of evaluations, in float32 or bf16. They differ by the net: a narrow one fills a GPU less. So a job takes the rate of the measured net nearest to its own, and
 of none that is more than :data:`NEAR` times larger or smaller.
 """
 
@@ -30,6 +29,7 @@ class Observation:
     """One measured rate: ``kind`` "train" or "evaluate", of a method on a net whose forward pass takes ``macs``."""
 
     kind: str
+    precision: str
     method: str
     arch: str
     macs: int
@@ -69,9 +69,11 @@ class Rates:
 
     def of(self, kind: str, job: Job) -> Rate:
         """The rate at which ``job`` does its work of ``kind``."""
-        near = [each for each in self.observations if each.kind == kind and _factor(each, job) <= NEAR]
+        precision = precision_of(job.precision, self.name) if kind == "train" else "float32"
+        alike = [each for each in self.observations if (each.kind, each.precision) == (kind, precision)]
+        near = [each for each in alike if _factor(each, job) <= NEAR]
         if not near:
-            return Rate(self.shipped[kind] * 1e12 / FLOPS, "shipped")
+            return Rate(self.shipped["sustained"][precision] * 1e12 / FLOPS, "shipped")
         best = min(_distance(each, job) for each in near)
         chosen = [each for each in near if _distance(each, job) == best]
         return Rate(statistics.median(each.rate for each in chosen), chosen[-1].source)
@@ -84,6 +86,11 @@ class Rates:
                 rate = self.of(kind, job)
                 parts.append((amount / rate.value, rate.source))
         return self.planner["start_up"] + sum(seconds for seconds, _ in parts), max(parts)[1]
+
+
+def precision_of(wanted: str, hardware: str) -> str:
+    """What a recipe's precision means on a piece of hardware: auto is bf16 on all GPUs that are listed."""
+    return wanted if wanted != "auto" else "float32" if hardware == "cpu" else "bf16"
 
 
 def _factor(observation: Observation, job: Job) -> float:
@@ -134,7 +141,8 @@ def _calibrated(path: Path) -> Iterator[Observation]:
     if not path.exists():
         return
     for row in read_json(path)["rows"]:
-        yield Observation(row["kind"], row["method"], row["arch"], row["macs"], row["macs_per_second"], "bench")
+        about = (row[key] for key in ("kind", "precision", "method", "arch", "macs", "macs_per_second"))
+        yield Observation(*about, "bench")
 
 
 def _finished(project: Project, planner: Mapping[str, Any], matching: Iterable[str]) -> Iterator[Observation]:
@@ -150,7 +158,8 @@ def _finished(project: Project, planner: Mapping[str, Any], matching: Iterable[s
         if run.get("images_per_second") and method in project.names("methods"):
             recipe = {**run["recipe"], "cost": project.method(method).get("cost", {})}
             rate = run["images_per_second"] * training_passes(recipe) * run["macs_per_image"]
-            yield Observation("train", method, run["arch"], run["macs_per_image"], rate, "run")
+            precision = precision_of(recipe["precision"], "cpu" if run["device"] == "cpu" else "gpu")
+            yield Observation("train", precision, method, run["arch"], run["macs_per_image"], rate, "run")
     for path in sorted(results.glob("*/evaluations/*/*/*/seed*/*.json")):
         evaluation = _read(path)
         about = evaluation.get("run", {})
@@ -165,7 +174,7 @@ def _of_evaluation(evaluation, run, families) -> Iterator[Observation]:
     except ConfigError:
         return
     rate = passes * evaluation["n"] * run["macs_per_image"] / evaluation["seconds"]
-    yield Observation("evaluate", run["method"], run["arch"], run["macs_per_image"], rate, "run")
+    yield Observation("evaluate", "float32", run["method"], run["arch"], run["macs_per_image"], rate, "run")
 
 
 def _same_hardware(evaluation: Mapping[str, Any], run: Mapping[str, Any]) -> bool:

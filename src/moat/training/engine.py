@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from moat.attacks import suites
+from moat.attacks import for_attack, suites
 from moat.data.batches import Batches
 from moat.data.datasets import Split
 from moat.data.seeding import generator
@@ -23,6 +23,7 @@ from moat.errors import Interrupted, MoatError, TrainingError
 from moat.methods.base import Method, Step
 from moat.progress import progress
 from moat.training.checkpoint import Checkpoints
+from moat.training.images import training_batches
 from moat.training.interruption import Interruption
 from moat.training.meters import Meter
 
@@ -42,8 +43,9 @@ class Engine:
     Args:
         method: the method, its model on ``device``.
         name: its registry name, for messages.
-        recipe: epochs, batch_size, schedule, ema, validation.
+        recipe: epochs, batch_size, schedule, ema, validation; augment and extra_images, where they are there.
         train, validation: uint8 images and labels; the validation part is held out of the training set.
+        extra: further training images, mixed in as the recipe's extra_images says.
         augment: ``crop_padding`` and ``flip`` of the data set.
         validation_attack: the attack setting by which the best epoch is chosen.
         checkpoints: where the state is kept.
@@ -59,6 +61,7 @@ class Engine:
         seed: int,
         train: Split,
         validation: Split,
+        extra: Split | None = None,
         augment: Mapping[str, Any],
         validation_attack: Mapping[str, Any],
         checkpoints: Checkpoints,
@@ -68,7 +71,7 @@ class Engine:
         self.method, self.name, self.recipe, self.seed, self.device = method, name, recipe, seed, device
         self.checkpoints, self.identity = checkpoints, dict(identity)
         size = recipe["batch_size"]
-        self.batches = _training_batches(train, size, seed, augment, device)
+        self.batches = training_batches(train, extra, recipe, seed=seed, augment=augment, device=device)
         self.validation = Batches(
             validation.images, validation.labels, batch_size=size, seed=seed, device=device, shuffle=False
         )
@@ -160,9 +163,10 @@ class Engine:
         """Accuracy on the held-out images under an attack, with the same random starts every epoch."""
         model = self.weights()
         model.eval()
+        attacked = for_attack(model)
         correct = 0
         for number, (x, y) in enumerate(self.validation.epoch(0)):
-            x_adv = attack(model, x, y, generator(self.seed, 0, "validation", number, self.device))
+            x_adv = attack(attacked, x, y, generator(self.seed, 0, "validation", number, self.device))
             with torch.no_grad():
                 correct += (model(x_adv).argmax(1) == y).sum()
         self.method.train_mode()
@@ -241,17 +245,3 @@ class Engine:
         self.best_accuracy, self.best_epoch, self.best_state = state["best"]
         self.seconds, self.epoch_seconds = state["seconds"]
         log.info("resumed at epoch %d, batch %d", self.epoch + 1, self.batch + 1)
-
-
-def _training_batches(train: Split, batch_size: int, seed: int, augment: Mapping[str, Any], device) -> Batches:
-    return Batches(
-        train.images,
-        train.labels,
-        batch_size=batch_size,
-        seed=seed,
-        device=device,
-        crop_padding=augment["crop_padding"],
-        flip=augment["flip"],
-        # Batch norm has no variance to take from a single sample.
-        drop_last=len(train.labels) % batch_size == 1,
-    )

@@ -26,6 +26,7 @@ from moat.files import atomic_path, check_writable, read_json, write_json, write
 from moat.training import finished
 from moat.training.checkpoint import Checkpoints
 from moat.training.engine import Engine
+from moat.training.images import load_extra
 from moat.training.models import WEIGHTS, autocast, load_model, model_options, read_run
 
 __all__ = ["Run", "load_model", "read_run"]
@@ -89,6 +90,7 @@ class Run:
             seed=self.resolved["seed"],
             train=data.splits["train"],
             validation=data.splits["val"],
+            extra=load_extra(self.resolved["recipe"], data, self.root),
             augment=data.augment,
             validation_attack=self.resolved["validation_attack"],
             checkpoints=checkpoints,
@@ -169,6 +171,7 @@ class Run:
                 "sha256": data.sha256,
                 "official": all(source["official"] for source in data.metadata["sources"]),
                 "train_images": len(data.splits["train"].labels),
+                "extra_images": engine.batches.rows - len(data.splits["train"].labels),
                 "validation_images": len(data.splits["val"].labels),
             },
             "model": model_options(self.resolved["model"], data),

@@ -1,0 +1,58 @@
+"""The images of a training: the data set's, and what a recipe adds to them."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from moat.data import extra_images
+from moat.data.augmentation import AUGMENTATIONS
+from moat.data.batches import Batches
+from moat.data.datasets import Dataset, Split
+
+
+def load_extra(recipe: Mapping[str, Any], data: Dataset, root: Path) -> Split | None:
+    """The recipe's file of extra images, if it names one; a relative path starts at the project's root.
+
+    Raises:
+        DataError: see :func:`moat.data.extra_images.load`.
+    """
+    wanted = recipe.get("extra_images")
+    if wanted is None:
+        return None
+    return extra_images.load(
+        root / wanted["file"],
+        sha256=wanted["sha256"],
+        image_size=data.image_size,
+        channels=len(data.mean),
+        num_classes=len(data.classes),
+    )
+
+
+def training_batches(
+    train: Split, extra: Split | None, recipe: Mapping[str, Any], *, seed: int, augment: Mapping[str, Any], device
+) -> Batches:
+    """Shuffled, augmented batches of the training images, mixed with the extra ones.
+
+    Args:
+        recipe: batch_size; where they are there, augment and extra_images.share.
+        augment: ``crop_padding`` and ``flip`` of the data set.
+    """
+    images, labels, order = train.images, train.labels, None
+    if extra is not None:
+        order = extra_images.Mixture(len(labels), len(extra.labels), recipe["extra_images"]["share"])
+        images, labels = torch.cat([images, extra.images]), torch.cat([labels, extra.labels])
+    return Batches(
+        images,
+        labels,
+        batch_size=recipe["batch_size"],
+        seed=seed,
+        device=device,
+        crop_padding=augment["crop_padding"],
+        flip=augment["flip"],
+        order=order,
+        augment=AUGMENTATIONS[recipe.get("augment", "dataset")],
+        # Batch norm has no variance to take from a single sample.
+        drop_last=len(train.labels) % recipe["batch_size"] == 1,
+    )
