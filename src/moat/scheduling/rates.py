@@ -1,7 +1,8 @@
 """How fast a piece of hardware computes: from finished jobs and `moat bench train --calibrate`, else as shipped.
 
-Rates are multiply-adds per second, of trainings and of evaluations, in float32 or bf16. They differ by the net: a narrow one fills a GPU less. So a job takes the rate of the measured net nearest to its own, and
-of none that is more than :data:`NEAR` times larger or smaller.
+Rates are multiply-adds per second, of trainings and of evaluations, in float32 or bf16. They differ by the net: a
+narrow one fills a GPU less. So a job takes the rate of the measured net nearest to its own, and of none that is more
+than :data:`NEAR` times larger or smaller.
 """
 
 import math
