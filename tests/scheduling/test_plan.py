@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -246,3 +248,21 @@ def test_a_plan_needs_neither_torch_nor_snakemake():
 @pytest.mark.parametrize(("hours", "text"), [(3.25, "3.2 h"), (0.5, "30.0 min"), (0.001, "4 s"), (0, "0 s")])
 def test_durations(hours, text):
     assert duration(hours) == text
+
+
+def test_the_command_makes_just_what_was_bought(project, capsys):
+    """A dry run of it has the bought jobs, and nothing else but their data."""
+    shutil.rmtree(project.root / "workflow")
+    shutil.copytree(ROOT / "workflow", project.root / "workflow")
+    shutil.copy(ROOT / "Snakefile", project.root)
+    bought = plan(project, capsys, "--scale", "paper", "--hardware", "h200", "--budget-gpu-hours", "0.9")["budget"]
+    assert bought["gained"] and bought["left"]
+    dry = bought["command"].replace("snakemake", "snakemake --dry-run --quiet rules", 1)
+    command = f"{shlex.quote(sys.executable)} -m {dry}"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    done = subprocess.run(command, shell=True, cwd=project.root, env=environment, capture_output=True, text=True)
+    said = done.stdout + done.stderr
+    assert done.returncode == 0, said
+    jobs = {name: int(count) for name, count in re.findall(r"^(\w+) +(\d+)$", said, re.MULTILINE)}
+    assert jobs["train"] + jobs["evaluate"] + jobs["verify"] == bought["jobs"]
+    assert jobs.keys() - {"total", "fetch", "prepare", "tabulate", "draw"} == {"train", "evaluate", "verify"}

@@ -5,6 +5,7 @@ is what evaluations are made of. Utilisation counts the passes that the recipe a
 """
 
 import contextlib
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,8 @@ def _rows(arguments, project, device, arch: str, method: str) -> list[dict[str, 
     recipe = resolve_recipe(project, arguments.scale, method)
     net = net_of(project, arguments.scale, run, recipe)
     size = arguments.batch_size or recipe["batch_size"]
-    method_object = models.begin(net, resolved["recipe"], device)
+    print(f"moat bench train: {arch}, {method}, batches of {size}", file=sys.stderr)
+    method_object = models.begin(net, _steady(resolved["recipe"]), device)
     calls = _calls(method_object, net, size, arguments.steps, device)
     taken = timing.seconds(calls, repeats=arguments.repeats, warm_up=arguments.warm_up, device=device)
     about = {"method": method, "arch": arch, "model": net.model, "image_size": net.image_size, "batch_size": size}
@@ -72,6 +74,14 @@ def _rows(arguments, project, device, arch: str, method: str) -> list[dict[str, 
         {"kind": kind, **about, **_speed(kind, net, recipe, resolved["recipe"], device, size * arguments.steps, values)}
         for kind, values in taken.items()
     ]
+
+
+def _steady(recipe: dict[str, Any]) -> dict[str, Any]:
+    """The recipe with the mean of numbers of steps of which one is drawn for each batch."""
+    attack = recipe.get("pgd_attack")
+    if attack is None:
+        return recipe
+    return {**recipe, "pgd_attack": {**attack, "steps": [round(sum(attack["steps"]) / len(attack["steps"]))]}}
 
 
 def _calls(method, net, size: int, steps: int, device) -> dict[str, Any]:

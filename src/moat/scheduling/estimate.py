@@ -2,17 +2,17 @@
 
 import shlex
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from moat.config import paths
-from moat.config.grid import Cell, Evaluation, Figure, Grid, Table
+from moat.config.grid import Figure, Grid, Table
 from moat.config.project import Project
 from moat.config.schema import unknown_name
 from moat.errors import ConfigError
 from moat.scheduling.budget import Item
-from moat.scheduling.jobs import Job, evaluation_path, gate_path, jobs_of
+from moat.scheduling.jobs import Job, evaluation_path, gate_path, jobs_of, run_path
 from moat.scheduling.makespan import Schedule, schedule
 from moat.scheduling.rates import Rates
 
@@ -71,27 +71,38 @@ def items_of(project: Project, grid: Grid, jobs: Mapping[str, Job]) -> list[Item
     closed: dict[str, frozenset[str]] = {}
     for path, job in jobs.items():  # what is needed comes first
         closed[path] = frozenset([path]).union(*(closed[need] for need in job.needs))
+    parts = [
+        *((table, number, "table_cell") for table in grid.tables for number in range(len(table.cells))),
+        *((figure, None, "figure") for figure in grid.figures),
+    ]
     items = []
-    for table in grid.tables:
-        for number, cell in enumerate(table.cells):
-            if targets := targets_of(grid.scale, cell):
-                needs = frozenset().union(*(closed[target] for target in targets))
-                items.append(Item((table, number), _worth(worth, table, "table_cell"), needs))
-    for figure in grid.figures:
-        if targets := targets_of(grid.scale, figure):
+    for shown, number, kind in parts:
+        if targets := targets_of(part_of(grid, shown, number)):
             needs = frozenset().union(*(closed[target] for target in targets))
-            items.append(Item((figure, None), _worth(worth, figure, "figure"), needs))
+            items.append(Item((shown, number), _worth(worth, shown, kind), needs))
     return items
 
 
-def targets_of(scale: str, shown: Cell | Figure) -> list[str]:
-    """The evaluations and gates that a cell or a figure shows; none where it is not run."""
-    if isinstance(shown, Cell):
-        evaluations = [Evaluation(run, shown.suite) for run in shown.runs]
+def part_of(grid: Grid, shown: Table | Figure, number: int | None = None) -> Grid:
+    """The grid of one cell of a table, or of one figure."""
+    if isinstance(shown, Table):
+        shown = replace(shown, cells=shown.cells[number : number + 1])
+        parts = {"tables": (shown,), "figures": ()}
     else:
-        evaluations = list(shown.evaluations)
-    gates = dict.fromkeys(each.run for each in evaluations)
-    return [*(evaluation_path(scale, each) for each in evaluations), *(gate_path(scale, run) for run in gates)]
+        parts = {"tables": (), "figures": (shown,)}
+    return replace(grid, **parts, runs=shown.runs, evaluations=shown.evaluations)
+
+
+def targets_of(part: Grid) -> list[str]:
+    """What to ask for to get all runs, evaluations and gates of a part of a grid; none where nothing is run."""
+    scale = part.scale
+    looked_at = {*part.gates, *(each.run for each in part.evaluations)}
+    return [
+        *(evaluation_path(scale, each) for each in part.evaluations),
+        *(gate_path(scale, run) for run in part.gates),
+        # Of those that are looked at, the run comes along.
+        *(run_path(scale, run) for run in part.runs if run not in looked_at),
+    ]
 
 
 def _worth(worth: Mapping[str, Any], item: Table | Figure, default: str) -> float:
@@ -118,13 +129,13 @@ def snakemake_targets(grid: Grid, bought: Iterable[tuple], done: Iterable[tuple]
     bought, done = set(bought), set(done)
     targets: dict[str, None] = {}
     for table in grid.tables:
-        ours = {(table, number) for number, cell in enumerate(table.cells) if cell.runs}
+        ours = {(table, number) for number in range(len(table.cells)) if targets_of(part_of(grid, table, number))}
         new = ours & bought
         if new and ours <= bought | done:
             targets[f"{paths.table(grid.scale, table.study, table.name)}.csv"] = None
             continue
         for _, number in sorted(new, key=lambda name: name[1]):
-            targets.update(dict.fromkeys(targets_of(grid.scale, table.cells[number])))
+            targets.update(dict.fromkeys(targets_of(part_of(grid, table, number))))
     for figure in grid.figures:
         if (figure, None) in bought:
             targets[f"{paths.figure(grid.scale, figure.study, figure.name)}.png"] = None
