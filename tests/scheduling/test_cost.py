@@ -115,6 +115,26 @@ def test_passes_of_a_setting_are_those_that_it_runs(setting, passes):
     assert run / 2 / len(x) / count(net) == pytest.approx(passes, abs=0.2)
 
 
+@pytest.mark.parametrize(
+    ("setting", "passes"),
+    [({"attack": "autoattack", "eps": 0.1}, 4821), ({"attack": "black box", "n_queries": 5000}, 5001)],
+)
+def test_passes_of_attacks_without_steps(setting, passes):
+    assert setting_passes("s", setting, FAMILIES) == passes
+
+
+def test_a_setting_counts_the_examples_and_methods_that_it_is_for(monkeypatch):
+    load = Workload(PROJECT, "paper")
+    settings = {
+        "a": {"attack": "none"},
+        "b": {"attack": "none", "limit": 300},
+        "c": {"attack": "none", "needs": "router"},
+    }
+    monkeypatch.setattr(Project, "attack_settings", lambda self, suite: settings)
+    assert load.evaluation("cifar10", "s", "trades").evaluate == 10_000 + 300
+    assert load.evaluation("cifar10", "s", "dramoe").evaluate == 10_000 + 300 + 10_000
+
+
 def test_every_setting_of_the_project_has_a_cost():
     assert {name: setting_passes(name, setting, FAMILIES) >= 1 for name, setting in PROJECT.attacks().items()}
 

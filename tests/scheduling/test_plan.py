@@ -87,13 +87,16 @@ def test_runs_on_other_hardware_say_nothing(project, device):
 def test_an_evaluation_of_a_finished_run_gives_the_rate_of_evaluations(project):
     about, hardware = finished(project)
     settings = {"clean": {"attack": "none"}, "pgd10": {"attack": "pgd", "steps": 10, "eps": 0.03}}
-    record = {"run": about, "settings": settings, "n": 1000, "seconds": 4.0, "hardware": hardware}
+    counts = {"clean": {"n": 1000}, "pgd10": {"n": 500}}
+    record = {"run": about, "settings": settings, "n": 1000, "seconds": 4.0, "hardware": hardware, "accuracy": counts}
     path = project.root / RUN.format("evaluations", "trades")
     write_json(path / "quick.json", record)
     write_json(path / "elsewhere.json", {**record, "hardware": {"cpu": "x", "gpus": ["NVIDIA A100"]}})
     (path / "damaged.json").write_text("{")
     found = [each for each in Rates(project, "h200").observations if each.kind == "evaluate"]
-    assert found == [Observation("evaluate", "float32", "trades", "resnet18", MACS, 22 * 1000 * MACS / 4.0, "run")]
+    assert found == [
+        Observation("evaluate", "float32", "trades", "resnet18", MACS, (1000 + 21 * 500) * MACS / 4.0, "run")
+    ]
 
 
 def test_the_nearest_observation_counts_and_of_equals_the_median(project):

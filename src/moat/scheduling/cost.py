@@ -58,6 +58,8 @@ def setting_passes(name: str, setting: Mapping[str, Any], families: Mapping[str,
     family = setting["attack"]
     if family in families:
         return families[family] * setting.get("restarts", 1) + FORWARD
+    if "n_queries" in setting:
+        return FORWARD * setting["n_queries"] + FORWARD
     if "steps" not in setting:
         raise ConfigError(
             f"attack setting {name}: has no steps, and config/planner.yaml: attacks names no passes of {family!r}; "

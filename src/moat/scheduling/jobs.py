@@ -88,11 +88,15 @@ class Workload:
         )
 
     @functools.cache  # noqa: B019
-    def evaluation(self, dataset: str, suite: str) -> Work:
-        """Of one evaluation, in passes."""
-        settings = self.project.attack_settings(suite)
-        passes = sum(setting_passes(name, setting, self.families) for name, setting in settings.items())
-        return Work(evaluate=passes * self._examples(dataset))
+    def evaluation(self, dataset: str, suite: str, method: str) -> Work:
+        """Of one evaluation, in passes; settings that need experts cost nothing where the method has none."""
+        examples, passes = self._examples(dataset), 0.0
+        mixture = "experts" in self.recipe(method).get("model", {})
+        for name, setting in self.project.attack_settings(suite).items():
+            if mixture or "needs" not in setting:
+                count = min(examples, setting.get("limit", examples))
+                passes += count * setting_passes(name, setting, self.families)
+        return Work(evaluate=passes)
 
     def gates(self, dataset: str) -> Work:
         """Of the gates on one model, in passes."""
@@ -146,7 +150,7 @@ def _passes(load: Workload, grid: Grid) -> Iterator[tuple]:
         needs = tuple(run_path(scale, other) for other in grid.needs[run].values())
         yield run_path(scale, run), "run", run, None, needs, load.training(run.dataset, run.method)
     for each in grid.evaluations:
-        work = load.evaluation(each.run.dataset, each.suite)
+        work = load.evaluation(each.run.dataset, each.suite, each.run.method)
         yield evaluation_path(scale, each), "evaluation", each.run, each.suite, (run_path(scale, each.run),), work
     for run in grid.gates:
         yield gate_path(scale, run), "gate", run, None, (run_path(scale, run),), load.gates(run.dataset)

@@ -170,11 +170,13 @@ def _finished(project: Project, planner: Mapping[str, Any], matching: Iterable[s
 
 
 def _of_evaluation(evaluation, run, families) -> Iterator[Observation]:
+    passes, counts = 0.0, evaluation.get("accuracy", {})
     try:
-        passes = sum(setting_passes(name, each, families) for name, each in evaluation["settings"].items())
+        for name, each in evaluation["settings"].items():
+            passes += counts.get(name, evaluation)["n"] * setting_passes(name, each, families)
     except ConfigError:
         return
-    rate = passes * evaluation["n"] * run["macs_per_image"] / evaluation["seconds"]
+    rate = passes * run["macs_per_image"] / evaluation["seconds"]
     yield Observation("evaluate", "float32", run["method"], run["arch"], run["macs_per_image"], rate, "run")
 
 
