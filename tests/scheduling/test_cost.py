@@ -229,15 +229,19 @@ def test_work_of_a_grid_at_scale_paper():
     assert jobs[run.format("gates") + ".json"].work.evaluate == 1_000 * PROJECT.planner()["gates"]["passes"] * net
 
 
-@pytest.mark.parametrize("scale", ["quickstart", "mini", "paper"])
-def test_images_as_the_scale_limits_them(scale):
-    expected = {
-        "quickstart": ("digits", {"train": 1277, "val": 160, "test": 360}),
-        "mini": ("cifar10-jpeg", {"train": 8000, "val": 1000, "test": 10_000}),
-        "paper": ("svhn", {"train": 72_257, "val": 1000, "test": 26_032}),
-    }
-    name, counts = expected[scale]
-    assert Workload(PROJECT, scale).images(name) == counts
+@pytest.mark.parametrize(
+    ("limits", "counts"),
+    [
+        ({}, {"train": 72_257, "val": 1000, "test": 26_032}),
+        ({"validation": 257}, {"train": 73_000, "val": 257, "test": 26_032}),
+        ({"train_limit": 8000, "test_limit": 500}, {"train": 8000, "val": 1000, "test": 500}),
+        ({"train_limit": 80_000}, {"train": 72_257, "val": 1000, "test": 26_032}),
+    ],
+)
+def test_images_as_the_scale_limits_them(limits, counts):
+    load = Workload(PROJECT, "paper")
+    load.scale = {**load.scale, "data": {**load.scale["data"], **limits}}
+    assert load.images("svhn") == counts
 
 
 def test_images_of_a_prepared_file_are_read_from_its_header(tmp_path):
