@@ -24,7 +24,7 @@ PACKAGE = Path(__file__).parent
 PARTS: Mapping[str, tuple[str, ...]] = {
     "nets": ("nets/", "moe/"),
     "method": ("methods/",),
-    "attacks": ("attacks/",),
+    "attacks": ("attacks/", "data/corruptions/"),
     "engine": ("training/", "data/batches.py", "data/seeding.py", "data/augmentation.py", "data/extra_images.py"),
     "evaluation": ("evaluation/",),
     "gates": ("evaluation/",),
@@ -37,7 +37,7 @@ GATES_PARTS = ("nets", "attacks", "gates")
 _ROOTS: Mapping[str, tuple[str, ...]] = {
     "engine": ("training/*.py", "data/batches.py", "data/seeding.py"),
     "evaluation": ("evaluation/runner.py",),
-    "gates": ("evaluation/gates.py",),
+    "gates": ("evaluation/gates/*.py",),
 }
 
 
@@ -94,13 +94,15 @@ def stale_file(path: str | os.PathLike) -> list[str]:
 def attacks_of(record: Mapping[str, Any]) -> list[str]:
     """The attack families that a record names: in its settings, as the validation's, or listed."""
     settings = [*record.get("settings", {}).values(), record.get("validation_attack", {})]
-    return sorted({setting["attack"] for setting in settings if "attack" in setting} | {*record.get("attacks", ())})
+    named = {setting["attack"] for setting in settings if "attack" in setting} | {*record.get("attacks", ())}
+    return sorted(named | ({"views"} if any(setting.get("view") for setting in settings) else set()))
 
 
 def reporting_hash(*, package: Path = PACKAGE) -> str:
     """Content hash of what makes tables, figures and the page: code and templates."""
     folder = package / "reporting"
-    code = [*folder.rglob("*.py"), package / "evaluation" / "statistics.py"]
+    counted = [package / "evaluation" / name for name in ("statistics.py", "clusters.py")]
+    code = [*folder.rglob("*.py"), *counted]
     templates = sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc"))
     digest = hashlib.sha256(_hash(code, package).encode())
     for path in templates:

@@ -86,6 +86,16 @@ def run_digest(wildcards):
     return recipes.digest(resolved)
 
 
+def corrupted_images(wildcards):
+    """The published corrupted images of the data set, where there are any and the suite asks for their severities.
+
+    `moat evaluate` finds them beside the data set.
+    """
+    published = f"{wildcards.dataset}-c"
+    asked = project.suite(wildcards.suite).get("corruptions") == "cifar10-c"
+    return [paths.prepared(wildcards.scale, published)] if asked and published in project.names("datasets") else []
+
+
 def evaluation_digest(wildcards):
     return recipes.digest(recipes.resolve_evaluation(project, wildcards.scale, wildcards.suite))
 
@@ -95,6 +105,13 @@ def evaluation_options(wildcards, at_most=None):
     evaluation = project.scale(wildcards.scale)["evaluation"]
     limits = [limit for limit in (evaluation["limit"], at_most) if limit]
     return f"--batch-size {evaluation['batch_size']} --limit {min(limits, default='all')}"
+
+
+def gate_options(wildcards):
+    """What the scale lets the gates spend."""
+    gates = project.scale(wildcards.scale).get("gates", {})
+    spent = " ".join(f"--{key} {gates[key]}" for key in ("steps", "queries") if key in gates)
+    return f"{evaluation_options(wildcards, at_most=gates.get('limit', 1000))} {spent}"
 
 
 def results_shown(scale, shown):

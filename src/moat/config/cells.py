@@ -27,7 +27,8 @@ class Evaluation:
 class Cell:
     """One number of a table: where it stands, what is measured, what was published.
 
-    ``settings``: the attack settings of ``suite`` under which a sample must be right to count.
+    ``settings``: the attack settings of ``suite`` under which a sample must be right to count; with the
+    ``aggregate`` "mean", those whose accuracies are averaged.
     ``substitutes``: what the scale put in place of what the paper used, e.g. {"dataset": "cifar10"}
     (the study's name of what was replaced). ``not_run``: why there is no measurement, or None.
     """
@@ -48,6 +49,7 @@ class Cell:
     tolerance: float = 0.0
     substitutes: tuple[tuple[str, str], ...] = ()
     not_run: str | None = None
+    aggregate: str = "worst"
 
     @property
     def runs(self) -> tuple[Run, ...]:
@@ -58,7 +60,9 @@ class Cell:
 
     @property
     def metric(self) -> str:
-        """``accuracy`` under the cell's settings, e.g. ``accuracy(pgd10)``."""
+        """``accuracy`` under the cell's settings, e.g. ``accuracy(pgd10)`` or ``mean(fog-1+…+fog-5)``."""
+        if self.aggregate == "mean":
+            return f"mean({self.settings[0]}+…+{self.settings[-1]})"
         return f"accuracy({'+'.join(self.settings)})"
 
 

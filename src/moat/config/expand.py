@@ -1,10 +1,11 @@
 """One study at one scale: the product of its rows and columns, cell by cell."""
 
+import fnmatch
 import itertools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from moat.config import registries
+from moat.config import protocols, registries
 from moat.config.cells import Cell, Figure, Line, Table
 from moat.config.project import Project
 from moat.config.schema import unknown_name
@@ -66,6 +67,7 @@ class Expander:
         for _, point in (*row, *column):
             bound.update({key: value for key, value in point.items() if key not in _NOT_BOUND})
         substitutes = self._substitute(bound)
+        bound["settings"] = self._settings(bound, where)
         not_run = bound.get("not_run") or self._excluded(bound)
         if not_run is None:
             self._check_names(bound, where)
@@ -86,7 +88,19 @@ class Expander:
             tolerance=self.spec["tolerance"],
             substitutes=substitutes,
             not_run=not_run,
+            aggregate=bound.get("aggregate", "worst"),
         )
+
+    def _settings(self, bound: Mapping[str, Any], where: str) -> list[str]:
+        """The cell's settings, patterns such as ``fog-*`` replaced by those of the suite that they match."""
+        found: list[str] = []
+        for setting in bound.get("settings", ()):
+            in_suite = self.project.suite(bound["suite"])["settings"] if "*" in setting else []
+            matching = fnmatch.filter(in_suite, setting) if "*" in setting else [setting]
+            if not matching:
+                raise ConfigError(f"{where}: no setting of suite {bound['suite']!r} fits {setting!r}")
+            found += matching
+        return found
 
     def _label(self, points) -> str:
         """The points' labels; a stand-in is never printed as what it stands in for."""
@@ -126,11 +140,12 @@ class Expander:
         for kind, names in known.items():
             if bound[kind] not in names:
                 raise ConfigError(f"{where}: " + unknown_name(bound[kind], names, what=kind))
-        in_suite = self.project.suite(bound["suite"])["settings"]
+        in_suite = self.project.measured(bound["suite"])
         for setting in bound["settings"]:
             if setting not in in_suite:
                 what = f"setting of suite {bound['suite']!r}"
                 raise ConfigError(f"{where}: " + unknown_name(setting, in_suite, what=what))
+        protocols.check_cell(bound["protocol"], bound["settings"], self.project.attacks(), where=where)
 
     def _published(self, table: str, spec, row, column) -> tuple[float | None, float | None]:
         """Value and standard deviation of the one published number that fits, or (None, None)."""

@@ -99,7 +99,9 @@ def resolve_run(project: Project, scale: str, *, dataset: str, arch: str, method
 def resolve_evaluation(project: Project, scale: str, suite: str) -> dict[str, Any]:
     """Everything that decides an evaluation, but the model."""
     limit = project.scale(scale)["evaluation"]["limit"]
-    return {"suite": suite, "settings": project.attack_settings(suite), "limit": limit}
+    resolved = {"suite": suite, "settings": project.attack_settings(suite, scale), "limit": limit}
+    worst_cases = project.worst_cases(suite, scale)
+    return {**resolved, "worst_case": worst_cases} if worst_cases else resolved
 
 
 def _undocumented(content: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
-from moat.config.grid import Cell, Table
+from moat.config.grid import Cell, Run, Table
 from moat.reporting.results import Results
 from moat.reporting.tables import count_verdicts
 
@@ -14,7 +14,7 @@ def collect(tables: Iterable[Table], content, results: Results) -> dict[str, Any
     Returns:
         ``{"verdicts": {verdict: cells}, "gates": {"passed": runs, "failed": runs}, "accuracy": {dataset:
         {arch: {method: {seed<k>: {suite: {setting: points}}}}}}}``. A worst case over several
-        settings is named ``worst(a+b+…)``.
+        settings is named ``worst(a+b+…)``, a mean ``mean(a+…+b)``.
     """
     cells = [cell for table in tables for cell in table.cells]
     results.expect(cells)
@@ -32,11 +32,18 @@ def collect(tables: Iterable[Table], content, results: Results) -> dict[str, Any
 
 def _add(accuracy: dict[str, Any], cell: Cell, results: Results) -> None:
     name = cell.settings[0] if len(cell.settings) == 1 else f"worst({'+'.join(cell.settings)})"
+    name = cell.metric if cell.aggregate == "mean" else name
     for run in cell.runs:
         if not results.has_evaluation(run, cell.suite):
             continue
-        correct, n = results.counts(run, cell.suite, cell.settings)
         inner = accuracy
         for key in (run.dataset, run.arch, run.method, f"seed{run.seed}", cell.suite):
             inner = inner.setdefault(key, {})
-        inner[name] = round(100 * correct / n, 4)
+        inner[name] = round(100 * _rate(cell, run, results), 4)
+
+
+def _rate(cell: Cell, run: Run, results: Results) -> float:
+    if cell.aggregate == "mean":
+        return results.mean(run, cell.suite, cell.settings).mean
+    correct, n = results.counts(run, cell.suite, cell.settings)
+    return correct / n

@@ -11,6 +11,7 @@ from moat import sources
 from moat.config import paths
 from moat.config.grid import Cell, Run
 from moat.errors import DataError
+from moat.evaluation.clusters import MeanAccuracy, mean_accuracy
 from moat.evaluation.statistics import accuracy
 from moat.files import read_json
 
@@ -36,7 +37,9 @@ class Results:
     root: Path
     scale: str
     wanted: dict[tuple[Run, str], dict[Settings, None]] = field(default_factory=lambda: defaultdict(dict))
+    wanted_means: dict[tuple[Run, str], dict[Settings, None]] = field(default_factory=lambda: defaultdict(dict))
     _counts: dict[tuple[Run, str, Settings], tuple[int, int]] = field(default_factory=dict)
+    _means: dict[tuple[Run, str, Settings], MeanAccuracy] = field(default_factory=dict)
 
     def __post_init__(self):
         self.root = Path(self.root)
@@ -48,6 +51,9 @@ class Results:
         """Announce the cells that :meth:`counts` will be asked about; ``each_setting``: one by one as well."""
         for cell in cells:
             for run in cell.runs:
+                if cell.aggregate == "mean":
+                    self.wanted_means[run, cell.suite][cell.settings] = None
+                    continue
                 combinations = self.wanted[run, cell.suite]
                 combinations[cell.settings] = None
                 if each_setting:
@@ -72,17 +78,32 @@ class Results:
             self._read_counts(run, suite)
         return self._counts[key]
 
+    def mean(self, run: Run, suite: str, settings: Sequence[str]) -> MeanAccuracy:
+        """Mean accuracy over ``settings`` of an evaluation.
+
+        Raises:
+            DataError: as :meth:`counts`.
+        """
+        key = (run, suite, tuple(settings))
+        if key not in self._means:
+            self.wanted_means[run, suite][key[2]] = None
+            self._read_counts(run, suite)
+        return self._means[key]
+
     def _read_counts(self, run: Run, suite: str) -> None:
         path = self.evaluation_path(run, suite)
         frame = _read_rows(path)
         groups = dict(iter(frame.groupby("setting", observed=True, sort=False)))
-        for settings in self.wanted[run, suite]:
+        for settings in [*self.wanted[run, suite], *self.wanted_means[run, suite]]:
             missing = [setting for setting in settings if setting not in groups]
             if missing:
                 raise DataError(
                     f"{path}: no rows for the setting {missing[0]!r}; it holds {', '.join(groups)}. Evaluate again"
                 )
-            self._counts[run, suite, settings] = _count(groups, settings, path)
+            if settings in self.wanted[run, suite]:
+                self._counts[run, suite, settings] = _count(groups, settings, path)
+            if settings in self.wanted_means[run, suite]:
+                self._means[run, suite, settings] = mean_accuracy(frame, settings)
 
     @functools.cache  # noqa: B019 - one Results lives as long as its command
     def evaluation(self, run: Run, suite: str) -> dict[str, Any] | None:

@@ -14,6 +14,7 @@ from typing import Any
 from moat.config import paths
 from moat.config.grid import Cell, Run, Table
 from moat.errors import DataError
+from moat.evaluation.clusters import MeanAccuracy
 from moat.evaluation.statistics import verdict, wilson
 from moat.reporting.results import Results
 
@@ -44,7 +45,11 @@ def measure_cell(cell: Cell, results: Results, scale: Mapping[str, Any]) -> dict
     row = _identity(cell)
     if not done:
         return {**row, "verdict": "not-run"}
-    row |= summarise([results.counts(run, cell.suite, cell.settings) for run in done], where=_where(cell))
+    if cell.aggregate == "mean":
+        means = [results.mean(run, cell.suite, cell.settings) for run in done]
+        row |= summarise_means(means, where=_where(cell))
+    else:
+        row |= summarise([results.counts(run, cell.suite, cell.settings) for run in done], where=_where(cell))
     reasons = _reasons(cell, done, results, scale)
     row |= {"seeds": ";".join(str(run.seed) for run in done), "gates_failed": ";".join(reasons) or None}
     if reasons:
@@ -60,12 +65,32 @@ def summarise(counts: Sequence[tuple[int, int]], *, where: str) -> dict[str, Any
     Raises:
         DataError: the seeds were evaluated on different numbers of examples; names ``where``.
     """
-    sizes = sorted({n for _, n in counts})
-    if len(sizes) > 1:
-        raise DataError(f"{where}: the seeds were evaluated on {sizes} examples; evaluate all on the same")
-    n, rates = sizes[0], [correct / n for correct, n in counts]
+    n, rates = _same_size([n for _, n in counts], where), [correct / n for correct, n in counts]
     mean = math.fsum(rates) / len(rates)
-    low, high = wilson(round(mean * n), n, confidence=CONFIDENCE)
+    return _between(rates, n, *wilson(round(mean * n), n, confidence=CONFIDENCE))
+
+
+def summarise_means(means: Sequence[MeanAccuracy], *, where: str) -> dict[str, Any]:
+    """:func:`summarise` for means over settings: the examples count as :mod:`moat.evaluation.clusters` has it.
+
+    Raises:
+        DataError: the seeds were evaluated on different numbers of examples; names ``where``.
+    """
+    n, rates = _same_size([each.n for each in means], where), [each.mean for each in means]
+    # The seeds see the same examples: together they count as no more than the fewest.
+    joint = MeanAccuracy(math.fsum(rates) / len(rates), n, min(each.effective for each in means))
+    return _between(rates, n, *joint.interval(CONFIDENCE))
+
+
+def _same_size(sizes: Sequence[int], where: str) -> int:
+    if len(set(sizes)) > 1:
+        raise DataError(f"{where}: the seeds were evaluated on {sorted(set(sizes))} examples; evaluate all on the same")
+    return sizes[0]
+
+
+def _between(rates: Sequence[float], n: int, low: float, high: float) -> dict[str, Any]:
+    """The mean of the seeds' rates, with its interval [low, high] on the examples widened by the seeds' spread."""
+    mean = math.fsum(rates) / len(rates)
     spread, margin = _between_seeds(rates)
     return {
         "measured": _points(mean),
