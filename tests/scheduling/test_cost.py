@@ -16,9 +16,10 @@ from moat.config.project import Project
 from moat.config.recipes import digest, resolve_data, resolve_recipe, resolve_run
 from moat.errors import ConfigError, DataError
 from moat.evaluation import evaluate, verify
+from moat.evaluation.evidence import Budget
 from moat.methods.base import Step
 from moat.scheduling import macs
-from moat.scheduling.cost import setting_passes, training_passes, validation_passes
+from moat.scheduling.cost import gates_passes, setting_passes, training_passes, validation_passes
 from moat.scheduling.jobs import Workload, jobs_of, prepared_images
 from moat.scheduling.macs import SHIPPED, Macs, Net, count, describe, nets_of_studies
 
@@ -95,12 +96,12 @@ def test_passes_at_the_papers_settings(method, passes):
 @pytest.mark.parametrize(
     ("setting", "passes"),
     [
-        ({"attack": "none"}, 1),
-        ({"attack": "fgsm", "eps": 0.1}, 3),
-        ({"attack": "pgd", "eps": 0.1, "step_size": 0.1, "steps": 10}, 21),
-        ({"attack": "pgd", "eps": 0.1, "step_size": 0.1, "steps": 5, "eot": 2}, 21),
+        ({"attack": "none"}, 3),
+        ({"attack": "fgsm", "eps": 0.1}, 5),
+        ({"attack": "pgd", "eps": 0.1, "step_size": 0.1, "steps": 10}, 23),
+        ({"attack": "pgd", "eps": 0.1, "step_size": 0.1, "steps": 5, "eot": 2}, 23),
         # A radius of 0: nothing falls, and every restart runs.
-        ({"attack": "pgd", "eps": 0.0, "step_size": 0.0, "steps": 4, "restarts": 3}, 28),
+        ({"attack": "pgd", "eps": 0.0, "step_size": 0.0, "steps": 4, "restarts": 3}, 30),
     ],
 )
 def test_passes_of_a_setting_are_those_that_it_runs(setting, passes):
@@ -117,7 +118,7 @@ def test_passes_of_a_setting_are_those_that_it_runs(setting, passes):
 
 @pytest.mark.parametrize(
     ("setting", "passes"),
-    [({"attack": "autoattack", "eps": 0.1}, 4821), ({"attack": "black box", "n_queries": 5000}, 5001)],
+    [({"attack": "autoattack", "eps": 0.1}, 4823), ({"attack": "black box", "n_queries": 5000}, 5003)],
 )
 def test_passes_of_attacks_without_steps(setting, passes):
     assert setting_passes("s", setting, FAMILIES) == passes
@@ -130,9 +131,10 @@ def test_a_setting_counts_the_examples_and_methods_that_it_is_for(monkeypatch):
         "b": {"attack": "none", "limit": 300},
         "c": {"attack": "none", "needs": "router"},
     }
-    monkeypatch.setattr(Project, "attack_settings", lambda self, suite: settings)
-    assert load.evaluation("cifar10", "s", "trades").evaluate == 10_000 + 300
-    assert load.evaluation("cifar10", "s", "dramoe").evaluate == 10_000 + 300 + 10_000
+    monkeypatch.setattr(Project, "attack_settings", lambda self, suite, scale: settings)
+    monkeypatch.setattr(Project, "worst_cases", lambda self, suite, scale: {})
+    assert load.evaluation("cifar10", "s", "trades").evaluate == 3 * (10_000 + 300)
+    assert load.evaluation("cifar10", "s", "dramoe").evaluate == 3 * (10_000 + 300 + 10_000)
 
 
 def test_every_setting_of_the_project_has_a_cost():
@@ -144,12 +146,16 @@ def test_a_family_of_unknown_length_is_named():
         setting_passes("x", {"attack": "magic"}, FAMILIES)
 
 
-def test_the_gates_cost_what_the_planner_says():
+@pytest.mark.parametrize("budget", [{"steps": 2, "queries": 3}, {"steps": 4, "queries": 3}])
+def test_the_gates_cost_what_the_planner_says(budget):
     recipe, net = small("standard")
     model = begin(net, recipe, torch.device("cpu")).model
-    x, y = torch.rand(8, 3, 8, 8), torch.arange(8)
-    run = flops(lambda: verify(model, x, y, batch_size=4))
-    assert run / 2 / len(x) / count(net) == pytest.approx(PROJECT.planner()["gates"]["passes"], rel=0.25)
+    x = torch.rand(8, 3, 8, 8)
+    with torch.no_grad():
+        y = model.eval()(x).argmax(1)
+    # A radius so small that nothing falls: every gate goes to its end.
+    run = flops(lambda: verify(model, x, y, eps=1e-4, batch_size=4, budget=Budget(**budget)))
+    assert run / 2 / len(x) / count(net) == pytest.approx(gates_passes(PROJECT.planner()["gates"], budget), rel=0.02)
 
 
 @pytest.mark.parametrize(
@@ -222,11 +228,11 @@ def test_work_of_a_grid_at_scale_paper():
     training = jobs[run.format("runs") + "/run.json"]
     # 49,000 images, 1,000 held out, 100 epochs of TRADES-10 and PGD-10.
     assert training.work.train == 100 * 49_000 * 27 * net
-    assert training.work.evaluate == 100 * 1_000 * 21 * net
+    assert training.work.evaluate == 100 * 1_000 * 23 * net
     evaluation = jobs[run.format("evaluations") + "/epsilon.parquet"]
-    assert evaluation.work.evaluate == 10_000 * (1 + 8 * 21) * net
+    assert evaluation.work.evaluate == 10_000 * (3 + 8 * 23) * net
     assert evaluation.needs == (training.path,)
-    assert jobs[run.format("gates") + ".json"].work.evaluate == 1_000 * PROJECT.planner()["gates"]["passes"] * net
+    assert jobs[run.format("gates") + ".json"].work.evaluate == 1_000 * (47 + 33 * 20 + 1000) * net
 
 
 @pytest.mark.parametrize(

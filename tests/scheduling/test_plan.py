@@ -95,7 +95,7 @@ def test_an_evaluation_of_a_finished_run_gives_the_rate_of_evaluations(project):
     (path / "damaged.json").write_text("{")
     found = [each for each in Rates(project, "h200").observations if each.kind == "evaluate"]
     assert found == [
-        Observation("evaluate", "float32", "trades", "resnet18", MACS, (1000 + 21 * 500) * MACS / 4.0, "run")
+        Observation("evaluate", "float32", "trades", "resnet18", MACS, (3 * 1000 + 23 * 500) * MACS / 4.0, "run")
     ]
 
 
@@ -152,7 +152,7 @@ def test_a_plan_adds_up(project, capsys):
     assert made["lower_bound_hours"] <= made["makespan_hours"] <= 2 * made["lower_bound_hours"]
     assert made["critical_path"][0]["path"].endswith("trades/seed0/run.json")
     trades = next(each for each in costed if each["path"] == RUN.format("runs", "trades") + "/run.json")
-    seconds = 5 + 100 * MACS * (49_000 * 27 / 138e12 + 1000 * 21 / 11.5e12)
+    seconds = 5 + 100 * MACS * (49_000 * 27 / 138e12 + 1000 * 23 / 11.5e12)
     assert trades["gpu_hours"] == pytest.approx(seconds / 3600)
 
 

@@ -14,6 +14,9 @@ FORWARD, INPUT_GRADIENT, WEIGHT_GRADIENT = 1, 1, 1
 ATTACK_STEP = FORWARD + INPUT_GRADIENT
 TRAINING = FORWARD + INPUT_GRADIENT + WEIGHT_GRADIENT
 
+# Of each setting's result: the clean image, the attacked one, and the latter once more for its verdict.
+JUDGEMENT = 3 * FORWARD
+
 # What is assumed of a method whose recipe has no cost: that of TRADES.
 ASSUMED = {"attacks": {"attack": 1}, "forwards": 1, "trainings": 2}
 
@@ -57,18 +60,29 @@ def setting_passes(name: str, setting: Mapping[str, Any], families: Mapping[str,
     """
     family = setting["attack"]
     if family in families:
-        return families[family] * setting.get("restarts", 1) + FORWARD
+        return families[family] * setting.get("restarts", 1) + JUDGEMENT
     if "n_queries" in setting:
-        return FORWARD * setting["n_queries"] + FORWARD
+        return FORWARD * setting["n_queries"] + JUDGEMENT
     if "steps" not in setting:
         raise ConfigError(
             f"attack setting {name}: has no steps, and config/planner.yaml: attacks names no passes of {family!r}; "
             f"allowed: {', '.join(sorted(families))}, or an entry for it there"
         )
-    restarts, eot = setting.get("restarts", 1), setting.get("eot", 1)
-    # Of several restarts each is judged.
-    judged = restarts if restarts > 1 else 0
-    return restarts * setting["steps"] * eot * ATTACK_STEP + FORWARD * (judged + 1)
+    starts = setting.get("restarts", 1) * setting.get("targets", 1)
+    steps = starts * setting["steps"] * setting.get("eot", 1)
+    # Of several starts each is judged.
+    return ATTACK_STEP * steps + FORWARD * (starts if starts > 1 else 0) + JUDGEMENT
+
+
+def gates_passes(gates: Mapping[str, float], budget: Mapping[str, Any]) -> float:
+    """Passes per example of the gates on a model.
+
+    Args:
+        gates: of config/planner.yaml.
+        budget: the scale's ``gates``: steps, queries.
+    """
+    steps, queries = budget.get("steps", gates["steps"]), budget.get("queries", gates["queries"])
+    return gates["passes"] + gates["per_step"] * steps + gates["per_query"] * queries
 
 
 def _steps(attack: Mapping[str, Any], key: str) -> float:

@@ -12,7 +12,7 @@ from moat.config.grid import Evaluation, Grid, Run
 from moat.config.project import Project
 from moat.config.recipes import resolve_recipe
 from moat.errors import DataError
-from moat.scheduling.cost import Work, setting_passes, training_passes, validation_passes
+from moat.scheduling.cost import Work, gates_passes, setting_passes, training_passes, validation_passes
 from moat.scheduling.macs import Macs, Net, net_of
 
 
@@ -81,7 +81,8 @@ class Workload:
         """Of one training, in passes (:class:`Work`, to be multiplied by the net's multiply-adds)."""
         recipe, images = self.recipe(method), self.images(dataset)
         validation = recipe["validation"]["setting"]
-        attack = self.project.attack(validation, where=f"config/methods/{method}.yaml: validation.setting")
+        where = f"config/methods/{method}.yaml: validation.setting"
+        attack = self.project.attack(validation, where=where)
         return Work(
             train=recipe["epochs"] * images["train"] * training_passes(recipe),
             evaluate=recipe["epochs"] * images["val"] * validation_passes(recipe, attack, self.families),
@@ -92,7 +93,10 @@ class Workload:
         """Of one evaluation, in passes; settings that need experts cost nothing where the method has none."""
         examples, passes = self._examples(dataset), 0.0
         mixture = "experts" in self.recipe(method).get("model", {})
-        for name, setting in self.project.attack_settings(suite).items():
+        settings = self.project.attack_settings(suite, self.name)
+        for members in self.project.worst_cases(suite, self.name).values():
+            settings |= members
+        for name, setting in settings.items():
             if mixture or "needs" not in setting:
                 count = min(examples, setting.get("limit", examples))
                 passes += count * setting_passes(name, setting, self.families)
@@ -100,8 +104,9 @@ class Workload:
 
     def gates(self, dataset: str) -> Work:
         """Of the gates on one model, in passes."""
-        gates = self.planner["gates"]
-        return Work(evaluate=gates["passes"] * min(gates["examples"], self._examples(dataset)))
+        gates, budget = self.planner["gates"], self.scale.get("gates", {})
+        examples = min(budget.get("limit") or gates["examples"], self._examples(dataset))
+        return Work(evaluate=gates_passes(gates, budget) * examples)
 
     def _examples(self, dataset: str) -> int:
         test = self.images(dataset)["test"]
