@@ -161,9 +161,9 @@ def test_the_gates_cost_what_the_planner_says(budget):
 @pytest.mark.parametrize(
     ("change", "passes"),
     [
-        ({}, 21),
-        ({"every": 5}, 4.2),
-        ({"watch": {"attack": "pgd", "steps": 20}, "cost": {"validations": ["watch"]}}, 62),
+        ({}, 23),
+        ({"every": 5}, 4.6),
+        ({"watch": {"attack": "pgd", "steps": 20}, "cost": {"validations": ["watch"]}}, 64),
     ],
 )
 def test_validation_counts_per_epoch(change, passes):
