@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 CLASSES = 10
 SUITES = {
     "dramoe": ["clean", "fgsm", "bim", "pgd10", "pgd20", "pgd50", "cw_inf"],
+    "advmoe": ["clean", "pgd10", "pgd10_det", "pgd10_advmoe"],
     "epsilon": [
         "clean",
         "pgd10_e1",
@@ -29,8 +30,14 @@ GATES = ["threat-model", "monotone-epsilon"]
 
 
 def make_project(folder: Path) -> Path:
-    """A copy of the project's own configuration, to be changed at will."""
+    """A copy of the project's own configuration with two small studies, to be changed at will."""
     shutil.copytree(ROOT / "config", folder / "config")
+    shutil.rmtree(folder / "config" / "studies")
+    shutil.copytree(Path(__file__).parent / "studies", folder / "config" / "studies")
+    shutil.copy(Path(__file__).parent / "claims.yaml", folder / "config" / "claims.yaml")
+    edit_yaml(folder / "config/config.yaml", lambda content: content.update(studies=["unified", "dramoe"]))
+    few = {"dataset": ["digits"], "arch": ["resnet18"], "method": ["standard", "pgd-at", "trades"]}
+    edit_yaml(folder / "config/scales/quickstart.yaml", lambda content: content.update(only=few))
     shutil.copytree(ROOT / "workflow" / "schemas", folder / "workflow" / "schemas")
     return folder
 

@@ -12,7 +12,7 @@ from moat.config.grid import Cell, Run, build_grid
 from moat.config.project import Project
 from moat.errors import DataError
 from moat.reporting.results import Results
-from moat.reporting.tables import COLUMNS, count_verdicts, measure_cell, summarise
+from moat.reporting.tables import COLUMNS, count_verdicts, frame, measure_cell, summarise
 
 HEADER = (
     "study,table,row,column,dataset,arch,method,metric,protocol,published,published_std,measured,measured_std,"
@@ -252,7 +252,8 @@ def test_grid_of_a_comparable_scale_reaches_a_verdict(tmp_path):
 
 
 def test_counts_of_verdicts():
-    content = pd.DataFrame({"verdict": ["not-run", None, "lower", "lower", ""]})
+    verdicts = ["not-run", None, "lower", "lower", ""]
+    content = frame([{"study": "s", "column": str(n), "verdict": verdict} for n, verdict in enumerate(verdicts)])
     assert count_verdicts(content) == {"lower": 2, "not-run": 1, "measured": 2}
 
 

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from moat import cli
 from moat.commands.plan import INLINE_TARGETS
@@ -25,7 +26,37 @@ from moat.scheduling.rates import Observation, Rates, match, precision_of
 from moat.scheduling.report import duration
 
 ROOT = Path(__file__).parents[2]
-STUDIES = ["unified"]
+STUDIES = ["small"]
+
+
+def _axis(name, key, values):
+    return {"axis": name, "points": [{"label": str(value), key: value} for value in values]}
+
+
+ROWS = [
+    _axis("dataset", "dataset", ["cifar10"]),
+    _axis("arch", "arch", ["resnet18"]),
+    _axis("method", "method", ["standard", "pgd-at", "trades"]),
+]
+ABOUT = {"title": "t", "caption": "c"}
+STUDY = {
+    "title": "small",
+    "description": "for tests",
+    "tolerance": 2.0,
+    "seeds": [0, 1, 2],
+    "tables": {
+        "table": {
+            **ABOUT, "suite": "quick", "rows": ROWS,
+            "columns": [_axis("attack", "settings", [["clean"], ["fgsm"], ["pgd10"]])],
+        }
+    },
+    "figures": {
+        "epsilon": {
+            **ABOUT, "kind": "accuracy_vs_epsilon", "suite": "epsilon", "settings": ["clean", "pgd10_e8"], "lines": ROWS,
+        }
+    },
+}  # fmt: skip
+CELLS = 9
 RUN = "results/paper/{}/cifar10/resnet18/{}/seed0"
 MACS = 555_422_720
 
@@ -34,6 +65,7 @@ MACS = 555_422_720
 def project(tmp_path):
     shutil.copytree(ROOT / "config", tmp_path / "config", ignore=shutil.ignore_patterns("calibration"))
     shutil.copytree(ROOT / "workflow" / "schemas", tmp_path / "workflow" / "schemas")
+    (tmp_path / "config" / "studies" / "small.yaml").write_text(yaml.safe_dump(STUDY))
     return Project(tmp_path)
 
 
@@ -139,7 +171,7 @@ def test_auto_precision(wanted, hardware, is_):
 
 # -- the command ---------------------------------------------------------------
 def plan(project, capsys, *options):
-    assert cli.main(["--project", str(project.root), "plan", "--studies", "unified", "--json", *options]) == 0
+    assert cli.main(["--project", str(project.root), "plan", "--studies", "small", "--json", *options]) == 0
     return json.loads(capsys.readouterr().out)
 
 
@@ -173,15 +205,15 @@ def test_a_budget_buys_what_fits_and_says_how_to_make_it(project, capsys, share)
     bought = plan(project, capsys, *options, "--budget-gpu-hours", str(share * total * 1.0001))["budget"]
     cells = next(each for each in bought["by_item"] if each["kind"] == "table")
     assert bought["spent_gpu_hours"] <= share * total * 1.001
-    assert (bought["gained"] + bought["left"], bought["gap"]) == (21, 0)
-    assert (cells["gained"] == 21, cells["left"] == 21) == (share == 1, share == 0)
+    assert (bought["gained"] + bought["left"], bought["gap"]) == (CELLS, 0)
+    assert (cells["gained"] == CELLS, cells["left"] == CELLS) == (share == 1, share == 0)
     if share == 0:
         assert (bought["targets"], bought["command"]) == ([], [])
         return
     assert bought["command"].startswith(
-        "snakemake --cores all --resources gpu=2 --config scale=paper 'studies=[unified]' "
+        "snakemake --cores all --resources gpu=2 --config scale=paper 'studies=[small]' "
     )
-    whole = "results/paper/tables/unified-leaderboard.csv"
+    whole = "results/paper/tables/small-table.csv"
     assert (whole in bought["targets"]) == (share == 1)
     if len(bought["targets"]) > INLINE_TARGETS:
         listed = (project.root / "work/plan/paper-targets.txt").read_text().split()
@@ -193,16 +225,16 @@ def test_a_budget_buys_what_fits_and_says_how_to_make_it(project, capsys, share)
 
 def test_worth_decides_what_is_bought(project, capsys):
     path = project.root / "config/planner.yaml"
-    path.write_text(path.read_text().replace("items: {}", "items: {unified-epsilon: 1000}"))
+    path.write_text(path.read_text().replace("items: {}", "items: {small-epsilon: 1000}"))
     jobs = jobs_of(project, build_grid(project, "paper", STUDIES))
     rates = Rates(project, "h200")
     # The figure and what it rests on: three nets, three seeds, a suite and gates.
     needed = [path for path, each in jobs.items() if each.suite in (None, "epsilon")]
     hours = sum(rates.seconds(jobs[path])[0] for path in needed) / 3600
     bought = plan(project, capsys, "--scale", "paper", "--hardware", "h200", "--budget-gpu-hours", str(hours * 1.001))
-    assert "results/paper/figures/unified-epsilon.png" in bought["budget"]["targets"]
+    assert "results/paper/figures/small-epsilon.png" in bought["budget"]["targets"]
     poorer = plan(project, capsys, "--scale", "paper", "--hardware", "h200", "--budget-gpu-hours", str(hours * 0.99))
-    assert "results/paper/figures/unified-epsilon.png" not in poorer["budget"]["targets"]
+    assert "results/paper/figures/small-epsilon.png" not in poorer["budget"]["targets"]
 
 
 def test_items_are_closed_under_needs(project):
@@ -225,14 +257,14 @@ def test_items_are_closed_under_needs(project):
     ],
 )
 def test_wrong_options_are_told_in_a_line(project, capsys, options, said):
-    assert cli.main(["--project", str(project.root), "plan", "--studies", "unified", *options]) == 2
+    assert cli.main(["--project", str(project.root), "plan", "--studies", "small", *options]) == 2
     assert said in capsys.readouterr().err
 
 
 def test_an_unknown_study_in_worth_is_named(project, capsys):
     path = project.root / "config/planner.yaml"
     path.write_text(path.read_text().replace("studies: {}", "studies: {dramo: 2}"))
-    assert cli.main(["--project", str(project.root), "plan", "--hardware", "cpu", "--budget-gpu-hours", "1"]) == 2
+    assert cli.main(["--project", str(project.root), "plan", "--studies", "small", "--hardware", "cpu", "--budget-gpu-hours", "1"]) == 2
     assert (
         "config/planner.yaml: worth.studies: unknown study 'dramo' (did you mean 'dramoe'?)" in capsys.readouterr().err
     )

@@ -112,7 +112,7 @@ def finished(tmp_path_factory) -> Workflow:
     (root / "config/studies/second.yaml").write_text(yaml.safe_dump(_study("pgd-at", "trades"), sort_keys=False))
     workflow = Workflow(root)
     workflow.edit("config/config.yaml", "scale: quickstart", "scale: tiny")
-    workflow.edit("config/config.yaml", "studies: [unified, dramoe]", "studies: [first, second]")
+    workflow.edit("config/config.yaml", "studies: [unified, dramoe, dwf, mocse, hybrid]", "studies: [first, second]")
     done = workflow.snakemake("--resources", "gpu=2")
     logs = "\n".join(f"== {path}\n{path.read_text()[-2000:]}" for path in (root / "logs").rglob("*.log"))
     assert done.returncode == 0, done.stdout + done.stderr + logs

@@ -8,6 +8,7 @@ from moat import devices, sources
 from moat.config import paths, recipes, registries, schema
 from moat.config.grid import Run, build_grid, needs_of
 from moat.config.project import Project
+from moat.config.transfer import transfer_kinds, transfer_runs
 from moat.files import read_json, write_json
 
 schema.validate(
@@ -42,6 +43,11 @@ def grid(scale):
 
 
 @cache
+def scale_spec(scale):
+    return project.scale(scale)
+
+
+@cache
 def methods_of_role(role):
     return [name for name in project.names("methods") if project.method(name).get("role", "method") == role]
 
@@ -61,15 +67,20 @@ def run_files(wildcards):
     return {"model": folder / "model.safetensors", "run": folder / "run.json"}
 
 
+@cache
+def needs(scale, run):
+    return needs_of(project, scale, run)
+
+
 def needed_models(wildcards):
     """The models that a training starts from."""
-    needs = needs_of(project, wildcards.scale, run_of(wildcards)).values()
-    return [paths.run_dir(wildcards.scale, run) / "model.safetensors" for run in needs]
+    runs = needs(wildcards.scale, run_of(wildcards)).values()
+    return [paths.run_dir(wildcards.scale, run) / "model.safetensors" for run in runs]
 
 
 def need_options(wildcards):
-    needs = needs_of(project, wildcards.scale, run_of(wildcards)).items()
-    return " ".join(f"--need {name}={paths.run_dir(wildcards.scale, run)}" for name, run in needs)
+    runs = needs(wildcards.scale, run_of(wildcards)).items()
+    return " ".join(f"--need {name}={paths.run_dir(wildcards.scale, run)}" for name, run in runs)
 
 
 def run_digest(wildcards):
@@ -96,15 +107,43 @@ def corrupted_images(wildcards):
     return [paths.prepared(wildcards.scale, published)] if asked and published in project.names("datasets") else []
 
 
+@cache
+def suite_digest(scale, suite):
+    return recipes.digest(recipes.resolve_evaluation(project, scale, suite))
+
+
 def evaluation_digest(wildcards):
-    return recipes.digest(recipes.resolve_evaluation(project, wildcards.scale, wildcards.suite))
+    return suite_digest(wildcards.scale, wildcards.suite)
 
 
 def evaluation_options(wildcards, at_most=None):
     """Always with a limit: without one, the command takes the one that was in force when the run was trained."""
-    evaluation = project.scale(wildcards.scale)["evaluation"]
+    evaluation = scale_spec(wildcards.scale)["evaluation"]
     limits = [limit for limit in (evaluation["limit"], at_most) if limit]
     return f"--batch-size {evaluation['batch_size']} --limit {min(limits, default='all')}"
+
+
+@cache
+def kinds_of_transfer(suite):
+    return transfer_kinds(project, suite)
+
+
+def transfer_folders(wildcards):
+    """The runs that the suite's transferred examples are made on: kind -> folder. Only runs of the grid are asked for."""
+    if not kinds_of_transfer(wildcards.suite):
+        return {}
+    shown = grid(wildcards.scale).gates
+    found = transfer_runs(project, wildcards.suite, run_of(wildcards), shown)
+    return {kind: paths.run_dir(wildcards.scale, run) for kind, run in found.items()}
+
+
+def transfer_files(wildcards):
+    folders = transfer_folders(wildcards).values()
+    return [folder / name for folder in folders for name in ("model.safetensors", "run.json")]
+
+
+def transfer_options(wildcards):
+    return " ".join(f"--transfer-from {kind}={folder}" for kind, folder in transfer_folders(wildcards).items())
 
 
 def gate_options(wildcards):
@@ -119,13 +158,14 @@ def results_shown(scale, shown):
     folders = [paths.run_dir(scale, run) for run in shown.runs]
     records = [folder / name for folder in folders for name in ("run.json", "history.csv")]
     evaluations = [paths.evaluation(scale, e.run, e.suite) for e in shown.evaluations]
-    return records + evaluations + [paths.gates(scale, run) for run in shown.runs]
+    return records + evaluations + [paths.gates(scale, run) for run in shown.gates]
 
 
 def shown_digest(wildcards):
     """Changes when what declares the tables and figures of a study changes, or the code that draws them."""
     studies = [wildcards.study] if hasattr(wildcards, "study") else config["studies"]
     declared = [(project.study(name), project.published(name)) for name in studies]
+    declared.append(project.claims())
     return recipes.digest([declared, project.scale(wildcards.scale), sources.reporting_hash()])
 
 
@@ -163,7 +203,7 @@ def stale_results(scale):
 
 def growing(rule, resource):
     """What the scale gives to a rule, more with every retry."""
-    return lambda wildcards, attempt: attempt * project.scale(wildcards.scale)["resources"][rule][resource]
+    return lambda wildcards, attempt: attempt * scale_spec(wildcards.scale)["resources"][rule][resource]
 
 
 wildcard_constraints:

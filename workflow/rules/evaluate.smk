@@ -2,6 +2,7 @@ rule evaluate:
     input:
         unpack(run_files),
         data=paths.prepared("{scale}", "{dataset}"),
+        transfer=transfer_files,
         corrupted=corrupted_images,
         refresh=lambda wildcards: refresh(
             paths.evaluation(wildcards.scale, run_of(wildcards), wildcards.suite).with_suffix(".json"),
@@ -22,7 +23,8 @@ rule evaluate:
     params:
         digest=evaluation_digest,
         options=evaluation_options,
+        transfer=transfer_options,
         run=lambda wildcards, input: Path(input.run).parent,
     shell:
         "moat evaluate --run {params.run} --suite {wildcards.suite} --data {input.data} --out {output.rows}"
-        " {params.options} --threads {threads} > {log} 2>&1"
+        " --scale {wildcards.scale} {params.options} {params.transfer} --threads {threads} > {log} 2>&1"

@@ -1,5 +1,6 @@
 """The attack settings that stand for corruptions, so that nobody writes 190 entries by hand."""
 
+import functools
 from typing import Any
 
 from moat.config.schema import unknown_name
@@ -34,6 +35,7 @@ def settings(severities: str) -> dict[str, dict[str, Any]]:
     }
 
 
+@functools.cache
 def all_settings() -> dict[str, dict[str, Any]]:
-    """Those of all severities."""
+    """Those of all severities. Made once, and shared: read only."""
     return {name: setting for severities in PARAMETERS for name, setting in settings(severities).items()}

@@ -121,6 +121,11 @@ class Project:
         with open(path, encoding="utf-8", newline="") as stream:
             return list(csv.DictReader(stream))
 
+    def claims(self) -> dict[str, dict[str, Any]]:
+        """``config/claims.yaml``: what the papers claim; nothing where there is no such file."""
+        relative = "config/claims.yaml"
+        return self._load(relative, "claims") if (self.root / relative).exists() else {}
+
     # ----------------------------------------------------------------------
     def _named(self, folder: str, kind: str, name: str) -> dict[str, Any]:
         known = self.names(folder)

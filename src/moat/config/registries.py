@@ -25,6 +25,20 @@ def figure_kinds() -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in files if not path.stem.startswith("_")))
 
 
+@functools.cache
+def measures() -> dict[str, tuple[str, ...]]:
+    """The modules of :mod:`moat.reporting.measures`, and what each reads: its literal ``READS``."""
+    files = sorted((_PACKAGE / "reporting" / "measures").glob("*.py"))
+    return {path.stem: tuple(_literal(path, "READS")) for path in files if not path.stem.startswith("_")}
+
+
+def _literal(path: Path, variable: str) -> tuple[str, ...]:
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Assign) and any(getattr(t, "id", None) == variable for t in node.targets):
+            return ast.literal_eval(node.value)
+    raise AssertionError(f"{path}: no {variable}")
+
+
 def _keys(path: Path, variable: str) -> list[str]:
     """The literal keys of a module's dict ``variable``; none where it has no such dict."""
     for node in ast.parse(path.read_text(encoding="utf-8")).body:

@@ -7,10 +7,10 @@ from typing import Any
 from moat.config import paths
 from moat.config.grid import Figure, Grid, Table
 from moat.config.project import Project
-from moat.reporting import figures, records
+from moat.reporting import claims, figures, measures, provenance, records
 from moat.reporting.layout import Layout, arrange, explain
 from moat.reporting.results import Results
-from moat.reporting.tables import VERDICTS, count_verdicts, frame, table_frame, to_csv
+from moat.reporting.tables import VERDICTS, correct_rows, count_verdicts, frame, table_frame, to_csv
 
 MEANINGS = {
     "reproduced": "the whole interval lies within the study's tolerance of the published number",
@@ -47,8 +47,10 @@ def render(project: Project, grid: Grid, studies: Sequence[str], results: Result
             scale=scale,
             substitutes=_substitutes(grid),
             counts=_counts(cells),
-            cell_count=len(cells),
+            cell_count=len(correct_rows(cells)),
             meanings=MEANINGS,
+            # See moat.reporting.claims for what a claim holds; they open the page.
+            claims=claims.evaluate(project, grid, cells),
             studies=sections,
             gate_names=names,
             gates=gates,
@@ -79,7 +81,6 @@ def _study(project: Project, name: str, grid: Grid, results: Results, scale) -> 
 def _table(table: Table, results: Results, scale) -> dict[str, Any]:
     content = table_frame(table, results, scale)
     layout = arrange(table, content, results)
-    path = f"{paths.table(results.scale, table.study, table.name)}.csv"
     return {
         "id": f"{table.study}-{table.name}",
         "content": content,
@@ -87,7 +88,7 @@ def _table(table: Table, results: Results, scale) -> dict[str, Any]:
         "counts": _counts(content),
         "details": _details(layout, results),
         "csv": _data_uri("text/csv;charset=utf-8", to_csv(content).encode()),
-        "command": f"snakemake --cores all {path} --config scale={results.scale}",
+        "command": layout.command,
     }
 
 
@@ -97,21 +98,22 @@ def _details(layout: Layout, results: Results) -> list[list[list[tuple[str, str]
 
 
 def _provenance(entry, results: Results) -> list[tuple[str, str]]:
-    cell, values = entry.cell, entry.values
-    pairs = [("verdict", entry.verdict or "measured"), ("measured", entry.measured and f"{entry.measured} %")]
+    cell, values, unit = entry.cell, entry.values, f" {measures.get(entry.cell.measure).UNIT}".rstrip()
+    pairs = [("verdict", entry.verdict or "measured"), ("measured", entry.measured and f"{entry.measured}{unit}")]
     if values["measured_std"] is not None:
-        pairs.append(("between seeds", f"standard deviation {values['measured_std']:.2f} points"))
-    pairs += [("published", entry.published and f"{entry.published} %, tolerance {cell.tolerance:g} points")]
+        pairs.append(("between seeds", f"standard deviation {values['measured_std']:.2f}"))
+    pairs += [("published", entry.published and f"{entry.published}{unit}, tolerance {cell.tolerance:g}")]
+    pairs += [(f"under {protocol}", number) for protocol, number, _ in entry.flawed]
     if entry.measured is None:
-        return [(what, value) for what, value in [*pairs, ("why", entry.reason)] if value]
+        return [(what, value) for what, value in [*pairs, ("why", entry.reason), ("made by", entry.command)] if value]
     reasons = (values["gates_failed"] or "").split(";") if values["gates_failed"] else []
-    done = [run for run in cell.runs if results.has_evaluation(run, cell.suite)]
     pairs += [("why", explain(reason).removeprefix("unverified: ")) for reason in reasons]
     pairs += [
         ("metric", f"{values['metric']}, protocol {cell.protocol}"),
-        ("examples", f"{values['n']} per seed; seeds {values['seeds'].replace(';', ', ')}"),
-        *(("run", str(paths.run_dir(results.scale, run))) for run in done),
-        *(("rows", str(paths.evaluation(results.scale, run, cell.suite))) for run in done),
+        ("examples", values["n"] and values["seeds"] and f"{values['n']} per seed"),
+        ("seeds", values["seeds"] and values["seeds"].replace(";", ", ")),
+        *provenance.files(cell, results),
+        ("made by", entry.command),
     ]
     return [(what, value) for what, value in pairs if value]
 

@@ -13,8 +13,8 @@ from moat.evaluation.statistics import wilson
 # The probability that a random test image is answered with a larger margin than a random held-out one: 1/2 for
 # equals, up to about 0.53 where the official test split is a little easier (SVHN).
 MOST_FAMILIAR = 0.53
-# As many held-out images as that.
-HELD_OUT = 1000
+# Held-out images for each judged one.
+HELD_OUT = 3
 # Beside chance: the training may have validated in another precision.
 MOST_OFF_RECORD = 0.01
 
@@ -90,8 +90,8 @@ def _familiarity(evidence: Evidence, x: torch.Tensor, y: torch.Tensor) -> dict[s
     """How often test images have larger margins than held-out ones, clean and after one step, and the limit."""
     found = {}
     for name, eps in (("familiar_clean", 0.0), ("familiar_stepped", evidence.eps)):
-        test = _margins(evidence, evidence.x[:HELD_OUT], evidence.y[:HELD_OUT], eps)
-        other = _margins(evidence, x[:HELD_OUT], y[:HELD_OUT], eps)
+        test = _margins(evidence, evidence.x, evidence.y, eps)
+        other = _margins(evidence, x[: HELD_OUT * len(test)], y[: HELD_OUT * len(test)], eps)
         found[name] = _larger(test, other), MOST_FAMILIAR + _spread(len(test), len(other))
     return found
 
