@@ -3,6 +3,7 @@ import os
 import sys
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
 from moat import devices, sources
 from moat.config import paths, recipes, registries, schema
@@ -151,6 +152,26 @@ def shown_digest(wildcards):
     studies = [wildcards.study] if hasattr(wildcards, "study") else config["studies"]
     declared = [(project.study(name), project.published(name)) for name in studies]
     return recipes.digest([declared, project.scale(wildcards.scale), sources.reporting_hash()])
+
+
+def all_prepared(scale):
+    """The data of every run, and the published corrupted images that evaluations use."""
+    found = {paths.prepared(scale, dataset) for dataset in grid(scale).datasets}
+    for evaluation in grid(scale).evaluations:
+        asked = SimpleNamespace(scale=scale, dataset=evaluation.run.dataset, suite=evaluation.suite)
+        found.update(corrupted_images(asked))
+    return sorted(found)
+
+
+def all_runs(scale, methods):
+    return [paths.run_dir(scale, run) / "run.json" for run in grid(scale).runs if run.method in methods]
+
+
+def all_evaluated(scale):
+    shown = grid(scale)
+    return [paths.evaluation(scale, e.run, e.suite) for e in shown.evaluations] + [
+        paths.gates(scale, run) for run in shown.gates
+    ]
 
 
 def all_tables(scale):
