@@ -44,7 +44,9 @@ def pull(root: Path, *, local: bool = False) -> None:
         raise DataError("; ".join(["the workspace is not what dvc.lock says", *changed, _ADVICE]))
     # All of them, not only those that seem out of date: this also records their recipes, from which Snakemake knows
     # what a later change of the configuration concerns.
-    _call(root, [snakemake, "--cores", "1", "--touch", "--forceall", "--quiet", "all"])
+    _call(
+        root, [snakemake, "--cores", "1", "--touch", "--forceall", "--quiet", "progress", "rules", "host", "--", "all"]
+    )
     _expect_nothing_to_do(root, snakemake)
 
 
