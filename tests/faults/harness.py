@@ -18,8 +18,9 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[1] / "workflow"))
 
-import faults
 import small_project
+
+import faults
 from faults import RUNS, Place
 
 METHODS = ("standard", "trades")

@@ -24,7 +24,9 @@ if workflow.is_main_process:
         print(f"moat: removed {lock}, left by a Snakemake that was killed", file=sys.stderr)
     for folder in (paths.results(config["scale"]), config["data"]["resources"]):
         if ahead := workspace.forget_the_future(folder):
-            print(f"moat: {len(ahead)} files in {folder} had times in the future; now they have this one", file=sys.stderr)
+            print(
+                f"moat: {len(ahead)} files in {folder} had times in the future; now they have this one", file=sys.stderr
+            )
 project = Project(".")
 # A wrong name is told here: later it would be a missing input file.
 project.scale(config["scale"])
