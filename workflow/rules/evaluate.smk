@@ -4,9 +4,7 @@ rule evaluate:
         data=paths.prepared("{scale}", "{dataset}"),
         transfer=transfer_files,
         corrupted=corrupted_images,
-        refresh=lambda wildcards: refresh(
-            paths.evaluation(wildcards.scale, run_of(wildcards), wildcards.suite).with_suffix(".json"),
-        ),
+        refresh=refresh_evaluation,
     output:
         rows=ensure(EVALUATION.with_suffix(".parquet"), non_empty=True),
         summary=ensure(EVALUATION.with_suffix(".json"), non_empty=True),

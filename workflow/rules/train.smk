@@ -2,7 +2,7 @@ rule train:
     input:
         data=paths.prepared("{scale}", "{dataset}"),
         needs=needed_models,
-        refresh=lambda wildcards: refresh(paths.run_dir(wildcards.scale, run_of(wildcards)) / "run.json"),
+        refresh=refresh_run,
     output:
         model=ensure(RUN / "model.safetensors", non_empty=True),
         last=ensure(RUN / "last.safetensors", non_empty=True),
