@@ -21,7 +21,7 @@ mini: $(READY)
 	@echo "The report: $(CURDIR)/results/mini/report.html"
 
 test: $(READY)
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile
 
 lint: $(READY)
 	$(BIN)/pytest tests/style

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from moat.config import protocols, registries
+from moat.config import corruptions, protocols, registries
 from moat.config.binding import bind, check_exceptions, expand_settings, explanation
 from moat.config.cells import Cell, Figure, Line, Table
 from moat.config.project import Project
@@ -31,6 +31,7 @@ class Expander:
         }
         self.attacks = project.attacks()
         self.suites = {name: tuple(project.measured(name)) for name in project.suites()}
+        self.attacks = {**corruptions.all_settings(), **project.attacks()}
 
     def tables(self) -> Iterator[Table]:
         for name, spec in self.spec.get("tables", {}).items():
@@ -89,6 +90,7 @@ class Expander:
             self._check_names(bound, reads, where)
         if not_run is None and "rows" in reads:
             settings = expand_settings(patterns, self.suites[bound["suite"]], suite=bound["suite"], where=where)
+            protocols.check_cell(bound["protocol"], settings, self.attacks, where=where)
             protocols.check_cell(bound["protocol"], settings, self.attacks, where=where)
         rows = "rows" in reads
         return Cell(

@@ -109,6 +109,10 @@ class Project:
         schema.validate({name: merged}, self.root / "workflow" / "schemas" / "attacks.schema.yaml", source=source)
         return merged
 
+    def planner(self) -> dict[str, Any]:
+        """``config/planner.yaml``: what plans know beside the recipes."""
+        return self._load("config/planner.yaml", "planner")
+
     def published(self, study: str) -> list[dict[str, str]]:
         """The rows of ``config/published/<study>.csv``; an empty list for a study without a paper."""
         path = self.root / "config" / "published" / f"{study}.csv"

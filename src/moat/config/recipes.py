@@ -13,7 +13,10 @@ from moat.config.numbers import parse_number
 from moat.config.project import Project
 from moat.config.schema import validate
 
-_DOCUMENTATION = {"title", "description", "sources", "deviations", "licence", "citation", "classes_source"}
+# What is said about a method or a data set, but decides no result: for people, and for plans (cost, images).
+_DOCUMENTATION = {
+    "title", "description", "sources", "deviations", "licence", "citation", "classes_source", "cost", "images",
+}  # fmt: skip
 # A router is trained along with its backbone: a scale that changes the one's rate means both. (A pruning's
 # mask_optimizer moves scores, not weights, and keeps its own.)
 _FOLLOWS = {"router_optimizer": "optimizer"}
