@@ -17,6 +17,10 @@ configfile: "config/config.yaml"
 container: "envs/moat.sif"
 
 
+# Used with `--sdm conda` only.
+conda: "envs/conda.yaml"
+
+
 include: "workflow/rules/common.smk"
 include: "workflow/rules/data.smk"
 include: "workflow/rules/train.smk"
