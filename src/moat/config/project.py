@@ -66,6 +66,13 @@ class Project:
         """Suites: name -> {title, settings: [attack settings…]}."""
         return self._load("config/suites.yaml", "suites")
 
+    def probes(self) -> dict[str, dict[str, Any]]:
+        """What figures need of a model itself: name -> {probe, parameters…}."""
+        return self._load("config/probes.yaml", "probes")
+
+    def probe(self, name: str) -> dict[str, Any]:
+        return self._pick(self.probes(), name, "probe", "config/probes.yaml")
+
     def suite(self, name: str) -> dict[str, Any]:
         return self._pick(self.suites(), name, "suite", "config/suites.yaml")
 

@@ -83,5 +83,15 @@ def resolve_evaluation(project: Project, scale: str, suite: str) -> dict[str, An
     return {"suite": suite, "settings": project.attack_settings(suite), "limit": limit}
 
 
+def resolve_probe(project: Project, scale: str, name: str) -> dict[str, Any]:
+    """Everything that decides what a probe takes from a model, but the model: its parameters, attacks written out."""
+    probe = project.probe(name)
+    attack = (
+        {"attack": project.attack(probe["setting"], where=f"config/probes.yaml: {name}")} if "setting" in probe else {}
+    )
+    limits = [probe.get("images"), project.scale(scale)["evaluation"]["limit"]]
+    return {**probe, **attack, "images": min((limit for limit in limits if limit is not None), default=None)}
+
+
 def _undocumented(content: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in content.items() if key not in _DOCUMENTATION}
