@@ -50,6 +50,7 @@ def _write(arguments, subject, probe, attack, arrays, seconds) -> None:
     import safetensors.numpy
 
     from moat import provenance, sources
+    from moat.data import datasets
     from moat.files import write_bytes, write_json
 
     settings = {probe["setting"]: attack} if attack else {}
@@ -66,5 +67,6 @@ def _write(arguments, subject, probe, attack, arrays, seconds) -> None:
         **provenance.environment(),
         "sources": hashes,
         "data": subject.data,
+        "classes": datasets.load(Path(subject.data["path"]), splits=()).classes,
     }
     write_json(arguments.out.with_suffix(".json"), content)

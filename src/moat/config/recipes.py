@@ -85,12 +85,11 @@ def resolve_evaluation(project: Project, scale: str, suite: str) -> dict[str, An
 
 def resolve_probe(project: Project, scale: str, name: str) -> dict[str, Any]:
     """Everything that decides what a probe takes from a model, but the model: its parameters, attacks written out."""
-    probe = project.probe(name)
-    attack = (
-        {"attack": project.attack(probe["setting"], where=f"config/probes.yaml: {name}")} if "setting" in probe else {}
-    )
+    probe = dict(project.probe(name))
+    if "setting" in probe:
+        probe["attack"] = project.attack(probe["setting"], where=f"config/probes.yaml: {name}")
     limits = [probe.get("images"), project.scale(scale)["evaluation"]["limit"]]
-    return {**probe, **attack, "images": min((limit for limit in limits if limit is not None), default=None)}
+    return {**probe, "images": min((limit for limit in limits if limit is not None), default=None)}
 
 
 def _undocumented(content: Mapping[str, Any]) -> dict[str, Any]:

@@ -43,6 +43,11 @@ class Frames:
         failed = (gate for run in self.evaluated(line) for gate in self.results.failed_gates(run, line.cell.suite))
         return list(dict.fromkeys(failed))
 
+    def probe(self, line: Line) -> dict[str, Any]:
+        """The arrays of a line that is drawn, and under ``classes`` the names of the data set's classes."""
+        run, name = self.evaluated(line)[0], line.cell.of
+        return {**self.results.probe(run, name), "classes": (self.results.probe_record(run, name) or {}).get("classes")}
+
     def labels(self, figure: Figure) -> list[str]:
         """A short label for each line: without what all lines share; says so where a gate failed."""
         labels = without_shared([line.label for line in figure.lines])

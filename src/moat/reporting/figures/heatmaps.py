@@ -27,11 +27,7 @@ def draw(figure: Figure, frames: Frames, style: Style):
     import pandas as pd
 
     check_options(figure, ["image"])
-    probes = {
-        line.label: frames.results.probe(frames.evaluated(line)[0], line.cell.of)
-        for line in figure.lines
-        if frames.evaluated(line)
-    }
+    probes = {line.label: frames.probe(line) for line in figure.lines if frames.evaluated(line)}
     number = _choose(list(probes.values()), figure)
     rows = len(figure.lines)
     canvas, grid = style.new(rows, 4, height=1.25, width=style.column_width * 1.35)
@@ -43,7 +39,7 @@ def draw(figure: Figure, frames: Frames, style: Style):
         if line.label not in probes:
             style.empty(axes[1], f"not run: {not_run_reason(line.cell, frames.results)}")
             continue
-        _draw_row(axes, probes[line.label], number, frames.results.project.dataset(line.cell.dataset)["classes"])
+        _draw_row(axes, probes[line.label], number)
         parts += [_pixels(line.label, probes[line.label], number, images) for images in _IMAGES]
     return canvas, pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=_COLUMNS)
 
@@ -67,10 +63,10 @@ def _choose(probes: list, figure: Figure) -> int:
     return int(np.argmax(telling))
 
 
-def _draw_row(axes, probe, number: int, classes: list) -> None:
+def _draw_row(axes, probe, number: int) -> None:
     for place, images in enumerate(_IMAGES):
         picture, heat = probe[images][number], probe[f"{images}_map"][number]
-        predicted = classes[int(probe[f"{images}_predicted"][number])]
+        predicted = probe["classes"][int(probe[f"{images}_predicted"][number])]
         axes[place].imshow(picture if picture.shape[-1] == 3 else picture[..., 0], cmap="gray", vmin=0, vmax=255)
         axes[place + 2].imshow(picture.mean(-1), cmap="gray", vmin=0, vmax=255)
         axes[place + 2].imshow(heat, cmap="inferno", vmin=0, vmax=1, alpha=0.7)

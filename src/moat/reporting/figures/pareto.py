@@ -87,23 +87,22 @@ def _draw_points(axes, drawn, style: Style) -> None:
     axes.plot(best["x_measured"], best["y_measured"], color=style.colour(0), linewidth=0.8, linestyle=":", zorder=1)
     area = _areas(drawn["size_measured"])
     for _, point in drawn.iterrows():
-        colour = style.colour(0) if point["best"] else style.muted
-        spread = [
-            [[point[f"{k}_measured"] - point[f"{k}_ci_low"]], [point[f"{k}_ci_high"] - point[f"{k}_measured"]]]
-            for k in "yx"
-        ]
-        axes.errorbar(
-            point["x_measured"], point["y_measured"], *spread, color=colour, linewidth=0.5, alpha=0.6, zorder=2
-        )
+        colour, size = style.colour(0) if point["best"] else style.muted, area(point["size_measured"])
         face = "white" if _cells.is_distrusted({"gates_failed": point["y_gates_failed"]}) else colour
-        size = area(point["size_measured"])
-        axes.scatter(
-            point["x_measured"], point["y_measured"], size, facecolor=face, edgecolor=colour, alpha=0.75, zorder=3
-        )
-        place = {"xytext": (2 + size**0.5 / 2.6, 2), "textcoords": "offset points"}
-        axes.annotate(str(point["number"]), (point["x_measured"], point["y_measured"]), **place, fontsize=6, zorder=4)
+        place = point["x_measured"], point["y_measured"]
+        axes.errorbar(*place, *_margins(point), color=colour, linewidth=0.5, alpha=0.6, zorder=2)
+        axes.scatter(*place, size, facecolor=face, edgecolor=colour, alpha=0.75, zorder=3)
+        beside = {"xytext": (2 + size**0.5 / 2.6, 2), "textcoords": "offset points"}
+        axes.annotate(str(point["number"]), place, **beside, fontsize=6, zorder=4)
     axes.margins(0.08)
     axes.grid(True, axis="both")
+
+
+def _margins(point):
+    """What lies below and above the point: for y, then for x, as ``errorbar`` wants them."""
+    for role in ("y", "x"):
+        measured = point[f"{role}_measured"]
+        yield [[measured - point[f"{role}_ci_low"]], [point[f"{role}_ci_high"] - measured]]
 
 
 def _areas(costs):

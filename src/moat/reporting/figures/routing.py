@@ -16,6 +16,7 @@ from moat.reporting.tables import not_run_reason
 SHOWS = "probe"
 _IMAGES = ("clean", "attacked")
 _COLUMNS = ["label", "what", "images", "expert", "low", "high", "value"]
+_DASHES = {"clean": (0, (4, 1.5)), "attacked": "-"}
 _BINS = 40
 
 
@@ -47,7 +48,7 @@ def draw(figure: Figure, frames: Frames, style: Style):
 
 
 def _rows(line, figure: Figure, frames: Frames):
-    arrays = frames.results.probe(frames.evaluated(line)[0], line.cell.of)
+    arrays = frames.probe(line)
     for images in _IMAGES:
         scores = _scores(arrays[images], figure)
         for name, values in (("load", _loads(scores, figure.options.get("batch", 100))), ("weight", _shares(scores))):
@@ -91,11 +92,7 @@ def _shares(scores: np.ndarray):
 
 def _draw_load(axes, rows, style: Style) -> None:
     for (expert, images), part in rows.groupby(["expert", "images"]):
-        look = {
-            "color": style.colour(expert),
-            "linewidth": 1.1,
-            "linestyle": "-" if images == "attacked" else (0, (4, 1.5)),
-        }
+        look = {"color": style.colour(expert), "linewidth": 1.1, "linestyle": _DASHES[images]}
         axes.stairs(part["value"], [*part["low"], part["high"].iloc[-1]], label=f"expert {expert}, {images}", **look)
     axes.set_ylim(-0.02, 1.02)
     axes.set_xlabel("test images, in batches")

@@ -1,10 +1,10 @@
 """t-SNE of penultimate features, clean and attacked images of one model per row, coloured by class.
 
-Source: van der Maaten and Hinton, Visualizing data using t-SNE, 2008; scikit-learn's Barnes-Hut implementation, from the
-principal components, on one thread, so that equal features give equal pictures. Each panel is an embedding of its own:
-places in two panels do not correspond.
+Source: van der Maaten and Hinton, Visualizing data using t-SNE, 2008; scikit-learn's Barnes-Hut implementation, from
+the principal components, on one thread, so that equal features give equal pictures. Each panel is an embedding of its
+own: places in two panels do not correspond.
 
-Options: ``perplexity`` (default: 30), ``seed`` (default: 0), ``classes``: only the first so many are drawn (default: 10).
+Options: ``perplexity`` (default: 30), ``seed`` (default: 0), ``classes``: draw only the first so many (default: 10).
 """
 
 from moat.config.grid import Figure
@@ -22,14 +22,16 @@ def draw(figure: Figure, frames: Frames, style: Style):
     import pandas as pd
 
     check_options(figure, ["perplexity", "seed", "classes"])
-    parts = [part for line in figure.lines if frames.evaluated(line) for part in _embeddings(line, figure, frames)]
+    probes = {line.label: frames.probe(line) for line in figure.lines if frames.evaluated(line)}
+    parts = [part for label, probe in probes.items() for part in _embeddings(label, probe, figure)]
     content = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=_COLUMNS)
     rows = len(figure.lines)
     canvas, grid = style.new(rows, 2, height=2.5, width=0.75 * style.page_width)
     for axes, line, label in zip(grid, figure.lines, frames.labels(figure), strict=True):
         for panel, images in zip(axes, _IMAGES, strict=True):
             points = content[(content["label"] == line.label) & (content["images"] == images)]
-            _draw_points(panel, points, _classes(line, figure, frames), style)
+            names = probes[line.label]["classes"] if line.label in probes else []
+            _draw_points(panel, points, names[: figure.options.get("classes", 10)], style)
             panel.set_title(_title(label, images, points), loc="left", color=style.muted)
             if points.empty:
                 style.empty(panel, f"not run: {not_run_reason(line.cell, frames.results)}")
@@ -37,33 +39,27 @@ def draw(figure: Figure, frames: Frames, style: Style):
     return canvas, content
 
 
-def _embeddings(line, figure: Figure, frames: Frames):
+def _embeddings(label: str, arrays, figure: Figure):
     """The points of clean and of attacked images."""
     import pandas as pd
 
-    arrays = frames.results.probe(frames.evaluated(line)[0], line.cell.of)
     for images in _IMAGES:
         places = embed(
             arrays[images], perplexity=figure.options.get("perplexity", 30), seed=figure.options.get("seed", 0)
         )
-        columns = {"label": line.label, "images": images, "index": range(len(places)), "class": arrays["label"]}
+        columns = {"label": label, "images": images, "index": range(len(places)), "class": arrays["label"]}
         columns |= {"predicted": arrays[f"{images}_predicted"], "x": places[:, 0], "y": places[:, 1]}
         yield pd.DataFrame(columns, columns=_COLUMNS)
 
 
 def embed(features, *, perplexity: float, seed: int):
-    """Places (N, 2) of features (N, D); for fewer images than the perplexity needs, with the largest that is possible."""
+    """Places (N, 2) of features (N, D); where there are few images, with the largest perplexity that is possible."""
     import threadpoolctl
     from sklearn.manifold import TSNE
 
     perplexity = min(perplexity, (len(features) - 1) / 3)
     with threadpoolctl.threadpool_limits(1):
         return TSNE(perplexity=perplexity, init="pca", random_state=seed, n_jobs=1).fit_transform(features)
-
-
-def _classes(line, figure: Figure, frames: Frames) -> list[str]:
-    names = frames.results.project.dataset(line.cell.dataset)["classes"] if line.cell.not_run is None else []
-    return [str(name) for name in names[: figure.options.get("classes", 10)]]
 
 
 def _draw_points(axes, points, classes: list[str], style: Style) -> None:

@@ -45,8 +45,7 @@ def draw(figure: Figure, frames: Frames, style: Style):
 
 
 def _weights(line, frames: Frames) -> np.ndarray:
-    run = frames.evaluated(line)[0]
-    return frames.results.probe(run, line.cell.of)["weights"].astype(np.float64).ravel()
+    return frames.probe(line)["weights"].astype(np.float64).ravel()
 
 
 def _edges(weights: list[np.ndarray], bins: int) -> np.ndarray:
