@@ -10,7 +10,17 @@ from pathlib import Path
 
 import moat
 
-_PACKAGES = ("torch", "torchvision", "numpy", "pandas", "scikit-learn", "safetensors", "matplotlib", "snakemake")
+_PACKAGES = (
+    "torch",
+    "torchvision",
+    "timm",
+    "numpy",
+    "pandas",
+    "scikit-learn",
+    "safetensors",
+    "matplotlib",
+    "snakemake",
+)
 
 
 def environment() -> dict[str, dict]:

@@ -24,7 +24,7 @@ PACKAGE = Path(__file__).parent
 PARTS: Mapping[str, tuple[str, ...]] = {
     "nets": ("nets/", "moe/"),
     "method": ("methods/",),
-    "attacks": ("attacks/",),
+    "attacks": ("attacks/", "data/corruptions/"),
     "engine": ("training/", "data/batches.py", "data/seeding.py", "data/augmentation.py", "data/extra_images.py"),
     "evaluation": ("evaluation/",),
     "gates": ("evaluation/",),
@@ -107,7 +107,8 @@ def attacks_of(record: Mapping[str, Any]) -> list[str]:
 def reporting_hash(*, package: Path = PACKAGE) -> str:
     """Content hash of what makes tables, figures and the page: code and templates."""
     folder = package / "reporting"
-    code = [*folder.rglob("*.py"), package / "evaluation" / "statistics.py"]
+    counted = [package / "evaluation" / name for name in ("statistics.py", "clusters.py")]
+    code = [*folder.rglob("*.py"), *counted]
     templates = sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc"))
     digest = hashlib.sha256(_hash(code, package).encode())
     for path in templates:

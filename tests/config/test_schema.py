@@ -225,3 +225,23 @@ def test_the_digest_of_a_run_changes_exactly_with_what_decides_its_weights(proje
         new = "description: Small.\n#"
     edit(project, file, old, new)
     assert (digest(resolve_run(project, "quickstart", **RUN)) != before) is changes
+
+
+@pytest.mark.parametrize(
+    ("method", "key", "steps", "step_size"),
+    [
+        ("pgd-at", "attack", 5, 4 / 255),
+        ("hybrid", "attack", 5, 0.015),
+        ("hybrid", "alpha_attack", 5, 0.015),
+        ("advmoe-released", "attack", 2, "5/255"),
+        ("fgsm-at", "attack", 1, 0.03),
+        # The scale names its steps: that holds.
+        ("trades", "attack", 7, 4 / 255),
+    ],
+)
+def test_a_scale_shortens_attacks_of_training(project, method, key, steps, step_size):
+    own = "recipes:\n  trades: {attack: {steps: 7}}" if method == "trades" else "recipes:"
+    edit(project, "config/scales/quickstart.yaml", "recipes:", f"max_attack_steps: 5\n{own}")
+    attack = resolve_recipe(project, "quickstart", method)[key]
+    assert attack["steps"] == steps
+    assert attack["step_size"] == (step_size if isinstance(step_size, str) else pytest.approx(step_size))

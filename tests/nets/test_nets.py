@@ -14,11 +14,20 @@ from moat.nets.normalize import STATISTICS
 
 # At 10 classes and 32x32 pixels in 3 channels: parameters, multiply-adds of an image.
 SIZES = {
+    "densenet121": (6_956_426, 888_350_720),
+    "densenet169": (12_493_450, 1_059_799_296),
+    "efficientnet-b0": (4_020_358, 31_979_392),
+    "googlenet": (5_490_986, 1_337_141_248),
+    "inception-v3": (21_806_058, 3_631_154_176),
     "lenet5": (62_006, 651_720),
+    "mobilenet-v2": (2_236_682, 87_976_448),
     "preact-resnet18": (11_172_170, 555_422_720),
     "resnet18": (11_173_962, 555_422_720),
     "resnet34": (21_282_122, 1_159_402_496),
+    "resnet50": (23_520_842, 1_297_829_888),
+    "vgg19": (20_040_522, 398_136_320),
     "wrn-28-10": (36_479_194, 5_243_328_768),
+    "xception": (20_827_442, 1_129_681_408),
 }
 
 

@@ -33,6 +33,7 @@ def make_project(folder: Path) -> Path:
     shutil.copytree(ROOT / "config", folder / "config")
     shutil.rmtree(folder / "config" / "studies")
     shutil.copytree(Path(__file__).parent / "studies", folder / "config" / "studies")
+    shutil.copy(Path(__file__).parent / "claims.yaml", folder / "config" / "claims.yaml")
     edit_yaml(folder / "config/config.yaml", lambda content: content.update(studies=["unified", "dramoe"]))
     few = {"dataset": ["digits"], "arch": ["resnet18"], "method": ["standard", "pgd-at", "trades"]}
     edit_yaml(folder / "config/scales/quickstart.yaml", lambda content: content.update(only=few))

@@ -41,6 +41,7 @@ def test_all_outputs_are_reproducible_byte_for_byte(tree, moat, tmp_path, monkey
         ),
         *(f"figures/unified-{name}.{suffix}" for name in ("epsilon", "training") for suffix in ("png", "pdf", "csv")),
         "tables/cells.csv",
+        *(f"tables/claims.{suffix}" for suffix in ("csv", "md", "tex")),
         "metrics.json",
         "report.html",
     }

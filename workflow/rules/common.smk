@@ -43,6 +43,11 @@ def grid(scale):
 
 
 @cache
+def scale_spec(scale):
+    return project.scale(scale)
+
+
+@cache
 def methods_of_role(role):
     return [name for name in project.names("methods") if project.method(name).get("role", "method") == role]
 
@@ -62,15 +67,20 @@ def run_files(wildcards):
     return {"model": folder / "model.safetensors", "run": folder / "run.json"}
 
 
+@cache
+def needs(scale, run):
+    return needs_of(project, scale, run)
+
+
 def needed_models(wildcards):
     """The models that a training starts from."""
-    needs = needs_of(project, wildcards.scale, run_of(wildcards)).values()
-    return [paths.run_dir(wildcards.scale, run) / "model.safetensors" for run in needs]
+    runs = needs(wildcards.scale, run_of(wildcards)).values()
+    return [paths.run_dir(wildcards.scale, run) / "model.safetensors" for run in runs]
 
 
 def need_options(wildcards):
-    needs = needs_of(project, wildcards.scale, run_of(wildcards)).items()
-    return " ".join(f"--need {name}={paths.run_dir(wildcards.scale, run)}" for name, run in needs)
+    runs = needs(wildcards.scale, run_of(wildcards)).items()
+    return " ".join(f"--need {name}={paths.run_dir(wildcards.scale, run)}" for name, run in runs)
 
 
 def run_digest(wildcards):
@@ -87,13 +97,28 @@ def run_digest(wildcards):
     return recipes.digest(resolved)
 
 
+def corrupted_images(wildcards):
+    """The published corrupted images of the data set, where there are any and the suite asks for their severities.
+
+    `moat evaluate` finds them beside the data set.
+    """
+    published = f"{wildcards.dataset}-c"
+    asked = project.suite(wildcards.suite).get("corruptions") == "cifar10-c"
+    return [paths.prepared(wildcards.scale, published)] if asked and published in project.names("datasets") else []
+
+
+@cache
+def suite_digest(scale, suite):
+    return recipes.digest(recipes.resolve_evaluation(project, scale, suite))
+
+
 def evaluation_digest(wildcards):
-    return recipes.digest(recipes.resolve_evaluation(project, wildcards.scale, wildcards.suite))
+    return suite_digest(wildcards.scale, wildcards.suite)
 
 
 def evaluation_options(wildcards, at_most=None):
     """Always with a limit: without one, the command takes the one that was in force when the run was trained."""
-    evaluation = project.scale(wildcards.scale)["evaluation"]
+    evaluation = scale_spec(wildcards.scale)["evaluation"]
     limits = [limit for limit in (evaluation["limit"], at_most) if limit]
     return f"--batch-size {evaluation['batch_size']} --limit {min(limits, default='all')}"
 
@@ -124,6 +149,7 @@ def shown_digest(wildcards):
     """Changes when what declares the tables and figures of a study changes, or the code that draws them."""
     studies = [wildcards.study] if hasattr(wildcards, "study") else config["studies"]
     declared = [(project.study(name), project.published(name)) for name in studies]
+    declared.append(project.claims())
     return recipes.digest([declared, project.scale(wildcards.scale), sources.reporting_hash()])
 
 
@@ -163,7 +189,7 @@ def stale_results(scale):
 
 def growing(rule, resource):
     """What the scale gives to a rule, more with every retry."""
-    return lambda wildcards, attempt: attempt * project.scale(wildcards.scale)["resources"][rule][resource]
+    return lambda wildcards, attempt: attempt * scale_spec(wildcards.scale)["resources"][rule][resource]
 
 
 wildcard_constraints:

@@ -2,6 +2,7 @@ rule evaluate:
     input:
         unpack(run_files),
         data=paths.prepared("{scale}", "{dataset}"),
+        corrupted=corrupted_images,
         refresh=lambda wildcards: refresh(
             paths.evaluation(wildcards.scale, run_of(wildcards), wildcards.suite).with_suffix(".json"),
         ),

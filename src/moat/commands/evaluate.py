@@ -35,6 +35,7 @@ def run(arguments) -> int:
 
     settings = {name: resolve(name, setting) for name, setting in suite.items()}
     subject = subjects.load(arguments)
+    settings = _with_corruptions(settings, subject)
     made_of = {"method": subject.method, "arch": subject.run.get("arch")}
     attacks = sources.attacks_of({"settings": suite})
     hashes = sources.hash_parts(sources.EVALUATION_PARTS, **made_of, attacks=attacks)
@@ -42,6 +43,17 @@ def run(arguments) -> int:
     measured = _measure(subject, settings, parts, hashes)
     _write(arguments, subject, settings, hashes, measured)
     return 0
+
+
+def _with_corruptions(settings, subject) -> dict:
+    """Corruptions on published images where their prepared file lies beside the subject's data."""
+    from moat.data.official_corruptions import OfficialCorruptions
+    from moat.evaluation import corrupted
+
+    if not any(map(corrupted.is_corruption, settings.values())):
+        return settings
+    official = OfficialCorruptions.beside(Path(subject.data["path"]))
+    return corrupted.prepared(settings, official, labels=subject.y.tolist(), indices=subject.indices)
 
 
 def _measure(subject, settings, parts, sources) -> list:
@@ -70,6 +82,7 @@ def _write(arguments, subject, settings, sources, measured) -> None:
     import pandas as pd
 
     from moat import provenance
+    from moat.evaluation import corrupted
     from moat.evaluation.records import summarize, write_rows
     from moat.files import write_json
 
@@ -85,6 +98,7 @@ def _write(arguments, subject, settings, sources, measured) -> None:
             "run": subject.run,
             "n": len(subject.x),
             "accuracy": summarize(frame, list(settings)),
+            **corrupted.summary(frame, settings),
             "seconds": round(total, 3),
             "seconds_per_setting": {name: round(value, 3) for name, value in seconds.items()},
             "images_per_second": round(len(frame) / total, 1),

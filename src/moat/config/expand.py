@@ -32,7 +32,7 @@ class Expander:
             "arch": registries.archs(),
             "method": project.names("methods"),
         }
-        self.suites = {name: tuple(suite["settings"]) for name, suite in project.suites().items()}
+        self.suites = {name: tuple(project.suite(name)["settings"]) for name in project.suites()}
 
     def tables(self) -> Iterator[Table]:
         for name, spec in self.spec.get("tables", {}).items():
@@ -144,9 +144,11 @@ class Expander:
         return " / ".join(filter(None, (self._shown(point) for _, point in points)))
 
     def _shown(self, point: Mapping[str, Any]) -> str:
+        """A label ``CIFAR-10 / VGG-19`` says several things; the first is the one that is replaced."""
         for kind, stand_ins in self.scale.get("substitute", {}).items():
             if point.get(kind) in stand_ins:
-                return f"{stand_ins[point[kind]]} (for {point['label']})"
+                replaced, *rest = point["label"].split(" / ")
+                return " / ".join([f"{stand_ins[point[kind]]} (for {replaced})", *rest])
         return point["label"]
 
     def _substitute(self, bound: dict[str, Any]) -> tuple[tuple[str, str], ...]:

@@ -51,6 +51,11 @@ def cells(scale: str) -> Path:
     return results(scale) / "tables" / "cells.csv"
 
 
+def claims(scale: str) -> Path:
+    """Without suffix: one file for each of :data:`TABLE_SUFFIXES`."""
+    return results(scale) / "tables" / "claims"
+
+
 def metrics(scale: str) -> Path:
     return results(scale) / "metrics.json"
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from moat.config import schema
+from moat.config import corruptions, schema
 from moat.errors import ConfigError
 
 
@@ -63,7 +63,7 @@ class Project:
         return self._load("config/attacks.yaml", "attacks")
 
     def suites(self) -> dict[str, dict[str, Any]]:
-        """Suites: name -> {title, settings: [attack settings…]}."""
+        """Suites as written: name -> {title, settings: [attack settings…], corruptions: severities}."""
         return self._load("config/suites.yaml", "suites")
 
     def probes(self) -> dict[str, dict[str, Any]]:
@@ -74,7 +74,10 @@ class Project:
         return self._pick(self.probes(), name, "probe", "config/probes.yaml")
 
     def suite(self, name: str) -> dict[str, Any]:
-        return self._pick(self.suites(), name, "suite", "config/suites.yaml")
+        """One suite; its ``settings`` are all of its attack settings, those of its corruptions last."""
+        suite = self._pick(self.suites(), name, "suite", "config/suites.yaml")
+        generated = corruptions.settings(suite["corruptions"]) if "corruptions" in suite else {}
+        return {**suite, "settings": [*suite["settings"], *generated]}
 
     def attack_settings(self, suite: str) -> dict[str, dict[str, Any]]:
         """The attack settings of a suite, in the suite's order: name -> {attack, parameters…}."""
@@ -82,7 +85,9 @@ class Project:
         return {name: self.attack(name, where=where) for name in self.suite(suite)["settings"]}
 
     def attack(self, name: str, *, where: str) -> dict[str, Any]:
-        """One attack setting; ``where`` names who asks for it."""
+        """One attack setting (or a corruption's, e.g. ``fog-3``); ``where`` names who asks for it."""
+        if name in (generated := corruptions.all_settings()):
+            return generated[name]
         return self._pick(self.attacks(), name, "attack setting", where)
 
     def published(self, study: str) -> list[dict[str, str]]:
@@ -92,6 +97,11 @@ class Project:
             return []
         with open(path, encoding="utf-8", newline="") as stream:
             return list(csv.DictReader(stream))
+
+    def claims(self) -> dict[str, dict[str, Any]]:
+        """``config/claims.yaml``: what the papers claim; nothing where there is no such file."""
+        relative = "config/claims.yaml"
+        return self._load(relative, "claims") if (self.root / relative).exists() else {}
 
     # ----------------------------------------------------------------------
     def _named(self, folder: str, kind: str, name: str) -> dict[str, Any]:

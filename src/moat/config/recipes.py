@@ -9,6 +9,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from moat.config.numbers import parse_number
 from moat.config.project import Project
 from moat.config.schema import validate
 
@@ -16,6 +17,7 @@ _DOCUMENTATION = {"title", "description", "sources", "deviations", "licence", "c
 # A router is trained along with its backbone: a scale that changes the one's rate means both. (A pruning's
 # mask_optimizer moves scores, not weights, and keeps its own.)
 _FOLLOWS = {"router_optimizer": "optimizer"}
+_ATTACKS = ("attack", "alpha_attack")
 
 
 def merge(base: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, Any]:
@@ -36,7 +38,8 @@ def digest(content: Any) -> str:
 def resolve_recipe(project: Project, scale: str, method: str) -> dict[str, Any]:
     """The recipe of ``method`` at ``scale``: its YAML, then ``recipe:``, then ``recipes.<method>:`` of the scale.
 
-    What the scale says of ``optimizer`` holds for a ``router_optimizer``, too, unless the scale names that one.
+    What the scale says of ``optimizer`` holds for a ``router_optimizer``, too, unless the scale names that one. Its
+    ``max_attack_steps`` holds for what none of these names.
 
     Raises:
         ConfigError: the scale's overrides do not fit the recipe's schema; names file and key.
@@ -46,10 +49,23 @@ def resolve_recipe(project: Project, scale: str, method: str) -> dict[str, Any]:
     for follower, leader in _FOLLOWS.items():
         if follower in recipe and leader in overrides:
             overrides = {follower: overrides[leader], **overrides}
+    if "max_attack_steps" in scaled:
+        recipe = _with_fewer_steps(recipe, scaled["max_attack_steps"])
     recipe = merge(recipe, overrides)
     source = f"config/methods/{method}.yaml with the overrides of config/scales/{scale}.yaml"
     validate(recipe, project.root / "workflow" / "schemas" / "method.schema.yaml", source=source)
     return recipe
+
+
+def _with_fewer_steps(recipe: Mapping[str, Any], most: int) -> dict[str, Any]:
+    """Attacks of training with more than ``most`` steps take that many, longer ones: together as far as before."""
+    shortened = {}
+    for key in _ATTACKS:
+        attack = recipe.get(key, {"steps": 0})
+        if attack["steps"] > most:
+            step_size = parse_number(attack["step_size"], where=f"{key}.step_size") * attack["steps"] / most
+            shortened[key] = {**attack, "steps": most, "step_size": step_size}
+    return {**recipe, **shortened}
 
 
 def resolve_data(project: Project, scale: str, dataset: str) -> dict[str, Any]:

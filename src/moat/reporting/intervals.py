@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from moat.errors import DataError
+from moat.evaluation.clusters import MeanAccuracy
 from moat.evaluation.statistics import wilson
 
 CONFIDENCE = 0.95
@@ -32,13 +33,13 @@ def summarise(counts: Sequence[tuple[int, int]], *, where: str) -> dict[str, Any
 
 
 def clustered(mean: float, variance: float, n: int) -> Interval:
-    """Wilson's interval of a mean of shares, one per example, as fractions.
+    """The interval of a mean of shares, one per example, as fractions; see :mod:`moat.evaluation.clusters`.
 
     The several answers about one example are not independent: n examples whose shares have ``variance`` tell as much as
-    n p (1 - p) / variance independent answers would (the effective sample size of cluster sampling), and at least n.
+    n mean (1 - mean) / variance independent answers would, and at least n.
     """
-    effective = n * max(1.0, mean * (1 - mean) / variance) if variance > 0 else n
-    return wilson(min(round(mean * effective), round(effective)), round(effective), confidence=CONFIDENCE)
+    effective = n * max(1.0, mean * (1 - mean) / variance) if variance > 0 else float(n)
+    return MeanAccuracy(mean, n, effective).interval(CONFIDENCE)
 
 
 def paired_difference(both: int, first: int, second: int, n: int) -> tuple[float, Interval]:

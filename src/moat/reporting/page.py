@@ -7,7 +7,7 @@ from typing import Any
 from moat.config import paths
 from moat.config.grid import Figure, Grid, Table
 from moat.config.project import Project
-from moat.reporting import figures, measures, provenance, records
+from moat.reporting import claims, figures, measures, provenance, records
 from moat.reporting.layout import Layout, arrange, explain
 from moat.reporting.results import Results
 from moat.reporting.tables import VERDICTS, correct_rows, count_verdicts, frame, table_frame, to_csv
@@ -49,6 +49,8 @@ def render(project: Project, grid: Grid, studies: Sequence[str], results: Result
             counts=_counts(cells),
             cell_count=len(correct_rows(cells)),
             meanings=MEANINGS,
+            # See moat.reporting.claims for what a claim holds; they open the page.
+            claims=claims.evaluate(project, grid, cells),
             studies=sections,
             gate_names=names,
             gates=gates,

@@ -64,7 +64,7 @@ def worst(rows: Rows, settings: Settings) -> tuple[int, int]:
 def mean(rows: Rows, settings: Settings) -> tuple[float, float, int]:
     """Mean, and variance between examples, of the share of settings under which each is right; number of examples."""
     shares = rows.matrix(settings).mean(0)
-    return float(shares.mean()), float(shares.var()), len(shares)
+    return float(shares.mean()), float(shares.var(ddof=1)) if len(shares) > 1 else 0.0, len(shares)
 
 
 STATISTICS: Mapping[str, Callable[[Rows, Settings], tuple]] = {"worst": worst, "mean": mean}

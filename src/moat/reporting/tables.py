@@ -80,12 +80,17 @@ def not_run_reason(cell: Cell, results: Results) -> str | None:
     if cell.reads and not done:
         return next((why for what, why in _MISSING.items() if what in cell.reads), "not trained yet")
     if "rows" in cell.reads:
-        left_out = results.not_applicable(done[0], cell.suite)
-        for _, settings in measures.wanted(cell):
-            if all(setting in left_out for setting in settings):
-                return f"does not apply: {left_out[settings[0]]}"
-    elif measures.get(cell.measure).measure(cell, done, results) is None:
-        return f"the record of the run does not say ({cell.measure})"
+        return does_not_apply(cell, done[0], results)
+    known = measures.get(cell.measure).measure(cell, done, results) is not None
+    return None if known else f"the record of the run does not say ({cell.measure})"
+
+
+def does_not_apply(cell: Cell, run: Run, results: Results) -> str | None:
+    """Why a number makes no sense for a run's model (attacks on a router, without one); None where it does."""
+    left_out = results.not_applicable(run, cell.suite)
+    for _, settings in measures.wanted(cell):
+        if all(setting in left_out for setting in settings):
+            return f"does not apply: {left_out[settings[0]]}"
     return None
 
 

@@ -1,4 +1,4 @@
-"""How many of a run's gates passed; with several seeds those of the worst one."""
+"""How many of a run's gates passed, of those that apply to it; with several seeds those of the worst one."""
 
 READS = ("gates",)
 UNIT = ""
@@ -7,7 +7,7 @@ UNIT = ""
 def measure(cell, runs, results):
     passed = []
     for run in runs:
-        gates = (results.gates(run) or {}).get("gates", [])
+        gates = [gate for gate in results.gates(run)["gates"] if gate.get("state") != "not-applicable"]
         passed.append((sum(bool(gate["passed"]) for gate in gates), len(gates)))
     if not passed:
         return None

@@ -1,0 +1,47 @@
+"""No attack but a common corruption (noise, blur, weather, …): corrupted accuracy is a setting like any other."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from moat.attacks.checks import check_batch
+from moat.attacks.steps import Randomness
+from moat.data.corruptions.generate import corrupt_with_keys
+
+
+def corruption(
+    model: torch.nn.Module,
+    x: torch.Tensor,
+    y: torch.Tensor,
+    *,
+    corruption: str,
+    severity: int,
+    severities: str = "cifar10-c",
+    generator: Randomness = None,
+) -> torch.Tensor:
+    """The images rounded to bytes, corrupted, as floating point again; see :func:`moat.data.corruptions.corrupt`.
+
+    With a generator per image, an image's random numbers depend on that generator's initial seed alone. So the
+    evaluation under the setting ``fog-3`` is about the images of ``corrupt(images, "fog", 3, seed=…)``.
+
+    Raises:
+        ConfigError: unknown corruption, severity or severities.
+        ValueError: images outside [0,1] or labels that do not fit.
+        DataError: images that are not square, or neither grey nor coloured.
+    """
+    check_batch(x, y, generator)
+    pixels = (x.detach() * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
+    keys = _keys(len(x), generator)
+    found = corrupt_with_keys(
+        np.ascontiguousarray(pixels.cpu().numpy()), corruption, severity, keys=keys, severities=severities
+    )
+    result = torch.from_numpy(found).to(x.device).permute(0, 3, 1, 2)
+    return torch.empty_like(x).copy_(result).div_(255)
+
+
+def _keys(count: int, generator: Randomness) -> list[int]:
+    if isinstance(generator, Sequence):
+        return [each.initial_seed() for each in generator]
+    device = "cpu" if generator is None else generator.device
+    return torch.randint(2**63 - 1, (count,), generator=generator, device=device).tolist()

@@ -1,0 +1,70 @@
+"""Random numbers of a batch in which every image has its own stream, drawn for all images at once."""
+
+import functools
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+# SplitMix64 (Steele, Lea, Flood, OOPSLA 2014): number j of a stream is a hash of its key + j * the golden ratio.
+_STEP = np.uint64(0x9E3779B97F4A7C15)
+_ROUNDS = ((np.uint64(30), np.uint64(0xBF58476D1CE4E5B9)), (np.uint64(27), np.uint64(0x94D049BB133111EB)))
+
+
+class Draws:
+    """Streams of random numbers, one per image, which depend on the image's key alone.
+
+    Args:
+        keys: a whole number from 0 to 2**64 - 1 per image, e.g. of :func:`moat.data.seeding.derive_seed`.
+    """
+
+    def __init__(self, keys: Sequence[int]):
+        self._keys = np.array(keys, dtype=np.uint64)[:, None]
+        self._drawn = 0
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def bits(self, count: int) -> np.ndarray:
+        """The next ``count`` numbers of each stream: uint64 (N, count)."""
+        counter = np.arange(self._drawn + 1, self._drawn + count + 1, dtype=np.uint64) * _STEP
+        self._drawn += count
+        value = self._keys + counter
+        for shift, factor in _ROUNDS:
+            value ^= value >> shift
+            value *= factor
+        value ^= value >> np.uint64(31)
+        return value
+
+    def sixteen(self, shape: tuple[int, ...]) -> np.ndarray:
+        """Uniform whole numbers from 0 to 65,535: uint16 (N, \\*shape)."""
+        count = math.prod(shape)
+        found = self.bits(-(-count // 4)).astype("<u8", copy=False).view("<u2")
+        return found[:, :count].reshape(-1, *shape)
+
+    def uniform(self, shape: tuple[int, ...]) -> np.ndarray:
+        """Uniform in (-1, 1), at 65,536 places: float32 (N, \\*shape)."""
+        return self.sixteen(shape).astype(np.float32) * np.float32(2 / 65536) - np.float32(65535 / 65536)
+
+    def normal(self, shape: tuple[int, ...]) -> np.ndarray:
+        """Standard normal, at its quantiles (k + 1/2) / 65,536: float32 (N, \\*shape)."""
+        return _normal_quantiles()[self.sixteen(shape)]
+
+    def between(self, low: float, high: float, shape: tuple[int, ...] = ()) -> np.ndarray:
+        """Uniform in [low, high) with 53 random bits: float64 (N, \\*shape)."""
+        unit = (self.bits(math.prod(shape)) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+        return low + (high - low) * unit.reshape(-1, *shape)
+
+    def below(self, limit: int, shape: tuple[int, ...] = ()) -> np.ndarray:
+        """Uniform whole numbers from 0 to limit - 1 (limit up to 65,536): int64 (N, \\*shape).
+
+        The shares of two numbers differ by at most limit / 65,536.
+        """
+        return (self.sixteen(shape or (1,)).astype(np.int64) * limit >> 16).reshape(-1, *shape)
+
+
+@functools.cache
+def _normal_quantiles() -> np.ndarray:
+    from scipy.special import ndtri
+
+    return ndtri((np.arange(65536) + 0.5) / 65536).astype(np.float32)

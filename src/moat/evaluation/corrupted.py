@@ -1,0 +1,101 @@
+"""Corruptions as settings of a suite: on published images where they are at hand, else on generated ones."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from moat.attacks.suites import Attack
+from moat.data.official_corruptions import OfficialCorruptions
+from moat.data.seeding import derive_seed
+from moat.errors import MoatError
+from moat.evaluation.clusters import mean_accuracy
+
+# Published images have the severities of their own benchmark.
+_PUBLISHED = "cifar10-c"
+
+
+def is_corruption(attack: Attack) -> bool:
+    return attack.parameters.get("attack") == "corruption"
+
+
+def prepared(
+    settings: Mapping[str, Attack],
+    official: OfficialCorruptions | None,
+    *,
+    labels: Sequence[int],
+    indices: Sequence[int],
+    seed: int = 0,
+) -> dict[str, Attack]:
+    """The settings of a suite, its corruptions with what their images come from; other settings as they are.
+
+    Args:
+        official: published images, used for the settings with CIFAR-10-C's severities.
+        labels, indices: of all examples that will be evaluated, to find their published versions.
+        seed: the evaluation's.
+    """
+    found = {}
+    for name, attack in settings.items():
+        if not is_corruption(attack):
+            found[name] = attack
+        elif official is not None and attack.parameters["severities"] == _PUBLISHED:
+            found[name] = _published(name, attack, official, labels, indices, seed)
+        else:
+            parameters = {**attack.parameters, "source": "generated"}
+            found[name] = dataclasses.replace(attack, steps=0, parameters=parameters)
+    return found
+
+
+def _published(name: str, attack: Attack, official: OfficialCorruptions, labels, indices, seed: int) -> Attack:
+    corruption, severity = attack.parameters["corruption"], attack.parameters["severity"]
+    # The runner gives an example the generator of its index: by the generator's seed the example is found again.
+    places = {derive_seed(seed, 0, f"evaluate {name}", int(index)): place for place, index in enumerate(indices)}
+    images: list[np.ndarray] = []
+
+    def look_up(model, x: torch.Tensor, y: torch.Tensor, *, generator: Sequence[torch.Generator]) -> torch.Tensor:
+        if not images:
+            images.append(official.images(corruption, severity, indices, labels))
+        chosen = images[0][[places[each.initial_seed()] for each in generator]]
+        pixels = torch.from_numpy(chosen).to(x.device).permute(0, 3, 1, 2)
+        if pixels.shape != x.shape:
+            shapes = f"{tuple(pixels.shape[1:])} there, {tuple(x.shape[1:])} here"
+            raise MoatError(f"{official.path}: images of another shape ({shapes}); prepare both at the same scale")
+        return torch.empty_like(x).copy_(pixels).div_(255)
+
+    parameters = {**attack.parameters, **official.describe()}
+    return Attack(look_up, eps=None, steps=0, takes_generator=True, parameters=parameters)
+
+
+def summary(frame: pd.DataFrame, settings: Mapping[str, Attack]) -> dict[str, Any]:
+    """For the record: where the corrupted images came from, mean accuracies over severities and over everything.
+
+    Returns:
+        ``{}`` without corruptions; else ``{"corruptions": {severities: {"source": …, "mean": {corruption: {"accuracy",
+        "low", "high", "n"}}, "overall": {…}}}}``; fractions; the intervals count each image once.
+    """
+    groups: dict[str, dict[str, list[str]]] = {}
+    sources: dict[str, set[str]] = {}
+    for name, attack in settings.items():
+        if is_corruption(attack):
+            parameters = attack.parameters
+            by_name = groups.setdefault(parameters["severities"], {})
+            by_name.setdefault(parameters["corruption"], []).append(name)
+            sources.setdefault(parameters["severities"], set()).add(parameters["source"])
+    content = {
+        severities: {
+            "source": "+".join(sorted(sources[severities])),
+            "mean": {corruption: _mean(frame, names) for corruption, names in by_name.items()},
+            "overall": _mean(frame, [name for names in by_name.values() for name in names]),
+        }
+        for severities, by_name in groups.items()
+    }
+    return {"corruptions": content} if content else {}
+
+
+def _mean(frame: pd.DataFrame, names: Sequence[str]) -> dict[str, float]:
+    found = mean_accuracy(frame, names)
+    low, high = found.interval()
+    return {"accuracy": found.mean, "low": low, "high": high, "n": found.n}
