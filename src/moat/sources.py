@@ -39,7 +39,7 @@ PROBE_PARTS = ("nets", "attacks", "probing")
 _ROOTS: Mapping[str, tuple[str, ...]] = {
     "engine": ("training/*.py", "data/batches.py", "data/seeding.py"),
     "evaluation": ("evaluation/runner.py",),
-    "gates": ("evaluation/gates.py",),
+    "gates": ("evaluation/gates/*.py",),
 }
 
 
@@ -101,7 +101,8 @@ def stale_file(path: str | os.PathLike) -> list[str]:
 def attacks_of(record: Mapping[str, Any]) -> list[str]:
     """The attack families that a record names: in its settings, as the validation's, or listed."""
     settings = [*record.get("settings", {}).values(), record.get("validation_attack", {})]
-    return sorted({setting["attack"] for setting in settings if "attack" in setting} | {*record.get("attacks", ())})
+    named = {setting["attack"] for setting in settings if "attack" in setting} | {*record.get("attacks", ())}
+    return sorted(named | ({"views"} if any(setting.get("view") for setting in settings) else set()))
 
 
 def reporting_hash(*, package: Path = PACKAGE) -> str:

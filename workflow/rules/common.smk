@@ -131,6 +131,13 @@ def probe_options(wildcards):
     return evaluation_options(wildcards, at_most=project.probe(wildcards.probe).get("images"))
 
 
+def gate_options(wildcards):
+    """What the scale lets the gates spend."""
+    gates = project.scale(wildcards.scale).get("gates", {})
+    spent = " ".join(f"--{key} {gates[key]}" for key in ("steps", "queries") if key in gates)
+    return f"{evaluation_options(wildcards, at_most=gates.get('limit', 1000))} {spent}"
+
+
 def results_shown(scale, shown):
     """What a table or figure is made of: its runs' records, their evaluations and gates."""
     folders = [paths.run_dir(scale, run) for run in shown.runs]

@@ -14,7 +14,7 @@ rule verify:
         mem_mb=growing("verify", "mem_mb"),
         runtime=growing("verify", "runtime"),
     params:
-        options=lambda wildcards: evaluation_options(wildcards, at_most=1000),
+        options=gate_options,
         run=lambda wildcards, input: Path(input.run).parent,
     shell:
         "moat verify --run {params.run} --data {input.data} --out {output} {params.options}"

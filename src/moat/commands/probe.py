@@ -27,8 +27,6 @@ def run(arguments) -> int:
         raise ConfigError(f"--out {arguments.out}: the name must end in .safetensors")
     project = Project(Path(arguments.project))
     probe = project.probe(arguments.probe)
-    setting = probe.get("setting")
-    attack = project.attack(setting, where=f"config/probes.yaml: {arguments.probe}") if setting else None
     exit_on_sigterm("the same command starts the probe again")
     check_writable(arguments.out)
 
@@ -36,6 +34,9 @@ def run(arguments) -> int:
     from moat.attacks.suites import resolve
 
     subject = subjects.load(arguments, at_most=probe.get("images"))
+    setting, where = probe.get("setting"), f"config/probes.yaml: {arguments.probe}"
+    scale = subject.run["scale"] if subject.run.get("scale") in project.names("scales") else None
+    attack = project.attack(setting, where=where, scale=scale) if setting else None
     resolved = resolve(setting, attack) if setting else None
     images = probing.Images(subject.x, subject.y, subject.indices, subject.batch_size, setting, resolved)
     started = time.perf_counter()

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from moat.config import registries
+from moat.config import protocols, registries
 from moat.config.binding import bind, check_exceptions, expand_settings, explanation
 from moat.config.cells import Cell, Figure, Line, Table
 from moat.config.project import Project
@@ -32,7 +32,7 @@ class Expander:
             "arch": registries.archs(),
             "method": project.names("methods"),
         }
-        self.suites = {name: tuple(project.suite(name)["settings"]) for name in project.suites()}
+        self.suites = {name: tuple(project.measured(name)) for name in project.suites()}
 
     def tables(self) -> Iterator[Table]:
         for name, spec in self.spec.get("tables", {}).items():
@@ -113,6 +113,7 @@ class Expander:
             self._check_names(bound, reads, where)
         if not_run is None and "rows" in reads:
             settings = expand_settings(patterns, self.suites[bound["suite"]], suite=bound["suite"], where=where)
+            protocols.check_cell(bound["protocol"], settings, self.project.attacks(), where=where)
         rows = "rows" in reads
         return Cell(
             study=self.study,

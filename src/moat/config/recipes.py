@@ -96,14 +96,16 @@ def resolve_run(project: Project, scale: str, *, dataset: str, arch: str, method
 def resolve_evaluation(project: Project, scale: str, suite: str) -> dict[str, Any]:
     """Everything that decides an evaluation, but the model."""
     limit = project.scale(scale)["evaluation"]["limit"]
-    return {"suite": suite, "settings": project.attack_settings(suite), "limit": limit}
+    resolved = {"suite": suite, "settings": project.attack_settings(suite, scale), "limit": limit}
+    worst_cases = project.worst_cases(suite, scale)
+    return {**resolved, "worst_case": worst_cases} if worst_cases else resolved
 
 
 def resolve_probe(project: Project, scale: str, name: str) -> dict[str, Any]:
     """Everything that decides what a probe takes from a model, but the model: its parameters, attacks written out."""
     probe = dict(project.probe(name))
     if "setting" in probe:
-        probe["attack"] = project.attack(probe["setting"], where=f"config/probes.yaml: {name}")
+        probe["attack"] = project.attack(probe["setting"], where=f"config/probes.yaml: {name}", scale=scale)
     limits = [probe.get("images"), project.scale(scale)["evaluation"]["limit"]]
     return {**probe, "images": min((limit for limit in limits if limit is not None), default=None)}
 

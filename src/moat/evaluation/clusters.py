@@ -31,7 +31,8 @@ class MeanAccuracy:
         z, n = norm.ppf((1 + confidence) / 2), self.effective
         centre = (self.mean + z * z / (2 * n)) / (1 + z * z / n)
         half = z / (1 + z * z / n) * math.sqrt(self.mean * (1 - self.mean) / n + z * z / (4 * n * n))
-        return max(0.0, min(self.mean, centre - half)), min(1.0, max(self.mean, centre + half))
+        low, high = float(centre - half), float(centre + half)
+        return max(0.0, min(self.mean, low)), min(1.0, max(self.mean, high))
 
 
 def mean_accuracy(frame: pd.DataFrame, settings: Sequence[str]) -> MeanAccuracy:
