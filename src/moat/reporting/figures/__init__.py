@@ -12,7 +12,7 @@ The study's ``options`` are the plug-in's own; it refuses those that it does not
 
 import importlib
 import pkgutil
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
@@ -77,17 +77,20 @@ def get(kind: str) -> ModuleType:
 
 def notes(figure: Figure, results: Results) -> list[str]:
     """What a figure must say beside its caption: lines that are not drawn, stand-ins, failed gates."""
-    frames = Frames(results)
-    reasons = {line.label: not_run_reason(line.cell, results) for line in figure.lines}
-    said = [f"Not drawn: {', '.join(labels)}: {reason}." for reason, labels in _not_drawn(figure, reasons)]
+    frames, said = Frames(results), []
+    reasons: dict[str, list[str]] = {}
     unverified: dict[str, list[str]] = {}
     for line in figure.lines:
-        if reasons[line.label] is None:
-            said += [f"Stand-in: {_replaced(stand_in)}." for stand_in in stand_ins(line.cell)]
-            if failed := frames.failed_gates(line):
-                unverified.setdefault(", ".join(failed), []).append(line.label)
-            said += [f"Outdated: {line.label}: trained again since." for run in _outdated(line, results)]
-    said += [f"Unverified: {', '.join(_collapsed(figure, labels))}: {gates}." for gates, labels in unverified.items()]
+        reason = not_run_reason(line.cell, results)
+        if reason is not None:
+            reasons.setdefault(reason, []).append(line.label)
+            continue
+        said += [f"Stand-in: {_replaced(stand_in)}." for stand_in in stand_ins(line.cell)]
+        if failed := frames.failed_gates(line):
+            unverified.setdefault(", ".join(failed), []).append(line.label)
+        said += [f"Outdated: {line.label}: trained again since." for _ in _outdated(line, results)]
+    said += [f"Unverified: {_named(figure, labels)}: {gates}." for gates, labels in unverified.items()]
+    said = [f"Not drawn: {_named(figure, labels)}: {reason}." for reason, labels in reasons.items()] + said
     return list(dict.fromkeys(said))
 
 
@@ -102,22 +105,23 @@ def check_options(figure: Figure, allowed: Collection[str]) -> None:
             raise ConfigError(where + unknown_name(option, allowed, what=f"option of {figure.kind}"))
 
 
-def _not_drawn(figure: Figure, reasons: Mapping[str, str | None]) -> Iterator[tuple[str, list[str]]]:
-    """(reason, labels) of the lines that are not drawn."""
-    for reason in dict.fromkeys(filter(None, reasons.values())):
-        yield reason, _collapsed(figure, [label for label, why in reasons.items() if why == reason])
+def _named(figure: Figure, labels: Collection[str]) -> str:
+    """``labels`` of the figure's lines in few words: where all lines of a common beginning are among them, that alone."""
+    missing, beginnings = set(labels), {line.label: _beginnings(line.label) for line in figure.lines}
+    whole: dict[str, bool] = {}
+    for label, heads in beginnings.items():
+        for head in heads:
+            whole[head] = whole.get(head, True) and label in missing
+    shown = [next((head for head in beginnings[label] if whole[head]), label) for label in labels]
+    shown = list(dict.fromkeys(shown))
+    shared = shared_parts(shown)
+    return (f"{shared}: " if shared else "") + ", ".join(without_shared(shown))
 
 
-def _collapsed(figure: Figure, labels: list[str]) -> list[str]:
-    """``labels``, but where all lines that differ in the last part only are among them, once without that part."""
-    together: dict[str, list[str]] = {}
-    for line in figure.lines:
-        together.setdefault(line.label.rpartition(SEPARATOR)[0], []).append(line.label)
-    chosen, shown = set(labels), []
-    for head, group in together.items():
-        missing = [label for label in group if label in chosen]
-        shown += [head] if head and len(group) > 1 and missing == group else missing
-    return shown
+def _beginnings(label: str) -> list[str]:
+    """The first part of a label, the first two, and so on."""
+    parts = label.split(SEPARATOR)
+    return [SEPARATOR.join(parts[: count + 1]) for count in range(len(parts))]
 
 
 def _outdated(line: Line, results: Results) -> list[Run]:
