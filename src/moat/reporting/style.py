@@ -118,7 +118,10 @@ class Style:
         return figure, figure.subplots(rows, columns, squeeze=False, **layout)
 
     def empty(self, axes, text: str) -> None:
-        """Say in the middle of axes why they are empty."""
+        """Say why nothing of ours is drawn: in the middle of axes, or above them where published numbers are."""
+        if axes.has_data():
+            axes.set_title(textwrap.shorten(text, 60, placeholder=" …"), loc="right", fontsize=6, color=self.muted)
+            return
         text = "\n".join(textwrap.wrap(text, 36))
         axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color=self.muted)
 

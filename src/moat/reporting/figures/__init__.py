@@ -106,7 +106,7 @@ def check_options(figure: Figure, allowed: Collection[str]) -> None:
 
 
 def _named(figure: Figure, labels: Collection[str]) -> str:
-    """``labels`` of the figure's lines in few words: where all lines of a common beginning are among them, that alone."""
+    """``labels`` of the figure's lines in few words: a beginning alone where all lines that share it are among them."""
     missing, beginnings = set(labels), {line.label: _beginnings(line.label) for line in figure.lines}
     whole: dict[str, bool] = {}
     for label, heads in beginnings.items():

@@ -6,16 +6,18 @@ from moat.reporting.figures import _cells
 from moat.reporting.style import Style
 
 GROUP_WIDTH = 0.84
+# Of tick labels.
+CHARACTERS_PER_INCH = 17
 
 
-def draw(axes, rows, group: str, numbers: Mapping[str, int], style: Style, *, wrap: int = 12) -> None:
+def draw(axes, rows, group: str, numbers: Mapping[str, int], style: Style, *, inches: float) -> None:
     """Bars of ``rows`` (of :func:`_cells.add_series`), one group for each value of the column ``group``.
 
     A bar stands hatched where a gate failed, and a small mark stands for one that was not run.
 
     Args:
         numbers: series -> number, which decides place and look.
-        wrap: characters per line of a group's label.
+        inches: width of the axes, by which the groups' labels are wrapped.
     """
     groups = list(dict.fromkeys(rows[group]))
     present = [name for name in numbers if name in set(rows["series"])]
@@ -24,7 +26,8 @@ def draw(axes, rows, group: str, numbers: Mapping[str, int], style: Style, *, wr
         offset = (present.index(name) + 0.5) * width - GROUP_WIDTH / 2
         places = [groups.index(value) + offset for value in bars[group]]
         _draw_series(axes, bars, places, width, name, numbers[name], style)
-    axes.set_xticks(range(len(groups)), [_wrapped(value, wrap) for value in groups])
+    characters = max(4, int(CHARACTERS_PER_INCH * inches / len(groups)) - 1)
+    axes.set_xticks(range(len(groups)), [_wrapped(value, characters) for value in groups])
     axes.tick_params(axis="x", length=0)
     axes.set_xlim(-0.5, len(groups) - 0.5)
 
@@ -51,7 +54,7 @@ def _draw_series(axes, bars, places: Sequence[float], width: float, name: str, n
             axes.errorbar(place, bar["measured"], [[below], [above]], color="#222222", linewidth=0.6, zorder=3)
             label = None
         if isinstance(bar["published"], (int, float)) and bar["published"] == bar["published"]:
-            axes.plot(place, bar["published"], color=style.colour(number), zorder=5, **style.published_marker)
+            axes.plot(place, bar["published"], color="#222222", zorder=5, **style.published_marker)
     if label is not None:
         # Not run at all: the legend says which bars are missing.
         axes.bar(places[0], 0, width, label=f"{name} (not run)", **look)
@@ -60,4 +63,4 @@ def _draw_series(axes, bars, places: Sequence[float], width: float, name: str, n
 def _wrapped(text: str, width: int) -> str:
     import textwrap
 
-    return "\n".join(textwrap.wrap(text, width))
+    return "\n".join(textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False))

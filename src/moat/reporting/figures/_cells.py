@@ -86,4 +86,5 @@ def add_series(rows, without: Sequence[str | None], *, panel: str | None):
 def is_distrusted(row) -> bool:
     """Whether a gate failed, or the model was trained again: reasons that speak about the number itself."""
     about_comparison = ("budget", "seeds-missing", "unofficial-data", "stand-in ")
-    return any(not reason.startswith(about_comparison) for reason in (row["gates_failed"] or "").split(";") if reason)
+    reasons = row["gates_failed"].split(";") if isinstance(row["gates_failed"], str) else []
+    return any(not reason.startswith(about_comparison) for reason in reasons)

@@ -26,7 +26,7 @@ def draw(figure: Figure, frames: Frames, style: Style):
     for row, family in enumerate(families):
         for axes, protocol in zip(grid[row], protocols, strict=True):
             part = rows[(rows["family"] == family) & (rows["protocol"] == protocol)]
-            _bars.draw(axes, part, "corruption", numbers, style)
+            _bars.draw(axes, part, "corruption", numbers, style, inches=style.page_width / len(protocols) - 0.4)
             _bars.finish(axes, part, "%")
             if part["measured"].isna().all():
                 style.empty(axes, f"not run: {part['reason'].dropna().iloc[0]}")

@@ -18,6 +18,8 @@ from moat.reporting.style import Style
 
 SHOWS = "lines"
 expect = _cells.expect
+# What the y axis takes, in inches.
+MARGIN = 0.55
 
 
 def draw(figure: Figure, frames: Frames, style: Style):
@@ -31,14 +33,15 @@ def draw(figure: Figure, frames: Frames, style: Style):
     rows = _cells.add_series(content, [group, panel], panel=panel)
     parts = _cells.panels(rows, panel)
     columns = min(len(parts), figure.options.get("columns", 2))
-    canvas, grid = style.new(math.ceil(len(parts) / columns), columns, height=2.3, width=_width(rows, group, style))
+    width = _width(rows, group, style) if columns == 1 else style.page_width
+    canvas, grid = style.new(math.ceil(len(parts) / columns), columns, height=2.3, width=width)
     numbers = {name: number for number, name in enumerate(dict.fromkeys(rows["series"]))}
     units = {line.label: _unit(line.cell) for line in figure.lines}
     for axes in grid.flat[len(parts) :]:
         axes.set_axis_off()
     for axes, (_, part) in zip(grid.flat, parts, strict=False):
         what, unit = units[part["label"].iloc[0]]
-        _bars.draw(axes, part, group, numbers, style)
+        _bars.draw(axes, part, group, numbers, style, inches=width / columns - MARGIN)
         _bars.finish(axes, part, unit)
         axes.set_title(part["title"].iloc[0], loc="left", color=style.muted)
         axes.set_ylabel(f"{what} ({unit})" if unit else what)
@@ -52,7 +55,10 @@ def _unit(cell) -> tuple[str, str]:
     return cell.measure.replace("_", " "), measures.get(cell.measure).UNIT
 
 
-def _width(rows, group: str, style: Style) -> float | None:
-    """A page where a column would leave a bar less than about a millimetre and a half."""
-    bars = rows[group].nunique() * rows["series"].nunique()
-    return style.page_width if bars > 40 else None
+def _width(rows, group: str, style: Style) -> float:
+    """A page where in a column a bar would be narrower than about two millimetres, or labels would touch."""
+    groups = rows[group].unique()
+    longest = max(len(word) for name in groups for word in name.split())
+    labels = len(groups) * (longest + 1) / _bars.CHARACTERS_PER_INCH
+    bars = 0.08 * len(groups) * rows["series"].nunique()
+    return style.page_width if max(labels, bars) > style.column_width - MARGIN else style.column_width

@@ -19,14 +19,20 @@ def draw(figure: Figure, frames: Frames, style: Style):
     """The matplotlib figure and the rows of ``cells.csv`` that have a published number in percent or points."""
     check_options(figure, [])
     content = _published(frames.results.file(paths.cells(frames.results.scale)))
-    canvas, (axes,) = style.new(columns=2, height=3.1, sharex=True, sharey=True)
+    canvas, (axes,) = style.new(columns=2, height=2.9, width=0.8 * style.page_width, sharex=True, sharey=True)
     numbers = {study: number for number, study in enumerate(dict.fromkeys(content["study"]))}
     for each, (title, correct) in zip(axes, _PANELS.items(), strict=True):
         rows = content[(content["protocol"] == CORRECT) == correct]
         measured = rows[rows["measured"].notna()]
         each.plot([0, 100], [0, 100], color=style.muted, linewidth=0.7, zorder=1)
         for study, points in measured.groupby("study", sort=False):
-            look = {**style.line(numbers[study]), "linestyle": "none", "alpha": 0.7}
+            look = {
+                **style.line(numbers[study]),
+                "linestyle": "none",
+                "alpha": 0.5,
+                "markersize": 2.8,
+                "markeredgewidth": 0,
+            }
             each.plot(points["published"].astype(float), points["measured"], label=study, zorder=3, **look)
         each.set_title(title, loc="left", color=style.muted)
         each.set_xlabel("published (%)")

@@ -10,6 +10,7 @@ import numpy as np
 from moat.config.grid import Figure
 from moat.errors import ConfigError
 from moat.reporting.figures import Frames, check_options
+from moat.reporting.labels import SEPARATOR
 from moat.reporting.style import Style
 from moat.reporting.tables import not_run_reason
 
@@ -42,7 +43,7 @@ def draw(figure: Figure, frames: Frames, style: Style):
             _draw_weights(panel, weights, f"weights on {images} images", style)
         if part.empty:
             style.empty(axes[0], f"not run: {not_run_reason(line.cell, frames.results)}")
-        axes[0].set_title(line.label, loc="left", color=style.muted)
+        axes[0].set_ylabel(f"{line.label.split(SEPARATOR)[-1]}\nshare of the batch")
     style.legend(canvas)
     return canvas, content
 
@@ -93,10 +94,16 @@ def _shares(scores: np.ndarray):
 def _draw_load(axes, rows, style: Style) -> None:
     for (expert, images), part in rows.groupby(["expert", "images"]):
         look = {"color": style.colour(expert), "linewidth": 1.1, "linestyle": _DASHES[images]}
-        axes.stairs(part["value"], [*part["low"], part["high"].iloc[-1]], label=f"expert {expert}, {images}", **look)
+        axes.stairs(
+            part["value"],
+            [*part["low"], part["high"].iloc[-1]],
+            label=f"expert {expert}, {images}",
+            baseline=None,
+            **look,
+        )
+    axes.set_title("load", loc="left", color=style.muted)
     axes.set_ylim(-0.02, 1.02)
     axes.set_xlabel("test images, in batches")
-    axes.set_ylabel("share of the batch")
 
 
 def _draw_weights(axes, rows, title: str, style: Style) -> None:

@@ -35,8 +35,17 @@ def draw(figure: Figure, frames: Frames, style: Style):
             panel.set_title(_title(label, images, points), loc="left", color=style.muted)
             if points.empty:
                 style.empty(panel, f"not run: {not_run_reason(line.cell, frames.results)}")
-    style.legend(canvas)
+    style.legend(canvas, _legend(probes, figure, style))
     return canvas, content
+
+
+def _legend(probes, figure: Figure, style: Style):
+    """Larger markers than the figure's own."""
+    from matplotlib.lines import Line2D
+
+    names = next((probe["classes"] for probe in probes.values()), [])[: figure.options.get("classes", 10)]
+    look = {"marker": "o", "markersize": 4, "linestyle": "none"}
+    return {name: Line2D([], [], color=style.class_colour(number), **look) for number, name in enumerate(names)}
 
 
 def _embeddings(label: str, arrays, figure: Figure):
@@ -67,9 +76,7 @@ def _draw_points(axes, points, classes: list[str], style: Style) -> None:
     for number, name in enumerate(classes):
         part = points[points["class"] == number]
         if len(part):
-            axes.scatter(
-                part["x"], part["y"], 3.0, color=style.class_colour(number), linewidth=0, alpha=0.8, label=name
-            )
+            axes.scatter(part["x"], part["y"], 3.0, color=style.class_colour(number), linewidth=0, alpha=0.8)
 
 
 def _title(label: str, images: str, points) -> str:
