@@ -27,6 +27,7 @@ include: "workflow/rules/train.smk"
 include: "workflow/rules/pretrain.smk"
 include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/verify.smk"
+include: "workflow/rules/probe.smk"
 include: "workflow/rules/report.smk"
 include: "workflow/rules/targets.smk"
 
