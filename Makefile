@@ -1,7 +1,7 @@
 # make quickstart   from nothing to results/quickstart/report.html (sets itself up)
 # make pull         models and results that another machine made (docs/dvc.md)
 # make test         all tests, linters included (sets itself up)
-# make mini         the same pipeline on real CIFAR images: about an hour on two cores; see README.md
+# make mini         the same pipeline on real CIFAR images: a few hours on two cores; see README.md
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
