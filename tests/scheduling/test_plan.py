@@ -52,11 +52,8 @@ STUDY = {
     },
     "figures": {
         "epsilon": {
-            **ABOUT,
-            "kind": "accuracy_vs_epsilon",
-            "suite": "epsilon",
+            **ABOUT, "kind": "accuracy_vs_epsilon", "suite": "epsilon", "lines": ROWS,
             "settings": ["clean", "pgd10_e8"],
-            "lines": ROWS,
         }
     },
 }  # fmt: skip
@@ -268,8 +265,22 @@ def test_wrong_options_are_told_in_a_line(project, capsys, options, said):
 def test_an_unknown_study_in_worth_is_named(project, capsys):
     path = project.root / "config/planner.yaml"
     path.write_text(path.read_text().replace("studies: {}", "studies: {dramo: 2}"))
-    options = ["--studies", "small", "--hardware", "cpu", "--budget-gpu-hours", "1"]
-    assert cli.main(["--project", str(project.root), "plan", *options]) == 2
+    assert (
+        cli.main(
+            [
+                "--project",
+                str(project.root),
+                "plan",
+                "--studies",
+                "small",
+                "--hardware",
+                "cpu",
+                "--budget-gpu-hours",
+                "1",
+            ]
+        )
+        == 2
+    )
     assert (
         "config/planner.yaml: worth.studies: unknown study 'dramo' (did you mean 'dramoe'?)" in capsys.readouterr().err
     )

@@ -51,6 +51,7 @@ os.environ["PATH"] = f"{workflow.basedir}/workflow/profiles/slurm/bin:{os.enviro
 NAMED_RUN = Run("{dataset}", "{arch}", "{method}", "{seed}")
 RUN = paths.run_dir("{scale}", NAMED_RUN)
 EVALUATION = paths.evaluation("{scale}", NAMED_RUN, "{suite}")
+PROBE = paths.probe("{scale}", NAMED_RUN, "{probe}")
 
 
 @cache
@@ -162,6 +163,14 @@ def transfer_options(wildcards):
     return " ".join(f"--transfer-from {kind}={folder}" for kind, folder in transfer_folders(wildcards).items())
 
 
+def probe_digest(wildcards):
+    return recipes.digest(recipes.resolve_probe(project, wildcards.scale, wildcards.probe))
+
+
+def probe_options(wildcards):
+    return evaluation_options(wildcards, at_most=project.probe(wildcards.probe).get("images"))
+
+
 def gate_options(wildcards):
     """What the scale lets the gates spend."""
     gates = project.scale(wildcards.scale).get("gates", {})
@@ -175,6 +184,12 @@ def results_shown(scale, shown):
     records = [folder / name for folder in folders for name in ("run.json", "history.csv")]
     evaluations = [paths.evaluation(scale, e.run, e.suite) for e in shown.evaluations]
     return records + evaluations + [paths.gates(scale, run) for run in shown.gates]
+
+
+def figure_shown(scale, figure):
+    """What a figure is made of: what a table is, and what probes took from models; or the cells of all tables."""
+    probes = [paths.probe(scale, probe.run, probe.name) for probe in figure.probes]
+    return [paths.cells(scale)] if figure.shows == "cells" else results_shown(scale, figure) + probes
 
 
 def shown_digest(wildcards):
@@ -250,6 +265,8 @@ def stale_results(scale):
     records = [paths.run_dir(scale, run) / "run.json" for run in shown.runs]
     records += [paths.evaluation(scale, e.run, e.suite).with_suffix(".json") for e in shown.evaluations]
     records += [paths.gates(scale, run) for run in shown.gates]
+    probes = {probe for figure in shown.figures for probe in figure.probes}
+    records += [paths.probe(scale, probe.run, probe.name).with_suffix(".json") for probe in sorted(probes)]
     return {str(record): parts for record in records if (parts := stale_parts(record))}
 
 
@@ -269,6 +286,7 @@ wildcard_constraints:
     arch=one_of(registries.archs()),
     method=one_of(project.names("methods")),
     suite=one_of(project.suites()),
+    probe=one_of(project.probes()),
     study=one_of(project.names("studies")),
     seed=r"\d+",
     item=r"[A-Za-z0-9_]+",

@@ -78,7 +78,7 @@ def not_run_reason(cell: Cell, results: Results) -> str | None:
         return cell.not_run
     done = results.finished(cell)
     if cell.reads and not done:
-        return "not evaluated yet" if "rows" in cell.reads else "not trained yet"
+        return next((why for what, why in _MISSING.items() if what in cell.reads), "not trained yet")
     if "rows" in cell.reads:
         return does_not_apply(cell, done[0], results)
     known = measures.get(cell.measure).measure(cell, done, results) is not None
@@ -171,6 +171,7 @@ def table_paths(results: Results, study: str, name: str) -> dict[str, Path]:
     return {suffix: base.with_name(f"{base.name}.{suffix}") for suffix in paths.TABLE_SUFFIXES}
 
 
+_MISSING = {"rows": "not evaluated yet", "probe": "not probed yet"}
 _NUMBERS = ("published", "published_std", "measured", "measured_std", "ci_low", "ci_high", "n")
 
 
