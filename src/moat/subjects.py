@@ -4,7 +4,7 @@ import importlib
 import logging
 import sys
 from argparse import ArgumentParser, Namespace
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,8 @@ from moat.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     import torch
+
+    from moat.evaluation.plan import TransferModel
 
 log = logging.getLogger(__name__)
 
@@ -90,6 +92,30 @@ def load(arguments: Namespace, *, at_most: int | None = None) -> Subject:
         batch_size=arguments.batch_size or defaults.get("batch_size") or DEFAULT_BATCH_SIZE,
         method=described.get("method"),
     )
+
+
+def load_transfer_models(given: Sequence[str], subject: Subject) -> "dict[str, TransferModel]":
+    """The runs of ``--transfer-from``, by what they are to the subject: another "seed" (or method) or "arch".
+
+    Raises:
+        ConfigError: two of a kind, or a kind that is neither.
+        DataError: a run that is missing or damaged.
+    """
+    from moat.evaluation.judging import device_of
+    from moat.evaluation.plan import TransferModel
+    from moat.training.runs import load_model, read_run
+
+    found: dict[str, TransferModel] = {}
+    for text in given:
+        kind, separator, folder = text.rpartition("=")
+        run = read_run(folder)
+        if not separator:
+            kind = "seed" if run["arch"] == subject.run.get("arch") else "arch"
+        if kind not in ("seed", "arch") or kind in found:
+            raise ConfigError(f"--transfer-from {text}: write seed=DIR or arch=DIR, each at most once")
+        what = {key: run[key] for key in ("dataset", "arch", "method", "seed", "scale", "model_sha256")}
+        found[kind] = TransferModel(load_model(folder, "best", device_of(subject.model)), what)
+    return found
 
 
 def _load_run(arguments: Namespace, device) -> tuple[Any, dict[str, Any], Mapping[str, Any]]:

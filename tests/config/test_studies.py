@@ -249,12 +249,12 @@ def study(tmp_path):
         (
             "dramoe",
             lambda t: t["table2"]["except"][0].update(settings=["pgd1?0"]),
-            "unknown setting of suite 'dramoe' 'pgd1\\?0'",
+            "unknown setting of suite 'advmoe' 'pgd1\\?0'",
         ),
         (
             "dwf",
             lambda t: t["table2"]["explained_by"][0].update(suite="dwf-normalized"),
-            "unknown suite 'dwf-normalized'.*'dwf-normalised'",
+            "unknown suite 'dwf-normalized'.*dwf-normalised",
         ),
         (
             "dwf",

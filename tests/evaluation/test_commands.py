@@ -12,58 +12,12 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import torch
-import yaml
 from safetensors.torch import save_file
 
 from moat import nets
 from moat.cli import main
 from moat.evaluation import statistics
 from moat.files import hash_file
-
-ROOT = Path(__file__).parents[2]
-SCALE = {
-    "title": "tiny",
-    "description": "one short epoch",
-    "comparable": False,
-    "data": {"image_size": 16, "train_limit": 128, "test_limit": 40, "validation": 20},
-    "model": {"width": 0.0625},
-    "recipe": {"epochs": 1, "batch_size": 64},
-    "max_seeds": 1,
-    "evaluation": {"batch_size": 16, "limit": 30},
-    "resources": {rule: {"mem_mb": 1000, "runtime": 5} for rule in ("train", "evaluate", "verify")},
-}
-FOREIGN = """
-import torch
-from moat import nets
-
-def make():
-    return nets.build("lenet5", 10, image_size=16)
-
-def wrong():
-    return "a string"
-"""
-
-
-@pytest.fixture(scope="session")
-def project(tmp_path_factory):
-    """A project with a tiny scale, digits prepared and one run trained in it; tests may add files only."""
-    root = tmp_path_factory.mktemp("project")
-    shutil.copytree(ROOT / "config", root / "config")
-    shutil.copytree(ROOT / "workflow" / "schemas", root / "workflow" / "schemas")
-    (root / "config" / "scales" / "tiny.yaml").write_text(yaml.safe_dump(SCALE))
-    (root / "elsewhere.py").write_text(FOREIGN)
-    torch.manual_seed(0)
-    save_file(nets.build("lenet5", 10, image_size=16).state_dict(), root / "lenet.safetensors")
-    here = Path.cwd()
-    os.chdir(root)
-    try:
-        assert main(["fetch", "digits", "--into", "digits"]) == 0
-        assert main(["prepare", "digits", "--from", "digits", "--out", "digits.safetensors", "--scale", "tiny"]) == 0
-        train = "train --dataset digits --arch resnet18 --method standard --seed 0 --scale tiny --out run"
-        assert main([*train.split(), "--data", "digits.safetensors"]) == 0
-    finally:
-        os.chdir(here)
-    return root
 
 
 @pytest.fixture
@@ -266,3 +220,17 @@ def test_numbers_are_checked_by_the_parser(inside, options):
     with pytest.raises(SystemExit) as caught:
         evaluate(inside / "q.parquet", "--run", "run", *options)
     assert caught.value.code == 2
+
+
+def test_corruptions_are_a_suite(inside):
+    """95 settings and clean images, none of them written by hand; means over severities in the record."""
+    assert evaluate(inside / "c.parquet", "--run", "run", "--limit", "6", suite="corruptions-imagenet") == 0
+    content = json.loads((inside / "c.json").read_text())
+    assert len(content["settings"]) == len(content["accuracy"]) == 96 and content["n"] == 6
+    assert content["settings"]["fog-3-imagenet"]["source"] == "generated"
+    means = content["corruptions"]["imagenet-c"]
+    assert len(means["mean"]) == 19 and means["source"] == "generated"
+    accuracy = [found["accuracy"] for name, found in content["accuracy"].items() if name != "clean"]
+    assert means["overall"]["accuracy"] == pytest.approx(sum(accuracy) / 95)
+    frame = pd.read_parquet(inside / "c.parquet")
+    assert len(frame) == 96 * 6 and (frame["steps"] == 0).all()

@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 CLASSES = 10
 SUITES = {
     "dramoe": ["clean", "fgsm", "bim", "pgd10", "pgd20", "pgd50", "cw_inf"],
+    "advmoe": ["clean", "pgd10", "pgd10_det", "pgd10_advmoe"],
     "epsilon": [
         "clean",
         "pgd10_e1",

@@ -71,7 +71,7 @@ class Case:
         self.tree.gates(name, gate)
         self.tree.evaluation(name, "dramoe", self.rows("dramoe", correct))
         if replica is not None:
-            self.tree.evaluation(name, "epsilon", self.rows("epsilon", replica))
+            self.tree.evaluation(name, "advmoe", self.rows("advmoe", replica))
 
     @staticmethod
     def rows(suite: str, correct: int):
@@ -100,8 +100,7 @@ def case(project):
     scale.write_text(yaml.safe_dump({**yaml.safe_load(scale.read_text()), "max_seeds": 1}))
     study = project / "config/studies/dramoe.yaml"
     content = yaml.safe_load(study.read_text())
-    # A replica for these tests: the radius sweep stands for a flawed protocol.
-    flawed = [{"protocol": "advmoe-released", "suite": "epsilon", "settings": ["pgd10_e1"]}]
+    flawed = [{"protocol": "advmoe-released", "suite": "advmoe", "settings": ["pgd10_advmoe"]}]
     content["tables"]["table2"]["columns"][1]["points"][1]["explained_by"] = flawed
     study.write_text(yaml.safe_dump(content, sort_keys=False))
     return Case(Project(project), Tree(project, "paper"))

@@ -13,7 +13,7 @@ from moat.config.cells import Cell
 from moat.config.project import Project
 from moat.errors import ConfigError, DataError
 from moat.reporting import measures
-from moat.reporting.intervals import clustered, over_seeds, paired_difference
+from moat.reporting.intervals import over_seeds, paired_difference
 from moat.reporting.layout import arrange
 from moat.reporting.properties import describe
 from moat.reporting.results import Results
@@ -81,16 +81,6 @@ def test_worst_and_mean_of_several_settings(tree, one, aggregate, right, expecte
     assert found["measured"] == pytest.approx(expected)
     assert (found["n"], found["verdict"]) == (N, None)
     assert found["ci_low"] < expected < found["ci_high"]
-
-
-def test_examples_of_a_mean_are_counted_once():
-    """Five settings that agree on every image tell no more than one; that disagree evenly, all the more."""
-    alike = clustered(0.5, 0.25, N)
-    assert alike == pytest.approx(clustered(0.5, 0.0, N))
-    assert alike[1] - alike[0] == pytest.approx(2 * 1.96 * math.sqrt(0.25 / N), rel=1e-2)
-    # Half of the variance: as many answers as twice the images would give.
-    half = clustered(0.5, 0.125, N)
-    assert half[1] - half[0] == pytest.approx((alike[1] - alike[0]) / math.sqrt(2), rel=1e-2)
 
 
 def test_a_setting_that_does_not_apply_is_left_out_of_the_worst(tree, one):
@@ -275,9 +265,9 @@ def test_a_flawed_protocol_explains_what_the_correct_one_does_not_give(tree, cor
     tree.gates(name, gate)
     tree.evaluation(name, "dramoe", rows({"pgd10": first(correct * scale, n)}))
     if flawed is not None:
-        tree.evaluation(name, "epsilon", rows({"pgd10_e1": first(flawed * scale, n)}))
+        tree.evaluation(name, "advmoe", rows({"pgd10_advmoe": first(flawed * scale, n)}))
     both = cell(published=62.0)
-    replica = replace(both, protocol="advmoe-released", suite="epsilon", settings=("pgd10_e1",))
+    replica = replace(both, protocol="advmoe-released", suite="advmoe", settings=("pgd10_advmoe",))
     both = replace(both, explanations=(replica,))
     found = rows_of(both, Results(tree.root, tree.scale), COMPARABLE)
     assert tuple(row["verdict"] for row in found) == verdicts
@@ -290,8 +280,10 @@ def test_an_explanation_is_printed_beside_its_cell(tree, one):
     from moat.reporting import latex, markdown
 
     tree.evaluation(one, "dramoe", rows({"pgd10": first(300)}))
-    tree.evaluation(one, "epsilon", rows({"pgd10_e1": first(620)}))
-    replica = cell(published=62.0, protocol="advmoe-released", suite="epsilon", settings=("pgd10_e1",), tolerance=4.0)
+    tree.evaluation(one, "advmoe", rows({"pgd10_advmoe": first(620)}))
+    replica = cell(
+        published=62.0, protocol="advmoe-released", suite="advmoe", settings=("pgd10_advmoe",), tolerance=4.0
+    )
     both = cell(published=62.0, explanations=(replica,), tolerance=4.0)
     table = Table("s", "t", "Title", "Caption", ("r",), ("c",), (both,))
     results = Results(tree.root, tree.scale)
@@ -302,7 +294,7 @@ def test_an_explanation_is_printed_beside_its_cell(tree, one):
     assert entry.explanation.startswith("advmoe-released 62.0 [")
     folder = "results/quickstart/evaluations/digits/resnet18/pgd-at/seed0"
     assert entry.command == (
-        f"snakemake --cores all {folder}/dramoe.parquet {folder}/epsilon.parquet "
+        f"snakemake --cores all {folder}/dramoe.parquet {folder}/advmoe.parquet "
         "results/quickstart/gates/digits/resnet18/pgd-at/seed0.json --config scale=quickstart"
     )
     text = markdown.render(layout)

@@ -2,10 +2,9 @@ rule evaluate:
     input:
         unpack(run_files),
         data=paths.prepared("{scale}", "{dataset}"),
+        transfer=transfer_files,
         corrupted=corrupted_images,
-        refresh=lambda wildcards: refresh(
-            paths.evaluation(wildcards.scale, run_of(wildcards), wildcards.suite).with_suffix(".json"),
-        ),
+        refresh=refresh_evaluation,
     output:
         rows=ensure(EVALUATION.with_suffix(".parquet"), non_empty=True),
         summary=ensure(EVALUATION.with_suffix(".json"), non_empty=True),
@@ -13,7 +12,6 @@ rule evaluate:
         "logs/{scale}/evaluate/{dataset}/{arch}/{method}/seed{seed}/{suite}.log",
     benchmark:
         "results/{scale}/benchmarks/evaluate/{dataset}/{arch}/{method}/seed{seed}/{suite}.tsv"
-    retries: 2
     threads: config["threads"]["evaluate"]
     resources:
         gpu=1,
@@ -22,7 +20,8 @@ rule evaluate:
     params:
         digest=evaluation_digest,
         options=evaluation_options,
+        transfer=transfer_options,
         run=lambda wildcards, input: Path(input.run).parent,
     shell:
         "moat evaluate --run {params.run} --suite {wildcards.suite} --data {input.data} --out {output.rows}"
-        " {params.options} --threads {threads} > {log} 2>&1"
+        " --scale {wildcards.scale} {params.options} {params.transfer} --threads {threads} > {log} 2>&1"

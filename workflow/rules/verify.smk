@@ -7,14 +7,13 @@ rule verify:
         ensure(paths.gates("{scale}", NAMED_RUN), non_empty=True),
     log:
         "logs/{scale}/verify/{dataset}/{arch}/{method}/seed{seed}.log",
-    retries: 2
     threads: config["threads"]["evaluate"]
     resources:
         gpu=1,
         mem_mb=growing("verify", "mem_mb"),
         runtime=growing("verify", "runtime"),
     params:
-        options=lambda wildcards: evaluation_options(wildcards, at_most=1000),
+        options=gate_options,
         run=lambda wildcards, input: Path(input.run).parent,
     shell:
         "moat verify --run {params.run} --data {input.data} --out {output} {params.options}"

@@ -1,8 +1,12 @@
-"""Attack one model with a suite and write one row per (setting, example). Resumes at the setting it was stopped in."""
+"""Attack one model with a suite and write one row per (setting, example). Resumes at the part it was stopped in."""
 
+import logging
+from dataclasses import replace
 from pathlib import Path
 
-from moat import subjects
+from moat import devices, subjects
+
+log = logging.getLogger(__name__)
 
 HELP = "attack one run with a suite; resumable by attack"
 
@@ -11,13 +15,19 @@ def add_arguments(parser) -> None:
     parser.add_argument("--suite", required=True, help="name from config/suites.yaml")
     parser.add_argument("--out", required=True, type=Path, metavar="FILE", help="rows (.parquet); a .json comes beside")
     parser.add_argument("--work", type=Path, metavar="DIR", help="finished settings (default: work/ and --out's path)")
+    parser.add_argument("--scale", help="its changes to attack settings apply (default: the run's scale)")
+    parser.add_argument(
+        "--transfer-from",
+        action="append",
+        default=[],
+        metavar="[seed=|arch=]RUN",
+        help="a run to transfer examples from: another seed (or method), or another net; may be given twice",
+    )
+    parser.add_argument("--robustbench", type=Path, metavar="FILE", help="also write a RobustBench entry (.json)")
     subjects.add_arguments(parser)
 
 
 def run(arguments) -> int:
-    import logging
-
-    from moat.commands.train import work_folder
     from moat.config.project import Project
     from moat.errors import ConfigError
     from moat.files import check_writable
@@ -26,85 +36,119 @@ def run(arguments) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     if arguments.out.suffix != ".parquet":
         raise ConfigError(f"--out {arguments.out}: the name must end in .parquet")
-    suite = Project(Path(arguments.project)).attack_settings(arguments.suite)
+    project = Project(Path(arguments.project))
+    project.suite(arguments.suite)
+    if arguments.scale is not None:
+        project.scale(arguments.scale)
     exit_on_sigterm("the same command continues with the attack setting it was in")
     check_writable(arguments.out)
-
-    from moat import sources
-    from moat.attacks.suites import resolve
-
-    settings = {name: resolve(name, setting) for name, setting in suite.items()}
+    devices.lease(arguments)
     subject = subjects.load(arguments)
-    settings = _with_corruptions(settings, subject)
-    made_of = {"method": subject.method, "arch": subject.run.get("arch")}
-    attacks = sources.attacks_of({"settings": suite})
-    hashes = sources.hash_parts(sources.EVALUATION_PARTS, **made_of, attacks=attacks)
-    parts = arguments.work or work_folder(arguments.out.with_suffix(""))
-    measured = _measure(subject, settings, parts, hashes)
-    _write(arguments, subject, settings, hashes, measured)
+    _evaluate(arguments, project, subject)
     return 0
 
 
-def _with_corruptions(settings, subject) -> dict:
+def _evaluate(arguments, project, subject) -> None:
+    from moat import sources
+    from moat.commands.train import work_folder
+    from moat.evaluation.plan import make_plan
+
+    scale = arguments.scale or subject.run.get("scale")
+    plan = make_plan(
+        project,
+        arguments.suite,
+        scale if scale in project.names("scales") else None,
+        subject.model,
+        subjects.load_transfer_models(arguments.transfer_from, subject),
+    )
+    plan = _with_corruptions(plan, subject)
+    made_of = {"method": subject.method, "arch": subject.run.get("arch")}
+    attacks = sources.attacks_of({"settings": plan.record})
+    hashes = sources.hash_parts(sources.EVALUATION_PARTS, **made_of, attacks=attacks)
+    parts = arguments.work or work_folder(arguments.out.with_suffix(""))
+    measured = _measure(subject, plan, parts, hashes)
+    content = _write(arguments, subject, plan, hashes, measured)
+    if arguments.robustbench is not None:
+        from moat.evaluation.robustbench import entry
+        from moat.files import write_json
+
+        method = project.method(subject.method) if subject.method else {}
+        write_json(arguments.robustbench, entry(content, method))
+
+
+def _with_corruptions(plan, subject):
     """Corruptions on published images where their prepared file lies beside the subject's data."""
     from moat.data.official_corruptions import OfficialCorruptions
     from moat.evaluation import corrupted
 
-    if not any(map(corrupted.is_corruption, settings.values())):
-        return settings
+    if not any(map(corrupted.is_corruption, plan.settings.values())):
+        return plan
     official = OfficialCorruptions.beside(Path(subject.data["path"]))
-    return corrupted.prepared(settings, official, labels=subject.y.tolist(), indices=subject.indices)
+    if official and (lacking := official.lacks(subject.indices)):
+        all_ = len(subject.indices)
+        log.warning("%s lacks %d of %d images: corruptions are generated instead", official.path, lacking, all_)
+        official = None
+    settings = corrupted.prepared(plan.settings, official, labels=subject.y.tolist(), indices=subject.indices)
+    record = {name: dict(attack.parameters) for name, attack in settings.items()}
+    return replace(plan, settings=settings, record={**plan.record, **record})
 
 
-def _measure(subject, settings, parts, sources) -> list:
+def _measure(subject, plan, parts, sources) -> list:
     from moat.evaluation.records import evaluate_by_setting, summarize
 
     identity = {"model": subject.run["model_sha256"], "data": subject.data["sha256"], "sources": sources}
+    for name, reason in plan.not_applicable.items():
+        print(f"{name}: not applicable, {reason}", flush=True)
     measured = []
     for each in evaluate_by_setting(
         subject.model,
         subject.x,
         subject.y,
-        settings,
+        plan.settings,
         batch_size=subject.batch_size,
         parts=parts,
         identity=identity,
         indices=subject.indices,
+        worst_case=plan.worst_cases,
     ):
         found = summarize(each.rows, [each.name])[each.name]
         when = "measured before" if each.kept else f"{each.seconds:.1f} s"
         print(f"{each.name}: {100 * found['accuracy']:.2f} % of {found['n']} correct ({when})", flush=True)
+        for flag, message in each.flags.items():
+            print(f"{each.name}: flag {flag}: {message}", flush=True)
         measured.append(each)
     return measured
 
 
-def _write(arguments, subject, settings, sources, measured) -> None:
+def _write(arguments, subject, plan, sources, measured) -> dict:
     import pandas as pd
 
     from moat import provenance
     from moat.evaluation import corrupted
-    from moat.evaluation.records import summarize, write_rows
+    from moat.evaluation.records import describe_worst_cases, summarize, write_rows
     from moat.files import write_json
 
     frame = pd.concat([each.rows for each in measured], ignore_index=True)
     seconds = {each.name: each.seconds for each in measured}
     total = sum(seconds.values())
     write_rows(arguments.out, frame)
-    write_json(
-        arguments.out.with_suffix(".json"),
-        {
-            "suite": arguments.suite,
-            "settings": {name: dict(attack.parameters) for name, attack in settings.items()},
-            "run": subject.run,
-            "n": len(subject.x),
-            "accuracy": summarize(frame, list(settings)),
-            **corrupted.summary(frame, settings),
-            "seconds": round(total, 3),
-            "seconds_per_setting": {name: round(value, 3) for name, value in seconds.items()},
-            "images_per_second": round(len(frame) / total, 1),
-            "batch_size": subject.batch_size,
-            **provenance.environment(),
-            "sources": sources,
-            "data": subject.data,
-        },
-    )
+    content = {
+        "suite": arguments.suite,
+        "settings": plan.record,
+        "not_applicable": plan.not_applicable,
+        "worst_case": describe_worst_cases(frame, plan),
+        "run": subject.run,
+        "n": len(subject.x),
+        "accuracy": summarize(frame, list(seconds)),
+        **corrupted.summary(frame, plan.settings),
+        "flags": {each.name: dict(each.flags) for each in measured if each.flags},
+        "seconds": round(total, 3),
+        "seconds_per_setting": {name: round(value, 3) for name, value in seconds.items()},
+        "images_per_second": round(len(frame) / total, 1),
+        "batch_size": subject.batch_size,
+        **provenance.environment(),
+        "sources": sources,
+        "data": subject.data,
+    }
+    write_json(arguments.out.with_suffix(".json"), content)
+    return content

@@ -43,6 +43,9 @@ class Project:
                 *scale.get("substitute", {}).get("dataset", {}).values(),
             ],
         }
+        if unknown := scale.get("attacks", {}).keys() - self.attacks().keys():
+            what = schema.unknown_name(min(unknown), self.attacks(), what="attack setting")
+            raise ConfigError(f"config/scales/{name}.yaml: attacks: {what}")
         for kind, used in named.items():
             for each in used:
                 if each not in self.names(f"{kind}s"):
@@ -63,8 +66,15 @@ class Project:
         return self._load("config/attacks.yaml", "attacks")
 
     def suites(self) -> dict[str, dict[str, Any]]:
-        """Suites as written: name -> {title, settings: [attack settings…], corruptions: severities}."""
+        """Suites as written: name -> {title, settings: [attack settings…], worst_case: [{name, of}…], corruptions}."""
         return self._load("config/suites.yaml", "suites")
+
+    def probes(self) -> dict[str, dict[str, Any]]:
+        """What figures need of a model itself: name -> {probe, parameters…}."""
+        return self._load("config/probes.yaml", "probes")
+
+    def probe(self, name: str) -> dict[str, Any]:
+        return self._pick(self.probes(), name, "probe", "config/probes.yaml")
 
     def suite(self, name: str) -> dict[str, Any]:
         """One suite; its ``settings`` are all of its attack settings, those of its corruptions last."""
@@ -72,16 +82,43 @@ class Project:
         generated = corruptions.settings(suite["corruptions"]) if "corruptions" in suite else {}
         return {**suite, "settings": [*suite["settings"], *generated]}
 
-    def attack_settings(self, suite: str) -> dict[str, dict[str, Any]]:
+    def measured(self, suite: str) -> list[str]:
+        """Everything that an evaluation of the suite has rows of: its settings and its worst cases."""
+        declared = self.suite(suite)
+        return [*declared["settings"], *(group["name"] for group in declared.get("worst_case", []))]
+
+    def attack_settings(self, suite: str, scale: str | None = None) -> dict[str, dict[str, Any]]:
         """The attack settings of a suite, in the suite's order: name -> {attack, parameters…}."""
         where = f"config/suites.yaml: {suite}"
-        return {name: self.attack(name, where=where) for name in self.suite(suite)["settings"]}
+        return {name: self.attack(name, where=where, scale=scale) for name in self.suite(suite)["settings"]}
 
-    def attack(self, name: str, *, where: str) -> dict[str, Any]:
-        """One attack setting (or a corruption's, e.g. ``fog-3``); ``where`` names who asks for it."""
+    def worst_cases(self, suite: str, scale: str | None = None) -> dict[str, dict[str, dict[str, Any]]]:
+        """The worst cases of a suite: name -> {setting: {attack, parameters…}}."""
+        where = f"config/suites.yaml: {suite}: worst_case"
+        return {
+            group["name"]: {name: self.attack(name, where=where, scale=scale) for name in group["of"]}
+            for group in self.suite(suite).get("worst_case", [])
+        }
+
+    def attack(self, name: str, *, where: str, scale: str | None = None) -> dict[str, Any]:
+        """One attack setting (or a corruption's, e.g. ``fog-3``), with the keys that ``scale`` overrides.
+
+        ``where`` names who asks for it.
+        """
         if name in (generated := corruptions.all_settings()):
             return generated[name]
-        return self._pick(self.attacks(), name, "attack setting", where)
+        setting = self._pick(self.attacks(), name, "attack setting", where)
+        overrides = {} if scale is None else self.scale(scale).get("attacks", {}).get(name, {})
+        if not overrides:
+            return setting
+        merged = {**setting, **overrides}
+        source = f"config/attacks.yaml with the overrides of config/scales/{scale}.yaml"
+        schema.validate({name: merged}, self.root / "workflow" / "schemas" / "attacks.schema.yaml", source=source)
+        return merged
+
+    def planner(self) -> dict[str, Any]:
+        """``config/planner.yaml``: what plans know beside the recipes."""
+        return self._load("config/planner.yaml", "planner")
 
     def published(self, study: str) -> list[dict[str, str]]:
         """The rows of ``config/published/<study>.csv``; an empty list for a study without a paper."""

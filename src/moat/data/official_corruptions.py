@@ -27,7 +27,7 @@ class OfficialCorruptions:
     def __init__(self, path: Path):
         self.path = Path(path)
         metadata, self._columns = _open(self.path)
-        if "corruptions" not in metadata:
+        if not metadata.get("corruptions"):
             raise DataError(f"{self.path}: {metadata['dataset']} is not a dataset of corruptions")
         self.dataset: str = metadata["dataset"]
         self.names: list[str] = metadata["corruptions"]
@@ -38,6 +38,10 @@ class OfficialCorruptions:
         """The file ``<name>-c.safetensors`` beside the prepared dataset ``<name>.safetensors``; None without one."""
         found = Path(path).with_name(f"{Path(path).stem}-c.safetensors")
         return cls(found) if found.exists() else None
+
+    def lacks(self, indices: Sequence[int]) -> int:
+        """How many of these test images it does not hold: some for a subset of the published files, else none."""
+        return len({int(index) for index in indices} - set(self._columns["index"].tolist()))
 
     def images(self, corruption: str, severity: int, indices: Sequence[int], labels: Sequence[int]) -> np.ndarray:
         """The corrupted versions of the test images of these indices, uint8 (N, H, W, C).

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 
 from moat.errors import DataError
@@ -31,7 +32,8 @@ class MeanAccuracy:
         z, n = norm.ppf((1 + confidence) / 2), self.effective
         centre = (self.mean + z * z / (2 * n)) / (1 + z * z / n)
         half = z / (1 + z * z / n) * math.sqrt(self.mean * (1 - self.mean) / n + z * z / (4 * n * n))
-        return max(0.0, min(self.mean, centre - half)), min(1.0, max(self.mean, centre + half))
+        low, high = float(centre - half), float(centre + half)
+        return max(0.0, min(self.mean, low)), min(1.0, max(self.mean, high))
 
 
 def mean_accuracy(frame: pd.DataFrame, settings: Sequence[str]) -> MeanAccuracy:
@@ -60,8 +62,12 @@ def mean_accuracy(frame: pd.DataFrame, settings: Sequence[str]) -> MeanAccuracy:
     by_example = rows.groupby("index")["correct"]
     if (by_example.size() != len(present)).any():
         raise DataError(f"the {len(present)} attack settings to take the mean over hold different examples")
-    means = by_example.mean()
-    mean, n = float(means.mean()), len(means)
-    variance = float(means.var(ddof=1)) / n if n > 1 else 0.0
+    return from_shares(by_example.mean().to_numpy(), len(present))
+
+
+def from_shares(shares: np.ndarray, settings: int) -> MeanAccuracy:
+    """The same, of the share of ``settings`` under which each example is right (N,)."""
+    mean, n = float(shares.mean()), len(shares)
+    variance = float(shares.var(ddof=1)) / n if n > 1 else 0.0
     effective = mean * (1 - mean) / variance if variance > 0 else n
-    return MeanAccuracy(mean, n, min(max(effective, n), n * len(present)))
+    return MeanAccuracy(mean, n, min(max(effective, n), n * settings))

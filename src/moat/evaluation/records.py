@@ -13,8 +13,11 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from moat.attacks.steps import frozen
 from moat.attacks.suites import Attack
-from moat.evaluation.runner import evaluate
+from moat.evaluation.measurement import BROKEN_BY, Measurement
+from moat.evaluation.plan import Plan
+from moat.evaluation.runner import check_attacks, checked_data
 from moat.evaluation.statistics import accuracy, wilson
 from moat.files import atomic_path
 
@@ -42,12 +45,39 @@ def read_rows(path: Path) -> tuple[pd.DataFrame, dict[str, Any]] | None:
 
 @dataclass(frozen=True)
 class Measured:
-    """The rows of one setting and the seconds that they took; ``kept`` if an earlier process measured them."""
+    """The rows of one setting or worst case, the seconds that they took, and what the attack noticed.
+
+    ``kept``: an earlier process measured all of them.
+    """
 
     name: str
     rows: pd.DataFrame
     seconds: float
     kept: bool
+    flags: Mapping[str, str]
+
+
+class Parts:
+    """Keeps each part of an evaluation in a file of ``folder`` once it is measured, with what it was made of."""
+
+    def __init__(self, folder: Path, identity: Mapping[str, Any]):
+        self.folder, self.identity = folder, identity
+        self.seconds, self.kept = 0.0, True
+
+    def __call__(self, part: str, depends_on: Mapping[str, Any], measure) -> tuple[pd.DataFrame, dict[str, str]]:
+        path = self.folder / f"{part}.parquet"
+        made_of = {"identity": self.identity, "part": part, **depends_on}
+        fingerprint = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
+        found = read_rows(path)
+        if found is not None and found[1].get("fingerprint") == fingerprint:
+            self.seconds += found[1]["seconds"]
+            return found[0], found[1]["flags"]
+        started = time.perf_counter()
+        rows, flags = measure()
+        seconds = time.perf_counter() - started
+        write_rows(path, rows, {"fingerprint": fingerprint, "seconds": seconds, "flags": flags})
+        self.seconds, self.kept = self.seconds + seconds, False
+        return rows, flags
 
 
 def evaluate_by_setting(
@@ -61,27 +91,31 @@ def evaluate_by_setting(
     identity: Mapping[str, Any],
     indices: Sequence[int] | None = None,
     seed: int = 0,
+    worst_case: Mapping[str, Mapping[str, Attack]] | None = None,
 ) -> Iterator[Measured]:
-    """Evaluate setting by setting (see :func:`moat.evaluation.evaluate`), each kept in ``parts`` once it is done.
+    """Evaluate setting by setting (see :func:`moat.evaluation.evaluate`), every part kept once it is measured.
+
+    A part is a setting, one stage of it (one attack of AutoAttack, one view of an adaptive attack), or about a
+    thousand examples of either.
 
     Args:
-        parts: folder for one file per setting. A file there is used instead of measuring again if it was made
-            with the same ``identity``, setting, seed and number of examples, whatever the batch size.
+        parts: folder for one file per part. A file there is used instead of measuring again if it was made
+            with the same ``identity``, setting, seed and examples, whatever the batch size.
         identity: what the rows depend on beside that: hashes of model, data and sources, as JSON content.
     """
-    for name, attack in settings.items():
-        path = parts / f"{name}.parquet"
-        made_of = {"identity": identity, "setting": dict(attack.parameters), "name": name, "seed": seed, "n": len(x)}
-        fingerprint = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
-        found = read_rows(path)
-        if found is not None and found[1].get("fingerprint") == fingerprint:
-            yield Measured(name, found[0], found[1]["seconds"], kept=True)
-            continue
-        started = time.perf_counter()
-        rows = evaluate(model, x, y, {name: attack}, batch_size=batch_size, seed=seed, indices=indices)
-        seconds = time.perf_counter() - started
-        write_rows(path, rows, {"fingerprint": fingerprint, "seconds": seconds})
-        yield Measured(name, rows, seconds, kept=False)
+    worst_case = worst_case or {}
+    check_attacks(model, settings, worst_case, batch_size)
+    x, y, indices = checked_data(model, x, y, indices)
+    measurement = Measurement(model, x, y, indices, batch_size, seed)
+    tables: dict[str, pd.DataFrame] = {}
+    for name in (*settings, *worst_case):
+        measurement.keep = keep = Parts(parts, identity)
+        with frozen(model):
+            if name in settings:
+                rows = tables[name] = measurement.setting(name, settings[name])
+            else:
+                rows = measurement.worst_case(name, worst_case[name], tables)
+        yield Measured(name, rows, keep.seconds, keep.kept, measurement.flags.get(name, {}))
 
 
 def summarize(frame: pd.DataFrame, settings: Sequence[str]) -> dict[str, dict[str, float]]:
@@ -92,3 +126,12 @@ def summarize(frame: pd.DataFrame, settings: Sequence[str]) -> dict[str, dict[st
         low, high = wilson(correct, n)
         summary[setting] = {"correct": correct, "n": n, "accuracy": correct / n, "low": low, "high": high}
     return summary
+
+
+def describe_worst_cases(frame: pd.DataFrame, plan: Plan) -> dict[str, dict[str, Any]]:
+    """Per worst case: the settings it is of, and how many examples each was the first to break."""
+    described = {}
+    for name, members in plan.worst_cases.items():
+        by = frame.loc[frame["setting"] == name, BROKEN_BY].value_counts()
+        described[name] = {"of": list(members), BROKEN_BY: {member: int(by.get(member, 0)) for member in members}}
+    return described

@@ -32,14 +32,16 @@ def summarise(counts: Sequence[tuple[int, int]], *, where: str) -> dict[str, Any
     return over_seeds(rates, wilson(round(mean * n), n, confidence=CONFIDENCE), n=n)
 
 
-def clustered(mean: float, variance: float, n: int) -> Interval:
-    """The interval of a mean of shares, one per example, as fractions; see :mod:`moat.evaluation.clusters`.
+def summarise_means(means: Sequence[MeanAccuracy], *, where: str) -> dict[str, Any]:
+    """:func:`summarise` for means over settings: the examples count as :mod:`moat.evaluation.clusters` has it.
 
-    The several answers about one example are not independent: n examples whose shares have ``variance`` tell as much as
-    n mean (1 - mean) / variance independent answers would, and at least n.
+    Raises:
+        DataError: the seeds were evaluated on different numbers of examples; names ``where``.
     """
-    effective = n * max(1.0, mean * (1 - mean) / variance) if variance > 0 else float(n)
-    return MeanAccuracy(mean, n, effective).interval(CONFIDENCE)
+    n, rates = same_number([each.n for each in means], where=where), [each.mean for each in means]
+    # The seeds see the same examples: together they tell no more than the one that tells most about them.
+    joint = MeanAccuracy(math.fsum(rates) / len(rates), n, max(each.effective for each in means))
+    return over_seeds(rates, joint.interval(CONFIDENCE), n=n)
 
 
 def paired_difference(both: int, first: int, second: int, n: int) -> tuple[float, Interval]:

@@ -12,6 +12,7 @@ import numpy as np
 from moat.data.corruptions.draws import Draws
 from moat.data.corruptions.pixels import to_bytes
 
+# Of a texture, about; in pixels of the image that it falls on.
 _SIDE = 256
 # At the size at which photographs of frost are used on images of 32 pixels.
 _PHOTOGRAPH_SCALE = 0.2
@@ -43,20 +44,21 @@ def _textures(enlarged: float) -> np.ndarray:
     """The textures, each continuing itself at its edges: float32 (5, side, side, 3), levels 0 to 255."""
     from scipy.ndimage import zoom
 
-    levels = np.stack([_levels(number, mean) for number, mean in enumerate(_BRIGHTNESS)])
+    side = round(_SIDE / enlarged)
+    levels = np.stack([_levels(number, mean, side) for number, mean in enumerate(_BRIGHTNESS)])
     pixels = np.stack([_MIDDLE + offset + slope * (levels - _MIDDLE) for offset, slope in _TINT], axis=-1)
     if enlarged != 1:
         pixels = zoom(pixels, (1, enlarged, enlarged, 1), order=1, mode="grid-wrap", grid_mode=True)
     return np.clip(pixels, 0, 255).astype(np.float32)
 
 
-def _levels(number: int, mean: float) -> np.ndarray:
+def _levels(number: int, mean: float, side: int) -> np.ndarray:
     """One texture's mean of red, green and blue (side, side)."""
     from scipy.ndimage import gaussian_filter
 
     # The texture is the same for every seed: its key is its number.
-    noise = Draws([number]).normal((len(_LAYERS), _SIDE, _SIDE))[0].astype(np.float64)
-    total = np.full((_SIDE, _SIDE), mean)
+    noise = Draws([number]).normal((len(_LAYERS), side, side))[0].astype(np.float64)
+    total = np.full((side, side), mean)
     for (share, reach), layer in zip(_LAYERS, noise, strict=True):
         smooth = gaussian_filter(layer, reach, mode="wrap") if reach else layer
         total += _CONTRAST * np.sqrt(share) * (smooth - smooth.mean()) / smooth.std()

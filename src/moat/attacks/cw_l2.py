@@ -1,0 +1,66 @@
+"""The L2 attack of Carlini and Wagner with a fixed constant. Source: arXiv 1608.04644, section V-A with f6.
+
+Its result has no bound in any norm: a success says that some misclassified image is near, not that it is in a ball,
+and its accuracy must not be compared with those under an epsilon.
+"""
+
+import torch
+
+from moat.attacks.checks import check_batch, check_iterations
+from moat.attacks.objectives import margin
+from moat.attacks.steps import frozen
+from moat.errors import ConfigError, MoatError
+
+# The original's bound, which keeps black and white pixels movable.
+INSIDE = 0.999999
+
+
+def cw_l2(
+    model: torch.nn.Module,
+    x: torch.Tensor,
+    y: torch.Tensor,
+    *,
+    c: float = 1.0,
+    kappa: float = 0.0,
+    steps: int = 50,
+    lr: float = 0.01,
+) -> torch.Tensor:
+    """Minimise |x' - x|^2 + c * max(z_y - max_{k != y} z_k, -kappa) over x' = (tanh(w) + 1) / 2 with Adam.
+
+    Each example keeps the misclassified image that was nearest in L2 over all steps, or else is returned as it is.
+    Examples do not influence each other, and nothing stops early.
+
+    Raises:
+        ConfigError: a parameter out of range.
+        ValueError: images outside [0,1] or labels that do not fit.
+        MoatError: a loss that is not a number.
+    """
+    check_iterations(steps=steps)
+    for key, value, least in (("c", c, 0), ("kappa", kappa, 0), ("lr", lr, 0)):
+        if not value >= least:
+            raise ConfigError(f"{key}: {value!r} is not allowed; a number from {least}")
+    check_batch(x, y)
+    with frozen(model), torch.enable_grad():
+        return _minimise(model, x.detach(), y, c, kappa, steps, lr)
+
+
+def _minimise(model, x, y, c: float, kappa: float, steps: int, lr: float) -> torch.Tensor:
+    w = torch.atanh((2 * x - 1) * INSIDE).requires_grad_()
+    optimizer = torch.optim.Adam([w], lr=lr)
+    best, nearest = x.clone(), torch.full(x.shape[:1], torch.inf, dtype=x.dtype, device=x.device)
+    lead = margin(y)
+    bad = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+    for _ in range(steps):
+        x_adv = (w.tanh() + 1) / 2
+        logits = model(x_adv)
+        distance = (x_adv - x).square().flatten(1).sum(1)
+        loss = distance + c * (-lead(logits)).clamp(min=-kappa)
+        bad |= loss.isnan()
+        better = (logits.argmax(1) != y) & (distance < nearest)
+        best = torch.where(better.view(-1, *[1] * (x.ndim - 1)), x_adv.detach(), best)
+        nearest = torch.where(better, distance.detach(), nearest)
+        (w.grad,) = torch.autograd.grad(loss.sum(), w)
+        optimizer.step()
+    if bad.any():
+        raise MoatError(f"the attack's loss is not a number for {int(bad.sum())} of {len(bad)} examples")
+    return torch.empty_like(x).copy_(best)

@@ -1,0 +1,38 @@
+"""What is known about the accuracy of such models: ``config/bands.yaml``."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from moat.config import schema
+from moat.config.project import Project
+from moat.errors import ConfigError
+
+ANY = "any"
+
+
+def find(project: Project, run: Mapping[str, Any]) -> tuple[dict[str, Any] | None, str]:
+    """The band for a run (its dataset, arch, method, scale), and, where there is none, why.
+
+    Raises:
+        ConfigError: the file does not fit its schema, a band is upside down, or two fit a run.
+    """
+    if not project.scale(run["scale"])["comparable"]:
+        return None, f"the scale {run['scale']} is not comparable with published results"
+    fitting = [band for band in _bands(project) if (band["dataset"], band["arch"]) == (run["dataset"], run["arch"])]
+    for method in (run["method"], ANY):
+        named = [band for band in fitting if band["method"] == method]
+        if len(named) > 1:
+            raise ConfigError(f"config/bands.yaml: two bands for {run['dataset']}, {run['arch']}, {method}")
+        if named:
+            return named[0], ""
+    return None, f"config/bands.yaml has no band for {run['dataset']}, {run['arch']}"
+
+
+def _bands(project: Project) -> list[dict[str, Any]]:
+    path = project.root / "config" / "bands.yaml"
+    bands = schema.load(path, project.root / "workflow" / "schemas" / "bands.schema.yaml")["bands"]
+    for band in bands:
+        for key in ("clean", "pgd"):
+            if key in band and band[key][0] > band[key][1]:
+                raise ConfigError(f"{path}: {key} {band[key]}: allowed: [least, greatest]")
+    return bands

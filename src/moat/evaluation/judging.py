@@ -1,0 +1,86 @@
+"""What counts as broken: an attack's result, moved into the ball, classified again in float32 by the model itself."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+
+from moat.errors import MoatError
+
+COLUMNS = ("setting", "index", "label", "predicted", "correct", "confidence", "linf", "steps")
+EXPERT_COLUMNS = ("expert_clean", "expert_adversarial")
+
+
+def images(x: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A batch on ``device`` as float32 (B, C, H, W) in [0,1], channels last; from that, or from uint8 (B, H, W, C)."""
+    if x.dtype == torch.uint8:
+        return x.to(device).permute(0, 3, 1, 2).float().div_(255)
+    return x.to(device, torch.float32, memory_format=torch.channels_last)
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where the model's parameters (or else buffers) are; the CPU for a model with neither."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        return tensor.device
+    return torch.device("cpu")
+
+
+def classify(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """Logits (B, K) in float32 and evaluation mode, without gradients and without mixed precision."""
+    model.eval()
+    with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+        return model(x).float()
+
+
+def project(attacked: torch.Tensor, clean: torch.Tensor, eps: float | None, name: str) -> torch.Tensor:
+    """``attacked`` moved into the eps-ball around ``clean`` (no ball for None) and clipped to [0,1].
+
+    Raises:
+        MoatError: another shape, or pixels that are not numbers; names the setting.
+    """
+    if attacked.shape != clean.shape:
+        raise MoatError(f"{name}: the attack returned shape {tuple(attacked.shape)} for {tuple(clean.shape)}")
+    attacked = attacked.detach().to(clean.device, torch.float32)
+    if torch.isnan(attacked).any():
+        raise MoatError(f"{name}: the attack returned pixels that are not numbers")
+    if eps is not None:
+        attacked = torch.clamp(attacked, min=clean - eps, max=clean + eps)
+    return attacked.clamp(0, 1)
+
+
+def judge(
+    model: nn.Module,
+    clean: torch.Tensor,
+    attacked: torch.Tensor,
+    labels: torch.Tensor,
+    *,
+    name: str,
+    steps: int,
+    indices: Sequence[int],
+) -> pd.DataFrame:
+    """One row per example with the columns of ``COLUMNS``; logits that are not finite count as the prediction -1."""
+    confidence, predicted = classify(model, attacked).softmax(1).max(1)
+    predicted = torch.where(torch.isfinite(confidence), predicted, -1)
+    columns = {
+        "label": labels,
+        "predicted": predicted,
+        "correct": predicted == labels,
+        "confidence": confidence,
+        "linf": (attacked - clean).abs().flatten(1).amax(1),
+        **dict(_experts(model, clean, attacked)),
+    }
+    frame = pd.DataFrame({key: value.cpu().numpy() for key, value in columns.items()})
+    frame.insert(0, "setting", name)
+    frame.insert(1, "index", np.asarray(indices, dtype=np.int64))
+    frame.insert(COLUMNS.index("steps"), "steps", np.int32(steps))
+    return frame
+
+
+def _experts(model: nn.Module, clean: torch.Tensor, attacked: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
+    if not hasattr(model, "route_logits"):
+        return
+    with torch.no_grad():
+        for column, batch in zip(EXPERT_COLUMNS, (clean, attacked), strict=True):
+            yield column, model.route_logits(batch).argmax(1)

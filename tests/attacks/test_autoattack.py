@@ -1,0 +1,218 @@
+"""AutoAttack and Square against the package called as its users call it, and what this project adds to it."""
+
+import logging
+import random
+
+import numpy as np
+import pytest
+import torch
+from pyautoattack import AutoAttack
+from pyautoattack.square import SquareAttack
+from torch import nn
+
+from moat import attacks
+from moat.attacks.autoattack import review, stages
+from moat.attacks.flags import collect
+from moat.errors import ConfigError
+
+EPS = 12 / 255
+FEW = {"n_targets": 2, "n_queries": 40}
+
+
+def the_package(model, eps, seed=0, version="standard", **sizes):
+    """The package's object with fewer targets and queries, as far as its attributes allow."""
+    logging.getLogger("auto-attack").setLevel(logging.CRITICAL)
+    package = AutoAttack(model, norm="Linf", eps=eps, version=version, seed=seed)
+    package.apgd_targeted.n_target_classes = package.fab.n_target_classes = sizes["n_targets"]
+    package.square.n_queries = sizes["n_queries"]
+    return package
+
+
+@pytest.fixture(scope="module")
+def defended(digits):
+    """A small convolutional net trained against PGD for a moment: some examples fall to each component, some stay."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.ReLU(), nn.Conv2d(8, 16, 3, stride=2, padding=1), nn.ReLU(),
+        nn.Flatten(), nn.Linear(256, 10),
+    )  # fmt: skip
+    optimizer = torch.optim.Adam(model.parameters(), 0.01)
+    x, y = digits[0][:1024], digits[1][:1024]
+    for _ in range(5):
+        for part in torch.randperm(len(x)).split(64):
+            adversarial = attacks.pgd(model, x[part], y[part], eps=EPS, step_size=EPS / 2, steps=3)
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(adversarial), y[part]).backward()
+            optimizer.step()
+    return model.eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def few(digits):
+    return digits[0][1100:1124].contiguous(), digits[1][1100:1124]
+
+
+def predictions(model, x):
+    with torch.no_grad():
+        return model(x).argmax(1)
+
+
+@pytest.mark.parametrize(("eps", "seed", "batch_size", "n_targets"), [(2 * EPS, 0, 250, 1), (3 * EPS, 7, 16, 2)])
+def test_examples_and_verdicts_are_the_packages(eps, seed, batch_size, n_targets, defended, few):
+    x, y = few
+    sizes = {"n_targets": n_targets, "n_queries": 40}
+    expected, labels = the_package(defended, eps, seed, **sizes).run_standard_evaluation(x, y, batch_size=batch_size)
+    found = attacks.autoattack(defended, x, y, eps=eps, seed=seed, batch_size=batch_size, **sizes)
+    assert torch.equal(found, expected)
+    verdicts = predictions(defended, found) == y
+    assert torch.equal(verdicts, labels == y) and 0 < verdicts.sum() < (predictions(defended, x) == y).sum()
+
+
+def test_the_stages_one_by_one_give_the_same_verdicts(defended, few):
+    """As the runner calls them: each stage on what is left, with a pause of any length between them."""
+    from moat.evaluation import evaluate
+
+    x, y = few
+    setting = {"attack": "autoattack", "eps": 3 * EPS, "batch_size": 16, "n_iter": 10, **FEW}
+    rows = evaluate(defended, x, y, {"aa": setting}, batch_size=7)
+    whole = attacks.autoattack(defended, x, y, eps=3 * EPS, batch_size=16, n_iter=10, **FEW)
+    assert rows["correct"].tolist() == (predictions(defended, whole) == y).tolist()
+    assert set(rows["broken_by"].dropna()) <= {"clean", "apgd-ce", "apgd-t", "fab-t", "square"}
+    assert rows["correct"].tolist() == rows["broken_by"].isna().tolist()
+    assert (rows["broken_by"] == "apgd-ce").any() and rows["linf"].max() <= 3 * EPS + 1e-6
+
+
+@pytest.mark.parametrize("version", ["plus", "rand"])
+def test_other_versions_run_their_own_attacks(version, defended, few):
+    x, y = few[0][:4], few[1][:4]
+    names = list(stages(defended, version=version, eps=EPS, seed=0, batch_size=4, n_iter=2, n_targets=1, n_queries=1))
+    assert names == the_package(defended, EPS, version=version, **FEW).attacks_to_run
+    found = attacks.autoattack(
+        defended, x, y, eps=3 * EPS, version=version, n_iter=2, n_targets=1, n_queries=2, batch_size=4
+    )
+    assert (found - x).abs().max() <= 3 * EPS + 1e-6
+
+
+def test_square_without_a_generator_is_the_packages(defended, few):
+    x, y = few
+    expected = SquareAttack(defended, eps=3 * EPS, n_queries=60, seed=3, resc_schedule=False).perturb(x, y)
+    found = attacks.square(defended, x, y, eps=3 * EPS, n_queries=60, seed=3)
+    verdicts = predictions(defended, found) == y
+    assert torch.equal(verdicts, predictions(defended, expected) == y)
+    assert torch.equal(found[~verdicts], expected[~verdicts])
+    assert 0 < verdicts.sum() < (predictions(defended, x) == y).sum()
+
+
+def test_square_with_a_generator_each_does_not_depend_on_the_batch(defended, few):
+    from moat.data.seeding import generator
+
+    x, y = few
+
+    def run(rows):
+        draws = [generator(0, 0, "square", batch=row) for row in rows]
+        return attacks.square(defended, x[rows], y[rows], eps=2 * EPS, n_queries=30, generator=draws)
+
+    whole, part = run(list(range(20))), run([11, 3, 7])
+    torch.testing.assert_close(whole[[11, 3, 7]], part, rtol=0, atol=1e-6)
+    assert (whole - x[:20]).abs().max() > 0
+
+
+def test_a_single_generator_replaces_the_seed(defended, few):
+    x, y = few
+
+    def run(seed):
+        return attacks.square(defended, x, y, eps=EPS, n_queries=10, generator=torch.Generator().manual_seed(seed))
+
+    assert torch.equal(run(1), run(1)) and not torch.equal(run(1), run(2))
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        lambda model, x, y: attacks.autoattack(model, x, y, eps=EPS, n_iter=2, n_targets=1, n_queries=2),
+        lambda model, x, y: attacks.square(model, x, y, eps=EPS, n_queries=2),
+    ],
+)
+def test_nothing_is_left_behind(attack, trained, batch, capsys, caplog):
+    """Random numbers, modes, gradients, memory format, standard output; also under autocast and no_grad."""
+    x, y = batch[0][:8].to(memory_format=torch.channels_last), batch[1][:8]
+    states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
+    trained.train()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        found = attack(trained, x, y)
+    assert trained.training and all(p.requires_grad and p.grad is None for p in trained.parameters())
+    trained.eval()
+    assert torch.equal(torch.get_rng_state(), states[0]) and random.getstate() == states[1]
+    assert np.random.get_state()[1].tolist() == states[2]
+    assert found.dtype == x.dtype and found.is_contiguous(memory_format=torch.channels_last)
+    assert (found - x).abs().max() <= EPS + 1e-6 and capsys.readouterr().out == ""
+
+
+class Toy(nn.Module):
+    """Ten logits that are linear in the pixels, of which ``change`` decides what is given out."""
+
+    def __init__(self, change):
+        super().__init__()
+        torch.manual_seed(0)
+        self.linear = nn.Linear(192, 10)
+        self.change = change
+
+    def forward(self, x):
+        return self.change(self, x, self.linear(x.flatten(1)))
+
+
+def by_gradient(model, x, z):
+    with torch.enable_grad():
+        image = x.detach().requires_grad_()
+        torch.autograd.grad(image.sum(), image)
+    return z
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda model, x, z: z, set()),
+        (lambda model, x, z: z + 0.01 * torch.rand_like(z), {"randomized"}),
+        (lambda model, x, z: z.softmax(1), {"probabilities"}),
+        (by_gradient, {"dynamic"}),
+        (lambda model, x, z: z[:, 5:], set()),
+        (lambda model, x, z: z[:, 7:], {"target-classes"}),
+        (lambda model, x, z: z.detach() + 0 * z.tanh(), {"zero-gradient"}),
+    ],
+)
+def test_the_packages_warnings_are_flags(change, expected, caplog):
+    model, x = Toy(change), torch.rand(4, 3, 8, 8)
+    for attempt in range(2):
+        # Twice: what one model raises must not stick to the next.
+        with collect() as flags:
+            y = predictions(model, x)
+            attacks.autoattack(model, x, y, eps=0.01, n_iter=2, n_queries=2)
+        assert set(flags) - {"square-stronger"} == expected, (attempt, flags)
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(("broken", "flagged"), [(0, False), (2, False), (3, True)])
+def test_square_that_breaks_what_gradients_could_not_is_a_flag(broken, flagged):
+    with collect() as flags:
+        review({"clean": 10, "apgd-ce": 5, "square": broken}, 1000)
+    assert ("square-stronger" in flags) == flagged
+
+
+def test_flags_that_nobody_collects_are_warnings(caplog):
+    review({"square": 1}, 10)
+    assert "square-stronger" in caplog.text and "10.00%" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"eps": 8}, ["eps", "8"]),
+        ({"version": "custom"}, ["version", "'custom'", "'standard'"]),
+        ({"n_queries": 0}, ["n_queries", "0"]),
+        ({"batch_size": 0}, ["batch_size", "0"]),
+    ],
+)
+def test_refused_parameters(options, words, defended, few):
+    with pytest.raises(ConfigError) as caught:
+        attacks.autoattack(defended, *few, **{"eps": EPS, **options})
+    assert all(word in str(caught.value) for word in words)

@@ -1,0 +1,76 @@
+"""docs/evaluate-your-own-model.md: its code is run as it stands there."""
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+
+from moat.cli import main
+from moat.files import read_json
+
+PAGE = (Path(__file__).parents[2] / "docs" / "evaluate-your-own-model.md").read_text()
+SUITE = """
+trust:
+  title: the page's suite without what takes minutes
+  settings: [clean, pgd10, pgd10_det, aa]
+  worst_case: [{name: worst, of: [clean, pgd10, pgd10_det, aa]}]
+"""
+
+
+def blocks(language):
+    found = re.findall(rf"^( *)```{language}\n(.*?)^\1```", PAGE, flags=re.DOTALL | re.MULTILINE)
+    return ["\n".join(line.removeprefix(indent) for line in text.splitlines()) for indent, text in found]
+
+
+@pytest.fixture
+def folder(project, tmp_path, monkeypatch):
+    import shutil
+
+    for part in ("config", "workflow"):
+        shutil.copytree(project / part, tmp_path / part)
+    (tmp_path / "config" / "suites.yaml").write_text(SUITE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    return tmp_path
+
+
+def test_every_command_of_the_page_works(folder):
+    (folder / "mynet.py").write_text(blocks("python")[0])
+    import mynet
+    from safetensors.torch import save_file
+
+    torch.manual_seed(0)
+    save_file(mynet.make().state_dict(), "mynet.safetensors")
+    commands = [line for block in blocks("console") for line in block.splitlines()]
+    assert [shlex.split(line)[1] for line in commands] == ["fetch", "prepare", "evaluate", "verify"]
+    for line in commands:
+        # The tiny scale of the tests in the place of quickstart, 16 images of this data set all the same.
+        words = shlex.split(line.replace("--suite trust --scale quickstart", "--suite trust --scale tiny --limit 20"))
+        assert main([word.replace("quickstart", "tiny") for word in words[1:]]) == 0, line
+    content = json.loads((folder / "trust.json").read_text())
+    assert {"accuracy", "flags", "not_applicable", "worst_case", "settings"} <= set(content)
+    assert content["accuracy"]["worst"]["n"] == 12 and "pgd10_det" in content["not_applicable"]
+    assert set(content["worst_case"]["worst"]["broken_by"]) == {"clean", "pgd10", "aa"}
+    assert read_json(folder / "trust-robustbench.json")["unreliable"] in (True, False)
+    assert read_json(folder / "gates.json")["n"] == 40
+
+
+def test_the_method_for_views_is_found(folder):
+    from torch import nn
+
+    from moat.attacks.views import views_of
+
+    namespace = {}
+    exec(blocks("python")[1], namespace)
+
+    class Mine(nn.Module):
+        attack_views = namespace["attack_views"]
+
+        def __init__(self):
+            super().__init__()
+            self.experts = nn.ModuleList([nn.Flatten(), nn.Flatten()])
+
+    assert list(views_of(Mine())) == ["straight-through", "expert0", "expert1"]
