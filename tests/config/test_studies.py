@@ -254,7 +254,7 @@ def study(tmp_path):
         (
             "dwf",
             lambda t: t["table2"]["explained_by"][0].update(suite="dwf-normalized"),
-            "unknown suite 'dwf-normalized'.*'dwf-normalised'",
+            "unknown suite 'dwf-normalized'.*dwf-normalised",
         ),
         (
             "dwf",
