@@ -1,16 +1,19 @@
 # make quickstart   from nothing to results/quickstart/report.html (sets itself up)
+# make pull         models and results that another machine made (docs/dvc.md)
 # make test         all tests, linters included (sets itself up)
-# make mini         the same pipeline on real CIFAR images: about an hour on two cores; see README.md
+# make mini         the same pipeline on real CIFAR images: a few hours on two cores; see README.md
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
+# DVC is large, and only needed to share results.
+DVC    := $(VENV)/.dvc-ready
 
 # How many jobs may hold a GPU at once. Without a GPU nothing is limited but the cores.
 GPUS   ?= $(words $(wildcard /dev/nvidia[0-9]))
 LIMIT  := $(if $(filter-out 0,$(GPUS)),--resources gpu=$(GPUS))
 
-.PHONY: quickstart mini test lint format clean
+.PHONY: quickstart mini repro pull test lint format clean
 
 quickstart: $(READY)
 	$(BIN)/snakemake --cores all $(LIMIT) --config scale=quickstart
@@ -20,8 +23,15 @@ mini: $(READY)
 	$(BIN)/snakemake --cores all $(LIMIT) --config scale=mini
 	@echo "The report: $(CURDIR)/results/mini/report.html"
 
-test: $(READY)
-	$(BIN)/pytest
+# Through DVC (docs/dvc.md): make results anew where something changed; get those that another machine made.
+repro: $(DVC)
+	PATH="$(CURDIR)/$(BIN):$$PATH" SNAKEMAKE_OPTIONS="$(LIMIT)" dvc repro
+
+pull: $(DVC)
+	$(BIN)/moat pull
+
+test: $(READY) $(DVC)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile
 
 lint: $(READY)
 	$(BIN)/pytest tests/style
@@ -38,6 +48,10 @@ $(READY): pyproject.toml envs/requirements.lock
 	rm -rf $(VENV)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint envs/requirements.lock --editable '.[workflow,test]'
+	touch $@
+
+$(DVC): $(READY)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint envs/requirements.lock --editable '.[dvc]'
 	touch $@
 
 # The environment only; results and downloads are yours to delete.

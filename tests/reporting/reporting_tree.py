@@ -182,3 +182,34 @@ class Tree:
                 self.evaluation(name, "dramoe", rows("dramoe", rates, n, seed=10 * number + seed))
                 sweep = dict(zip(SUITES["epsilon"], np.linspace(0.9, 0.05, 9) * (1 if robust else 0.3), strict=True))
                 self.evaluation(name, "epsilon", rows("epsilon", sweep, n, seed=100 + 10 * number + seed))
+
+
+def build(folder: Path) -> Tree:
+    """Tables, figures and the page, with awkward characters, a failed gate and a method that did not run."""
+    from moat.cli import main
+
+    tree = Tree(make_project(folder), sources={"nets": "0" * 16})
+
+    def awkward(content):
+        table = content["tables"]["leaderboard"]
+        table["title"] = "100 % of a_b & <c> | d # $e ~ ^ {f} \\g"
+        table["columns"][0]["points"][1]["label"] = "FG_SM & 50 % <b>"
+
+    edit_yaml(folder / "config/studies/unified.yaml", awkward)
+    tree.everything(methods=["standard", "pgd-at"], failed={"pgd-at": ("monotone-epsilon",)})
+    for command in (["tabulate"], ["tabulate", "--cells"], ["draw"], ["report"]):
+        place = ["--scale", tree.scale, "--results", str(tree.root)]
+        assert main(["--project", str(folder), *command, *place]) == 0
+    return tree
+
+
+def cells(tree: Tree, name: str) -> pd.DataFrame:
+    return pd.read_csv(tree.base / "tables" / f"{name}.csv", keep_default_na=False, na_values={"measured": [""]})
+
+
+def expected_text(row: dict) -> str:
+    """A cell's text, from its row in the CSV."""
+    if row["verdict"] == "not-run":
+        return "not run"
+    number = f"{row['measured']:.1f} [{float(row['ci_low']):.1f}, {float(row['ci_high']):.1f}]"
+    return f"unverified: {number}" if row["verdict"] == "unverified" else number

@@ -3,8 +3,9 @@ import os
 import sys
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
-from moat import devices, sources
+from moat import devices, sources, workspace
 from moat.config import paths, recipes, registries, schema
 from moat.config.grid import Run, build_grid, needs_of
 from moat.config.project import Project
@@ -18,6 +19,14 @@ schema.validate(
 )
 if os.getcwd() != os.path.realpath(workflow.basedir):
     raise WorkflowError(f"run snakemake in the project's root, {workflow.basedir}; this is {os.getcwd()}")
+if workflow.is_main_process:
+    for lock in workspace.clear_dead_locks():
+        print(f"moat: removed {lock}, left by a Snakemake that was killed", file=sys.stderr)
+    for folder in (paths.results(config["scale"]), config["data"]["resources"]):
+        if ahead := workspace.forget_the_future(folder):
+            print(
+                f"moat: {len(ahead)} files in {folder} had times in the future; now they have this one", file=sys.stderr
+            )
 project = Project(".")
 # A wrong name is told here: later it would be a missing input file.
 project.scale(config["scale"])
@@ -26,15 +35,23 @@ for study in config["studies"]:
 
 # Jobs find the `moat` of the environment that runs Snakemake, also where that one is not activated, and the mirror.
 # (The mirror is no parameter of fetching: another one must not fetch again what is there and verified.)
-environment = {"PATH": f"{os.path.dirname(sys.executable)}:$PATH"}
+environment = {
+    "PATH": f"{os.path.dirname(sys.executable)}:$PATH",
+    "MOAT_SLOTS_PER_GPU": config["slots_per_gpu"],
+}
 if config["data"]["mirror"] and not os.environ.get("MOAT_MIRROR"):
     environment["MOAT_MIRROR"] = config["data"]["mirror"]
-shell.prefix("".join(f'export {name}="{value}"; ' for name, value in environment.items()))
+# A signal to all of a job reaches its shell, too: it waits until the command has saved its work, and ends as that does.
+shell.prefix("trap : TERM; " + "".join(f'export {name}="{value}"; ' for name, value in environment.items()))
+
+# What the SLURM plugin asks; it stands in for a sacct that does not answer.
+os.environ["PATH"] = f"{workflow.basedir}/workflow/profiles/slurm/bin:{os.environ['PATH']}"
 
 # The pattern of a run, and of one suite on it, in outputs.
 NAMED_RUN = Run("{dataset}", "{arch}", "{method}", "{seed}")
 RUN = paths.run_dir("{scale}", NAMED_RUN)
 EVALUATION = paths.evaluation("{scale}", NAMED_RUN, "{suite}")
+PROBE = paths.probe("{scale}", NAMED_RUN, "{probe}")
 
 
 @cache
@@ -146,6 +163,14 @@ def transfer_options(wildcards):
     return " ".join(f"--transfer-from {kind}={folder}" for kind, folder in transfer_folders(wildcards).items())
 
 
+def probe_digest(wildcards):
+    return recipes.digest(recipes.resolve_probe(project, wildcards.scale, wildcards.probe))
+
+
+def probe_options(wildcards):
+    return evaluation_options(wildcards, at_most=project.probe(wildcards.probe).get("images"))
+
+
 def gate_options(wildcards):
     """What the scale lets the gates spend."""
     gates = project.scale(wildcards.scale).get("gates", {})
@@ -161,12 +186,38 @@ def results_shown(scale, shown):
     return records + evaluations + [paths.gates(scale, run) for run in shown.gates]
 
 
+def figure_shown(scale, figure):
+    """What a figure is made of: what a table is, and what probes took from models; or the cells of all tables."""
+    probes = [paths.probe(scale, probe.run, probe.name) for probe in figure.probes]
+    return [paths.cells(scale)] if figure.shows == "cells" else results_shown(scale, figure) + probes
+
+
 def shown_digest(wildcards):
     """Changes when what declares the tables and figures of a study changes, or the code that draws them."""
     studies = [wildcards.study] if hasattr(wildcards, "study") else config["studies"]
     declared = [(project.study(name), project.published(name)) for name in studies]
     declared.append(project.claims())
     return recipes.digest([declared, project.scale(wildcards.scale), sources.reporting_hash()])
+
+
+def all_prepared(scale):
+    """The data of every run, and the published corrupted images that evaluations use."""
+    found = {paths.prepared(scale, dataset) for dataset in grid(scale).datasets}
+    for evaluation in grid(scale).evaluations:
+        asked = SimpleNamespace(scale=scale, dataset=evaluation.run.dataset, suite=evaluation.suite)
+        found.update(corrupted_images(asked))
+    return sorted(found)
+
+
+def all_runs(scale, methods):
+    return [paths.run_dir(scale, run) / "run.json" for run in grid(scale).runs if run.method in methods]
+
+
+def all_evaluated(scale):
+    shown = grid(scale)
+    return [paths.evaluation(scale, e.run, e.suite) for e in shown.evaluations] + [
+        paths.gates(scale, run) for run in shown.gates
+    ]
 
 
 def all_tables(scale):
@@ -177,19 +228,35 @@ def all_figures(scale):
     return [f"{paths.figure(scale, f.study, f.name)}.png" for f in grid(scale).figures]
 
 
-def refresh(record):
-    """With `--config refresh=stale`: a stamp that differs from the last one, for a result whose sources have changed.
+def refresh(record, *files):
+    """A stamp to make a result again: one of its files was cut short; or, with `--config refresh=stale`, its sources
+    have changed since.
 
-    Its content is what changed, because Snakemake looks at the content of a newer input before it makes anything again.
+    The stamp differs from the last one: its content is what is wrong, because Snakemake looks at the content of a newer
+    input before it makes anything again.
     """
-    changed = sources.stale_file(record) if config["refresh"] == "stale" else []
-    if not changed:
+    wrong = {str(file): Path(file).stat().st_mtime_ns for file in (record, *files) if workspace.is_damaged(file)}
+    if not wrong and config["refresh"] == "stale" and (changed := sources.stale_file(record)):
+        wrong = {"stale": changed, "made_by": read_json(record)["sources"], "made_at": Path(record).stat().st_mtime}
+    if not wrong:
         return []
     stamp = Path("work/refresh", record)
-    write_json(
-        stamp, {"stale": changed, "made_by": read_json(record)["sources"], "made_at": Path(record).stat().st_mtime}
-    )
+    write_json(stamp, wrong)
     return [stamp]
+
+
+def refresh_run(wildcards):
+    folder = paths.run_dir(wildcards.scale, run_of(wildcards))
+    return refresh(folder / "run.json", folder / "model.safetensors", folder / "last.safetensors")
+
+
+def refresh_evaluation(wildcards):
+    rows = paths.evaluation(wildcards.scale, run_of(wildcards), wildcards.suite)
+    return refresh(rows.with_suffix(".json"), rows)
+
+
+def stale_parts(record):
+    return [] if workspace.is_damaged(record) else sources.stale_file(record)
 
 
 def stale_results(scale):
@@ -198,12 +265,19 @@ def stale_results(scale):
     records = [paths.run_dir(scale, run) / "run.json" for run in shown.runs]
     records += [paths.evaluation(scale, e.run, e.suite).with_suffix(".json") for e in shown.evaluations]
     records += [paths.gates(scale, run) for run in shown.gates]
-    return {str(record): parts for record in records if (parts := sources.stale_file(record))}
+    probes = {probe for figure in shown.figures for probe in figure.probes}
+    records += [paths.probe(scale, probe.run, probe.name).with_suffix(".json") for probe in sorted(probes)]
+    return {str(record): parts for record in records if (parts := stale_parts(record))}
 
 
 def growing(rule, resource):
-    """What the scale gives to a rule, more with every retry."""
-    return lambda wildcards, attempt: attempt * scale_spec(wildcards.scale)["resources"][rule][resource]
+    """What the scale gives to a rule; twice and three times that for the first retries, which may have lacked it."""
+
+    def asked_for(wildcards, attempt):
+        most = config["most"][resource] or float("inf")
+        return min(most, min(attempt, 3) * scale_spec(wildcards.scale)["resources"][rule][resource])
+
+    return asked_for
 
 
 wildcard_constraints:
@@ -212,6 +286,7 @@ wildcard_constraints:
     arch=one_of(registries.archs()),
     method=one_of(project.names("methods")),
     suite=one_of(project.suites()),
+    probe=one_of(project.probes()),
     study=one_of(project.names("studies")),
     seed=r"\d+",
     item=r"[A-Za-z0-9_]+",

@@ -1,10 +1,10 @@
 rule fetch:
-    # Only the manifest is an output: Snakemake would delete partial downloads, and they are resumed.
+    # Only the manifest is an output: Snakemake would delete partial downloads, and they are resumed. Without `ensure`:
+    # with it, `moat pull` could not bless results made from downloads that are not here.
     output:
-        ensure(paths.manifest(config["data"]["resources"], "{dataset}"), non_empty=True),
+        paths.manifest(config["data"]["resources"], "{dataset}"),
     log:
         "logs/fetch/{dataset}.log",
-    retries: 2
     params:
         into=lambda wildcards, output: Path(output[0]).parent,
     shell:

@@ -4,9 +4,7 @@ rule evaluate:
         data=paths.prepared("{scale}", "{dataset}"),
         transfer=transfer_files,
         corrupted=corrupted_images,
-        refresh=lambda wildcards: refresh(
-            paths.evaluation(wildcards.scale, run_of(wildcards), wildcards.suite).with_suffix(".json"),
-        ),
+        refresh=refresh_evaluation,
     output:
         rows=ensure(EVALUATION.with_suffix(".parquet"), non_empty=True),
         summary=ensure(EVALUATION.with_suffix(".json"), non_empty=True),
@@ -14,7 +12,6 @@ rule evaluate:
         "logs/{scale}/evaluate/{dataset}/{arch}/{method}/seed{seed}/{suite}.log",
     benchmark:
         "results/{scale}/benchmarks/evaluate/{dataset}/{arch}/{method}/seed{seed}/{suite}.tsv"
-    retries: 2
     threads: config["threads"]["evaluate"]
     resources:
         gpu=1,

@@ -25,7 +25,7 @@ rule tabulate:
 
 rule draw:
     input:
-        lambda wildcards: results_shown(
+        lambda wildcards: figure_shown(
             wildcards.scale,
             grid(wildcards.scale).figure(wildcards.study, wildcards.item),
         ),

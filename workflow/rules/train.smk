@@ -2,7 +2,7 @@ rule train:
     input:
         data=paths.prepared("{scale}", "{dataset}"),
         needs=needed_models,
-        refresh=lambda wildcards: refresh(paths.run_dir(wildcards.scale, run_of(wildcards)) / "run.json"),
+        refresh=refresh_run,
     output:
         model=ensure(RUN / "model.safetensors", non_empty=True),
         last=ensure(RUN / "last.safetensors", non_empty=True),
@@ -16,7 +16,6 @@ rule train:
         method=one_of(methods_of_role("method")),
     # Trainings are what everything waits for: before evaluations of what is trained already.
     priority: 5
-    retries: 2
     threads: config["threads"]["train"]
     resources:
         gpu=1,

@@ -95,4 +95,4 @@ def _print_counts(content, tables: int) -> None:
     print(f"{len(correct_rows(content))} cells in {tables} tables: {counts}")
     published = count_published(content)
     outcome = ", ".join(f"{number} {name}" for name, number in published.items())
-    print(f"{sum(published.values())} of them published: {outcome}")
+    print(f"{sum(published.values())} published numbers: {outcome}")

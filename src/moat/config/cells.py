@@ -23,13 +23,21 @@ class Evaluation:
     suite: str
 
 
+@dataclass(frozen=True, order=True)
+class Probe:
+    """What one model pass leaves for figures: a probe of ``config/probes.yaml`` on one run."""
+
+    run: Run
+    name: str
+
+
 @dataclass(frozen=True)
 class Cell:
     """One number of a table: where it stands, what is measured, what was published.
 
     Attributes:
         measure: how a value comes from the results, a module of :mod:`moat.reporting.measures`.
-        reads: what that looks at, of ``rows`` (an evaluation), ``record`` (run.json) and ``gates``.
+        reads: what that looks at, of ``rows`` (an evaluation), ``record`` (run.json), ``gates`` and ``probe``.
         settings: the attack settings of ``suite``; under ``aggregate`` worst a sample must be right under all of
             them to count, under mean each counts alike.
         patterns: the settings as the study writes them, e.g. ``fog-?``.
@@ -83,6 +91,11 @@ class Cell:
         return tuple(Evaluation(run, self.suite) for run in self.runs) if "rows" in self.reads else ()
 
     @property
+    def probes(self) -> tuple[Probe, ...]:
+        """Of the first seed: such figures show one model."""
+        return tuple(Probe(run, self.of) for run in self.runs[:1]) if "probe" in self.reads else ()
+
+    @property
     def gates(self) -> tuple[Run, ...]:
         """The runs whose gates say whether the number can be trusted: costs need none."""
         return self.runs if {"rows", "gates"} & set(self.reads) else ()
@@ -130,10 +143,14 @@ class Table:
 
 @dataclass(frozen=True)
 class Line:
-    """One labelled line, bar group or panel of a figure."""
+    """One labelled line, bar, point or panel of a figure.
+
+    ``axes``: the label of each axis as it is shown, stand-ins named, e.g. ("method", "DRAMoE").
+    """
 
     label: str
     cell: Cell
+    axes: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -147,18 +164,28 @@ class Figure:
     settings: tuple[str, ...]
     lines: tuple[Line, ...]
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    shows: str = "lines"
+
+    @property
+    def measured(self) -> Iterator[Cell]:
+        """The cells of all lines, and what may explain them."""
+        return (each for line in self.lines for each in line.cell.each())
 
     @property
     def evaluations(self) -> tuple[Evaluation, ...]:
-        return unique(evaluation for line in self.lines for evaluation in line.cell.evaluations)
+        return unique(evaluation for cell in self.measured for evaluation in cell.evaluations)
 
     @property
     def runs(self) -> tuple[Run, ...]:
-        return unique(run for line in self.lines for run in line.cell.runs)
+        return unique(run for cell in self.measured for run in cell.runs)
 
     @property
     def gates(self) -> tuple[Run, ...]:
-        return unique(run for line in self.lines for run in line.cell.gates)
+        return unique(run for cell in self.measured for run in cell.gates)
+
+    @property
+    def probes(self) -> tuple[Probe, ...]:
+        return unique(probe for cell in self.measured for probe in cell.probes)
 
 
 def unique(items: Iterable) -> tuple:

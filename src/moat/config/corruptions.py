@@ -8,6 +8,8 @@ from moat.data.corruptions.severities import NAMES, PARAMETERS, SEVERITIES
 from moat.errors import ConfigError
 
 _ENDINGS = {"cifar10-c": "", "imagenet-c": "-imagenet"}
+# Parameters made for large images are a flawed way to measure on small ones.
+_PROTOCOL = {"imagenet-c": {"protocol": "imagenet-c-severities"}}
 
 
 def setting_name(corruption: str, severity: int, severities: str = "cifar10-c") -> str:
@@ -29,6 +31,7 @@ def settings(severities: str) -> dict[str, dict[str, Any]]:
             "corruption": name,
             "severity": severity,
             "severities": severities,
+            **_PROTOCOL.get(severities, {}),
         }
         for name in NAMES
         for severity in SEVERITIES

@@ -5,13 +5,16 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from moat.config import protocols, registries
+from moat.config import corruptions, protocols, registries
 from moat.config.binding import bind, check_exceptions, expand_settings, explanation
 from moat.config.cells import Cell, Figure, Line, Table
 from moat.config.project import Project
 from moat.config.published import NOTHING, Published, PublishedNumbers, wanted_columns
 from moat.config.schema import unknown_name
 from moat.errors import ConfigError
+
+# What is measured on the lines of a figure, unless they say so, by what its kind shows.
+_MEASURES = {"lines": "accuracy", "history": "history", "probe": "probe", "cells": ""}
 
 
 class Expander:
@@ -29,8 +32,8 @@ class Expander:
             "arch": registries.archs(),
             "method": project.names("methods"),
         }
-        self.attacks = project.attacks()
         self.suites = {name: tuple(project.measured(name)) for name in project.suites()}
+        self.attacks = {**corruptions.all_settings(), **project.attacks()}
 
     def tables(self) -> Iterator[Table]:
         for name, spec in self.spec.get("tables", {}).items():
@@ -45,13 +48,13 @@ class Expander:
 
     def figures(self) -> Iterator[Figure]:
         for name, spec in self.spec.get("figures", {}).items():
-            if spec["kind"] not in registries.figure_kinds():
-                where = f"config/studies/{self.study}.yaml: figures.{name}.kind"
-                raise ConfigError(f"{where}: " + unknown_name(spec["kind"], registries.figure_kinds(), what="kind"))
-            settings = {"label": "", "settings": spec["settings"]}
+            shows = self._shows(spec, f"config/studies/{self.study}.yaml: figures.{name}")
+            # The figure's own settings come first, so that a line can have others.
+            common = ("settings", {"label": "", "measure": _MEASURES[shows], "of": spec.get("probe", "")})
+            if "settings" in spec:
+                common[1]["settings"] = spec["settings"]
             lines = tuple(
-                Line(self._label(line), self._cell(name, spec, line, [("settings", settings)], NOTHING))
-                for line in _product(spec["lines"])
+                self._line(name, spec, common, points) for points in _product(spec.get("lines", ())) if points
             )
             yield Figure(
                 self.study,
@@ -59,11 +62,33 @@ class Expander:
                 spec["kind"],
                 spec["title"],
                 spec["caption"],
-                spec["suite"],
-                tuple(spec["settings"]),
+                spec.get("suite", ""),
+                tuple(spec.get("settings", ())),
                 lines,
                 spec.get("options", {}),
+                shows,
             )
+
+    def _shows(self, spec: Mapping[str, Any], where: str) -> str:
+        """What a figure is drawn from, by its kind.
+
+        Raises:
+            ConfigError: an unknown kind or probe, or a figure without what its kind needs; names ``where``.
+        """
+        kinds = registries.figure_kinds()
+        if spec["kind"] not in kinds:
+            raise ConfigError(f"{where}.kind: " + unknown_name(spec["kind"], kinds, what="kind"))
+        shows = kinds[spec["kind"]]
+        for key, needed in (("lines", shows != "cells"), ("probe", shows == "probe")):
+            if (key in spec) != needed:
+                raise ConfigError(f"{where}: a figure of kind {spec['kind']} has {'a' if needed else 'no'} key {key!r}")
+        if needed:
+            self.project.probe(spec["probe"])
+        return shows
+
+    def _line(self, figure: str, spec: Mapping[str, Any], common: tuple[str, Mapping[str, Any]], points) -> Line:
+        cell = self._cell(figure, spec, [common, *points], [], self._published(figure, spec, points, []))
+        return Line(self._label(points), cell, tuple((axis, self._shown(point)) for axis, point in points))
 
     def _cell(self, table: str, spec, row, column, published: Published) -> Cell:
         where = f"config/studies/{self.study}.yaml: {table}: {_label(row)} x {_label(column)}"
@@ -104,7 +129,8 @@ class Expander:
             aggregate=bound["aggregate"],
             of=bound.get("of", ""),
             protocol=bound["protocol"],
-            seeds=self.seeds,
+            # What a probe shows is one model.
+            seeds=self.seeds[:1] if "probe" in reads else self.seeds,
             published=published.value,
             published_std=published.std,
             published_line=published.line,

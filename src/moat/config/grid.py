@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from moat.config.cells import Cell, Evaluation, Figure, Line, Run, Table, unique
+from moat.config.cells import Cell, Evaluation, Figure, Line, Probe, Run, Table, unique
 from moat.config.expand import Expander
 from moat.config.project import Project
 from moat.config.recipes import resolve_recipe
@@ -16,7 +16,7 @@ from moat.config.schema import unknown_name
 from moat.errors import ConfigError
 
 __all__ = [
-    "Cell", "Evaluation", "Figure", "Grid", "Line", "Run", "Table", "build_grid", "needs_of",
+    "Cell", "Evaluation", "Figure", "Grid", "Line", "Probe", "Run", "Table", "build_grid", "needs_of",
 ]  # fmt: skip
 
 

@@ -69,6 +69,13 @@ class Project:
         """Suites as written: name -> {title, settings: [attack settings…], worst_case: [{name, of}…], corruptions}."""
         return self._load("config/suites.yaml", "suites")
 
+    def probes(self) -> dict[str, dict[str, Any]]:
+        """What figures need of a model itself: name -> {probe, parameters…}."""
+        return self._load("config/probes.yaml", "probes")
+
+    def probe(self, name: str) -> dict[str, Any]:
+        return self._pick(self.probes(), name, "probe", "config/probes.yaml")
+
     def suite(self, name: str) -> dict[str, Any]:
         """One suite; its ``settings`` are all of its attack settings, those of its corruptions last."""
         suite = self._pick(self.suites(), name, "suite", "config/suites.yaml")

@@ -104,5 +104,14 @@ def resolve_evaluation(project: Project, scale: str, suite: str) -> dict[str, An
     return {**resolved, "worst_case": worst_cases} if worst_cases else resolved
 
 
+def resolve_probe(project: Project, scale: str, name: str) -> dict[str, Any]:
+    """Everything that decides what a probe takes from a model, but the model: its parameters, attacks written out."""
+    probe = dict(project.probe(name))
+    if "setting" in probe:
+        probe["attack"] = project.attack(probe["setting"], where=f"config/probes.yaml: {name}", scale=scale)
+    limits = [probe.get("images"), project.scale(scale)["evaluation"]["limit"]]
+    return {**probe, "images": min((limit for limit in limits if limit is not None), default=None)}
+
+
 def _undocumented(content: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in content.items() if key not in _DOCUMENTATION}

@@ -19,9 +19,16 @@ def net_file(arch: str, package: Path = _PACKAGE) -> Path | None:
 
 
 @functools.cache
-def figure_kinds() -> tuple[str, ...]:
-    """The modules of :mod:`moat.reporting.figures`."""
-    files = (_PACKAGE / "reporting" / "figures").glob("*.py")
+def figure_kinds() -> dict[str, str]:
+    """The modules of :mod:`moat.reporting.figures`, and what each shows: its literal ``SHOWS``."""
+    files = sorted((_PACKAGE / "reporting" / "figures").glob("*.py"))
+    return {path.stem: _literal(path, "SHOWS") for path in files if not path.stem.startswith("_")}
+
+
+@functools.cache
+def probe_kinds() -> tuple[str, ...]:
+    """The modules of :mod:`moat.probing`."""
+    files = (_PACKAGE / "probing").glob("*.py")
     return tuple(sorted(path.stem for path in files if not path.stem.startswith("_")))
 
 
@@ -32,7 +39,7 @@ def measures() -> dict[str, tuple[str, ...]]:
     return {path.stem: tuple(_literal(path, "READS")) for path in files if not path.stem.startswith("_")}
 
 
-def _literal(path: Path, variable: str) -> tuple[str, ...]:
+def _literal(path: Path, variable: str):
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
         if isinstance(node, ast.Assign) and any(getattr(t, "id", None) == variable for t in node.targets):
             return ast.literal_eval(node.value)

@@ -123,6 +123,7 @@ def _types(types: str | Iterable[str]) -> str:
 def unknown_name(name: object, allowed: Iterable[str], *, what: str) -> str:
     """The sentence that an unknown name deserves: the name, the nearest one, all that are allowed."""
     allowed = sorted(allowed)
-    near = difflib.get_close_matches(str(name), allowed, n=1)
+    shortened = [each for each in allowed if str(name).startswith(each) or each.startswith(str(name))] if name else []
+    near = shortened[:1] or difflib.get_close_matches(str(name), allowed, n=1)
     guess = f" (did you mean {near[0]!r}?)" if near else ""
     return f"unknown {what} {name!r}{guess}; allowed: {', '.join(allowed) or 'none'}"

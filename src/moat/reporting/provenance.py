@@ -38,6 +38,11 @@ def files(cell: Cell, results: Results) -> list[tuple[str, str]]:
     return found + [("gates", str(paths.gates(results.scale, run))) for run in done if cell.gates]
 
 
+def address(path: str, scale: str) -> str:
+    """Of a file below ``results/<scale>``, as seen from the page, which lies there."""
+    return path.removeprefix(f"{paths.results(scale)}/")
+
+
 def _rows(cell: Cell, scale: str):
     return [paths.evaluation(scale, evaluation.run, evaluation.suite) for evaluation in cell.evaluations]
 

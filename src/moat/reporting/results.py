@@ -107,6 +107,34 @@ class Results:
         """The JSON beside an evaluation's rows, or None."""
         return self._json(self.evaluation_path(run, suite).with_suffix(".json"))
 
+    # -- probes ------------------------------------------------------------
+    def probe_path(self, run: Run, name: str) -> Path:
+        return self.file(paths.probe(self.scale, run, name))
+
+    def probe(self, run: Run, name: str) -> dict[str, Any]:
+        """The arrays that a probe took from a run's model: name -> numpy array.
+
+        Raises:
+            DataError: the file is missing or damaged; names it.
+        """
+        import safetensors
+        import safetensors.numpy
+
+        path = self.probe_path(run, name)
+        try:
+            return safetensors.numpy.load_file(path)
+        except (OSError, safetensors.SafetensorError) as error:
+            raise DataError(f"{path}: no readable probe ({error}); `moat probe … --out {path}` makes it") from error
+
+    @functools.cache  # noqa: B019
+    def probe_record(self, run: Run, name: str) -> dict[str, Any] | None:
+        """The JSON beside a probe's arrays, or None."""
+        return self._json(self.probe_path(run, name).with_suffix(".json"))
+
+    def is_probe_outdated(self, run: Run, name: str) -> bool:
+        """Whether a probe saw other weights than the run has now."""
+        return self._of_other_model(run, self.probe_record(run, name))
+
     # -- runs and gates ----------------------------------------------------
     @functools.cache  # noqa: B019
     def run(self, run: Run) -> dict[str, Any] | None:
@@ -163,6 +191,7 @@ _HAS = {
     "rows": lambda results, run, cell: results.has_evaluation(run, cell.suite),
     "record": lambda results, run, cell: results.run(run) is not None,
     "gates": lambda results, run, cell: results.gates(run) is not None,
+    "probe": lambda results, run, cell: results.probe_path(run, cell.of).exists(),
 }
 
 

@@ -68,7 +68,21 @@ def mean(rows: Rows, settings: Settings) -> MeanAccuracy:
     return from_shares(rows.matrix(settings).mean(0), len(settings))
 
 
-STATISTICS: Mapping[str, Callable[[Rows, Settings], Any]] = {"worst": worst, "mean": mean}
+def confidence(rows: Rows, settings: Settings) -> tuple[float, float, int]:
+    """Mean, and variance between rows, of the confidence (largest softmax value) over all settings; number of rows."""
+    import pyarrow.parquet
+
+    rows.matrix(settings)
+    wanted = [("setting", "in", list(settings))]
+    try:
+        table = pyarrow.parquet.read_table(rows.path, columns=["confidence"], filters=wanted)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DataError(f"{rows.path}: no column 'confidence' can be read ({error})") from error
+    values = table["confidence"].to_numpy().astype(np.float64)
+    return float(values.mean()), float(values.var(ddof=1)) if len(values) > 1 else 0.0, len(values)
+
+
+STATISTICS: Mapping[str, Callable[[Rows, Settings], Any]] = {"worst": worst, "mean": mean, "confidence": confidence}
 
 
 def _read(path: Path) -> tuple[np.ndarray, list[str], np.ndarray, np.ndarray]:

@@ -78,7 +78,7 @@ def not_run_reason(cell: Cell, results: Results) -> str | None:
         return cell.not_run
     done = results.finished(cell)
     if cell.reads and not done:
-        return "not evaluated yet" if "rows" in cell.reads else "not trained yet"
+        return next((why for what, why in _MISSING.items() if what in cell.reads), "not trained yet")
     if "rows" in cell.reads:
         return does_not_apply(cell, done[0], results)
     known = measures.get(cell.measure).measure(cell, done, results) is not None
@@ -153,9 +153,15 @@ def count_verdicts(content) -> dict[str, int]:
 
 
 def count_published(content) -> dict[str, int]:
-    """What became of the published numbers: cells that are reproduced, explained, contradicted, unverified, not run."""
-    published = correct_rows(content)
-    counts = published[published["published"].notna()]["verdict"].value_counts()
+    """What became of the published numbers: cells that are reproduced, explained, contradicted, unverified, not run.
+
+    Words are not counted: what kind of mixture a method is, our code has from the paper.
+    """
+    import pandas as pd
+
+    cells = correct_rows(content)
+    numbers = pd.to_numeric(cells["published"], errors="coerce").notna()
+    counts = cells[numbers]["verdict"].value_counts()
     return {name: sum(int(counts.get(verdict, 0)) for verdict in kinds) for name, kinds in OUTCOMES.items()}
 
 
@@ -165,6 +171,7 @@ def table_paths(results: Results, study: str, name: str) -> dict[str, Path]:
     return {suffix: base.with_name(f"{base.name}.{suffix}") for suffix in paths.TABLE_SUFFIXES}
 
 
+_MISSING = {"rows": "not evaluated yet", "probe": "not probed yet"}
 _NUMBERS = ("published", "published_std", "measured", "measured_std", "ci_low", "ci_high", "n")
 
 

@@ -1,0 +1,65 @@
+"""The environments agree: one set of versions, that of the lock file."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+# What conda-forge calls otherwise than PyPI.
+RENAMED = {"pytorch": "torch", "matplotlib-base": "matplotlib", "snakemake-minimal": "snakemake"}
+
+
+def normal(name):
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def locked():
+    lines = (ROOT / "envs/requirements.lock").read_text().splitlines()
+    return {normal(line.split("==")[0]): line.split("==")[1] for line in lines if line and not line.startswith("#")}
+
+
+def declared():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    groups = {"": project["dependencies"], **project["optional-dependencies"]}
+    return [(group, re.match(r"[\w-]+", entry)[0]) for group, entries in groups.items() for entry in entries]
+
+
+def conda():
+    return yaml.safe_load((ROOT / "envs/conda.yaml").read_text())["dependencies"]
+
+
+@pytest.mark.parametrize(("group", "name"), declared(), ids=str)
+def test_every_dependency_is_locked(group, name):
+    assert normal(name) in locked()
+
+
+@pytest.mark.parametrize("entry", [entry for entry in conda() if "=" in entry and isinstance(entry, str)])
+def test_conda_has_the_versions_of_the_lock(entry):
+    name, _, version = entry.partition("=")
+    if name != "python":
+        assert locked()[normal(RENAMED.get(name, name))] == version
+
+
+def test_conda_with_pip_has_all_that_the_package_needs():
+    (from_pip,) = (entry["pip"] for entry in conda() if isinstance(entry, dict))
+    assert all(locked()[normal(entry.split("==")[0])] == entry.split("==")[1] for entry in from_pip)
+    names = {entry.partition("=")[0] for entry in conda() if isinstance(entry, str)}
+    there = {normal(RENAMED.get(name, name)) for name in names} | {normal(entry.split("==")[0]) for entry in from_pip}
+    assert {normal(name) for group, name in declared() if group in ("", "workflow")} <= there
+
+
+@pytest.mark.parametrize("file", ["cpu.txt", "cuda.txt"])
+def test_pip_files_install_the_project_under_the_lock(file):
+    lines = (ROOT / "envs" / file).read_text().splitlines()
+    assert "--constraint requirements.lock" in lines and "--editable .[workflow]" in lines
+
+
+def test_the_container_copies_what_there_is_and_installs_under_the_lock():
+    text = (ROOT / "envs/moat.def").read_text()
+    copied = text.partition("%files")[2].partition("%post")[0].split("\n\n")[0].splitlines()
+    sources = [name for line in copied if line.strip() for name in line.split()[:-1]]
+    assert "envs/requirements.lock" in sources and all((ROOT / name).exists() for name in sources)
+    assert "-c /opt/moat/envs/requirements.lock" in text
