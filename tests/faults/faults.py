@@ -157,10 +157,14 @@ def missing_input(place: Place, chance: random.Random) -> str | None:
         return None
     path = chance.choice(files)
     path.unlink()
+    _forget_what_is_made_of(place)
+    return f"{path.relative_to(place.root)} deleted"
+
+
+def _forget_what_is_made_of(place: Place) -> None:
     for kind in ("evaluations", "gates"):
         shutil.rmtree(place.root / str(RUNS).replace("runs", kind) / place.method, ignore_errors=True)
     forget_what_is_shown(place.root)
-    return f"{path.relative_to(place.root)} deleted"
 
 
 def forget_what_is_shown(root: Path) -> None:
@@ -186,6 +190,7 @@ def full_disk(place: Place, chance: random.Random) -> str | None:
     folder = place.root / chance.choice(["work", f"{RUNS}/{place.method}"])
     # There must be something to write.
     shutil.rmtree(place.root / RUNS / place.method, ignore_errors=True)
+    _forget_what_is_made_of(place)
     folder.mkdir(parents=True, exist_ok=True)
     size = f"{chance.choice([4, 16, 64])}k"
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)], check=True)
