@@ -102,7 +102,7 @@ class Harness:
         return self.queue.pop()
 
     def _begin_anew(self) -> subprocess.Popen:
-        """Forget one of the runs and all that was made of it, and start the pipeline, which then has something to do."""
+        """Forget a run and all that was made of it, and start the pipeline, which then has something to do."""
         self.anew = self.chance.choice(METHODS)
         for top in ("results/tiny", "work/results/tiny"):
             for kind in ("runs", "evaluations", "gates"):
