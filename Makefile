@@ -31,7 +31,7 @@ pull: $(DVC)
 	$(BIN)/moat pull
 
 test: $(READY) $(DVC)
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile
 
 lint: $(READY)
 	$(BIN)/pytest tests/style

@@ -27,6 +27,7 @@ include: "workflow/rules/train.smk"
 include: "workflow/rules/pretrain.smk"
 include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/verify.smk"
+include: "workflow/rules/probe.smk"
 include: "workflow/rules/report.smk"
 include: "workflow/rules/targets.smk"
 
@@ -34,9 +35,14 @@ include: "workflow/rules/targets.smk"
 report: "workflow/report/workflow.rst"
 
 
+# On a cluster these run where Snakemake does: compute nodes often have no internet, and the others take seconds.
 localrules:
     all,
     fetch,
+    tabulate,
+    draw,
+    cells,
+    page,
 
 
 rule all:

@@ -219,8 +219,10 @@ PATHOLOGIES = {
 
 
 def held_out():
-    x, y = images()
-    return x[HELD_OUT], y[HELD_OUT]
+    """Sorted by class, as folders of images are."""
+    x, y = (values[HELD_OUT] for values in images())
+    order = y.argsort()
+    return x[order], y[order]
 
 
 @functools.cache

@@ -5,6 +5,7 @@ imports torch and the like inside ``run``, so that ``moat --help`` answers at on
 """
 
 import argparse
+import contextlib
 import importlib
 import pkgutil
 import sys
@@ -32,7 +33,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; a user's error is one line on stderr and an exit code (see :mod:`moat.errors`)."""
     arguments = build_parser().parse_args(argv)
     try:
-        return arguments.run(arguments) or 0
+        # What a command holds as long as it runs, e.g. a GPU.
+        with contextlib.ExitStack() as arguments.until_end:
+            return arguments.run(arguments) or 0
     except MoatError as error:
         print(f"moat {arguments.command}: {error}", file=sys.stderr)
         return error.exit_code

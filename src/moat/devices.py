@@ -1,7 +1,10 @@
 """Which device a command computes on, and with how many threads."""
 
+import argparse
+import importlib.util
 import logging
 import os
+import re
 from pathlib import Path
 
 from moat.errors import ConfigError
@@ -19,8 +22,49 @@ def gpu_note() -> str:
     """One line about the GPUs of this machine, without importing torch."""
     gpus = sorted(Path("/dev").glob("nvidia[0-9]*"))
     if not gpus:
-        return "moat: no GPU found on this machine; trainings and attacks run on the CPU"
-    return f"moat: {len(gpus)} GPU(s) found; `--resources gpu=N` says how many jobs may use them at once"
+        return "moat: no GPU found on this machine; what is trained and attacked here runs on the CPU"
+    return f"moat: {len(gpus)} GPU(s) found; `--resources gpu=N` says how many jobs may lease one at once"
+
+
+def lease(arguments: argparse.Namespace) -> None:
+    """Hold a GPU slot (:mod:`moat.scheduling.gpu_lease`) until the command ends. Call before torch is imported.
+
+    Of what is leased CUDA sees one device: ``--device cuda:1`` becomes ``cuda``.
+
+    Raises:
+        ConfigError: ``cuda:N`` is not there, and see :func:`moat.scheduling.gpu_lease.lease`.
+    """
+    from moat.scheduling import gpu_lease, gpus
+
+    if gpu_lease.assigned_by_slurm():
+        log.info("GPU assigned by SLURM: %s", os.environ.get("CUDA_VISIBLE_DEVICES") or "none")
+        return
+    if arguments.device == "cpu" or not _may_use_gpu():
+        return
+    numbered = re.fullmatch(r"cuda:(\d+)", arguments.device)
+    candidates = _numbered(gpus.find(), int(numbered[1])) if numbered else None
+    slot = arguments.until_end.enter_context(gpu_lease.lease(candidates))
+    if slot and numbered:
+        arguments.device = "cuda"
+
+
+def _numbered(found: list, number: int) -> list:
+    if number >= len(found):
+        names = ", ".join(gpu.name for gpu in found) or "none"
+        raise ConfigError(f"--device cuda:{number}: no such GPU; found: {names}")
+    return [found[number]]
+
+
+def _may_use_gpu() -> bool:
+    """Whether the torch that is installed was built for GPUs, without importing it; MOAT_GPUS says yes."""
+    if "MOAT_GPUS" in os.environ:
+        return True
+    spec = importlib.util.find_spec("torch")
+    version = Path(spec.origin).with_name("version.py") if spec and spec.origin else None
+    if version is None or not version.exists():
+        return True
+    built_for = re.search(r"^(?:cuda|hip)\b[^=]*= *['\"]", version.read_text(encoding="utf-8"), re.MULTILINE)
+    return built_for is not None
 
 
 def select(name: str, threads: int):

@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import shutil
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -50,6 +51,19 @@ def _torch(project: Project) -> Iterator[Check]:
         precision = "bf16" if torch.cuda.is_bf16_supported() else "float32"
         memory = properties.total_memory / 2**30
         yield Check("gpu", "ok", f"{index}: {properties.name}, {memory:.0f} GB, trains in {precision}")
+
+
+def _gpu_slots(project: Project) -> Iterator[Check]:
+    from moat.scheduling import gpu_lease, gpus
+
+    per_gpu = gpu_lease.configured_slots(default=project.config()["slots_per_gpu"])
+    for slot, owner in gpu_lease.holders(gpus.find(), slots_per_gpu=per_gpu).items():
+        if owner is None:
+            yield Check("gpu slot", "ok", f"{slot.name}: free")
+        else:
+            since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(owner.get("since", 0)))
+            holder = f"pid {owner.get('pid', '?')} of {owner.get('user', '?')} since {since}"
+            yield Check("gpu slot", "ok", f"{slot.name}: held by {holder}: {owner.get('command', '?')}")
 
 
 def _data(project: Project) -> Iterator[Check]:
@@ -105,4 +119,4 @@ def _results(project: Project) -> Iterator[Check]:
                 yield Check("stale", "problem", f"{entry['path']}: {', '.join(entry['stale'])} changed since")
 
 
-EXAMINERS = (_torch, _data, _mirror, _tools, _disk, _results)
+EXAMINERS = (_torch, _gpu_slots, _data, _mirror, _tools, _disk, _results)

@@ -28,10 +28,12 @@ PARTS: Mapping[str, tuple[str, ...]] = {
     "engine": ("training/", "data/batches.py", "data/seeding.py", "data/augmentation.py", "data/extra_images.py"),
     "evaluation": ("evaluation/",),
     "gates": ("evaluation/",),
+    "probing": ("probing/", "evaluation/"),
 }
 TRAINING_PARTS = ("nets", "method", "attacks", "engine")
 EVALUATION_PARTS = ("nets", "attacks", "evaluation")
 GATES_PARTS = ("nets", "attacks", "gates")
+PROBE_PARTS = ("nets", "attacks", "probing")
 
 # What takes part wherever the part is asked for. (A new gate changes no evaluation, the statistics change no row.)
 _ROOTS: Mapping[str, tuple[str, ...]] = {
@@ -47,6 +49,7 @@ def hash_parts(
     method: str | None,
     arch: str | None,
     attacks: Iterable[str] = (),
+    probe: str | None = None,
     package: Path = PACKAGE,
 ) -> dict[str, str]:
     """Content hash of each part today: part -> 16 hex digits.
@@ -55,11 +58,14 @@ def hash_parts(
         parts: keys of :data:`PARTS`.
         method, arch: registry names of what was trained; None for a model from elsewhere.
         attacks: attack families (files of ``attacks/``) that were used by name.
+        probe: the kind of probe (file of ``probing/``).
     """
     parts = tuple(parts)
     roots = [package / "attacks" / f"{name}.py" for name in attacks]
     if method is not None:
         roots.append(package / "methods" / f"{method.replace('-', '_')}.py")
+    if probe is not None:
+        roots.append(package / "probing" / f"{probe}.py")
     if arch is not None:
         roots += [path for path in [net_file(arch, package)] if path is not None]
     roots += [path for part in parts for pattern in _ROOTS.get(part, ()) for path in package.glob(pattern)]
@@ -81,6 +87,7 @@ def stale(record: Mapping[str, Any], *, package: Path = PACKAGE) -> list[str]:
         method=run.get("method"),
         arch=run.get("arch"),
         attacks=attacks_of(record),
+        probe=(record.get("probe") or {}).get("probe"),
         package=package,
     )
     return [part for part, value in recorded.items() if today.get(part) != value]

@@ -225,6 +225,18 @@ def test_a_cell_holds_settings_of_its_protocol_only(protocol, settings, words):
     assert str(caught.value).startswith("a study: ") and all(word in str(caught.value) for word in words)
 
 
+@pytest.mark.parametrize(
+    ("suite", "protocol"), [("corruptions", None), ("corruptions-imagenet", "imagenet-c-severities")]
+)
+def test_corruptions_made_for_large_images_are_a_protocol(net, suite, protocol):
+    settings = {name: each for name, each in Project(".").attack_settings(suite).items() if "brightness" in name}
+    assert len(settings) == 5 and {each.get("protocol") for each in settings.values()} == {protocol}
+    x, y = batch()
+    frame = evaluate(net, x, y, settings, batch_size=3)
+    plain = {name: {k: v for k, v in each.items() if k != "protocol"} for name, each in settings.items()}
+    assert frame.equals(evaluate(net, x, y, plain, batch_size=3)) and frame["linf"].min() > 0.01
+
+
 def test_every_protocol_of_the_settings_exists_and_every_suite_keeps_the_names():
     import yaml
 

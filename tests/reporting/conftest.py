@@ -1,5 +1,5 @@
 import pytest
-from reporting_tree import Tree, make_project
+from reporting_tree import Tree, build, make_project
 
 from moat.cli import main
 
@@ -24,3 +24,12 @@ def moat(project):
         return main(["--project", str(project), command, "--scale", scale, "--results", results, *arguments])
 
     return call
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory):
+    """Everything that is made from a tree of results with awkward characters, a failed gate, a method that did not run.
+
+    It is made once, and only to be looked at.
+    """
+    return build(tmp_path_factory.mktemp("built"))

@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 CLASSES = 10
 SUITES = {
     "dramoe": ["clean", "fgsm", "bim", "pgd10", "pgd20", "pgd50", "cw_inf"],
+    "advmoe": ["clean", "pgd10", "pgd10_det", "pgd10_advmoe"],
     "epsilon": [
         "clean",
         "pgd10_e1",
@@ -29,8 +30,14 @@ GATES = ["threat-model", "monotone-epsilon"]
 
 
 def make_project(folder: Path) -> Path:
-    """A copy of the project's own configuration, to be changed at will."""
+    """A copy of the project's own configuration with two small studies, to be changed at will."""
     shutil.copytree(ROOT / "config", folder / "config")
+    shutil.rmtree(folder / "config" / "studies")
+    shutil.copytree(Path(__file__).parent / "studies", folder / "config" / "studies")
+    shutil.copy(Path(__file__).parent / "claims.yaml", folder / "config" / "claims.yaml")
+    edit_yaml(folder / "config/config.yaml", lambda content: content.update(studies=["unified", "dramoe"]))
+    few = {"dataset": ["digits"], "arch": ["resnet18"], "method": ["standard", "pgd-at", "trades"]}
+    edit_yaml(folder / "config/scales/quickstart.yaml", lambda content: content.update(only=few))
     shutil.copytree(ROOT / "workflow" / "schemas", folder / "workflow" / "schemas")
     return folder
 
@@ -175,3 +182,34 @@ class Tree:
                 self.evaluation(name, "dramoe", rows("dramoe", rates, n, seed=10 * number + seed))
                 sweep = dict(zip(SUITES["epsilon"], np.linspace(0.9, 0.05, 9) * (1 if robust else 0.3), strict=True))
                 self.evaluation(name, "epsilon", rows("epsilon", sweep, n, seed=100 + 10 * number + seed))
+
+
+def build(folder: Path) -> Tree:
+    """Tables, figures and the page, with awkward characters, a failed gate and a method that did not run."""
+    from moat.cli import main
+
+    tree = Tree(make_project(folder), sources={"nets": "0" * 16})
+
+    def awkward(content):
+        table = content["tables"]["leaderboard"]
+        table["title"] = "100 % of a_b & <c> | d # $e ~ ^ {f} \\g"
+        table["columns"][0]["points"][1]["label"] = "FG_SM & 50 % <b>"
+
+    edit_yaml(folder / "config/studies/unified.yaml", awkward)
+    tree.everything(methods=["standard", "pgd-at"], failed={"pgd-at": ("monotone-epsilon",)})
+    for command in (["tabulate"], ["tabulate", "--cells"], ["draw"], ["report"]):
+        place = ["--scale", tree.scale, "--results", str(tree.root)]
+        assert main(["--project", str(folder), *command, *place]) == 0
+    return tree
+
+
+def cells(tree: Tree, name: str) -> pd.DataFrame:
+    return pd.read_csv(tree.base / "tables" / f"{name}.csv", keep_default_na=False, na_values={"measured": [""]})
+
+
+def expected_text(row: dict) -> str:
+    """A cell's text, from its row in the CSV."""
+    if row["verdict"] == "not-run":
+        return "not run"
+    number = f"{row['measured']:.1f} [{float(row['ci_low']):.1f}, {float(row['ci_high']):.1f}]"
+    return f"unverified: {number}" if row["verdict"] == "unverified" else number

@@ -24,14 +24,14 @@ def files(tree: Tree) -> dict[str, str]:
     return {str(path.relative_to(tree.base)): hashlib.sha256(path.read_bytes()).hexdigest() for path in made}
 
 
-def build(moat) -> None:
+def make(moat) -> None:
     for command in (["tabulate"], ["tabulate", "--cells"], ["draw"], ["report"]):
         assert moat(*command) == 0
 
 
 def test_all_outputs_are_reproducible_byte_for_byte(tree, moat, tmp_path, monkeypatch):
     tree.everything(failed={"trades": ("monotone-epsilon",)})
-    build(moat)
+    make(moat)
     first = files(tree)
     assert set(first) == {
         *(
@@ -41,6 +41,7 @@ def test_all_outputs_are_reproducible_byte_for_byte(tree, moat, tmp_path, monkey
         ),
         *(f"figures/unified-{name}.{suffix}" for name in ("epsilon", "training") for suffix in ("png", "pdf", "csv")),
         "tables/cells.csv",
+        *(f"tables/claims.{suffix}" for suffix in ("csv", "md", "tex")),
         "metrics.json",
         "report.html",
     }
@@ -68,7 +69,7 @@ def test_cells_are_the_tables_put_together(tree, moat, capsys):
 
 def test_metrics(tree, moat):
     tree.everything(failed={"standard": ("threat-model",)})
-    build(moat)
+    make(moat)
     content = json.loads((tree.base / "metrics.json").read_text())
     assert content["verdicts"] == {"unverified": 11, "not-run": 56, "measured": 14}
     assert content["gates"] == {"passed": 2, "failed": 1}

@@ -9,9 +9,10 @@ from moat.config.grid import Run, build_grid
 from moat.config.project import Project
 from moat.errors import ConfigError
 from moat.evaluation.clusters import mean_accuracy
+from moat.reporting.intervals import summarise_means
 from moat.reporting.metrics import collect
 from moat.reporting.results import Results
-from moat.reporting.tables import summarise_means, table_frame
+from moat.reporting.tables import table_frame
 
 POINTS = [
     {"label": "fog", "settings": ["fog-*"], "aggregate": "mean"},
@@ -65,7 +66,7 @@ def test_patterns_stand_for_the_settings_of_the_suite(study):
     assert settings["fog"] == settings["fog, worst"] == tuple(f"fog-{severity}" for severity in range(1, 6))
     assert len(settings["all"]) == 95 and "clean" not in settings["all"]
     metrics = {cell.column: cell.metric for cell in grid.table("unified", "leaderboard").cells}
-    assert metrics["fog"] == "mean(fog-1+…+fog-5)" and metrics["clean"] == "accuracy(clean)"
+    assert metrics["fog"] == "mean_accuracy(fog-*)" and metrics["clean"] == "accuracy(clean)"
 
 
 def test_a_mean_is_that_of_the_rows(study, monkeypatch):
@@ -94,7 +95,7 @@ def test_metrics_name_means(study, monkeypatch):
     content = collect([table], table_frame(table, results, {"comparable": True}), results)
     found = content["accuracy"][run.dataset]["resnet18"]["pgd-at"]["seed0"]["corruptions"]
     fog = frame[frame["setting"].str.startswith("fog-")]["correct"].mean()
-    assert found["mean(fog-1+…+fog-5)"] == pytest.approx(100 * fog, abs=1e-3)
+    assert found["mean_accuracy(fog-*)"] == pytest.approx(100 * fog, abs=1e-3)
 
 
 def test_seeds_are_averaged_and_their_images_counted_once():

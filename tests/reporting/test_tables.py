@@ -12,7 +12,7 @@ from moat.config.grid import Cell, Run, build_grid
 from moat.config.project import Project
 from moat.errors import DataError
 from moat.reporting.results import Results
-from moat.reporting.tables import COLUMNS, count_verdicts, measure_cell, summarise
+from moat.reporting.tables import COLUMNS, count_published, count_verdicts, frame, measure_cell, summarise
 
 HEADER = (
     "study,table,row,column,dataset,arch,method,metric,protocol,published,published_std,measured,measured_std,"
@@ -252,8 +252,23 @@ def test_grid_of_a_comparable_scale_reaches_a_verdict(tmp_path):
 
 
 def test_counts_of_verdicts():
-    content = pd.DataFrame({"verdict": ["not-run", None, "lower", "lower", ""]})
+    verdicts = ["not-run", None, "lower", "lower", ""]
+    content = frame([{"study": "s", "column": str(n), "verdict": verdict} for n, verdict in enumerate(verdicts)])
     assert count_verdicts(content) == {"lower": 2, "not-run": 1, "measured": 2}
+
+
+def test_outcomes_of_published_numbers():
+    """Explanations stand behind their cell and are not counted, nor are words, nor what nobody published."""
+    cells = [("reproduced", 1.0), ("explained", 2.0), ("higher", 3.0), ("lower", 4.0), ("unverified", 5.0)]
+    cells += [("not-run", 6.0), ("reproduced", "Hard"), ("not-run", None), ("lower", 7.0)]
+    content = [
+        {"study": "s", "column": str(n), "verdict": verdict, "published": published, "protocol": "correct"}
+        for n, (verdict, published) in enumerate(cells)
+    ]
+    content.insert(2, {**content[1], "verdict": "reproduced", "protocol": "advmoe-released"})
+    assert count_published(frame(content)) == {
+        **{"reproduced": 1, "explained": 1, "contradicted": 3, "unverified": 1, "not run": 1}
+    }
 
 
 def test_suites_of_the_tests_are_those_of_the_project(project):

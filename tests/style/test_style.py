@@ -16,7 +16,7 @@ LAYERS = [
     {"config", "data", "nets"},
     {"moe", "attacks"},
     {"methods", "evaluation"},
-    {"training", "reporting", "scheduling"},
+    {"training", "reporting", "scheduling", "probing"},
     {"commands", "cli"},
 ]
 

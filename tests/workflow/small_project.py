@@ -80,7 +80,7 @@ class Workflow:
             env=self.environment(),
             capture_output=True,
             text=True,
-            timeout=600,
+            timeout=1800,
         )
 
     def snakemake(self, *options: str) -> subprocess.CompletedProcess:

@@ -1,12 +1,17 @@
 """What Snakemake makes, and what it makes again: the whole way, on real jobs."""
 
 import json
+import os
 import re
 import shutil
+import signal
+import subprocess
+import sys
 
 import pandas as pd
 import pytest
 import yaml
+from small_project import ROOT
 
 from moat.evaluation.statistics import accuracy
 
@@ -188,3 +193,30 @@ def test_snakemakes_own_report_is_one_offline_file_with_captions(workflow):
     page = (workflow.root / "snakemake-report.html").read_text()
     assert "second-figure.png" in page and "first-table.md" in page
     assert not re.search(r"<(script|link|img)[^>]+(src|href)=[\"']https?://", page)
+
+
+@pytest.mark.parametrize(
+    ("options", "asked"),
+    [
+        ([], {"mem_mb": 1000, "runtime": 5}),
+        (["--config", "most={runtime: 3, mem_mb: 400}"], {"mem_mb": 400, "runtime": 3}),
+    ],
+    ids=["no limit", "limits"],
+)
+def test_jobs_ask_for_what_the_scale_says_up_to_the_most_there_is(finished, options, asked):
+    done = finished.snakemake("--dry-run", "--forceall", *options)
+    train = (done.stdout + done.stderr).partition("rule train:")[2].partition("rule ")[0]
+    assert {key: int(re.search(rf"\b{key}=(\d+)", train)[1]) for key in asked} == asked
+
+
+def test_the_shell_around_a_command_waits_until_it_has_saved_its_work(tmp_path):
+    """SLURM signals every process of a job. Without the trap the shell dies first, and takes the job with it."""
+    text = (ROOT / "workflow/rules/common.smk").read_text()
+    prefix = re.search(r'shell\.prefix\("([^"]+)"', text)[1]
+    slow = f"{sys.executable} -c \"import signal, time; signal.signal(signal.SIGTERM, lambda *_: None); print('on', " \
+        "flush=True); signal.pause(); time.sleep(0.5); raise SystemExit(75)\""  # fmt: skip
+    command = f"set -euo pipefail; {prefix} {slow}"
+    shell = subprocess.Popen(["bash", "-c", command], stdout=subprocess.PIPE, text=True, start_new_session=True)
+    assert shell.stdout.readline() == "on\n"
+    os.killpg(shell.pid, signal.SIGTERM)
+    assert shell.wait(timeout=60) == 75

@@ -35,20 +35,33 @@ for study in config["studies"]:
 
 # Jobs find the `moat` of the environment that runs Snakemake, also where that one is not activated, and the mirror.
 # (The mirror is no parameter of fetching: another one must not fetch again what is there and verified.)
-environment = {"PATH": f"{os.path.dirname(sys.executable)}:$PATH"}
+environment = {
+    "PATH": f"{os.path.dirname(sys.executable)}:$PATH",
+    "MOAT_SLOTS_PER_GPU": config["slots_per_gpu"],
+}
 if config["data"]["mirror"] and not os.environ.get("MOAT_MIRROR"):
     environment["MOAT_MIRROR"] = config["data"]["mirror"]
-shell.prefix("".join(f'export {name}="{value}"; ' for name, value in environment.items()))
+# A signal to all of a job reaches its shell, too: it waits until the command has saved its work, and ends as that does.
+shell.prefix("trap : TERM; " + "".join(f'export {name}="{value}"; ' for name, value in environment.items()))
+
+# What the SLURM plugin asks; it stands in for a sacct that does not answer.
+os.environ["PATH"] = f"{workflow.basedir}/workflow/profiles/slurm/bin:{os.environ['PATH']}"
 
 # The pattern of a run, and of one suite on it, in outputs.
 NAMED_RUN = Run("{dataset}", "{arch}", "{method}", "{seed}")
 RUN = paths.run_dir("{scale}", NAMED_RUN)
 EVALUATION = paths.evaluation("{scale}", NAMED_RUN, "{suite}")
+PROBE = paths.probe("{scale}", NAMED_RUN, "{probe}")
 
 
 @cache
 def grid(scale):
     return build_grid(project, scale, config["studies"])
+
+
+@cache
+def scale_spec(scale):
+    return project.scale(scale)
 
 
 @cache
@@ -71,15 +84,20 @@ def run_files(wildcards):
     return {"model": folder / "model.safetensors", "run": folder / "run.json"}
 
 
+@cache
+def needs(scale, run):
+    return needs_of(project, scale, run)
+
+
 def needed_models(wildcards):
     """The models that a training starts from."""
-    needs = needs_of(project, wildcards.scale, run_of(wildcards)).values()
-    return [paths.run_dir(wildcards.scale, run) / "model.safetensors" for run in needs]
+    runs = needs(wildcards.scale, run_of(wildcards)).values()
+    return [paths.run_dir(wildcards.scale, run) / "model.safetensors" for run in runs]
 
 
 def need_options(wildcards):
-    needs = needs_of(project, wildcards.scale, run_of(wildcards)).items()
-    return " ".join(f"--need {name}={paths.run_dir(wildcards.scale, run)}" for name, run in needs)
+    runs = needs(wildcards.scale, run_of(wildcards)).items()
+    return " ".join(f"--need {name}={paths.run_dir(wildcards.scale, run)}" for name, run in runs)
 
 
 def run_digest(wildcards):
@@ -106,13 +124,18 @@ def corrupted_images(wildcards):
     return [paths.prepared(wildcards.scale, published)] if asked and published in project.names("datasets") else []
 
 
+@cache
+def suite_digest(scale, suite):
+    return recipes.digest(recipes.resolve_evaluation(project, scale, suite))
+
+
 def evaluation_digest(wildcards):
-    return recipes.digest(recipes.resolve_evaluation(project, wildcards.scale, wildcards.suite))
+    return suite_digest(wildcards.scale, wildcards.suite)
 
 
 def evaluation_options(wildcards, at_most=None):
     """Always with a limit: without one, the command takes the one that was in force when the run was trained."""
-    evaluation = project.scale(wildcards.scale)["evaluation"]
+    evaluation = scale_spec(wildcards.scale)["evaluation"]
     limits = [limit for limit in (evaluation["limit"], at_most) if limit]
     return f"--batch-size {evaluation['batch_size']} --limit {min(limits, default='all')}"
 
@@ -140,6 +163,14 @@ def transfer_options(wildcards):
     return " ".join(f"--transfer-from {kind}={folder}" for kind, folder in transfer_folders(wildcards).items())
 
 
+def probe_digest(wildcards):
+    return recipes.digest(recipes.resolve_probe(project, wildcards.scale, wildcards.probe))
+
+
+def probe_options(wildcards):
+    return evaluation_options(wildcards, at_most=project.probe(wildcards.probe).get("images"))
+
+
 def gate_options(wildcards):
     """What the scale lets the gates spend."""
     gates = project.scale(wildcards.scale).get("gates", {})
@@ -152,13 +183,20 @@ def results_shown(scale, shown):
     folders = [paths.run_dir(scale, run) for run in shown.runs]
     records = [folder / name for folder in folders for name in ("run.json", "history.csv")]
     evaluations = [paths.evaluation(scale, e.run, e.suite) for e in shown.evaluations]
-    return records + evaluations + [paths.gates(scale, run) for run in shown.runs]
+    return records + evaluations + [paths.gates(scale, run) for run in shown.gates]
+
+
+def figure_shown(scale, figure):
+    """What a figure is made of: what a table is, and what probes took from models; or the cells of all tables."""
+    probes = [paths.probe(scale, probe.run, probe.name) for probe in figure.probes]
+    return [paths.cells(scale)] if figure.shows == "cells" else results_shown(scale, figure) + probes
 
 
 def shown_digest(wildcards):
     """Changes when what declares the tables and figures of a study changes, or the code that draws them."""
     studies = [wildcards.study] if hasattr(wildcards, "study") else config["studies"]
     declared = [(project.study(name), project.published(name)) for name in studies]
+    declared.append(project.claims())
     return recipes.digest([declared, project.scale(wildcards.scale), sources.reporting_hash()])
 
 
@@ -227,12 +265,19 @@ def stale_results(scale):
     records = [paths.run_dir(scale, run) / "run.json" for run in shown.runs]
     records += [paths.evaluation(scale, e.run, e.suite).with_suffix(".json") for e in shown.evaluations]
     records += [paths.gates(scale, run) for run in shown.gates]
+    probes = {probe for figure in shown.figures for probe in figure.probes}
+    records += [paths.probe(scale, probe.run, probe.name).with_suffix(".json") for probe in sorted(probes)]
     return {str(record): parts for record in records if (parts := stale_parts(record))}
 
 
 def growing(rule, resource):
-    """What the scale gives to a rule, more with every retry."""
-    return lambda wildcards, attempt: attempt * project.scale(wildcards.scale)["resources"][rule][resource]
+    """What the scale gives to a rule; twice and three times that for the first retries, which may have lacked it."""
+
+    def asked_for(wildcards, attempt):
+        most = config["most"][resource] or float("inf")
+        return min(most, min(attempt, 3) * scale_spec(wildcards.scale)["resources"][rule][resource])
+
+    return asked_for
 
 
 wildcard_constraints:
@@ -241,6 +286,7 @@ wildcard_constraints:
     arch=one_of(registries.archs()),
     method=one_of(project.names("methods")),
     suite=one_of(project.suites()),
+    probe=one_of(project.probes()),
     study=one_of(project.names("studies")),
     seed=r"\d+",
     item=r"[A-Za-z0-9_]+",

@@ -5,7 +5,6 @@ rule fetch:
         paths.manifest(config["data"]["resources"], "{dataset}"),
     log:
         "logs/fetch/{dataset}.log",
-    retries: 2
     params:
         into=lambda wildcards, output: Path(output[0]).parent,
     shell:

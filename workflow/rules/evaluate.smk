@@ -12,7 +12,6 @@ rule evaluate:
         "logs/{scale}/evaluate/{dataset}/{arch}/{method}/seed{seed}/{suite}.log",
     benchmark:
         "results/{scale}/benchmarks/evaluate/{dataset}/{arch}/{method}/seed{seed}/{suite}.tsv"
-    retries: 2
     threads: config["threads"]["evaluate"]
     resources:
         gpu=1,

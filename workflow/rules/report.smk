@@ -25,7 +25,7 @@ rule tabulate:
 
 rule draw:
     input:
-        lambda wildcards: results_shown(
+        lambda wildcards: figure_shown(
             wildcards.scale,
             grid(wildcards.scale).figure(wildcards.study, wildcards.item),
         ),
@@ -53,6 +53,7 @@ rule cells:
     output:
         cells=ensure(paths.cells("{scale}"), non_empty=True),
         metrics=ensure(paths.metrics("{scale}"), non_empty=True),
+        claims=multiext(str(paths.claims("{scale}")), ".csv", ".md", ".tex"),
     log:
         "logs/{scale}/cells.log",
     params:

@@ -16,7 +16,6 @@ rule train:
         method=one_of(methods_of_role("method")),
     # Trainings are what everything waits for: before evaluations of what is trained already.
     priority: 5
-    retries: 2
     threads: config["threads"]["train"]
     resources:
         gpu=1,

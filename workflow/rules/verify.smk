@@ -7,7 +7,6 @@ rule verify:
         ensure(paths.gates("{scale}", NAMED_RUN), non_empty=True),
     log:
         "logs/{scale}/verify/{dataset}/{arch}/{method}/seed{seed}.log",
-    retries: 2
     threads: config["threads"]["evaluate"]
     resources:
         gpu=1,

@@ -25,8 +25,8 @@ def run(arguments) -> None:
     studies = selection.studies(project, arguments.studies, arguments.study)
     grid = build_grid(project, arguments.scale, studies)
     chosen = (grid.figure(arguments.study, arguments.figure),) if arguments.figure else grid.figures
-    results = Results(arguments.results, arguments.scale)
-    frames = figures.Frames(results, project.attacks())
+    results = Results(arguments.results, arguments.scale, project=project)
+    frames = figures.Frames(results, project.attacks(), project.scale(arguments.scale))
     for figure in chosen:
         prepare = getattr(figures.get(figure.kind), "expect", None)
         if prepare is not None:

@@ -4,7 +4,7 @@ import logging
 from dataclasses import replace
 from pathlib import Path
 
-from moat import subjects
+from moat import devices, subjects
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +42,7 @@ def run(arguments) -> int:
         project.scale(arguments.scale)
     exit_on_sigterm("the same command continues with the attack setting it was in")
     check_writable(arguments.out)
+    devices.lease(arguments)
     subject = subjects.load(arguments)
     _evaluate(arguments, project, subject)
     return 0

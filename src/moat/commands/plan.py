@@ -1,43 +1,67 @@
-"""List what the studies ask for at a scale, and what of it is done, missing or stale."""
+"""List what the studies ask for at a scale: what of it is done, missing or stale, and how long the missing takes.
+
+With --budget-gpu-hours, choose the table cells of greatest worth that fit, and print the command that makes just them.
+"""
 
 from pathlib import Path
 
-HELP = "list runs, evaluations, gates, tables and figures: done, missing or stale"
+HELP = "what is done, missing or stale; what the missing costs, and what a budget buys of it"
+
+# So many targets still stand in the command itself; more go into a file.
+INLINE_TARGETS = 8
 
 
 def add_arguments(parser) -> None:
     parser.add_argument("--scale", help="default: that of config/config.yaml")
     parser.add_argument("--studies", metavar="A,B", help="default: those of config/config.yaml")
+    parser.add_argument("--gpus", type=int, default=1, metavar="N", help="how many GPUs there are (default: 1)")
+    parser.add_argument(
+        "--hardware", default="auto", metavar="X", help="an entry of config/planner.yaml (default: this machine's)"
+    )
+    parser.add_argument("--budget-gpu-hours", type=float, metavar="H", help="choose the cells that H GPU-hours buy")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def run(arguments) -> int:
     import json
 
+    from moat.config import selection
     from moat.config.grid import build_grid
-    from moat.config.plan import plan
     from moat.config.project import Project
-    from moat.config.selection import studies as selected
+    from moat.errors import ConfigError
+    from moat.scheduling import report
 
     project = Project(Path(arguments.project))
-    config = project.config()
-    studies = selected(project, arguments.studies)
-    entries = plan(build_grid(project, arguments.scale or config["scale"], studies), project.root)
+    if arguments.gpus < 1:
+        raise ConfigError(f"--gpus {arguments.gpus}: allowed: 1 or more")
+    scale = arguments.scale or project.config()["scale"]
+    studies = selection.studies(project, arguments.studies)
+    grid = build_grid(project, scale, studies)
+    planned = report.describe(project, grid, studies, hardware=arguments.hardware, machines=arguments.gpus)
+    if arguments.budget_gpu_hours is not None:
+        planned["budget"] = report.describe_budget(project, grid, planned, arguments.budget_gpu_hours)
+        _list_targets(project, planned)
     if arguments.json:
-        print(json.dumps({"scale": arguments.scale or config["scale"], "studies": studies, "jobs": entries}, indent=2))
+        print(json.dumps(planned, indent=2))
     else:
-        _print(entries)
+        print("\n".join(report.lines(planned)))
     return 0
 
 
-def _print(entries) -> None:
-    from collections import Counter
+def _list_targets(project, planned) -> None:
+    """Add the command; where the targets are many, write them into a file that it reads."""
+    from moat.files import write_text
+    from moat.scheduling.estimate import snakemake_command
 
-    for entry in entries:
-        why = f" ({', '.join(entry['stale'])} changed since)" if entry["stale"] else ""
-        print(f"{entry['status']:8} {entry['kind']:10} {entry['path']}{why}")
-    counts = Counter((entry["kind"], entry["status"]) for entry in entries)
-    print()
-    for kind in dict.fromkeys(entry["kind"] for entry in entries):
-        parts = [f"{counts[kind, s]} {s}" for s in ("done", "stale", "missing") if counts[kind, s]]
-        print(f"{kind + 's:':13} {', '.join(parts)}")
+    targets, listed = planned["budget"]["targets"], None
+    if len(targets) > INLINE_TARGETS:
+        listed = Path("work") / "plan" / f"{planned['scale']}-targets.txt"
+        write_text(project.root / listed, "\n".join(targets) + "\n")
+    planned["budget"]["command"] = targets and snakemake_command(
+        planned["scale"],
+        planned["studies"],
+        targets,
+        planned["machines"],
+        on_gpus=planned["hardware"] != "cpu",
+        listed=listed,
+    )

@@ -20,7 +20,7 @@ def run(arguments) -> None:
     project = Project(arguments.project)
     studies = selection.studies(project, arguments.studies)
     grid = build_grid(project, arguments.scale, studies)
-    results = Results(arguments.results, arguments.scale)
+    results = Results(arguments.results, arguments.scale, project=project)
     path = results.file(paths.report(arguments.scale))
     write_text(path, page.render(project, grid, studies, results))
     print(path.resolve())

@@ -1,4 +1,4 @@
-"""Make tables as CSV, Markdown and LaTeX from the evaluations; or, with --cells, one CSV of all of them."""
+"""Make tables as CSV, Markdown and LaTeX from the evaluations; or, with --cells, one CSV of all, and the claims."""
 
 HELP = "make tables from the evaluations"
 
@@ -9,7 +9,9 @@ def add_arguments(parser) -> None:
     parser.add_argument("--table", metavar="T", help="only this table of --study")
     parser.add_argument("--studies", metavar="A,B", help="these studies (default: those of config/config.yaml)")
     parser.add_argument(
-        "--cells", action="store_true", help="put the tables' CSVs together into cells.csv and write metrics.json"
+        "--cells",
+        action="store_true",
+        help="put the tables' CSVs together into cells.csv, and write the claims and metrics.json",
     )
     parser.add_argument("--results", default="results", metavar="DIR", help="folder of the results (default: results)")
 
@@ -29,8 +31,8 @@ def run(arguments) -> None:
     studies = selection.studies(project, arguments.studies, arguments.study)
     grid = build_grid(project, arguments.scale, studies)
     tables = (grid.table(arguments.study, arguments.table),) if arguments.table else grid.tables
-    results = Results(arguments.results, arguments.scale)
-    content = _join(tables, results) if arguments.cells else _write(tables, results, project.scale(arguments.scale))
+    results = Results(arguments.results, arguments.scale, project=project)
+    content = _join(grid, results) if arguments.cells else _write(tables, results, project.scale(arguments.scale))
     _print_counts(content, len(tables))
 
 
@@ -55,25 +57,42 @@ def _write(tables, results, scale):
     return frame(records)
 
 
-def _join(tables, results):
-    """Write cells.csv and metrics.json; return the cells."""
+def _join(grid, results):
+    """Write cells.csv, the claims and metrics.json; return the cells."""
     from moat.config import paths
     from moat.files import write_json, write_text
     from moat.reporting import metrics
     from moat.reporting.tables import frame, read_cells, table_paths, to_csv
 
-    parts = [read_cells(table_paths(results, table.study, table.name)["csv"]) for table in tables]
+    parts = [read_cells(table_paths(results, table.study, table.name)["csv"]) for table in grid.tables]
     content = frame([record for part in parts for record in part.to_dict("records")])
     cells, numbers = results.file(paths.cells(results.scale)), results.file(paths.metrics(results.scale))
     write_text(cells, to_csv(content))
-    write_json(numbers, metrics.collect(tables, content, results))
+    write_json(numbers, metrics.collect(grid.tables, content, results))
+    _write_claims(grid, content, results)
     print(cells)
     print(numbers)
     return content
 
 
+def _write_claims(grid, content, results) -> None:
+    from moat.config import paths
+    from moat.files import write_text
+    from moat.reporting import claims, claims_tables
+
+    found = claims.evaluate(results.project, grid, content)
+    base = results.file(paths.claims(results.scale))
+    write_text(base.with_suffix(".csv"), claims_tables.to_csv(found))
+    write_text(base.with_suffix(".md"), claims_tables.to_markdown(found))
+    write_text(base.with_suffix(".tex"), claims_tables.to_latex(found))
+    print(base)
+
+
 def _print_counts(content, tables: int) -> None:
-    from moat.reporting.tables import count_verdicts
+    from moat.reporting.tables import correct_rows, count_published, count_verdicts
 
     counts = ", ".join(f"{number} {name}" for name, number in count_verdicts(content).items())
-    print(f"{len(content)} cells in {tables} tables: {counts}")
+    print(f"{len(correct_rows(content))} cells in {tables} tables: {counts}")
+    published = count_published(content)
+    outcome = ", ".join(f"{number} {name}" for name, number in published.items())
+    print(f"{sum(published.values())} published numbers: {outcome}")

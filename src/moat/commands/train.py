@@ -46,6 +46,7 @@ def run(arguments) -> int:
         seed=arguments.seed,
     )
     needs = _needs(arguments.need, resolved["recipe"])
+    devices.lease(arguments)
     device = devices.select(arguments.device, arguments.threads)
 
     from moat.training.runs import Run

@@ -5,7 +5,7 @@ Exit code 0 whether or not the gates pass: the file says which failed, and the t
 
 from pathlib import Path
 
-from moat import subjects
+from moat import devices, subjects
 
 HELP = "the gates: can this run's robust accuracy be trusted?"
 
@@ -43,6 +43,7 @@ def run(arguments) -> int:
     claims = _claims(project, arguments.suite, eps)
     exit_on_sigterm("the same command starts the gates again")
     check_writable(arguments.out)
+    devices.lease(arguments)
 
     from moat import provenance, sources
     from moat.evaluation import verify

@@ -1,6 +1,6 @@
 """What tables and figures are made of: runs, evaluations, cells."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,14 +23,34 @@ class Evaluation:
     suite: str
 
 
+@dataclass(frozen=True, order=True)
+class Probe:
+    """What one model pass leaves for figures: a probe of ``config/probes.yaml`` on one run."""
+
+    run: Run
+    name: str
+
+
 @dataclass(frozen=True)
 class Cell:
     """One number of a table: where it stands, what is measured, what was published.
 
-    ``settings``: the attack settings of ``suite`` under which a sample must be right to count; with the
-    ``aggregate`` "mean", those whose accuracies are averaged.
-    ``substitutes``: what the scale put in place of what the paper used, e.g. {"dataset": "cifar10"}
-    (the study's name of what was replaced). ``not_run``: why there is no measurement, or None.
+    Attributes:
+        measure: how a value comes from the results, a module of :mod:`moat.reporting.measures`.
+        reads: what that looks at, of ``rows`` (an evaluation), ``record`` (run.json), ``gates`` and ``probe``.
+        settings: the attack settings of ``suite``; under ``aggregate`` worst a sample must be right under all of
+            them to count, under mean each counts alike.
+        patterns: the settings as the study writes them, e.g. ``fog-?``.
+        of: what the measure is asked for, where it knows several things (a property of the code).
+        protocol: ``correct``, or the flawed one that ``settings`` replicate.
+        published: a number, or the word of a table of words; ``published_line``: its line in
+            config/published/<study>.csv, the first after the header being 2.
+        substitutes: what the scale, or the study itself, put in place of what the paper used, e.g.
+            {"dataset": "cifar10"} (the name of what was replaced).
+        hardware: what a published cost was measured on.
+        not_run: why there is no measurement, or None.
+        axes: the label of each axis, as the study writes them, e.g. ("method", "DRAMoE").
+        explanations: the same cell under flawed protocols that may give the published number.
     """
 
     study: str
@@ -44,26 +64,53 @@ class Cell:
     settings: tuple[str, ...]
     protocol: str
     seeds: tuple[int, ...]
-    published: float | None = None
+    published: float | str | None = None
     published_std: float | None = None
     tolerance: float = 0.0
     substitutes: tuple[tuple[str, str], ...] = ()
     not_run: str | None = None
+    measure: str = "accuracy"
+    reads: tuple[str, ...] = ("rows",)
     aggregate: str = "worst"
+    patterns: tuple[str, ...] = ()
+    of: str = ""
+    hardware: str | None = None
+    published_line: int | None = None
+    axes: tuple[tuple[str, str], ...] = ()
+    explanations: tuple["Cell", ...] = ()
 
     @property
     def runs(self) -> tuple[Run, ...]:
-        """The runs that are measured; none where the cell is not run."""
-        if self.not_run is not None:
+        """The runs that are measured; none where the cell is not run, or is about the code alone."""
+        if self.not_run is not None or not self.reads:
             return ()
         return tuple(Run(self.dataset, self.arch, self.method, seed) for seed in self.seeds)
 
     @property
+    def evaluations(self) -> tuple[Evaluation, ...]:
+        return tuple(Evaluation(run, self.suite) for run in self.runs) if "rows" in self.reads else ()
+
+    @property
+    def probes(self) -> tuple[Probe, ...]:
+        """Of the first seed: such figures show one model."""
+        return tuple(Probe(run, self.of) for run in self.runs[:1]) if "probe" in self.reads else ()
+
+    @property
+    def gates(self) -> tuple[Run, ...]:
+        """The runs whose gates say whether the number can be trusted: costs need none."""
+        return self.runs if {"rows", "gates"} & set(self.reads) else ()
+
+    @property
     def metric(self) -> str:
-        """``accuracy`` under the cell's settings, e.g. ``accuracy(pgd10)`` or ``mean(fog-1+…+fog-5)``."""
-        if self.aggregate == "mean":
-            return f"mean({self.settings[0]}+…+{self.settings[-1]})"
-        return f"accuracy({'+'.join(self.settings)})"
+        """What the number is, e.g. ``accuracy(pgd10)``, ``mean_accuracy(fog-?)`` or ``parameters``."""
+        name = f"mean_{self.measure}" if self.aggregate == "mean" else self.measure
+        about = self.of or "+".join(self.patterns or self.settings)
+        return f"{name}({about})" if about else name
+
+    def each(self) -> Iterator["Cell"]:
+        """The cell, then what may explain it."""
+        yield self
+        yield from self.explanations
 
 
 @dataclass(frozen=True)
@@ -77,20 +124,33 @@ class Table:
     cells: tuple[Cell, ...]
 
     @property
+    def measured(self) -> Iterator[Cell]:
+        """All cells, and what may explain them."""
+        return (each for cell in self.cells for each in cell.each())
+
+    @property
     def evaluations(self) -> tuple[Evaluation, ...]:
-        return unique(Evaluation(run, cell.suite) for cell in self.cells for run in cell.runs)
+        return unique(evaluation for cell in self.measured for evaluation in cell.evaluations)
 
     @property
     def runs(self) -> tuple[Run, ...]:
-        return unique(run for cell in self.cells for run in cell.runs)
+        return unique(run for cell in self.measured for run in cell.runs)
+
+    @property
+    def gates(self) -> tuple[Run, ...]:
+        return unique(run for cell in self.measured for run in cell.gates)
 
 
 @dataclass(frozen=True)
 class Line:
-    """One labelled line, bar group or panel of a figure."""
+    """One labelled line, bar, point or panel of a figure.
+
+    ``axes``: the label of each axis as it is shown, stand-ins named, e.g. ("method", "DRAMoE").
+    """
 
     label: str
     cell: Cell
+    axes: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -104,14 +164,28 @@ class Figure:
     settings: tuple[str, ...]
     lines: tuple[Line, ...]
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    shows: str = "lines"
+
+    @property
+    def measured(self) -> Iterator[Cell]:
+        """The cells of all lines, and what may explain them."""
+        return (each for line in self.lines for each in line.cell.each())
 
     @property
     def evaluations(self) -> tuple[Evaluation, ...]:
-        return unique(Evaluation(run, line.cell.suite) for line in self.lines for run in line.cell.runs)
+        return unique(evaluation for cell in self.measured for evaluation in cell.evaluations)
 
     @property
     def runs(self) -> tuple[Run, ...]:
-        return unique(run for line in self.lines for run in line.cell.runs)
+        return unique(run for cell in self.measured for run in cell.runs)
+
+    @property
+    def gates(self) -> tuple[Run, ...]:
+        return unique(run for cell in self.measured for run in cell.gates)
+
+    @property
+    def probes(self) -> tuple[Probe, ...]:
+        return unique(probe for cell in self.measured for probe in cell.probes)
 
 
 def unique(items: Iterable) -> tuple:

@@ -1,21 +1,20 @@
 """One study at one scale: the product of its rows and columns, cell by cell."""
 
-import fnmatch
 import itertools
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
-from moat.config import protocols, registries
+from moat.config import corruptions, protocols, registries
+from moat.config.binding import bind, check_exceptions, expand_settings, explanation
 from moat.config.cells import Cell, Figure, Line, Table
 from moat.config.project import Project
+from moat.config.published import NOTHING, Published, PublishedNumbers, wanted_columns
 from moat.config.schema import unknown_name
 from moat.errors import ConfigError
 
-# The columns of config/published/<study>.csv by which a number is found; an axis of that name binds one.
-_PUBLISHED_KEYS = ("dataset", "arch", "method", "metric", "setting")
-
-# What a point says about itself, not about what is measured.
-_NOT_BOUND = ("label", "published", "unpublished")
+# What is measured on the lines of a figure, unless they say so, by what its kind shows.
+_MEASURES = {"lines": "accuracy", "history": "history", "probe": "probe", "cells": ""}
 
 
 class Expander:
@@ -27,10 +26,18 @@ class Expander:
         self.scale_name = scale
         self.spec = project.study(study)
         self.seeds = tuple(self.spec["seeds"][: self.scale["max_seeds"]])
-        self.published = project.published(study)
+        self.numbers = PublishedNumbers(study, project.published(study))
+        self.names = {
+            "dataset": project.names("datasets"),
+            "arch": registries.archs(),
+            "method": project.names("methods"),
+        }
+        self.suites = {name: tuple(project.measured(name)) for name in project.suites()}
+        self.attacks = {**corruptions.all_settings(), **project.attacks()}
 
     def tables(self) -> Iterator[Table]:
         for name, spec in self.spec.get("tables", {}).items():
+            check_exceptions(spec, f"config/studies/{self.study}.yaml: {name}")
             rows, columns = _product(spec["rows"]), _product(spec["columns"])
             cells = tuple(
                 self._cell(name, spec, row, column, self._published(name, spec, row, column))
@@ -41,13 +48,13 @@ class Expander:
 
     def figures(self) -> Iterator[Figure]:
         for name, spec in self.spec.get("figures", {}).items():
-            if spec["kind"] not in registries.figure_kinds():
-                where = f"config/studies/{self.study}.yaml: figures.{name}.kind"
-                raise ConfigError(f"{where}: " + unknown_name(spec["kind"], registries.figure_kinds(), what="kind"))
-            settings = {"label": "", "settings": spec["settings"]}
+            shows = self._shows(spec, f"config/studies/{self.study}.yaml: figures.{name}")
+            # The figure's own settings come first, so that a line can have others.
+            common = ("settings", {"label": "", "measure": _MEASURES[shows], "of": spec.get("probe", "")})
+            if "settings" in spec:
+                common[1]["settings"] = spec["settings"]
             lines = tuple(
-                Line(self._label(line), self._cell(name, spec, line, [("settings", settings)], (None, None)))
-                for line in _product(spec["lines"])
+                self._line(name, spec, common, points) for points in _product(spec.get("lines", ())) if points
             )
             yield Figure(
                 self.study,
@@ -55,61 +62,95 @@ class Expander:
                 spec["kind"],
                 spec["title"],
                 spec["caption"],
-                spec["suite"],
-                tuple(spec["settings"]),
+                spec.get("suite", ""),
+                tuple(spec.get("settings", ())),
                 lines,
                 spec.get("options", {}),
+                shows,
             )
 
-    def _cell(self, table: str, spec, row, column, published) -> Cell:
+    def _shows(self, spec: Mapping[str, Any], where: str) -> str:
+        """What a figure is drawn from, by its kind.
+
+        Raises:
+            ConfigError: an unknown kind or probe, or a figure without what its kind needs; names ``where``.
+        """
+        kinds = registries.figure_kinds()
+        if spec["kind"] not in kinds:
+            raise ConfigError(f"{where}.kind: " + unknown_name(spec["kind"], kinds, what="kind"))
+        shows = kinds[spec["kind"]]
+        for key, needed in (("lines", shows != "cells"), ("probe", shows == "probe")):
+            if (key in spec) != needed:
+                raise ConfigError(f"{where}: a figure of kind {spec['kind']} has {'a' if needed else 'no'} key {key!r}")
+        if needed:
+            self.project.probe(spec["probe"])
+        return shows
+
+    def _line(self, figure: str, spec: Mapping[str, Any], common: tuple[str, Mapping[str, Any]], points) -> Line:
+        cell = self._cell(figure, spec, [common, *points], [], self._published(figure, spec, points, []))
+        return Line(self._label(points), cell, tuple((axis, self._shown(point)) for axis, point in points))
+
+    def _cell(self, table: str, spec, row, column, published: Published) -> Cell:
         where = f"config/studies/{self.study}.yaml: {table}: {_label(row)} x {_label(column)}"
-        bound: dict[str, Any] = {"suite": spec["suite"], "protocol": "correct"}
-        for _, point in (*row, *column):
-            bound.update({key: value for key, value in point.items() if key not in _NOT_BOUND})
-        substitutes = self._substitute(bound)
-        bound["settings"] = self._settings(bound, where)
+        points = (*row, *column)
+        place = {"table": table, "row": self._label(row), "column": self._label(column)}
+        place["axes"] = tuple((axis, point["label"]) for axis, point in points)
+        bound = bind(spec, points)
+        flawed = [explanation(bound, entry) for entry in bound.get("explained_by", ())]
+        cell = self._measured(bound, place, published, where)
+        if cell.not_run is not None:
+            flawed = []
+        explanations = tuple(self._measured(each, place, published, where) for each in flawed if each is not None)
+        return replace(cell, explanations=explanations) if explanations else cell
+
+    def _measured(self, bound: Mapping[str, Any], place: Mapping[str, Any], published: Published, where: str) -> Cell:
+        """The cell under one protocol."""
+        bound = dict(bound)
+        substitutes = (*bound.get("in_place_of", {}).items(), *self._substitute(bound))
+        reads = self._reads(bound["measure"], where)
         not_run = bound.get("not_run") or self._excluded(bound)
+        patterns, settings = tuple(bound.get("settings", ())), ()
         if not_run is None:
-            self._check_names(bound, where)
+            self._check_names(bound, reads, where)
+        if not_run is None and "rows" in reads:
+            settings = expand_settings(patterns, self.suites[bound["suite"]], suite=bound["suite"], where=where)
+            protocols.check_cell(bound["protocol"], settings, self.attacks, where=where)
+        rows = "rows" in reads
         return Cell(
             study=self.study,
-            table=table,
-            row=self._label(row),
-            column=self._label(column),
             dataset=bound.get("dataset", ""),
             arch=bound.get("arch", ""),
             method=bound.get("method", ""),
-            suite=bound["suite"],
-            settings=tuple(bound.get("settings", ())),
+            suite=bound.get("suite", "") if rows else "",
+            settings=settings or patterns if rows else (),
+            patterns=patterns if rows else (),
+            measure=bound["measure"],
+            reads=reads,
+            aggregate=bound["aggregate"],
+            of=bound.get("of", ""),
             protocol=bound["protocol"],
-            seeds=self.seeds,
-            published=published[0],
-            published_std=published[1],
-            tolerance=self.spec["tolerance"],
+            # What a probe shows is one model.
+            seeds=self.seeds[:1] if "probe" in reads else self.seeds,
+            published=published.value,
+            published_std=published.std,
+            published_line=published.line,
+            tolerance=bound.get("tolerance", self.spec["tolerance"]),
+            hardware=bound.get("hardware"),
             substitutes=substitutes,
             not_run=not_run,
-            aggregate=bound.get("aggregate", "worst"),
+            **place,
         )
-
-    def _settings(self, bound: Mapping[str, Any], where: str) -> list[str]:
-        """The cell's settings, patterns such as ``fog-*`` replaced by those of the suite that they match."""
-        found: list[str] = []
-        for setting in bound.get("settings", ()):
-            in_suite = self.project.suite(bound["suite"])["settings"] if "*" in setting else []
-            matching = fnmatch.filter(in_suite, setting) if "*" in setting else [setting]
-            if not matching:
-                raise ConfigError(f"{where}: no setting of suite {bound['suite']!r} fits {setting!r}")
-            found += matching
-        return found
 
     def _label(self, points) -> str:
         """The points' labels; a stand-in is never printed as what it stands in for."""
         return " / ".join(filter(None, (self._shown(point) for _, point in points)))
 
     def _shown(self, point: Mapping[str, Any]) -> str:
+        """A label ``CIFAR-10 / VGG-19`` says several things; the first is the one that is replaced."""
         for kind, stand_ins in self.scale.get("substitute", {}).items():
             if point.get(kind) in stand_ins:
-                return f"{stand_ins[point[kind]]} (for {point['label']})"
+                replaced, *rest = point["label"].split(" / ")
+                return " / ".join([f"{stand_ins[point[kind]]} (for {replaced})", *rest])
         return point["label"]
 
     def _substitute(self, bound: dict[str, Any]) -> tuple[tuple[str, str], ...]:
@@ -124,50 +165,32 @@ class Expander:
 
     def _excluded(self, bound: Mapping[str, Any]) -> str | None:
         for kind, allowed in self.scale.get("only", {}).items():
-            if bound.get(kind) not in allowed:
-                return f"the {kind} {bound.get(kind)} is not part of scale {self.scale_name}"
+            if bound.get(kind) and bound[kind] not in allowed:
+                return f"the {kind} {bound[kind]} is not part of scale {self.scale_name}"
         return None
 
-    def _check_names(self, bound: Mapping[str, Any], where: str) -> None:
-        known = {
-            "dataset": self.project.names("datasets"),
-            "arch": registries.archs(),
-            "method": self.project.names("methods"),
-        }
-        for kind in ("dataset", "arch", "method", "settings"):
+    def _reads(self, measure: str, where: str) -> tuple[str, ...]:
+        known = registries.measures()
+        if measure not in known:
+            raise ConfigError(f"{where}: " + unknown_name(measure, known, what="measure"))
+        return known[measure]
+
+    def _check_names(self, bound: Mapping[str, Any], reads: tuple[str, ...], where: str) -> None:
+        needed = (["dataset", "arch", "method"] if reads else []) + (["suite", "settings"] if "rows" in reads else [])
+        for kind in needed:
             if not bound.get(kind):
                 raise ConfigError(f"{where}: no {kind} given; name one in a point of rows or columns")
-        for kind, names in known.items():
-            if bound[kind] not in names:
+        for kind, names in {**self.names, "suite": self.suites}.items():
+            if bound.get(kind) and bound[kind] not in names:
                 raise ConfigError(f"{where}: " + unknown_name(bound[kind], names, what=kind))
-        in_suite = self.project.measured(bound["suite"])
-        for setting in bound["settings"]:
-            if setting not in in_suite:
-                what = f"setting of suite {bound['suite']!r}"
-                raise ConfigError(f"{where}: " + unknown_name(setting, in_suite, what=what))
-        protocols.check_cell(bound["protocol"], bound["settings"], self.project.attacks(), where=where)
 
-    def _published(self, table: str, spec, row, column) -> tuple[float | None, float | None]:
-        """Value and standard deviation of the one published number that fits, or (None, None)."""
+    def _published(self, table: str, spec, row, column) -> Published:
         if "published" not in spec:
-            return None, None
-        wanted = dict(spec["published"])
-        for axis, point in (*row, *column):
-            if axis in _PUBLISHED_KEYS:
-                wanted[axis] = point["label"]
-            wanted.update(point.get("published", {}))
-        found = [entry for entry in self.published if all(entry.get(key) == value for key, value in wanted.items())]
-        if len(found) > 1:
-            raise ConfigError(
-                f"config/published/{self.study}.csv: {len(found)} rows fit {table}: {_label(row)} x {_label(column)} "
-                f"({wanted}); add a published: key to the point"
-            )
-        if not found and not any(point.get("unpublished") for _, point in (*row, *column)):
-            raise ConfigError(
-                f"config/published/{self.study}.csv: no row fits {table}: {_label(row)} x {_label(column)} ({wanted}); "
-                "correct a label, or add unpublished: true to the point if the paper has no such number"
-            )
-        return (_number(found[0]["value"]), _number(found[0]["std"])) if found else (None, None)
+            return NOTHING
+        points = (*row, *column)
+        lacks = any(point.get("unpublished") for _, point in points)
+        where = f"{table}: {_label(row)} x {_label(column)}"
+        return self.numbers.find(wanted_columns(spec, points), where=where, may_lack=lacks)
 
 
 def _product(axes) -> list[list[tuple[str, Mapping[str, Any]]]]:
@@ -178,7 +201,3 @@ def _product(axes) -> list[list[tuple[str, Mapping[str, Any]]]]:
 
 def _label(points) -> str:
     return " / ".join(point["label"] for _, point in points if point["label"])
-
-
-def _number(text: str) -> float | None:
-    return float(text) if text else None

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from moat.config.cells import Cell, Evaluation, Figure, Line, Run, Table, unique
+from moat.config.cells import Cell, Evaluation, Figure, Line, Probe, Run, Table, unique
 from moat.config.expand import Expander
 from moat.config.project import Project
 from moat.config.recipes import resolve_recipe
@@ -16,7 +16,7 @@ from moat.config.schema import unknown_name
 from moat.errors import ConfigError
 
 __all__ = [
-    "Cell", "Evaluation", "Figure", "Grid", "Line", "Run", "Table", "build_grid", "needs_of",
+    "Cell", "Evaluation", "Figure", "Grid", "Line", "Probe", "Run", "Table", "build_grid", "needs_of",
 ]  # fmt: skip
 
 
@@ -33,8 +33,8 @@ class Grid:
 
     @property
     def gates(self) -> tuple[Run, ...]:
-        """The runs whose gates are checked: those that a table or figure shows."""
-        return unique(evaluation.run for evaluation in self.evaluations)
+        """The runs whose gates are checked: those whose accuracy a table or figure shows."""
+        return unique(run for item in (*self.tables, *self.figures) for run in item.gates)
 
     @property
     def datasets(self) -> tuple[str, ...]:
@@ -60,7 +60,7 @@ def build_grid(project: Project, scale: str, studies: Iterable[str]) -> Grid:
         figures += expander.figures()
     shown = [*tables, *figures]
     evaluations = unique(evaluation for item in shown for evaluation in item.evaluations)
-    needs = _needs(project, scale, unique(evaluation.run for evaluation in evaluations))
+    needs = _needs(project, scale, unique(run for item in shown for run in item.runs))
     return Grid(scale, tuple(tables), tuple(figures), tuple(needs), evaluations, needs)
 
 

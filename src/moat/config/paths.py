@@ -32,6 +32,11 @@ def gates(scale: str, run) -> Path:
     return results(scale) / "gates" / f"{run_name(run)}.json"
 
 
+def probe(scale: str, run, name: str) -> Path:
+    """What a probe took from a run's model; a .json comes beside."""
+    return results(scale) / "probes" / run_name(run) / f"{name}.safetensors"
+
+
 def table(scale: str, study: str, name: str) -> Path:
     """Without suffix: one file for each of :data:`TABLE_SUFFIXES`."""
     return results(scale) / "tables" / f"{study}-{name}"
@@ -44,6 +49,11 @@ def figure(scale: str, study: str, name: str) -> Path:
 
 def cells(scale: str) -> Path:
     return results(scale) / "tables" / "cells.csv"
+
+
+def claims(scale: str) -> Path:
+    """Without suffix: one file for each of :data:`TABLE_SUFFIXES`."""
+    return results(scale) / "tables" / "claims"
 
 
 def metrics(scale: str) -> Path:

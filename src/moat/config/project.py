@@ -69,6 +69,13 @@ class Project:
         """Suites as written: name -> {title, settings: [attack settings…], worst_case: [{name, of}…], corruptions}."""
         return self._load("config/suites.yaml", "suites")
 
+    def probes(self) -> dict[str, dict[str, Any]]:
+        """What figures need of a model itself: name -> {probe, parameters…}."""
+        return self._load("config/probes.yaml", "probes")
+
+    def probe(self, name: str) -> dict[str, Any]:
+        return self._pick(self.probes(), name, "probe", "config/probes.yaml")
+
     def suite(self, name: str) -> dict[str, Any]:
         """One suite; its ``settings`` are all of its attack settings, those of its corruptions last."""
         suite = self._pick(self.suites(), name, "suite", "config/suites.yaml")
@@ -109,6 +116,10 @@ class Project:
         schema.validate({name: merged}, self.root / "workflow" / "schemas" / "attacks.schema.yaml", source=source)
         return merged
 
+    def planner(self) -> dict[str, Any]:
+        """``config/planner.yaml``: what plans know beside the recipes."""
+        return self._load("config/planner.yaml", "planner")
+
     def published(self, study: str) -> list[dict[str, str]]:
         """The rows of ``config/published/<study>.csv``; an empty list for a study without a paper."""
         path = self.root / "config" / "published" / f"{study}.csv"
@@ -116,6 +127,11 @@ class Project:
             return []
         with open(path, encoding="utf-8", newline="") as stream:
             return list(csv.DictReader(stream))
+
+    def claims(self) -> dict[str, dict[str, Any]]:
+        """``config/claims.yaml``: what the papers claim; nothing where there is no such file."""
+        relative = "config/claims.yaml"
+        return self._load(relative, "claims") if (self.root / relative).exists() else {}
 
     # ----------------------------------------------------------------------
     def _named(self, folder: str, kind: str, name: str) -> dict[str, Any]:

@@ -13,7 +13,10 @@ from moat.config.numbers import parse_number
 from moat.config.project import Project
 from moat.config.schema import validate
 
-_DOCUMENTATION = {"title", "description", "sources", "deviations", "licence", "citation", "classes_source"}
+# What is said about a method or a data set, but decides no result: for people, and for plans (cost, images).
+_DOCUMENTATION = {
+    "title", "description", "sources", "deviations", "licence", "citation", "classes_source", "cost", "images",
+}  # fmt: skip
 # A router is trained along with its backbone: a scale that changes the one's rate means both. (A pruning's
 # mask_optimizer moves scores, not weights, and keeps its own.)
 _FOLLOWS = {"router_optimizer": "optimizer"}
@@ -99,6 +102,15 @@ def resolve_evaluation(project: Project, scale: str, suite: str) -> dict[str, An
     resolved = {"suite": suite, "settings": project.attack_settings(suite, scale), "limit": limit}
     worst_cases = project.worst_cases(suite, scale)
     return {**resolved, "worst_case": worst_cases} if worst_cases else resolved
+
+
+def resolve_probe(project: Project, scale: str, name: str) -> dict[str, Any]:
+    """Everything that decides what a probe takes from a model, but the model: its parameters, attacks written out."""
+    probe = dict(project.probe(name))
+    if "setting" in probe:
+        probe["attack"] = project.attack(probe["setting"], where=f"config/probes.yaml: {name}", scale=scale)
+    limits = [probe.get("images"), project.scale(scale)["evaluation"]["limit"]]
+    return {**probe, "images": min((limit for limit in limits if limit is not None), default=None)}
 
 
 def _undocumented(content: Mapping[str, Any]) -> dict[str, Any]:

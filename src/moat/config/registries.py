@@ -19,10 +19,31 @@ def net_file(arch: str, package: Path = _PACKAGE) -> Path | None:
 
 
 @functools.cache
-def figure_kinds() -> tuple[str, ...]:
-    """The modules of :mod:`moat.reporting.figures`."""
-    files = (_PACKAGE / "reporting" / "figures").glob("*.py")
+def figure_kinds() -> dict[str, str]:
+    """The modules of :mod:`moat.reporting.figures`, and what each shows: its literal ``SHOWS``."""
+    files = sorted((_PACKAGE / "reporting" / "figures").glob("*.py"))
+    return {path.stem: _literal(path, "SHOWS") for path in files if not path.stem.startswith("_")}
+
+
+@functools.cache
+def probe_kinds() -> tuple[str, ...]:
+    """The modules of :mod:`moat.probing`."""
+    files = (_PACKAGE / "probing").glob("*.py")
     return tuple(sorted(path.stem for path in files if not path.stem.startswith("_")))
+
+
+@functools.cache
+def measures() -> dict[str, tuple[str, ...]]:
+    """The modules of :mod:`moat.reporting.measures`, and what each reads: its literal ``READS``."""
+    files = sorted((_PACKAGE / "reporting" / "measures").glob("*.py"))
+    return {path.stem: tuple(_literal(path, "READS")) for path in files if not path.stem.startswith("_")}
+
+
+def _literal(path: Path, variable: str):
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Assign) and any(getattr(t, "id", None) == variable for t in node.targets):
+            return ast.literal_eval(node.value)
+    raise AssertionError(f"{path}: no {variable}")
 
 
 def _keys(path: Path, variable: str) -> list[str]:

@@ -6,6 +6,7 @@ outside the allowed ones ends with one line: the file, the key, and what is allo
 
 import difflib
 import functools
+import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -60,12 +61,23 @@ def _validator(schema_path: Path):
     return jsonschema.Draft202012Validator(read_yaml(schema_path))
 
 
+# What has been found valid: a plan asks for the recipe of every run, and most runs share theirs.
+_VALID: set[tuple[Path, str]] = set()
+
+
 def validate(content: Any, schema_path: Path, *, source: str | Path) -> None:
-    """Check ``content`` against a schema file.
+    """Check ``content`` against a schema file; the same content is checked once.
 
     Raises:
         ConfigError: names ``source``, the key and what is allowed, for the first fault found.
     """
+    known = (Path(schema_path), json.dumps(content, default=repr))
+    if known not in _VALID:
+        _validate(content, schema_path, source)
+        _VALID.add(known)
+
+
+def _validate(content: Any, schema_path: Path, source: str | Path) -> None:
     import jsonschema
 
     error = jsonschema.exceptions.best_match(_validator(Path(schema_path)).iter_errors(content))
@@ -75,9 +87,16 @@ def validate(content: Any, schema_path: Path, *, source: str | Path) -> None:
 
 def load(path: str | Path, schema_path: Path) -> dict[str, Any]:
     """A YAML file, checked against its schema. Treat the result as read-only: it is shared."""
+    path = Path(path)
     content = read_yaml(path)
-    validate(content, schema_path, source=path)
+    status = path.stat()
+    _check_file(path, status.st_mtime_ns, status.st_size, schema_path)
     return content
+
+
+@functools.cache
+def _check_file(path: Path, mtime_ns: int, size: int, schema_path: Path) -> None:
+    validate(_parse(path, mtime_ns, size), schema_path, source=path)
 
 
 def _explain(error) -> str:
@@ -104,6 +123,7 @@ def _types(types: str | Iterable[str]) -> str:
 def unknown_name(name: object, allowed: Iterable[str], *, what: str) -> str:
     """The sentence that an unknown name deserves: the name, the nearest one, all that are allowed."""
     allowed = sorted(allowed)
-    near = difflib.get_close_matches(str(name), allowed, n=1)
+    shortened = [each for each in allowed if str(name).startswith(each) or each.startswith(str(name))] if name else []
+    near = shortened[:1] or difflib.get_close_matches(str(name), allowed, n=1)
     guess = f" (did you mean {near[0]!r}?)" if near else ""
     return f"unknown {what} {name!r}{guess}; allowed: {', '.join(allowed) or 'none'}"

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 
 from moat.errors import DataError
@@ -61,8 +62,12 @@ def mean_accuracy(frame: pd.DataFrame, settings: Sequence[str]) -> MeanAccuracy:
     by_example = rows.groupby("index")["correct"]
     if (by_example.size() != len(present)).any():
         raise DataError(f"the {len(present)} attack settings to take the mean over hold different examples")
-    means = by_example.mean()
-    mean, n = float(means.mean()), len(means)
-    variance = float(means.var(ddof=1)) / n if n > 1 else 0.0
+    return from_shares(by_example.mean().to_numpy(), len(present))
+
+
+def from_shares(shares: np.ndarray, settings: int) -> MeanAccuracy:
+    """The same, of the share of ``settings`` under which each example is right (N,)."""
+    mean, n = float(shares.mean()), len(shares)
+    variance = float(shares.var(ddof=1)) / n if n > 1 else 0.0
     effective = mean * (1 - mean) / variance if variance > 0 else n
-    return MeanAccuracy(mean, n, min(max(effective, n), n * len(present)))
+    return MeanAccuracy(mean, n, min(max(effective, n), n * settings))

@@ -48,9 +48,11 @@ def escape(text: str) -> str:
 
 
 def _row(label: str, entries: tuple[Entry, ...]) -> list[str]:
+    """What was measured, and below it, where there is any, what was published and what flawed protocols give."""
     lines = [_line([escape(label), *map(_entry, entries)])]
-    if any(entry.comparison for entry in entries):
-        lines.append(_line(["", *(f"\\emph{{{escape(e.comparison)}}}" if e.comparison else "" for e in entries)]))
+    for said in ([e.comparison for e in entries], [e.explanation for e in entries]):
+        if any(said):
+            lines.append(_line(["", *(f"\\emph{{{escape(text)}}}" if text else "" for text in said)]))
     return lines
 
 

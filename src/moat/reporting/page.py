@@ -1,25 +1,24 @@
 """``report.html``: one self-contained page with everything that a scale measured, and what it did not."""
 
-import base64
 from collections.abc import Sequence
 from typing import Any
 
 from moat.config import paths
 from moat.config.grid import Figure, Grid, Table
 from moat.config.project import Project
-from moat.reporting import figures, records
-from moat.reporting.layout import Layout, arrange, explain
+from moat.reporting import cards, claims, figures, pictures, problems, provenance, records, usage
+from moat.reporting.labels import shared_parts, without_shared
+from moat.reporting.layout import arrange, explain
 from moat.reporting.results import Results
-from moat.reporting.tables import VERDICTS, count_verdicts, frame, table_frame, to_csv
+from moat.reporting.tables import OUTCOMES, VERDICTS, correct_rows, count_published, count_verdicts
+from moat.reporting.tables import frame, table_frame, to_csv
 
 MEANINGS = {
     "reproduced": "the whole interval lies within the study's tolerance of the published number",
-    "explained": "the replica of the paper's protocol gives the published number, the correct protocol does not",
-    "higher": "the whole interval lies above the tolerance band",
-    "lower": "the whole interval lies below the tolerance band",
+    "explained": "a replica of the paper's protocol gives the published number, the correct protocol does not",
+    "contradicted": "the whole interval lies above or below the published number and its tolerance",
     "unverified": "a gate failed, too little was measured, or budget or data are not the paper's",
-    "not-run": "there is no measurement; the reason is given",
-    "measured": "nothing was published to compare with, and every gate passed",
+    "not run": "there is no measurement; the reason is given",
 }
 
 
@@ -37,30 +36,51 @@ def render(project: Project, grid: Grid, studies: Sequence[str], results: Result
     sections = [_study(project, name, grid, results, scale) for name in studies]
     contents = [table["content"] for section in sections for table in section["tables"]]
     cells = frame([record for content in contents for record in content.to_dict("records")])
-    names, gates = records.gates(grid, results)
-    runs, evaluations = records.runs(grid, results), records.evaluations(grid, results)
+    found = {**_overview(grid, cells, sections), **_records(grid, results)}
+    details = {key: card for section in sections for table in section["tables"] for key, card in table["cards"].items()}
     return (
         _environment()
         .get_template("page.html.j2")
         .render(
+            **found,
             scale_name=grid.scale,
             scale=scale,
-            substitutes=_substitutes(grid),
-            counts=_counts(cells),
-            cell_count=len(cells),
-            meanings=MEANINGS,
+            claims=[_claim(claim, sections) for claim in claims.evaluate(project, grid, cells)],
             studies=sections,
-            gate_names=names,
-            gates=gates,
-            runs=runs,
-            evaluations=evaluations,
-            stale=[record["name"] for record in [*runs, *evaluations, *gates] if record["stale"]],
-            wall=records.duration(sum(run["wall_seconds"] or 0 for run in runs)),
-            not_run=records.not_run(grid, results),
+            cards=cards.embed({**details, **_record_cards(found)}),
             make_all=f"snakemake --cores all --config scale={grid.scale}",
             page_path=str(paths.report(grid.scale)),
         )
     )
+
+
+def _overview(grid: Grid, cells, sections: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    return {
+        "outcomes": {name: (count, OUTCOMES[name]) for name, count in count_published(cells).items()},
+        "meanings": MEANINGS,
+        "counts": _counts(cells),
+        "cell_count": len(correct_rows(cells)),
+        "by_study": [(section, count_published(cells[cells["study"] == section["name"]])) for section in sections],
+        "substitutes": _substitutes(grid),
+    }
+
+
+def _records(grid: Grid, results: Results) -> dict[str, Any]:
+    """What ran, what it was checked for, what is missing or not to be trusted."""
+    names, gates = records.gates(grid, results)
+    runs, evaluations = records.runs(grid, results), records.evaluations(grid, results)
+    return {
+        "gate_names": names,
+        "gates": gates,
+        "runs": runs,
+        "evaluations": evaluations,
+        "stale": [record["name"] for record in [*runs, *evaluations, *gates] if record["stale"]],
+        "wall": records.duration(sum(run["wall_seconds"] or 0 for run in runs)),
+        "usage": usage.summarise(grid, results),
+        "problems": (wrong := problems.find(grid, results)),
+        "problem_counts": problems.count(wrong),
+        "not_run": records.not_run(grid, results),
+    }
 
 
 def _study(project: Project, name: str, grid: Grid, results: Results, scale) -> dict[str, Any]:
@@ -78,42 +98,18 @@ def _study(project: Project, name: str, grid: Grid, results: Results, scale) -> 
 
 def _table(table: Table, results: Results, scale) -> dict[str, Any]:
     content = table_frame(table, results, scale)
-    layout = arrange(table, content, results)
-    path = f"{paths.table(results.scale, table.study, table.name)}.csv"
+    layout, name = arrange(table, content, results), f"{table.study}-{table.name}"
     return {
-        "id": f"{table.study}-{table.name}",
+        "id": name,
         "content": content,
         "layout": layout,
+        "shared": shared_parts(table.rows),
+        "labels": without_shared(table.rows),
         "counts": _counts(content),
-        "details": _details(layout, results),
-        "csv": _data_uri("text/csv;charset=utf-8", to_csv(content).encode()),
-        "command": f"snakemake --cores all {path} --config scale={results.scale}",
+        "cards": cards.of_table(name, layout, results),
+        "csv": pictures.data_address("text/csv;charset=utf-8", to_csv(content).encode()),
+        "command": layout.command,
     }
-
-
-def _details(layout: Layout, results: Results) -> list[list[list[tuple[str, str]]]]:
-    """Where each number comes from: for each row and column, (what, value) pairs."""
-    return [[_provenance(entry, results) for entry in entries] for _, entries in layout.rows]
-
-
-def _provenance(entry, results: Results) -> list[tuple[str, str]]:
-    cell, values = entry.cell, entry.values
-    pairs = [("verdict", entry.verdict or "measured"), ("measured", entry.measured and f"{entry.measured} %")]
-    if values["measured_std"] is not None:
-        pairs.append(("between seeds", f"standard deviation {values['measured_std']:.2f} points"))
-    pairs += [("published", entry.published and f"{entry.published} %, tolerance {cell.tolerance:g} points")]
-    if entry.measured is None:
-        return [(what, value) for what, value in [*pairs, ("why", entry.reason)] if value]
-    reasons = (values["gates_failed"] or "").split(";") if values["gates_failed"] else []
-    done = [run for run in cell.runs if results.has_evaluation(run, cell.suite)]
-    pairs += [("why", explain(reason).removeprefix("unverified: ")) for reason in reasons]
-    pairs += [
-        ("metric", f"{values['metric']}, protocol {cell.protocol}"),
-        ("examples", f"{values['n']} per seed; seeds {values['seeds'].replace(';', ', ')}"),
-        *(("run", str(paths.run_dir(results.scale, run))) for run in done),
-        *(("rows", str(paths.evaluation(results.scale, run, cell.suite))) for run in done),
-    ]
-    return [(what, value) for what, value in pairs if value]
 
 
 def _figure(figure: Figure, results: Results) -> dict[str, Any]:
@@ -124,10 +120,55 @@ def _figure(figure: Figure, results: Results) -> dict[str, Any]:
         "title": figure.title,
         "caption": figure.caption,
         "notes": figures.notes(figure, results),
-        "image": _data_uri("image/png", png.read_bytes()) if png.exists() else None,
-        "csv": _data_uri("text/csv;charset=utf-8", csv.read_bytes()) if csv.exists() else None,
+        "image": pictures.read(png) if png.exists() else None,
+        "csv": pictures.table(csv, provenance.address(f"{base}.csv", results.scale)) if csv.exists() else None,
+        "pdf": provenance.address(f"{base}.pdf", results.scale),
         "command": f"snakemake --cores all {base}.png --config scale={results.scale}",
     }
+
+
+def _claim(claim: dict[str, Any], sections: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """With its reasons as sentences and its evidence as places on the page."""
+    layouts = {table["id"]: table["layout"].table for section in sections for table in section["tables"]}
+
+    def place(cell):
+        table = layouts[cell["id"]]
+        return cards.cell_id(cell["id"], table.rows.index(cell["row"]), table.columns.index(cell["column"]))
+
+    return {
+        **claim,
+        "reasons": [explain(reason).removeprefix("unverified: ") for reason in claim["reasons"]]
+        if claim["measured"]
+        else claim["reasons"],
+        "evidence": [{**cell, "place": place(cell)} for cell in claim["evidence"]],
+    }
+
+
+def _record_cards(found: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The cards of gates and runs, under the ids that the template gives them."""
+    details = {
+        f"gate-{row}-{column}": cards.card(
+            f"{run['name']}: {name}",
+            [("outcome", "passed" if gate["passed"] else "failed"), *((key, gate[key]) for key in _GATE)],
+        )
+        for row, run in enumerate(found["gates"])
+        for column, name in enumerate(found["gate_names"])
+        if (gate := run["gates"].get(name))
+    }
+    for number, run in enumerate(found["runs"]):
+        lines = [(what, run[key]) for what, key in _RUN.items()]
+        details[f"run-{number}"] = cards.card(run["name"], [*lines, *sorted(run["versions"].items())])
+    return details
+
+
+_GATE = ("message", "value", "limit")
+_RUN = {
+    "recipe version": "recipe_version",
+    "peak memory": "memory",
+    "model sha256": "model_sha256",
+    "data sha256": "data_sha256",
+    "git commit": "git_commit",
+}
 
 
 def _counts(content) -> list[tuple[str, int]]:
@@ -140,10 +181,6 @@ def _substitutes(grid: Grid) -> list[tuple[str, str, str]]:
     cells = [cell for table in grid.tables for cell in table.cells]
     cells += [line.cell for figure in grid.figures for line in figure.lines]
     return list(dict.fromkeys((kind, old, getattr(cell, kind)) for cell in cells for kind, old in cell.substitutes))
-
-
-def _data_uri(kind: str, content: bytes) -> str:
-    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
 def _environment():

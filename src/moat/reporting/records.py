@@ -5,6 +5,7 @@ from typing import Any
 
 from moat.config import paths
 from moat.config.grid import Evaluation, Grid, Run
+from moat.reporting.provenance import address
 from moat.reporting.results import Results, stale_parts
 from moat.reporting.tables import not_run_reason
 
@@ -49,7 +50,7 @@ def _evaluation(item: Evaluation, results: Results) -> dict[str, Any]:
         "n": content.get("n"),
         "seconds": content.get("seconds"),
         "wall": duration(content.get("seconds")),
-        "path": str(paths.evaluation(results.scale, item.run, item.suite)),
+        "address": address(str(paths.evaluation(results.scale, item.run, item.suite)), results.scale),
         "stale": stale_parts(content),
     }
 

@@ -2,7 +2,7 @@
 
 import functools
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,12 +10,11 @@ from typing import Any
 from moat import sources
 from moat.config import paths
 from moat.config.grid import Cell, Run
+from moat.config.project import Project
 from moat.errors import DataError
-from moat.evaluation.clusters import MeanAccuracy, mean_accuracy
-from moat.evaluation.statistics import accuracy
 from moat.files import read_json
-
-Settings = tuple[str, ...]
+from moat.reporting import measures
+from moat.reporting.rows import STATISTICS, Rows, Settings
 
 
 def locate(root: str | Path, path) -> Path:
@@ -29,17 +28,17 @@ class Results:
 
     Args:
         root: the folder of all scales, usually ``results``.
-        wanted: what will be asked of each evaluation, (run, suite) -> settings; :meth:`expect` fills it, so
-            that :meth:`counts` answers everything about a parquet file when it first opens it and keeps
+        wanted: what will be asked of each evaluation, (run, suite) -> (statistic, settings); :meth:`expect` fills it,
+            so that :meth:`statistic` answers everything about a parquet file when it first opens it and keeps
             no rows.
+        project: whose methods a property of the code is about.
     """
 
     root: Path
     scale: str
-    wanted: dict[tuple[Run, str], dict[Settings, None]] = field(default_factory=lambda: defaultdict(dict))
-    wanted_means: dict[tuple[Run, str], dict[Settings, None]] = field(default_factory=lambda: defaultdict(dict))
-    _counts: dict[tuple[Run, str, Settings], tuple[int, int]] = field(default_factory=dict)
-    _means: dict[tuple[Run, str, Settings], MeanAccuracy] = field(default_factory=dict)
+    wanted: dict[tuple[Run, str], dict[tuple[str, Settings], None]] = field(default_factory=lambda: defaultdict(dict))
+    project: Project = field(default_factory=Project)
+    _statistics: dict[tuple[str, Run, str, Settings], Any] = field(default_factory=dict)
 
     def __post_init__(self):
         self.root = Path(self.root)
@@ -48,21 +47,24 @@ class Results:
         return locate(self.root, path)
 
     def expect(self, cells: Iterable[Cell], *, each_setting: bool = False) -> None:
-        """Announce the cells that :meth:`counts` will be asked about; ``each_setting``: one by one as well."""
-        for cell in cells:
-            for run in cell.runs:
-                if cell.aggregate == "mean":
-                    self.wanted_means[run, cell.suite][cell.settings] = None
-                    continue
-                combinations = self.wanted[run, cell.suite]
-                combinations[cell.settings] = None
-                if each_setting:
-                    combinations.update({(setting,): None for setting in cell.settings})
+        """Announce the cells that will be measured, and what may explain them; ``each_setting``: one by one as well."""
+        for cell in (each for one in cells for each in one.each()):
+            asked = dict.fromkeys(measures.wanted(cell))
+            if each_setting:
+                asked.update({("worst", (setting,)): None for setting in cell.settings})
+            for evaluation in cell.evaluations:
+                self.wanted[evaluation.run, evaluation.suite].update(asked)
+
+    # -- what a cell can be measured on --------------------------------------
+    def finished(self, cell: Cell) -> list[Run]:
+        """The runs of a cell that left what its measure reads."""
+        return [run for run in cell.runs if all(_HAS[what](self, run, cell) for what in cell.reads)]
 
     # -- evaluations -------------------------------------------------------
     def evaluation_path(self, run: Run, suite: str) -> Path:
         return self.file(paths.evaluation(self.scale, run, suite))
 
+    @functools.cache  # noqa: B019 - one Results lives as long as its command
     def has_evaluation(self, run: Run, suite: str) -> bool:
         return self.evaluation_path(run, suite).exists()
 
@@ -72,43 +74,66 @@ class Results:
         Raises:
             DataError: the file is missing or damaged, or lacks a setting; names it.
         """
-        key = (run, suite, tuple(settings))
-        if key not in self._counts:
-            self.wanted[run, suite][key[2]] = None
-            self._read_counts(run, suite)
-        return self._counts[key]
+        return self.statistic("worst", run, suite, tuple(settings))
 
-    def mean(self, run: Run, suite: str, settings: Sequence[str]) -> MeanAccuracy:
-        """Mean accuracy over ``settings`` of an evaluation.
+    def statistic(self, name: str, run: Run, suite: str, settings: Settings) -> Any:
+        """What a function of :data:`moat.reporting.rows.STATISTICS` finds in an evaluation's rows.
+
+        Settings that do not apply to the model (see :meth:`not_applicable`) are left out.
 
         Raises:
-            DataError: as :meth:`counts`.
+            DataError: the file is missing or damaged, or lacks a setting; names it.
         """
-        key = (run, suite, tuple(settings))
-        if key not in self._means:
-            self.wanted_means[run, suite][key[2]] = None
-            self._read_counts(run, suite)
-        return self._means[key]
+        key = (name, run, suite, settings)
+        if key not in self._statistics:
+            self.wanted[run, suite][name, settings] = None
+            self._read(run, suite)
+        return self._statistics[key]
 
-    def _read_counts(self, run: Run, suite: str) -> None:
-        path = self.evaluation_path(run, suite)
-        frame = _read_rows(path)
-        groups = dict(iter(frame.groupby("setting", observed=True, sort=False)))
-        for settings in [*self.wanted[run, suite], *self.wanted_means[run, suite]]:
-            missing = [setting for setting in settings if setting not in groups]
-            if missing:
-                raise DataError(
-                    f"{path}: no rows for the setting {missing[0]!r}; it holds {', '.join(groups)}. Evaluate again"
-                )
-            if settings in self.wanted[run, suite]:
-                self._counts[run, suite, settings] = _count(groups, settings, path)
-            if settings in self.wanted_means[run, suite]:
-                self._means[run, suite, settings] = mean_accuracy(frame, settings)
+    def _read(self, run: Run, suite: str) -> None:
+        rows, left_out = Rows(self.evaluation_path(run, suite)), self.not_applicable(run, suite)
+        for name, settings in self.wanted[run, suite]:
+            apply = tuple(setting for setting in settings if setting not in left_out)
+            if apply:
+                self._statistics[name, run, suite, settings] = STATISTICS[name](rows, apply)
 
-    @functools.cache  # noqa: B019 - one Results lives as long as its command
+    def not_applicable(self, run: Run, suite: str) -> Mapping[str, str]:
+        """The settings of a suite that make no sense for a run's model (a router's, without one) -> why."""
+        listed = (self.evaluation(run, suite) or {}).get("not_applicable") or {}
+        return listed if isinstance(listed, Mapping) else dict.fromkeys(listed, "the model has no router")
+
+    @functools.cache  # noqa: B019
     def evaluation(self, run: Run, suite: str) -> dict[str, Any] | None:
         """The JSON beside an evaluation's rows, or None."""
         return self._json(self.evaluation_path(run, suite).with_suffix(".json"))
+
+    # -- probes ------------------------------------------------------------
+    def probe_path(self, run: Run, name: str) -> Path:
+        return self.file(paths.probe(self.scale, run, name))
+
+    def probe(self, run: Run, name: str) -> dict[str, Any]:
+        """The arrays that a probe took from a run's model: name -> numpy array.
+
+        Raises:
+            DataError: the file is missing or damaged; names it.
+        """
+        import safetensors
+        import safetensors.numpy
+
+        path = self.probe_path(run, name)
+        try:
+            return safetensors.numpy.load_file(path)
+        except (OSError, safetensors.SafetensorError) as error:
+            raise DataError(f"{path}: no readable probe ({error}); `moat probe … --out {path}` makes it") from error
+
+    @functools.cache  # noqa: B019
+    def probe_record(self, run: Run, name: str) -> dict[str, Any] | None:
+        """The JSON beside a probe's arrays, or None."""
+        return self._json(self.probe_path(run, name).with_suffix(".json"))
+
+    def is_probe_outdated(self, run: Run, name: str) -> bool:
+        """Whether a probe saw other weights than the run has now."""
+        return self._of_other_model(run, self.probe_record(run, name))
 
     # -- runs and gates ----------------------------------------------------
     @functools.cache  # noqa: B019
@@ -144,10 +169,13 @@ class Results:
         failed = list(gates["failed"]) if gates else ["gates-not-run"]
         if gates and not gates["passed"] and not failed:
             failed = ["gates"]
-        seen = [gates, self.evaluation(run, suite) if suite else None]
-        if any(self._of_other_model(run, content) for content in seen):
+        if self._of_other_model(run, gates) or (suite and self.is_outdated(run, suite)):
             failed.append("model-changed")
         return failed
+
+    def is_outdated(self, run: Run, suite: str) -> bool:
+        """Whether an evaluation saw other weights than the run has now."""
+        return self._of_other_model(run, self.evaluation(run, suite))
 
     def _of_other_model(self, run: Run, content: dict[str, Any] | None) -> bool:
         now = (self.run(run) or {}).get("model_sha256")
@@ -159,37 +187,14 @@ class Results:
         return read_json(path) if path.exists() else None
 
 
+_HAS = {
+    "rows": lambda results, run, cell: results.has_evaluation(run, cell.suite),
+    "record": lambda results, run, cell: results.run(run) is not None,
+    "gates": lambda results, run, cell: results.gates(run) is not None,
+    "probe": lambda results, run, cell: results.probe_path(run, cell.of).exists(),
+}
+
+
 def stale_parts(content: dict[str, Any] | None) -> list[str]:
     """The parts of the package that have changed since they made a result (its JSON content)."""
     return sources.stale(content or {})
-
-
-def _read_rows(path: Path):
-    """setting (category), index, correct of an evaluation."""
-    import pyarrow
-    import pyarrow.parquet
-
-    columns = ["setting", "index", "correct"]
-    try:
-        table = pyarrow.parquet.read_table(path, columns=columns, read_dictionary=["setting"])
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: no such file; `moat evaluate … --out {path}` makes it") from error
-    except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"{path}: not a readable parquet file ({error})") from error
-    missing = [column for column in columns if column not in table.column_names]
-    if missing:
-        raise DataError(f"{path}: no column {missing[0]!r}; it has {', '.join(table.column_names)}")
-    return table.to_pandas()
-
-
-def _count(groups, settings: Settings, path: Path) -> tuple[int, int]:
-    import pandas as pd
-
-    rows = groups[settings[0]] if len(settings) == 1 else pd.concat([groups[name] for name in settings])
-    try:
-        correct, n = accuracy(rows, settings)
-    except DataError as error:
-        raise DataError(f"{path}: {error}") from error
-    if n == 0:
-        raise DataError(f"{path}: no examples")
-    return int(correct), int(n)

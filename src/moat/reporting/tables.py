@@ -1,21 +1,19 @@
 """One row per cell of a table: what was published, what was measured, and how far they agree.
 
-Percent points throughout. For one seed the interval is Wilson's 95 % interval on the examples. For k seeds the
-measured value is the mean over the seeds; every seed sees the same examples, so these are counted once: the
-half widths are Wilson's for the mean accuracy on n examples and Student's t interval of the mean between
-seeds (k - 1 degrees of freedom), added in quadrature on each side and cut to [0, 100].
+A cell that a flawed protocol may explain has one more row for each such protocol, behind its own. How the intervals
+come about is said in :mod:`moat.reporting.intervals`.
 """
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from moat.config import paths
 from moat.config.grid import Cell, Run, Table
 from moat.errors import DataError
-from moat.evaluation.clusters import MeanAccuracy
-from moat.evaluation.statistics import verdict, wilson
+from moat.evaluation.statistics import verdict
+from moat.reporting import measures
+from moat.reporting.intervals import summarise as summarise
 from moat.reporting.results import Results
 
 COLUMNS = [
@@ -23,91 +21,77 @@ COLUMNS = [
     *("published", "published_std", "measured", "measured_std", "ci_low", "ci_high", "n", "seeds"),
     *("verdict", "gates_failed"),
 ]
-CONFIDENCE = 0.95
 VERDICTS = ("reproduced", "explained", "higher", "lower", "unverified", "not-run")
+CORRECT = "correct"
+# What became of a published number, and the verdicts that say so.
+OUTCOMES = {
+    "reproduced": ("reproduced",),
+    "explained": ("explained",),
+    "contradicted": ("higher", "lower"),
+    "unverified": ("unverified",),
+    "not run": ("not-run",),
+}
 
 
 def measure_cell(cell: Cell, results: Results, scale: Mapping[str, Any]) -> dict[str, Any]:
-    """The row of ``cells.csv`` for one cell; None where there is nothing to say.
+    """The row of ``cells.csv`` for one cell under its own protocol; None where there is nothing to say.
 
     Args:
         results: where the evaluations are; best told first by :meth:`Results.expect`.
         scale: the scale's YAML; says whether its numbers may be compared with published ones.
 
-    The verdict is ``not-run`` without an evaluation, ``unverified`` where a gate failed or seeds are missing,
-    and, where there is a published number, where budget or data are not the paper's; else what
+    The verdict is ``not-run`` without a measurement, ``unverified`` where a gate failed or seeds are missing,
+    and, where there is a published number, where budget, data or hardware are not the paper's; else what
     :func:`moat.evaluation.statistics.verdict` says, and empty where nothing was published.
 
     Raises:
         DataError: an evaluation that is damaged, or seeds evaluated on different numbers of examples.
     """
-    done = [run for run in cell.runs if results.has_evaluation(run, cell.suite)]
     row = _identity(cell)
-    if not done:
+    if not_run_reason(cell, results) is not None:
         return {**row, "verdict": "not-run"}
-    if cell.aggregate == "mean":
-        means = [results.mean(run, cell.suite, cell.settings) for run in done]
-        row |= summarise_means(means, where=_where(cell))
-    else:
-        row |= summarise([results.counts(run, cell.suite, cell.settings) for run in done], where=_where(cell))
+    done = results.finished(cell)
+    row |= measures.get(cell.measure).measure(cell, done, results)
     reasons = _reasons(cell, done, results, scale)
-    row |= {"seeds": ";".join(str(run.seed) for run in done), "gates_failed": ";".join(reasons) or None}
+    row |= {"seeds": ";".join(str(run.seed) for run in done) or None, "gates_failed": ";".join(reasons) or None}
     if reasons:
         row["verdict"] = "unverified"
     elif cell.published is not None:
-        row["verdict"] = verdict(cell.published, row["ci_low"], row["ci_high"], row["measured"], cell.tolerance)
+        row["verdict"] = _compare(cell, row)
     return row
 
 
-def summarise(counts: Sequence[tuple[int, int]], *, where: str) -> dict[str, Any]:
-    """measured, measured_std, ci_low, ci_high, n of the (correct, n) of one or several seeds, in points.
+def rows_of(cell: Cell, results: Results, scale: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The row of a cell, and one for each protocol that may explain the published number.
 
-    Raises:
-        DataError: the seeds were evaluated on different numbers of examples; names ``where``.
+    The cell is ``explained`` where the correct protocol clearly gives another number and a flawed one the published.
     """
-    n, rates = _same_size([n for _, n in counts], where), [correct / n for correct, n in counts]
-    mean = math.fsum(rates) / len(rates)
-    return _between(rates, n, *wilson(round(mean * n), n, confidence=CONFIDENCE))
-
-
-def summarise_means(means: Sequence[MeanAccuracy], *, where: str) -> dict[str, Any]:
-    """:func:`summarise` for means over settings: the examples count as :mod:`moat.evaluation.clusters` has it.
-
-    Raises:
-        DataError: the seeds were evaluated on different numbers of examples; names ``where``.
-    """
-    n, rates = _same_size([each.n for each in means], where), [each.mean for each in means]
-    # The seeds see the same examples: together they count as no more than the fewest.
-    joint = MeanAccuracy(math.fsum(rates) / len(rates), n, min(each.effective for each in means))
-    return _between(rates, n, *joint.interval(CONFIDENCE))
-
-
-def _same_size(sizes: Sequence[int], where: str) -> int:
-    if len(set(sizes)) > 1:
-        raise DataError(f"{where}: the seeds were evaluated on {sorted(set(sizes))} examples; evaluate all on the same")
-    return sizes[0]
-
-
-def _between(rates: Sequence[float], n: int, low: float, high: float) -> dict[str, Any]:
-    """The mean of the seeds' rates, with its interval [low, high] on the examples widened by the seeds' spread."""
-    mean = math.fsum(rates) / len(rates)
-    spread, margin = _between_seeds(rates)
-    return {
-        "measured": _points(mean),
-        "measured_std": None if spread is None else _points(spread),
-        "ci_low": _points(max(0.0, mean - math.hypot(max(0.0, mean - low), margin))),
-        "ci_high": _points(min(1.0, mean + math.hypot(max(0.0, high - mean), margin))),
-        "n": n,
-    }
+    row, *flawed = (measure_cell(each, results, scale) for each in cell.each())
+    if row["verdict"] in ("higher", "lower") and any(other["verdict"] == "reproduced" for other in flawed):
+        row["verdict"] = "explained"
+    return [row, *flawed]
 
 
 def not_run_reason(cell: Cell, results: Results) -> str | None:
     """Why a cell has no measurement, or None where it has one."""
     if cell.not_run is not None:
         return cell.not_run
-    if any(results.has_evaluation(run, cell.suite) for run in cell.runs):
-        return None
-    return "not evaluated yet"
+    done = results.finished(cell)
+    if cell.reads and not done:
+        return next((why for what, why in _MISSING.items() if what in cell.reads), "not trained yet")
+    if "rows" in cell.reads:
+        return does_not_apply(cell, done[0], results)
+    known = measures.get(cell.measure).measure(cell, done, results) is not None
+    return None if known else f"the record of the run does not say ({cell.measure})"
+
+
+def does_not_apply(cell: Cell, run: Run, results: Results) -> str | None:
+    """Why a number makes no sense for a run's model (attacks on a router, without one); None where it does."""
+    left_out = results.not_applicable(run, cell.suite)
+    for _, settings in measures.wanted(cell):
+        if all(setting in left_out for setting in settings):
+            return f"does not apply: {left_out[settings[0]]}"
+    return None
 
 
 def stand_ins(cell: Cell) -> list[str]:
@@ -115,10 +99,15 @@ def stand_ins(cell: Cell) -> list[str]:
     return [f"{kind} {original}->{getattr(cell, kind)}" for kind, original in cell.substitutes]
 
 
-def table_frame(table: Table, results: Results, scale: Mapping[str, Any]):
-    """All cells of a table as a DataFrame with :data:`COLUMNS`, row by row."""
+def table_rows(table: Table, results: Results, scale: Mapping[str, Any]) -> Iterator[list[dict[str, Any]]]:
+    """For each cell of a table its row, and those of the protocols that may explain it; see :func:`rows_of`."""
     results.expect(table.cells)
-    return frame([measure_cell(cell, results, scale) for cell in table.cells])
+    return (rows_of(cell, results, scale) for cell in table.cells)
+
+
+def table_frame(table: Table, results: Results, scale: Mapping[str, Any]):
+    """All cells of a table as a DataFrame with :data:`COLUMNS`, row by row, explanations behind their cells."""
+    return frame([row for rows in table_rows(table, results, scale) for row in rows])
 
 
 def frame(rows: Iterable[Mapping[str, Any]]):
@@ -142,8 +131,8 @@ def read_cells(path: Path):
     if list(content.columns) != COLUMNS:
         raise DataError(f"{path}: the columns are not those of a table of cells: {', '.join(content.columns)}")
     for name in _NUMBERS:
-        content[name] = content[name].map(lambda text: float(text) if text else None).astype(float)
-    return content.astype({"n": "Int64"})
+        content[name] = content[name].map(_number)
+    return frame(content.astype(object).where(content.notna(), None).to_dict("records"))
 
 
 def to_csv(content) -> str:
@@ -151,11 +140,29 @@ def to_csv(content) -> str:
     return content.to_csv(index=False, lineterminator="\n")
 
 
+def correct_rows(content):
+    """One row per cell: without those of the flawed protocols, which follow their cell."""
+    return content.drop_duplicates(["study", "table", "row", "column"], keep="first")
+
+
 def count_verdicts(content) -> dict[str, int]:
     """verdict -> number of cells, in the order of :data:`VERDICTS`; ``measured`` where nothing was published."""
-    verdicts = content["verdict"].fillna("").replace("", "measured")
+    verdicts = correct_rows(content)["verdict"].fillna("").replace("", "measured")
     counts = verdicts.value_counts()
     return {name: int(counts[name]) for name in (*VERDICTS, "measured") if name in counts}
+
+
+def count_published(content) -> dict[str, int]:
+    """What became of the published numbers: cells that are reproduced, explained, contradicted, unverified, not run.
+
+    Words are not counted: what kind of mixture a method is, our code has from the paper.
+    """
+    import pandas as pd
+
+    cells = correct_rows(content)
+    numbers = pd.to_numeric(cells["published"], errors="coerce").notna()
+    counts = cells[numbers]["verdict"].value_counts()
+    return {name: sum(int(counts.get(verdict, 0)) for verdict in kinds) for name, kinds in OUTCOMES.items()}
 
 
 def table_paths(results: Results, study: str, name: str) -> dict[str, Path]:
@@ -164,6 +171,7 @@ def table_paths(results: Results, study: str, name: str) -> dict[str, Path]:
     return {suffix: base.with_name(f"{base.name}.{suffix}") for suffix in paths.TABLE_SUFFIXES}
 
 
+_MISSING = {"rows": "not evaluated yet", "probe": "not probed yet"}
 _NUMBERS = ("published", "published_std", "measured", "measured_std", "ci_low", "ci_high", "n")
 
 
@@ -172,34 +180,40 @@ def _identity(cell: Cell) -> dict[str, Any]:
     return {name: getattr(cell, name) for name in (*names, "published_std")} | {"verdict": None}
 
 
-def _where(cell: Cell) -> str:
-    return f"{cell.study}-{cell.table}: {cell.row} x {cell.column}"
+def _number(text: str) -> float | str | None:
+    """A number; a word of a table of words as it is."""
+    try:
+        return float(text) if text else None
+    except ValueError:
+        return text
+
+
+def _compare(cell: Cell, row: Mapping[str, Any]) -> str:
+    """By equivalence; a word that differs has been found out already."""
+    if isinstance(cell.published, str):
+        return "reproduced"
+    return verdict(cell.published, row["ci_low"], row["ci_high"], row["measured"], cell.tolerance)
 
 
 def _reasons(cell: Cell, done: Sequence[Run], results: Results, scale: Mapping[str, Any]) -> list[str]:
     """Why the number cannot be taken at its word; empty where it can."""
-    reasons = [gate for run in done for gate in results.failed_gates(run, cell.suite)]
+    reasons = _distrust(cell, done, results)
     if len(done) < len(cell.runs):
         reasons.append("seeds-missing")
-    if cell.published is not None:
+    if cell.published is not None and cell.reads:
         reasons += [] if scale["comparable"] else ["budget"]
         reasons += [f"stand-in {stand_in}" for stand_in in stand_ins(cell)]
-        if any(results.run(run)["data"].get("official") is False for run in done):
+        if any((results.run(run) or {}).get("data", {}).get("official") is False for run in done):
             reasons.append("unofficial-data")
+    if cell.published is not None:
+        reasons += measures.reasons(cell, list(done), results)
     return list(dict.fromkeys(reasons))
 
 
-def _between_seeds(rates: Sequence[float]) -> tuple[float | None, float]:
-    """Standard deviation between seeds and the half width of the t interval of their mean."""
-    if len(rates) < 2:
-        return None, 0.0
-    import statistics
-
-    from scipy.stats import t
-
-    spread = statistics.stdev(rates)
-    return spread, float(t.ppf((1 + CONFIDENCE) / 2, len(rates) - 1)) * spread / math.sqrt(len(rates))
-
-
-def _points(fraction: float) -> float:
-    return round(100 * fraction, 4)
+def _distrust(cell: Cell, done: Sequence[Run], results: Results) -> list[str]:
+    """Gates judge what claims robustness. A flawed protocol claims none; a cost, or the gates themselves, neither."""
+    if "rows" not in cell.reads:
+        return []
+    if cell.protocol == CORRECT:
+        return [gate for run in done for gate in results.failed_gates(run, cell.suite)]
+    return ["model-changed" for run in done if results.is_outdated(run, cell.suite)]

@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 
+from moat.data.seeding import generator
 from moat.evaluation.evidence import Evidence
 from moat.evaluation.gates.chance import FALSE_ALARMS
 from moat.evaluation.gates.registry import Finding, gate, keeps, not_applicable
@@ -54,11 +55,12 @@ def provenance(evidence: Evidence) -> Finding:
     values: dict[str, float] = {"n": len(evidence.x), "contradictions": len(wrong)}
     limits: dict[str, float] = {"contradictions": 0}
     if origin.held_out is not None:
-        for name, (value, limit) in _familiarity(evidence, *origin.held_out).items():
+        held_out = _some_of(*origin.held_out, HELD_OUT * len(evidence.x), evidence.seed)
+        for name, (value, limit) in _familiarity(evidence, *held_out).items():
             values[name], limits[name] = value, limit
             if value > limit:
                 wrong.append(f"test images are more familiar ({value:.3f}, allowed {limit:.3f}) than held-out ones")
-        for name, (value, limit) in _off_record(evidence, *origin.held_out).items():
+        for name, (value, limit) in _off_record(evidence, *held_out).items():
             values[name], limits[name] = value, limit
             if value > limit:
                 wrong.append(f"validation accuracy is {value:.1%} away from the recorded one, allowed {limit:.1%}")
@@ -86,12 +88,18 @@ def _contradictions(origin: Any) -> list[str]:
     return wrong
 
 
+def _some_of(x: torch.Tensor, y: torch.Tensor, count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """``count`` images and labels, or all, in a random order: data sets may be sorted by class."""
+    order = torch.randperm(len(x), generator=generator(seed, 0, "provenance gate"))[:count]
+    return x[order], y[order]
+
+
 def _familiarity(evidence: Evidence, x: torch.Tensor, y: torch.Tensor) -> dict[str, tuple[float, float]]:
     """How often test images have larger margins than held-out ones, clean and after one step, and the limit."""
     found = {}
     for name, eps in (("familiar_clean", 0.0), ("familiar_stepped", evidence.eps)):
         test = _margins(evidence, evidence.x, evidence.y, eps)
-        other = _margins(evidence, x[: HELD_OUT * len(test)], y[: HELD_OUT * len(test)], eps)
+        other = _margins(evidence, x, y, eps)
         found[name] = _larger(test, other), MOST_FAMILIAR + _spread(len(test), len(other))
     return found
 

@@ -1,53 +1,67 @@
 """Kinds of figures: one module each, its file name is the kind in ``config/studies/*.yaml``.
 
-A module has ``draw(figure, frames, style)``, which returns a matplotlib figure and the DataFrame of what is drawn, and
-may have ``expect(figure, results)``, which announces the accuracies that it will ask for. The study's
-``options`` are the plug-in's own; it refuses those that it does not know.
+A module has
+
+- ``SHOWS``: a literal, what its lines are: ``lines`` (measured cells, like a table's), ``history`` (runs' history.csv),
+  ``probe`` (what a probe took from a model; see ``config/probes.yaml``), or ``cells`` (no lines: every table's cells);
+- ``draw(figure, frames, style)``, which returns a matplotlib figure and the DataFrame of what is drawn;
+- where it reads evaluations, ``expect(figure, results)``, which announces what it will ask for.
+
+The study's ``options`` are the plug-in's own; it refuses those that it does not know.
 """
 
 import importlib
 import pkgutil
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
 
 from moat.config.grid import Figure, Line, Run
 from moat.config.schema import unknown_name
 from moat.errors import ConfigError
+from moat.reporting.labels import SEPARATOR, shared_parts, without_shared
 from moat.reporting.results import Results
 from moat.reporting.tables import not_run_reason, stand_ins
 
 
 @dataclass(frozen=True)
 class Frames:
-    """What a figure is made from: the results, and the attack settings of ``config/attacks.yaml``."""
+    """What a figure is made from: the results, the attack settings of ``config/attacks.yaml``, the scale's YAML."""
 
     results: Results
-    attacks: Mapping[str, Mapping[str, Any]]
+    attacks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    scale: Mapping[str, Any] = field(default_factory=dict)
 
     def evaluated(self, line: Line) -> list[Run]:
-        """The runs of a line that are evaluated; none where the line is not drawn."""
-        return [run for run in line.cell.runs if self.results.has_evaluation(run, line.cell.suite)]
+        """The runs of a line that left what it shows; none where the line is not drawn."""
+        return self.results.finished(line.cell)
 
     def failed_gates(self, line: Line) -> list[str]:
+        if not line.cell.gates:
+            return []
         failed = (gate for run in self.evaluated(line) for gate in self.results.failed_gates(run, line.cell.suite))
         return list(dict.fromkeys(failed))
 
+    def probe(self, line: Line) -> dict[str, Any]:
+        """The arrays of a line that is drawn, and under ``classes`` the names of the data set's classes."""
+        run, name = self.evaluated(line)[0], line.cell.of
+        return {**self.results.probe(run, name), "classes": (self.results.probe_record(run, name) or {}).get("classes")}
+
     def labels(self, figure: Figure) -> list[str]:
         """A short label for each line: without what all lines share; says so where a gate failed."""
-        _, labels = _shorten(figure)
+        labels = without_shared([line.label for line in figure.lines])
         failed = [self.evaluated(line) and self.failed_gates(line) for line in figure.lines]
         return [f"{label} (unverified)" if bad else label for label, bad in zip(labels, failed, strict=True)]
 
 
 def heading(figure: Figure) -> str:
     """What the labels of all lines share, e.g. data set and net; :meth:`Frames.labels` leaves it out."""
-    return _shorten(figure)[0]
+    return shared_parts([line.label for line in figure.lines])
 
 
 def names() -> list[str]:
-    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+    return sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
 
 
 def get(kind: str) -> ModuleType:
@@ -63,15 +77,20 @@ def get(kind: str) -> ModuleType:
 
 def notes(figure: Figure, results: Results) -> list[str]:
     """What a figure must say beside its caption: lines that are not drawn, stand-ins, failed gates."""
-    frames, said = Frames(results, {}), []
+    frames, said = Frames(results), []
+    reasons: dict[str, list[str]] = {}
+    unverified: dict[str, list[str]] = {}
     for line in figure.lines:
         reason = not_run_reason(line.cell, results)
         if reason is not None:
-            said.append(f"Not drawn: {line.label}: {reason}.")
+            reasons.setdefault(reason, []).append(line.label)
             continue
         said += [f"Stand-in: {_replaced(stand_in)}." for stand_in in stand_ins(line.cell)]
-        failed = frames.failed_gates(line)
-        said += [f"Unverified: {line.label}: {', '.join(failed)}."] if failed else []
+        if failed := frames.failed_gates(line):
+            unverified.setdefault(", ".join(failed), []).append(line.label)
+        said += [f"Outdated: {line.label}: trained again since." for _ in _outdated(line, results)]
+    said += [f"Unverified: {_named(figure, labels)}: {gates}." for gates, labels in unverified.items()]
+    said = [f"Not drawn: {_named(figure, labels)}: {reason}." for reason, labels in reasons.items()] + said
     return list(dict.fromkeys(said))
 
 
@@ -86,17 +105,28 @@ def check_options(figure: Figure, allowed: Collection[str]) -> None:
             raise ConfigError(where + unknown_name(option, allowed, what=f"option of {figure.kind}"))
 
 
-def _shorten(figure: Figure) -> tuple[str, list[str]]:
-    """(the parts that all labels share, each label without them)."""
-    parts = [line.label.split(" / ") for line in figure.lines]
-    if len(parts) < 2 or len({len(part) for part in parts}) > 1:
-        return "", [line.label for line in figure.lines]
-    shared = [len(set(column)) == 1 for column in zip(*parts, strict=True)]
-    if all(shared):
-        return "", [line.label for line in figure.lines]
-    common = " / ".join(name for name, same in zip(parts[0], shared, strict=True) if same)
-    labels = [" / ".join(n for n, same in zip(part, shared, strict=True) if not same) for part in parts]
-    return common, labels
+def _named(figure: Figure, labels: Collection[str]) -> str:
+    """``labels`` of the figure's lines in few words: a beginning alone where all lines that share it are among them."""
+    missing, beginnings = set(labels), {line.label: _beginnings(line.label) for line in figure.lines}
+    whole: dict[str, bool] = {}
+    for label, heads in beginnings.items():
+        for head in heads:
+            whole[head] = whole.get(head, True) and label in missing
+    shown = [next((head for head in beginnings[label] if whole[head]), label) for label in labels]
+    shown = list(dict.fromkeys(shown))
+    shared = shared_parts(shown)
+    return (f"{shared}: " if shared else "") + ", ".join(without_shared(shown))
+
+
+def _beginnings(label: str) -> list[str]:
+    """The first part of a label, the first two, and so on."""
+    parts = label.split(SEPARATOR)
+    return [SEPARATOR.join(parts[: count + 1]) for count in range(len(parts))]
+
+
+def _outdated(line: Line, results: Results) -> list[Run]:
+    """The runs that have other weights than those that a probe saw."""
+    return [probe.run for probe in line.cell.probes if results.is_probe_outdated(probe.run, probe.name)]
 
 
 def _replaced(stand_in: str) -> str:

@@ -14,6 +14,8 @@ from moat.reporting.results import Results
 from moat.reporting.style import Style
 from moat.reporting.tables import summarise
 
+SHOWS = "lines"
+
 
 def expect(figure: Figure, results: Results) -> None:
     results.expect([line.cell for line in figure.lines], each_setting=True)
@@ -32,7 +34,7 @@ def draw(figure: Figure, frames: Frames, style: Style):
     radii = _radii(figure, frames.attacks)
     drawn = [line for line in figure.lines if frames.evaluated(line)]
     content = pd.DataFrame([row for line in drawn for row in _points(line, radii, frames)], columns=_COLUMNS)
-    canvas, (axes,) = style.new(height=2.8)
+    canvas, ((axes,),) = style.new(height=2.8)
     for number, (line, label) in enumerate(zip(figure.lines, frames.labels(figure), strict=True)):
         if line in drawn:
             _draw_line(axes, content[content["label"] == line.label], label, style, number)

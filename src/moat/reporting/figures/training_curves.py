@@ -9,6 +9,7 @@ from moat.config.grid import Figure, Line
 from moat.reporting.figures import Frames, check_options, heading
 from moat.reporting.style import Style
 
+SHOWS = "history"
 _PANELS = {"loss": "training loss", "validation_accuracy": "validation accuracy (%)"}
 
 
@@ -24,7 +25,7 @@ def draw(figure: Figure, frames: Frames, style: Style):
     check_options(figure, [])
     parts = [part for line in figure.lines for part in _histories(line, frames)]
     content = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=_COLUMNS)
-    canvas, axes = style.new(2, height=2.4)
+    canvas, (axes,) = style.new(columns=2, height=2.4)
     labels = frames.labels(figure)
     for panel, (column, label) in zip(axes, _PANELS.items(), strict=True):
         for number, line in enumerate(figure.lines):

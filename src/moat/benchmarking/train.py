@@ -1,0 +1,170 @@
+"""Training speed: images/s and model-FLOP utilisation of each method and net; with --calibrate, plans use it.
+
+Real updates of the real recipes, on random images that lie on the device. Also measured is PGD-10 in float32, which
+is what evaluations are made of. Utilisation counts the passes that the recipe asks for, whatever the code computes.
+"""
+
+import contextlib
+import sys
+from pathlib import Path
+from typing import Any
+
+from moat import devices
+
+HELP = "images/s and model-FLOP utilisation, per method and net"
+COLUMNS = ("kind", "method", "arch", "batch_size", "precision", "images_per_second", "tflops", "utilisation")
+# Settings by which evaluations are measured, and how many steps it has.
+EVALUATION_STEPS = 10
+
+
+def add_arguments(parser) -> None:
+    parser.add_argument("--scale", default="paper", help="whose recipes and widths (default: paper)")
+    parser.add_argument("--dataset", default="cifar10", help="whose image size and classes (default: cifar10)")
+    parser.add_argument("--archs", default="resnet18", metavar="A,B", help="default: resnet18")
+    parser.add_argument(
+        "--methods", default="standard,pgd-at,trades,dramoe", metavar="A,B", help="default: %(default)s"
+    )
+    parser.add_argument("--batch-size", type=int, metavar="N", help="default: the recipe's")
+    parser.add_argument("--repeats", type=int, default=5, metavar="N", help="timed rounds (default: 5)")
+    parser.add_argument("--warm-up", type=int, default=2, metavar="N", help="rounds before that (default: 2)")
+    parser.add_argument("--steps", type=int, default=1, metavar="N", help="updates in each round (default: 1)")
+    parser.add_argument("--calibrate", action="store_true", help="write the rates where `moat plan` finds them")
+    devices.add_arguments(parser)
+
+
+def measure(arguments) -> dict[str, Any]:
+    """Rows of every method on every net, training and evaluation."""
+    from moat.benchmarking import timing
+    from moat.config.project import Project
+    from moat.errors import ConfigError
+
+    for name in ("repeats", "steps", "batch_size"):
+        if getattr(arguments, name) is not None and getattr(arguments, name) < 1:
+            raise ConfigError(f"--{name.replace('_', '-')} {getattr(arguments, name)}: allowed: 1 or more")
+    project, device = Project(Path(arguments.project)), devices.select(arguments.device, arguments.threads)
+    rows = []
+    for arch in arguments.archs.split(","):
+        for method in arguments.methods.split(","):
+            rows += _rows(arguments, project, device, arch, method)
+    machine = timing.machine(device)
+    _utilisation(rows, project, machine["device"], device)
+    content = {"benchmark": "train", **machine, "threads": arguments.threads, "rows": rows}
+    if arguments.calibrate:
+        content["calibration"] = str(_calibrate(project, machine, rows))
+    return content
+
+
+def _rows(arguments, project, device, arch: str, method: str) -> list[dict[str, Any]]:
+    from moat.benchmarking import models, timing
+    from moat.config.grid import Run
+    from moat.config.recipes import resolve_recipe, resolve_run
+    from moat.scheduling.macs import net_of
+
+    run = Run(arguments.dataset, arch, method, 0)
+    resolved = resolve_run(project, arguments.scale, dataset=arguments.dataset, arch=arch, method=method, seed=0)
+    recipe = resolve_recipe(project, arguments.scale, method)
+    net = net_of(project, arguments.scale, run, recipe)
+    size = arguments.batch_size or recipe["batch_size"]
+    print(f"moat bench train: {arch}, {method}, batches of {size}", file=sys.stderr)
+    method_object = models.begin(net, _steady(resolved["recipe"]), device)
+    calls = _calls(method_object, net, size, arguments.steps, device)
+    taken = timing.seconds(calls, repeats=arguments.repeats, warm_up=arguments.warm_up, device=device)
+    about = {"method": method, "arch": arch, "model": net.model, "image_size": net.image_size, "batch_size": size}
+    return [
+        {"kind": kind, **about, **_speed(kind, net, recipe, resolved["recipe"], device, size * arguments.steps, values)}
+        for kind, values in taken.items()
+    ]
+
+
+def _steady(recipe: dict[str, Any]) -> dict[str, Any]:
+    """The recipe with the mean of numbers of steps of which one is drawn for each batch."""
+    attack = recipe.get("pgd_attack")
+    if attack is None:
+        return recipe
+    return {**recipe, "pgd_attack": {**attack, "steps": [round(sum(attack["steps"]) / len(attack["steps"]))]}}
+
+
+def _calls(method, net, size: int, steps: int, device) -> dict[str, Any]:
+    """A round of updates, and as many batches attacked as evaluations attack them."""
+    import itertools
+
+    import torch
+
+    from moat.attacks import pgd
+    from moat.methods.base import Step
+
+    generator = torch.Generator(device).manual_seed(0)
+    shape = (size, net.channels, net.image_size, net.image_size)
+    x = torch.rand(shape, generator=generator, device=device).contiguous(memory_format=torch.channels_last)
+    y = torch.randint(net.classes, (size,), generator=generator, device=device)
+    batches = itertools.count()
+    attack = {"eps": 8 / 255, "step_size": 2 / 255, "steps": EVALUATION_STEPS}
+
+    def train() -> None:
+        method.train_mode()
+        for _ in range(steps):
+            method.update(x, y, Step(0, 0, 1, next(batches), 1_000_000, device))
+
+    def evaluate() -> None:
+        method.model.eval()
+        for _ in range(steps):
+            pgd(method.model, x, y, generator=generator, **attack)
+
+    return {"train": train, "evaluate": evaluate}
+
+
+def _speed(kind, net, recipe, resolved, device, images: int, taken: list[float]) -> dict[str, Any]:
+    from moat.benchmarking import timing
+    from moat.scheduling.cost import ATTACK_STEP, training_passes
+    from moat.scheduling.macs import count
+    from moat.training.models import autocast
+
+    mixed = kind == "train" and autocast(resolved, device) is not contextlib.nullcontext
+    passes = training_passes(recipe) if kind == "train" else ATTACK_STEP * EVALUATION_STEPS
+    found = timing.summary(taken)
+    macs = count(net)
+    rate = passes * macs * images / found["median"]
+    return {
+        "precision": "bf16" if mixed else "float32",
+        "macs": macs,
+        "passes": passes,
+        "seconds": found,
+        "images_per_second": round(images / found["median"], 2),
+        "macs_per_second": rate,
+        "tflops": round(2 * rate / 1e12, 4),
+    }
+
+
+def _utilisation(rows, project, device_name: str, device) -> None:
+    """Add the share of the data sheet's peak, where it is known, and of a large matrix product here."""
+    import torch
+
+    from moat.benchmarking import timing
+    from moat.errors import ConfigError
+    from moat.scheduling.rates import match
+
+    known = project.planner()["hardware"]
+    try:
+        peak = known[match(device_name, known)]["peak"]
+    except ConfigError:
+        peak = {}
+    types = {"bf16": torch.bfloat16, "float32": torch.float32}
+    product = {name: timing.matmul_rate(device, types[name]) for name in {row["precision"] for row in rows}}
+    for row in rows:
+        flops = 2 * row["macs_per_second"]
+        at_best = peak.get(row["precision"])
+        row["utilisation"] = round(flops / (at_best * 1e12), 4) if at_best else None
+        row["of_matrix_product"] = round(flops / product[row["precision"]], 4)
+
+
+def _calibrate(project, machine, rows) -> Path:
+    """Put the rates beside those measured before on this hardware; the same method and net is replaced."""
+    from moat.files import read_json, write_json
+    from moat.scheduling.rates import CALIBRATION, match
+
+    path = project.root / CALIBRATION / f"{match(machine['device'], project.planner()['hardware'])}.json"
+    keys = ("kind", "precision", "method", "arch", "model", "image_size")
+    kept = {tuple(row[key] for key in keys): row for row in (read_json(path)["rows"] if path.exists() else [])}
+    kept |= {tuple(row[key] for key in keys): row for row in rows}
+    write_json(path, {**machine, "rows": list(kept.values())})
+    return path

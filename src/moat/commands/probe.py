@@ -1,0 +1,73 @@
+"""Take from one model what figures need beside accuracies: weights, routing scores, features or heat maps."""
+
+from pathlib import Path
+
+from moat import subjects
+
+HELP = "take weights, routing scores, features or heat maps from one run, for figures"
+
+
+def add_arguments(parser) -> None:
+    parser.add_argument("--probe", required=True, metavar="NAME", help="name from config/probes.yaml")
+    parser.add_argument("--out", required=True, type=Path, metavar="FILE", help=".safetensors; a .json comes beside")
+    subjects.add_arguments(parser)
+
+
+def run(arguments) -> int:
+    import logging
+    import time
+
+    from moat.config.project import Project
+    from moat.errors import ConfigError
+    from moat.files import check_writable
+    from moat.interruption import exit_on_sigterm
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    if arguments.out.suffix != ".safetensors":
+        raise ConfigError(f"--out {arguments.out}: the name must end in .safetensors")
+    project = Project(Path(arguments.project))
+    probe = project.probe(arguments.probe)
+    exit_on_sigterm("the same command starts the probe again")
+    check_writable(arguments.out)
+
+    from moat import probing
+    from moat.attacks.suites import resolve
+
+    subject = subjects.load(arguments, at_most=probe.get("images"))
+    setting, where = probe.get("setting"), f"config/probes.yaml: {arguments.probe}"
+    scale = subject.run["scale"] if subject.run.get("scale") in project.names("scales") else None
+    attack = project.attack(setting, where=where, scale=scale) if setting else None
+    resolved = resolve(setting, attack) if setting else None
+    images = probing.Images(subject.x, subject.y, subject.indices, subject.batch_size, setting, resolved)
+    started = time.perf_counter()
+    arrays = probing.collect(arguments.probe, probe, subject.model, images)
+    seconds = time.perf_counter() - started
+    _write(arguments, subject, probe, attack, arrays, seconds)
+    print(f"{arguments.out}: {', '.join(arrays)} of {len(subject.x)} images ({seconds:.1f} s)")
+    return 0
+
+
+def _write(arguments, subject, probe, attack, arrays, seconds) -> None:
+    import safetensors.numpy
+
+    from moat import provenance, sources
+    from moat.data import datasets
+    from moat.files import write_bytes, write_json
+
+    settings = {probe["setting"]: attack} if attack else {}
+    made_of = {"method": subject.method, "arch": subject.run.get("arch"), "probe": probe["probe"]}
+    hashes = sources.hash_parts(sources.PROBE_PARTS, **made_of, attacks=sources.attacks_of({"settings": settings}))
+    write_bytes(arguments.out, safetensors.numpy.save(arrays))
+    content = {
+        "name": arguments.probe,
+        "probe": probe,
+        "settings": settings,
+        "run": subject.run,
+        "n": len(subject.x),
+        "seconds": round(seconds, 3),
+        **provenance.environment(),
+        "sources": hashes,
+        "data": subject.data,
+        "classes": datasets.load(Path(subject.data["path"]), splits=()).classes,
+    }
+    write_json(arguments.out.with_suffix(".json"), content)

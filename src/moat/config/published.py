@@ -1,0 +1,77 @@
+"""The published number of a cell: exactly one row of ``config/published/<study>.csv``, or the study says so."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from moat.errors import ConfigError
+
+# The columns by which a number is found; an axis of that name binds one by its label.
+KEYS = ("dataset", "arch", "method", "metric", "setting")
+
+
+@dataclass(frozen=True)
+class Published:
+    """A number (or, in a table of words, a word), its standard deviation, and its line in the file."""
+
+    value: float | str | None = None
+    std: float | None = None
+    line: int | None = None
+
+
+NOTHING = Published()
+
+
+class PublishedNumbers:
+    """The rows of one study's file, found by some of their columns.
+
+    Args:
+        rows: as :meth:`moat.config.project.Project.published` reads them, in the file's order.
+    """
+
+    def __init__(self, study: str, rows: Sequence[Mapping[str, str]]):
+        self.file = f"config/published/{study}.csv"
+        self.rows = rows
+        # Tables of a hundred cells ask for a hundred rows each: by table first.
+        self._by_table: dict[str, list[int]] = {}
+        for number, row in enumerate(rows):
+            self._by_table.setdefault(row["table"], []).append(number)
+
+    def find(self, wanted: Mapping[str, str], *, where: str, may_lack: bool) -> Published:
+        """The one row whose columns are ``wanted``.
+
+        Raises:
+            ConfigError: several rows fit, or none does and ``may_lack`` is false; names ``where``.
+        """
+        numbers = self._by_table.get(wanted["table"], []) if "table" in wanted else range(len(self.rows))
+        found = [n for n in numbers if all(self.rows[n].get(key) == value for key, value in wanted.items())]
+        if len(found) > 1:
+            raise ConfigError(
+                f"{self.file}: {len(found)} rows fit {where} ({wanted}); add a published: key to the point"
+            )
+        if not found:
+            if may_lack:
+                return NOTHING
+            raise ConfigError(
+                f"{self.file}: no row fits {where} ({wanted}); "
+                "correct a label, or add unpublished: true to the point if the paper has no such number"
+            )
+        row = self.rows[found[0]]
+        return Published(_value(row["value"]), _value(row["std"]), found[0] + 2)
+
+
+def wanted_columns(spec: Mapping[str, Any], points: Sequence[tuple[str, Mapping[str, Any]]]) -> dict[str, str]:
+    """Which row a cell of table ``spec`` asks for: what the table says, the axes' labels, what the points say."""
+    wanted = dict(spec["published"])
+    for axis, point in points:
+        if axis in KEYS:
+            wanted[axis] = point["label"]
+        wanted.update(point.get("published", {}))
+    return wanted
+
+
+def _value(text: str) -> float | str | None:
+    try:
+        return float(text) if text else None
+    except ValueError:
+        return text

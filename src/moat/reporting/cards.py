@@ -1,0 +1,93 @@
+"""The cards of the page: what stands behind a number, as (what, value, address) triples.
+
+A card opens when its number is hovered, focused or pressed. All cards travel as one JSON object, keyed by the id of the
+element that opens them; a thousand of them as HTML would be most of the page.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from moat.reporting import measures, provenance
+from moat.reporting.layout import Entry, Layout, explain
+from moat.reporting.results import Results
+
+Line = tuple[str, str, str | None]
+
+
+def cell_id(table: str, row: int, column: int) -> str:
+    """The id of a cell on the page, and of its card."""
+    return f"{table}-{row}-{column}"
+
+
+def of_table(name: str, layout: Layout, results: Results) -> dict[str, dict[str, Any]]:
+    """id -> card of every cell of a table; ``name`` is the table's id on the page."""
+    return {
+        cell_id(name, row, column): card(f"{label}, {layout.table.columns[column]}", of_cell(entry, results))
+        for row, (label, entries) in enumerate(layout.rows)
+        for column, entry in enumerate(entries)
+    }
+
+
+def card(title: str, lines: Iterable[Line | tuple[str, Any]]) -> dict[str, Any]:
+    """A title and the lines that have a value; an address only where there is one."""
+    said = ((what, str(value), *rest) for what, value, *rest in lines if value not in (None, ""))
+    return {"title": title, "lines": [[*line[:2], *filter(None, line[2:])] for line in said]}
+
+
+def embed(found: Mapping[str, Mapping[str, Any]]) -> str:
+    """JSON that may stand inside a script element: without ``<``, so that nothing closes the element."""
+    return json.dumps(found, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
+
+
+def of_cell(entry: Entry, results: Results) -> list[Line]:
+    """Where a number comes from, whether it can be trusted, and how it is made."""
+    cell, values = entry.cell, entry.values
+    unit = f" {measures.get(cell.measure).UNIT}".rstrip()
+    lines = [("verdict", entry.verdict or "measured", None)]
+    if entry.measured is None:
+        lines += [("why", entry.reason, None), *_published(entry, unit), ("made by", entry.command, None)]
+        return lines
+    lines += [("why", reason, None) for reason in _reasons(entry)]
+    lines += [("measured", f"{entry.measured}{unit}", None)]
+    if values["measured_std"] is not None:
+        lines += [("between seeds", f"standard deviation {values['measured_std']:.2f}", None)]
+    lines += _published(entry, unit)
+    lines += [
+        ("metric", f"{values['metric']}, protocol {cell.protocol}", None),
+        ("examples", values["n"] and values["seeds"] and f"{values['n']} per seed", None),
+        ("seeds", values["seeds"] and values["seeds"].replace(";", ", "), None),
+        *((what, path, provenance.address(path, results.scale)) for what, path in provenance.files(cell, results)),
+        ("made by", entry.command, None),
+    ]
+    return lines
+
+
+def _published(entry: Entry, unit: str) -> list[Line]:
+    cell = entry.cell
+    if entry.published is None:
+        return [("published", "nothing that this could be compared with", None)]
+    tolerance = "" if isinstance(cell.published, str) else f", tolerance {cell.tolerance:g}"
+    line = f" (config/published/{cell.study}.csv, line {cell.published_line})" if cell.published_line else ""
+    return [
+        ("published", f"{entry.published}{unit}{tolerance}{line}", None),
+        *(
+            (f"under {protocol}", f"{number}{f': {verdict}' if verdict not in ('', 'not-run') else ''}", None)
+            for protocol, number, verdict in entry.flawed
+        ),
+    ]
+
+
+def _reasons(entry: Entry) -> list[str]:
+    """Why a number is not to be taken at its word; with a verdict that compares, how it came about."""
+    failed = entry.values["gates_failed"]
+    if failed:
+        return [explain(reason).removeprefix("unverified: ") for reason in failed.split(";")]
+    known = {
+        "unverified": explain("interval-too-wide").removeprefix("unverified: "),
+        "reproduced": "the whole interval lies within the tolerance of the published number",
+        "higher": "the whole interval lies above the published number and its tolerance",
+        "lower": "the whole interval lies below the published number and its tolerance",
+        "explained": "a replica of the paper's protocol gives the published number, the correct protocol does not",
+    }
+    return [known[entry.verdict]] if entry.verdict in known else []

@@ -1,0 +1,88 @@
+"""The claims as CSV, Markdown and LaTeX."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from moat.reporting import latex, markdown
+from moat.reporting.layout import explain
+
+COLUMNS = [
+    *("claim", "study", "paper", "text", "stated", "unit", "measured", "ci_low", "ci_high"),
+    *("protocol", "explained", "explained_low", "explained_high", "verdict", "reasons", "explanation", "evidence"),
+]
+HEADINGS = ("claim", "stated", "measured", "what may explain the difference", "verdict", "evidence")
+TITLE = "What the papers claim, and what is found"
+CAPTION = (
+    "Measured: under the correct protocol, computed from the cells named as evidence, with a 95 % interval. Where a "
+    "flawed protocol may explain the claim, the number under it follows its name."
+)
+
+
+def to_csv(claims: Sequence[Mapping[str, Any]]) -> str:
+    """One row per claim with :data:`COLUMNS`."""
+    import pandas as pd
+
+    return pd.DataFrame([_row(claim) for claim in claims], columns=COLUMNS).to_csv(index=False, lineterminator="\n")
+
+
+def to_markdown(claims: Sequence[Mapping[str, Any]]) -> str:
+    lines = [f"**{markdown.escape(TITLE)}**", "", markdown.escape(CAPTION), ""]
+    lines += [f"| {' | '.join(HEADINGS)} |", f"| {' | '.join(['---'] * len(HEADINGS))} |"]
+    lines += [f"| {' | '.join(markdown.escape(text) for text in words(claim))} |" for claim in claims]
+    return "\n".join(lines) + "\n"
+
+
+def to_latex(claims: Sequence[Mapping[str, Any]]) -> str:
+    """A ``longtable``, because it is longer than a page; needs the packages booktabs, longtable and array."""
+    width = 0.92 / len(HEADINGS)
+    columns = "".join(f">{{\\raggedright\\arraybackslash}}p{{{width:.3f}\\linewidth}}" for _ in HEADINGS)
+    lines = [
+        "% needs \\usepackage{booktabs,longtable,array}",
+        "{\\footnotesize",
+        f"\\begin{{longtable}}{{{columns}}}",
+        f"\\caption{{{latex.escape(TITLE)}. {latex.escape(CAPTION)}}}\\label{{tab:claims}}\\\\",
+        "\\toprule",
+        " & ".join(HEADINGS) + r" \\",
+        "\\midrule\\endhead",
+        *(" & ".join(latex.escape(text) for text in words(claim)) + r" \\" for claim in claims),
+        "\\bottomrule",
+        "\\end{longtable}}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def words(claim: Mapping[str, Any]) -> tuple[str, ...]:
+    """What stands under :data:`HEADINGS`."""
+    unit = claim["unit"]
+    measured = _number(claim["measured"], unit) or f"not run: {claim['reasons'][0]}"
+    explained = _number(claim["explained"], unit)
+    explanation = claim["explanation"] + (f" ({claim['protocol']}: {explained})" if explained else "")
+    why = "; ".join(explain(reason).removeprefix("unverified: ") for reason in claim["reasons"])
+    verdict = claim["verdict"] + (f": {why}" if claim["verdict"] == "unverified" and why else "")
+    return f"{claim['paper']}: {claim['text']}", claim["stated"], measured, explanation, verdict, evidence(claim)
+
+
+def evidence(claim: Mapping[str, Any], most: int = 3) -> str:
+    """The cells; of many the first few and how many more there are."""
+    places = [f"{each['id']}: {each['row']} x {each['column']}" for each in claim["evidence"]]
+    more = [f"and {len(places) - most} more cells"] if len(places) > most + 1 else []
+    return "; ".join([*(places[:most] if more else places), *more])
+
+
+def _number(number: Mapping[str, float] | None, unit: str) -> str | None:
+    if number is None:
+        return None
+    return f"{number['value']:.2f} [{number['low']:.2f}, {number['high']:.2f}] {unit}"
+
+
+def _row(claim: Mapping[str, Any]) -> dict[str, Any]:
+    measured, explained = claim["measured"] or {}, claim["explained"] or {}
+    same = ("study", "paper", "text", "stated", "unit", "protocol", "verdict", "explanation")
+    return {
+        "claim": claim["id"],
+        **{name: claim[name] for name in same},
+        **{"measured": measured.get("value"), "ci_low": measured.get("low"), "ci_high": measured.get("high")},
+        **{f"explained{end}": explained.get(key) for end, key in (("", "value"), ("_low", "low"), ("_high", "high"))},
+        "reasons": ";".join(claim["reasons"]),
+        "evidence": evidence(claim, most=len(claim["evidence"])),
+    }

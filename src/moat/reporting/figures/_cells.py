@@ -1,0 +1,90 @@
+"""What figures of measured cells share: their content, and how it falls into panels, groups and series."""
+
+from collections.abc import Collection, Sequence
+from typing import Any
+
+from moat.config.grid import Figure, Line
+from moat.config.schema import unknown_name
+from moat.errors import ConfigError
+from moat.reporting.figures import Frames
+from moat.reporting.labels import shared_parts, without_shared
+from moat.reporting.results import Results
+from moat.reporting.tables import not_run_reason, rows_of
+
+_IDENTITY = ("dataset", "arch", "method", "protocol")
+COLUMNS = [
+    *("dataset", "arch", "method", "metric", "protocol", "published", "published_std", "measured", "measured_std"),
+    *("ci_low", "ci_high", "n", "seeds", "verdict", "gates_failed"),
+]
+
+
+def expect(figure: Figure, results: Results) -> None:
+    results.expect([line.cell for line in figure.lines])
+
+
+def content(figure: Figure, frames: Frames):
+    """One row per line, as in a table's CSV, also for those that were not run; behind it those of flawed protocols.
+
+    Returns:
+        DataFrame with label, ``<axis>_label`` for every axis, :data:`COLUMNS`, and reason: why it was not run.
+    """
+    import pandas as pd
+
+    axes = [f"{axis}_label" for axis, _ in figure.lines[0].axes]
+    rows = [row for line in figure.lines for row in _rows(line, frames)]
+    return pd.DataFrame(rows, columns=["label", *axes, *COLUMNS, "reason"]).astype({"n": "Int64"})
+
+
+def _rows(line: Line, frames: Frames) -> list[dict[str, Any]]:
+    labels = {"label": line.label, **{f"{axis}_label": label for axis, label in line.axes}}
+    rows = rows_of(line.cell, frames.results, frames.scale)
+    reasons = [not_run_reason(each, frames.results) for each in line.cell.each()]
+    return [{**row, **labels, "reason": reason} for row, reason in zip(rows, reasons, strict=True)]
+
+
+def column(figure: Figure, option: str, known: Collection[str]) -> str | None:
+    """The column of the content that an option names by an axis of the figure, or by dataset, arch, method, protocol.
+
+    Raises:
+        ConfigError: there is none of that name; names the study's file.
+    """
+    name = figure.options.get(option)
+    if name is None or f"{name}_label" in known:
+        return name and f"{name}_label"
+    if name in _IDENTITY:
+        return name
+    where = f"config/studies/{figure.study}.yaml: {figure.name}: {option}: "
+    axes = [each.removesuffix("_label") for each in known if each.endswith("_label")]
+    raise ConfigError(where + unknown_name(name, [*axes, *_IDENTITY], what="axis"))
+
+
+def panels(rows, by: str | None) -> list[tuple[str, Any]]:
+    """(title, rows) of each panel; one without a title where ``by`` is None."""
+    if by is None:
+        return [("", rows)]
+    return [(str(value), part) for value, part in rows.groupby(by, sort=False, dropna=False)]
+
+
+def add_series(rows, without: Sequence[str | None], *, panel: str | None):
+    """``rows`` with the column series: the labels of all axes but those in ``without``, less what a panel shares.
+
+    Also the column title: what a panel's labels share, for panels by a column that is no axis.
+    """
+    rows = rows.copy()
+    axes = [name for name in rows.columns if name.endswith("_label") and name not in without]
+    whole = rows[axes].agg(" / ".join, axis=1) if axes else rows["label"].where(rows["label"].isna(), "")
+    rows["series"], rows["title"] = whole, "" if panel is None else rows[panel]
+    for _, part in rows.groupby(panel or (lambda _: 0), sort=False, dropna=False):
+        labels = list(dict.fromkeys(whole[part.index]))
+        short = dict(zip(labels, without_shared(labels), strict=True))
+        rows.loc[part.index, "series"] = whole[part.index].map(short)
+        if panel in _IDENTITY and panel != "protocol":
+            rows.loc[part.index, "title"] = shared_parts(labels) or part[panel].iloc[0]
+    return rows
+
+
+def is_distrusted(row) -> bool:
+    """Whether a gate failed, or the model was trained again: reasons that speak about the number itself."""
+    about_comparison = ("budget", "seeds-missing", "unofficial-data", "stand-in ")
+    reasons = row["gates_failed"].split(";") if isinstance(row["gates_failed"], str) else []
+    return any(not reason.startswith(about_comparison) for reason in reasons)

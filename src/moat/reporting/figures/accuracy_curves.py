@@ -1,0 +1,84 @@
+"""A measured number against a parameter of the attack, one line per model; published numbers as hollow markers.
+
+Options:
+    along: the axis whose points lie on one line.
+    x: the parameter of the attack settings that is drawn against: ``eps`` (default) or ``steps``.
+    panel: an axis, or dataset, arch, method or protocol: one panel for each (default: one panel).
+    protocols: draw what flawed protocols give, too (default: false); goes with ``panel: protocol``.
+    highlight: labels of the lines that are drawn thick.
+"""
+
+from moat.config.grid import Figure
+from moat.config.numbers import parse_number
+from moat.errors import ConfigError
+from moat.reporting.figures import Frames, _cells, check_options
+from moat.reporting.style import Style
+
+SHOWS = "lines"
+expect = _cells.expect
+_X = {"eps": "epsilon in pixel units", "steps": "number of steps"}
+
+
+def draw(figure: Figure, frames: Frames, style: Style):
+    """The matplotlib figure and its points.
+
+    Returns:
+        (figure, DataFrame of :func:`moat.reporting.figures._cells.content` with the column x).
+    """
+    check_options(figure, ["along", "x", "panel", "protocols", "highlight"])
+    content = _cells.content(figure, frames)
+    content.insert(1, "x", content["label"].map(_places(figure, frames)))
+    if not figure.options.get("protocols"):
+        content = content[content["protocol"] == "correct"]
+    along, panel = (_cells.column(figure, name, content.columns) for name in ("along", "panel"))
+    rows = _cells.add_series(content, [along, panel], panel=panel)
+    parts = _cells.panels(rows, panel)
+    canvas, (axes,) = style.new(columns=len(parts), height=2.9, sharey=True)
+    numbers = {name: number for number, name in enumerate(dict.fromkeys(rows["series"]))}
+    for each, (_, part) in zip(axes, parts, strict=True):
+        for name, line in part.groupby("series", sort=False):
+            _draw_line(each, line.sort_values("x"), name, style, numbers[name], figure.options.get("highlight", []))
+        each.set_title(part["title"].iloc[0], loc="left", color=style.muted)
+        each.set_xlabel(_X[figure.options.get("x", "eps")])
+        if part["measured"].isna().all():
+            style.empty(each, f"not run: {part['reason'].dropna().iloc[0]}")
+    axes[0].set_ylabel("accuracy (%)")
+    axes[0].set_ylim(-2, 102)
+    style.legend(canvas, style.published() if rows["published"].notna().any() else None)
+    return canvas, content
+
+
+def _places(figure: Figure, frames: Frames) -> dict[str, float | None]:
+    """label -> x of its point; None where it was never to be run.
+
+    Raises:
+        ConfigError: no axis to draw along, a parameter that is none, or a setting without it; names the study's file.
+    """
+    where = f"config/studies/{figure.study}.yaml: {figure.name}"
+    name = figure.options.get("x", "eps")
+    if name not in _X:
+        raise ConfigError(f"{where}: x: {name!r} is not allowed; {' or '.join(_X)}")
+    if "along" not in figure.options:
+        raise ConfigError(f"{where}: option along is missing; the axis whose points lie on one line")
+    places = {}
+    for line in figure.lines:
+        setting = frames.attacks.get(line.cell.patterns[0], {})
+        if name not in setting and setting.get("attack") != "none":
+            raise ConfigError(f"{where}: {line.label}: the setting {line.cell.patterns[0]!r} has no {name}")
+        places[line.label] = parse_number(setting.get(name, 0), where=f"config/attacks.yaml: {line.cell.patterns[0]}")
+    return places
+
+
+def _draw_line(axes, line, name: str, style: Style, number: int, highlight: list[str]) -> None:
+    look = style.line(number)
+    look["linewidth"] = 2.0 if name in highlight else 0.9
+    measured = line[line["measured"].notna()]
+    label = f"{name} (unverified)" if any(_cells.is_distrusted(row) for _, row in measured.iterrows()) else name
+    if len(measured):
+        axes.plot(measured["x"], measured["measured"], label=label, zorder=3, **look)
+        bounds = measured["ci_low"].astype(float), measured["ci_high"].astype(float)
+        axes.fill_between(measured["x"], *bounds, color=look["color"], alpha=style.band_alpha, linewidth=0, zorder=2)
+    published = line[line["published"].notna()]
+    if len(published):
+        hollow = {**look, "markerfacecolor": "white", "linestyle": "none", "markeredgewidth": 0.8}
+        axes.plot(published["x"], published["published"], zorder=4, **hollow, label=None if len(measured) else label)

@@ -1,0 +1,44 @@
+"""Accuracy under each corruption: a row of panels for each family, a column for each set of severities.
+
+The lines are a table's: an axis ``setting`` whose labels are ``Family/Corruption``, and one of models; ``explained_by``
+names the second set of severities. Published numbers stand as hollow markers in every column, so that one sees which
+severities they fit. Options: ``along``: the axis of corruptions (default: setting); ``titles``: protocol -> title.
+"""
+
+from moat.config.grid import Figure
+from moat.reporting.figures import Frames, _bars, _cells, check_options
+from moat.reporting.style import Style
+
+SHOWS = "lines"
+expect = _cells.expect
+
+
+def draw(figure: Figure, frames: Frames, style: Style):
+    """The matplotlib figure and its bars (DataFrame of :func:`moat.reporting.figures._cells.content`)."""
+    check_options(figure, ["along", "titles"])
+    content = _cells.content(figure, frames)
+    along = _cells.column(figure, "along", content.columns) or "setting_label"
+    rows = _cells.add_series(content, [along], panel=None)
+    rows[["family", "corruption"]] = [_split(label) for label in rows[along]]
+    protocols, families = (list(dict.fromkeys(rows[name])) for name in ("protocol", "family"))
+    numbers = {name: number for number, name in enumerate(dict.fromkeys(rows["series"]))}
+    canvas, grid = style.new(len(families), len(protocols), height=1.45, width=style.page_width, sharey=True)
+    for row, family in enumerate(families):
+        for axes, protocol in zip(grid[row], protocols, strict=True):
+            part = rows[(rows["family"] == family) & (rows["protocol"] == protocol)]
+            _bars.draw(axes, part, "corruption", numbers, style, inches=style.page_width / len(protocols) - 0.4)
+            _bars.finish(axes, part, "%")
+            if part["measured"].isna().all():
+                style.empty(axes, f"not run: {part['reason'].dropna().iloc[0]}")
+            if row == 0:
+                title = figure.options.get("titles", {}).get(protocol, protocol)
+                axes.set_title(title, loc="left", color=style.muted)
+        grid[row][0].set_ylabel(f"{family}\naccuracy (%)")
+    style.legend(canvas, style.published() if rows["published"].notna().any() else None)
+    return canvas, content
+
+
+def _split(label: str) -> tuple[str, str]:
+    """(family, corruption) of ``Noise/Shot Noise``; a label without a family is one of its own."""
+    family, slash, corruption = label.partition("/")
+    return (family, corruption) if slash else ("all", label)

@@ -1,0 +1,85 @@
+"""Class-activation heat maps of one image, clean and attacked, a row per model.
+
+Each model has attacked the image for itself. Options: ``image``: its place among those of the probe, from 0 (default:
+the first that the first model has right when clean and wrong when attacked, and the last model right both times).
+"""
+
+import numpy as np
+
+from moat.config.grid import Figure
+from moat.errors import ConfigError
+from moat.reporting.figures import Frames, check_options
+from moat.reporting.style import Style
+from moat.reporting.tables import not_run_reason
+
+SHOWS = "probe"
+_IMAGES = ("clean", "attacked")
+_COLUMNS = ["label", "image", "images", "class", "predicted", "row", "column", "red", "green", "blue", "heat"]
+
+
+def draw(figure: Figure, frames: Frames, style: Style):
+    """The matplotlib figure and its pixels.
+
+    Returns:
+        (figure, DataFrame with one row per label, images (clean or attacked) and pixel: red, green and blue from 0 to
+        255, heat from 0 to 1, and the place of the image, its class and what the model takes it for).
+    """
+    import pandas as pd
+
+    check_options(figure, ["image"])
+    probes = {line.label: frames.probe(line) for line in figure.lines if frames.evaluated(line)}
+    number = _choose(list(probes.values()), figure)
+    rows = len(figure.lines)
+    canvas, grid = style.new(rows, 4, height=1.25, width=style.column_width * 1.35)
+    parts = []
+    for axes, line, label in zip(grid, figure.lines, frames.labels(figure), strict=True):
+        for each in axes:
+            style.picture(each)
+        axes[0].set_ylabel(label)
+        if line.label not in probes:
+            style.empty(axes[1], f"not run: {not_run_reason(line.cell, frames.results)}")
+            continue
+        _draw_row(axes, probes[line.label], number)
+        parts += [_pixels(line.label, probes[line.label], number, images) for images in _IMAGES]
+    return canvas, pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=_COLUMNS)
+
+
+def _choose(probes: list, figure: Figure) -> int:
+    """
+    Raises:
+        ConfigError: an image that the probes do not have; says how many there are.
+    """
+    if not probes:
+        return 0
+    count = min(len(probe["label"]) for probe in probes)
+    wanted = figure.options.get("image")
+    if wanted is not None and not (isinstance(wanted, int) and 0 <= wanted < count):
+        where = f"config/studies/{figure.study}.yaml: {figure.name}"
+        raise ConfigError(f"{where}: image: {wanted!r} is not allowed; 0 to {count - 1}")
+    if wanted is not None:
+        return wanted
+    right = [{images: (p[f"{images}_predicted"] == p["label"])[:count] for images in _IMAGES} for p in probes]
+    telling = right[0]["clean"] & ~right[0]["attacked"] & right[-1]["clean"] & right[-1]["attacked"]
+    return int(np.argmax(telling))
+
+
+def _draw_row(axes, probe, number: int) -> None:
+    for place, images in enumerate(_IMAGES):
+        picture, heat = probe[images][number], probe[f"{images}_map"][number]
+        predicted = probe["classes"][int(probe[f"{images}_predicted"][number])]
+        axes[place].imshow(picture if picture.shape[-1] == 3 else picture[..., 0], cmap="gray", vmin=0, vmax=255)
+        axes[place + 2].imshow(picture.mean(-1), cmap="gray", vmin=0, vmax=255)
+        axes[place + 2].imshow(heat, cmap="inferno", vmin=0, vmax=1, alpha=0.7)
+        axes[place].set_title(images, fontsize=7)
+        axes[place + 2].set_title(f"{images}: {predicted}", fontsize=7)
+
+
+def _pixels(label: str, probe, number: int, images: str):
+    import pandas as pd
+
+    picture = np.broadcast_to(probe[images][number], (*probe[images][number].shape[:2], 3))
+    rows, columns = np.indices(picture.shape[:2])
+    content = {"label": label, "image": number, "images": images, "class": probe["label"][number]}
+    content |= {"predicted": probe[f"{images}_predicted"][number], "row": rows.ravel(), "column": columns.ravel()}
+    content |= {name: picture[..., channel].ravel() for channel, name in enumerate(("red", "green", "blue"))}
+    return pd.DataFrame(content | {"heat": probe[f"{images}_map"][number].ravel()}, columns=_COLUMNS)

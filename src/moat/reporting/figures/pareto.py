@@ -1,0 +1,132 @@
+"""Two numbers of each model against each other, a third as the size of its marker; the best trade-offs joined.
+
+Options:
+    measure: the axis whose points are the numbers.
+    x, y, size: labels of that axis. Larger is better for x and y; size is a cost.
+
+Every point carries a number; the list beside the axes says which model it is, those that no other beats in both
+numbers first.
+"""
+
+import textwrap
+
+from moat.config.grid import Figure
+from moat.config.schema import unknown_name
+from moat.errors import ConfigError
+from moat.reporting.figures import Frames, _cells, check_options
+from moat.reporting.style import Style
+
+SHOWS = "lines"
+expect = _cells.expect
+_ROLES = ("x", "y", "size")
+_LARGEST = 190.0
+_SMALLEST = 7.0
+
+
+def draw(figure: Figure, frames: Frames, style: Style):
+    """The matplotlib figure and its points.
+
+    Returns:
+        (figure, DataFrame with one row per model: number in the figure, label, best (no other is better in both),
+        and for each of x, y and size its name, measured, ci_low, ci_high, verdict, gates_failed and reason).
+    """
+    check_options(figure, ["measure", *_ROLES])
+    points = _points(figure, frames)
+    drawn = points[points["number"].notna()]
+    canvas, ((axes, listing),) = style.new(columns=2, height=3.6, width=style.page_width, width_ratios=[1.35, 1])
+    _draw_points(axes, drawn, style)
+    for role, set_label in (("x", axes.set_xlabel), ("y", axes.set_ylabel)):
+        set_label(f"{figure.options[role]} (%)")
+    if len(drawn):
+        _draw_sizes(axes, drawn, figure.options["size"], style)
+    else:
+        style.empty(axes, f"not run: {points['x_reason'].dropna().iloc[0]}")
+    _list_models(listing, drawn, style)
+    return canvas, points
+
+
+def _points(figure: Figure, frames: Frames):
+    """One row per model, the drawn ones numbered from the most robust on."""
+    import pandas as pd
+
+    content = _cells.content(figure, frames)
+    content = content[content["protocol"] == "correct"]
+    measure = _cells.column(figure, "measure", content.columns)
+    known = list(dict.fromkeys(content[measure])) if measure else []
+    for role in _ROLES:
+        if figure.options.get(role) not in known:
+            where = f"config/studies/{figure.study}.yaml: {figure.name}: {role}: "
+            raise ConfigError(where + unknown_name(figure.options.get(role), known, what="label of measure"))
+    rows = _cells.add_series(content, [measure], panel=None)
+    values = ["measured", "ci_low", "ci_high", "verdict", "gates_failed", "reason"]
+    parts = {
+        role: rows[rows[measure] == figure.options[role]].set_index("series")[values].add_prefix(f"{role}_")
+        for role in _ROLES
+    }
+    points = pd.concat(parts.values(), axis=1).rename_axis("label").reset_index()
+    numeric = [f"{role}_{name}" for role in _ROLES for name in values[:3]]
+    points[numeric] = points[numeric].astype(float)
+    whole = points[[f"{role}_measured" for role in _ROLES]].notna().all(axis=1)
+    points["best"] = _is_best(points["x_measured"].where(whole), points["y_measured"].where(whole))
+    order = points[whole].sort_values(["best", "y_measured"], ascending=False).index
+    points.insert(0, "number", pd.Series(range(1, len(order) + 1), order).reindex(points.index).astype("Int64"))
+    return points.sort_values("number", kind="stable")
+
+
+def _is_best(x, y) -> list[bool]:
+    """Whether no other point is at least as good in both and better in one."""
+    pairs = list(zip(x, y, strict=True))
+    return [
+        a == a and not any(c >= a and d >= b and (c > a or d > b) for c, d in pairs if c == c and d == d)
+        for a, b in pairs
+    ]
+
+
+def _draw_points(axes, drawn, style: Style) -> None:
+    best = drawn[drawn["best"].astype(bool)].sort_values("x_measured")
+    axes.plot(best["x_measured"], best["y_measured"], color=style.colour(0), linewidth=0.8, linestyle=":", zorder=1)
+    area = _areas(drawn["size_measured"])
+    for _, point in drawn.iterrows():
+        colour, size = style.colour(0) if point["best"] else style.muted, area(point["size_measured"])
+        face = "white" if _cells.is_distrusted({"gates_failed": point["y_gates_failed"]}) else colour
+        place = point["x_measured"], point["y_measured"]
+        axes.errorbar(*place, *_margins(point), color=colour, linewidth=0.5, alpha=0.6, zorder=2)
+        axes.scatter(*place, size, facecolor=face, edgecolor=colour, alpha=0.75, zorder=3)
+        beside = {"xytext": (2 + size**0.5 / 2.6, 2), "textcoords": "offset points"}
+        axes.annotate(str(point["number"]), place, **beside, fontsize=6, zorder=4)
+    axes.margins(0.08)
+    axes.grid(True, axis="both")
+
+
+def _margins(point):
+    """What lies below and above the point: for y, then for x, as ``errorbar`` wants them."""
+    for role in ("y", "x"):
+        measured = point[f"{role}_measured"]
+        yield [[measured - point[f"{role}_ci_low"]], [point[f"{role}_ci_high"] - measured]]
+
+
+def _areas(costs):
+    largest = costs.max()
+    return lambda cost: max(_SMALLEST, _LARGEST * cost / largest)
+
+
+def _draw_sizes(axes, drawn, name: str, style: Style) -> None:
+    """Reference markers below the axes: the largest cost, a third and a tenth of it."""
+    from moat.reporting.records import quantity
+
+    area, largest = _areas(drawn["size_measured"]), drawn["size_measured"].max()
+    for cost in (largest, largest / 3, largest / 10):
+        axes.scatter([], [], area(cost), facecolor="white", edgecolor=style.muted, label=quantity(cost))
+    axes.scatter([], [], 12, facecolor="white", edgecolor=style.colour(0), label="a gate failed")
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=4, title=name, title_fontsize=7)
+
+
+def _list_models(axes, drawn, style: Style) -> None:
+    axes.set_axis_off()
+    axes.grid(False)
+    lines = []
+    for _, point in drawn.iterrows():
+        text = textwrap.shorten(f"{point['number']}  {point['label']}", 40, placeholder="…")
+        lines.append((text, style.colour(0) if point["best"] else "#333333"))
+    for position, (text, colour) in enumerate(lines):
+        axes.text(0.0, 1 - (position + 0.5) / max(len(lines), 18), text, color=colour, fontsize=6.4, va="center")

@@ -1,0 +1,116 @@
+"""Where a router sends clean and attacked images: load per batch, and the distribution of each expert's weight.
+
+One row of panels per line. Options:
+    batch: images per batch of the left panel, in the test set's order (default: 100).
+    scores: ``softmax`` (default) of the router's scores, or ``raw``.
+"""
+
+import numpy as np
+
+from moat.config.grid import Figure
+from moat.errors import ConfigError
+from moat.reporting.figures import Frames, check_options
+from moat.reporting.labels import SEPARATOR
+from moat.reporting.style import Style
+from moat.reporting.tables import not_run_reason
+
+SHOWS = "probe"
+_IMAGES = ("clean", "attacked")
+_COLUMNS = ["label", "what", "images", "expert", "low", "high", "value"]
+_DASHES = {"clean": (0, (4, 1.5)), "attacked": "-"}
+_BINS = 40
+
+
+def draw(figure: Figure, frames: Frames, style: Style):
+    """The matplotlib figure and what its panels show.
+
+    Returns:
+        (figure, DataFrame with label, what (load or weight), images (clean or attacked), expert, low, high, value):
+        a load is the share of the images low to high (in the test set's order) that the expert was chosen for; a
+        weight the share of all images whose weight for the expert lies from low to high.
+    """
+    import pandas as pd
+
+    check_options(figure, ["batch", "scores"])
+    rows = [row for line in figure.lines if frames.evaluated(line) for row in _rows(line, figure, frames)]
+    content = pd.DataFrame(rows, columns=_COLUMNS)
+    canvas, grid = style.new(len(figure.lines), 3, height=2.2, width=style.page_width)
+    for axes, line in zip(grid, figure.lines, strict=True):
+        part = content[content["label"] == line.label]
+        _draw_load(axes[0], part[part["what"] == "load"], style)
+        for panel, images in zip(axes[1:], _IMAGES, strict=True):
+            weights = part[(part["what"] == "weight") & (part["images"] == images)]
+            _draw_weights(panel, weights, f"weights on {images} images", style)
+        if part.empty:
+            style.empty(axes[0], f"not run: {not_run_reason(line.cell, frames.results)}")
+        axes[0].set_ylabel(f"{line.label.split(SEPARATOR)[-1]}\nshare of the batch")
+    style.legend(canvas)
+    return canvas, content
+
+
+def _rows(line, figure: Figure, frames: Frames):
+    arrays = frames.probe(line)
+    for images in _IMAGES:
+        scores = _scores(arrays[images], figure)
+        for name, values in (("load", _loads(scores, figure.options.get("batch", 100))), ("weight", _shares(scores))):
+            for expert, low, high, value in values:
+                place = {"label": line.label, "what": name, "images": images, "expert": expert}
+                yield {**place, "low": low, "high": high, "value": value}
+
+
+def _scores(scores: np.ndarray, figure: Figure) -> np.ndarray:
+    """Weights (N, E) of scores (N, E).
+
+    Raises:
+        ConfigError: neither softmax nor raw.
+    """
+    kind = figure.options.get("scores", "softmax")
+    if kind not in ("softmax", "raw"):
+        where = f"config/studies/{figure.study}.yaml: {figure.name}"
+        raise ConfigError(f"{where}: scores: {kind!r} is not allowed; softmax or raw")
+    if kind == "raw":
+        return scores
+    from scipy.special import softmax
+
+    return softmax(scores.astype(np.float64), axis=1)
+
+
+def _loads(scores: np.ndarray, batch: int):
+    chosen = scores.argmax(1)
+    for start in range(0, len(chosen), batch):
+        part = chosen[start : start + batch]
+        for expert in range(scores.shape[1]):
+            yield expert, start, start + len(part), float((part == expert).mean())
+
+
+def _shares(scores: np.ndarray):
+    edges = np.linspace(min(0.0, scores.min()), max(1.0, scores.max()), _BINS + 1)
+    for expert in range(scores.shape[1]):
+        counts = np.histogram(scores[:, expert], edges)[0]
+        for low, high, count in zip(edges, edges[1:], counts, strict=False):
+            yield expert, low, high, count / len(scores)
+
+
+def _draw_load(axes, rows, style: Style) -> None:
+    for (expert, images), part in rows.groupby(["expert", "images"]):
+        look = {"color": style.colour(expert), "linewidth": 1.1, "linestyle": _DASHES[images]}
+        axes.stairs(
+            part["value"],
+            [*part["low"], part["high"].iloc[-1]],
+            label=f"expert {expert}, {images}",
+            baseline=None,
+            **look,
+        )
+    axes.set_title("load", loc="left", color=style.muted)
+    axes.set_ylim(-0.02, 1.02)
+    axes.set_xlabel("test images, in batches")
+
+
+def _draw_weights(axes, rows, title: str, style: Style) -> None:
+    for expert, part in rows.groupby("expert"):
+        edges = [*part["low"], part["high"].iloc[-1]]
+        axes.stairs(part["value"], edges, fill=True, alpha=0.35, color=style.colour(expert))
+        axes.stairs(part["value"], edges, color=style.colour(expert), linewidth=0.9)
+    axes.set_title(title, loc="left", color=style.muted)
+    axes.set_xlabel("weight")
+    axes.set_ylabel("share of the images")

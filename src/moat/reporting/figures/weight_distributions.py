@@ -1,0 +1,79 @@
+"""How the weights of one layer are distributed, a line per model; the right panel shows the tails.
+
+Options: ``bins``: of the histogram (default: 81). The layer is the probe's.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from moat.config.grid import Figure
+from moat.reporting.figures import Frames, check_options, heading
+from moat.reporting.style import Style
+
+SHOWS = "probe"
+_COLUMNS = ["label", "dataset", "arch", "method", "seed", "low", "high", "count", "density", "std", "excess_kurtosis"]
+
+
+def draw(figure: Figure, frames: Frames, style: Style):
+    """The matplotlib figure and its histograms.
+
+    Returns:
+        (figure, DataFrame with label, dataset, arch, method, seed, low, high, count and density of each bin, and the
+        standard deviation and excess kurtosis of all weights of the model).
+    """
+    import pandas as pd
+
+    check_options(figure, ["bins"])
+    weights = {line.label: _weights(line, frames) for line in figure.lines if frames.evaluated(line)}
+    edges = _edges(list(weights.values()), figure.options.get("bins", 81))
+    rows = [row for line in figure.lines if line.label in weights for row in _bins(line, weights[line.label], edges)]
+    content = pd.DataFrame(rows, columns=_COLUMNS)
+    canvas, (axes,) = style.new(columns=2, height=2.3)
+    for number, (line, label) in enumerate(zip(figure.lines, frames.labels(figure), strict=True)):
+        part = content[content["label"] == line.label]
+        if part.empty:
+            continue
+        name = f"{label} (std {part['std'].iloc[0]:.3f}, excess kurtosis {part['excess_kurtosis'].iloc[0]:.1f})"
+        look = {"color": style.colour(number), "linestyle": style.line(number)["linestyle"], "linewidth": 1.1}
+        for each in axes:
+            each.stairs(part["density"], [*part["low"], part["high"].iloc[-1]], label=name, **look)
+    _finish(axes, content, heading(figure), style)
+    style.legend(canvas)
+    return canvas, content
+
+
+def _weights(line, frames: Frames) -> np.ndarray:
+    return frames.probe(line)["weights"].astype(np.float64).ravel()
+
+
+def _edges(weights: list[np.ndarray], bins: int) -> np.ndarray:
+    """Bins that are the same for all models, symmetric, up to the largest weight."""
+    limit = max((float(np.abs(each).max()) for each in weights), default=1.0)
+    return np.linspace(-limit, limit, bins + 1)
+
+
+def _bins(line, weights: np.ndarray, edges: np.ndarray):
+    cell, counts = line.cell, np.histogram(weights, edges)[0]
+    standard = (weights - weights.mean()) / max(weights.std(), 1e-12)
+    all_of_them: Mapping[str, Any] = {
+        **{name: getattr(cell, name) for name in ("dataset", "arch", "method")},
+        "label": line.label,
+        "seed": cell.seeds[0],
+        "std": weights.std(),
+        "excess_kurtosis": (standard**4).mean() - 3,
+    }
+    for low, high, count in zip(edges, edges[1:], counts, strict=False):
+        yield {**all_of_them, "low": low, "high": high, "count": count, "density": count / len(weights) / (high - low)}
+
+
+def _finish(axes, content, title: str, style: Style) -> None:
+    axes[0].set_ylabel("density")
+    axes[0].set_title(title, loc="left", color=style.muted)
+    axes[1].set_yscale("log")
+    for each in axes:
+        each.set_xlabel("weight")
+        if content.empty:
+            style.empty(each, "not run")
+    axes[1].set_title("the same, logarithmic", loc="left", color=style.muted)

@@ -1,0 +1,56 @@
+"""Figures and their data as addresses that need no other file."""
+
+import base64
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+# A PNG above this is embedded as WebP without loss, a CSV above the other only linked: the page stays light.
+LARGE_PICTURE = 100_000
+LARGE_TABLE = 200_000
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image as a data address, and its size in pixels, so that the page does not move while it loads."""
+
+    address: str
+    width: int
+    height: int
+
+
+def read(path: Path) -> Picture:
+    """A PNG file, pixel for pixel.
+
+    Raises:
+        DataError: it is not an image; names it.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    from moat.errors import DataError
+
+    content, kind = path.read_bytes(), "image/png"
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            width, height = image.size
+            if len(content) > LARGE_PICTURE:
+                content, kind = _webp(image), "image/webp"
+    except (UnidentifiedImageError, OSError) as error:
+        raise DataError(f"{path}: not a readable PNG ({error}); `moat draw` makes it") from error
+    return Picture(data_address(kind, content), width, height)
+
+
+def table(path: Path, elsewhere: str) -> str:
+    """A CSV as a data address; of a large one the address ``elsewhere``."""
+    content = path.read_bytes()
+    return elsewhere if len(content) > LARGE_TABLE else data_address("text/csv;charset=utf-8", content)
+
+
+def data_address(kind: str, content: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def _webp(image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format="WEBP", lossless=True, method=4)
+    return buffer.getvalue()

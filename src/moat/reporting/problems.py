@@ -1,0 +1,65 @@
+"""What is not there or not to be trusted, run by run: the failures of a scale in one list."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from moat.config import paths
+from moat.config.grid import Evaluation, Grid, Run
+from moat.reporting import provenance
+from moat.reporting.results import Results, stale_parts
+
+KINDS = ("not trained", "not evaluated", "not checked", "gate failed", "stale")
+
+
+def find(grid: Grid, results: Results) -> list[dict[str, Any]]:
+    """One record per problem: ``run``, ``kind`` (of :data:`KINDS`), ``what`` exactly, and the ``command`` that mends it.
+
+    Of a run that is not trained nothing else is said.
+    """
+    suites: dict[Run, list[str]] = {}
+    for each in grid.evaluations:
+        suites.setdefault(each.run, []).append(each.suite)
+    checked = set(grid.gates)
+    return [
+        {"run": paths.run_name(run), **problem}
+        for run in grid.runs
+        for problem in _of_run(run, suites.get(run, []), run in checked, results)
+    ]
+
+
+def _of_run(run: Run, suites: list[str], checked: bool, results: Results) -> list[dict[str, str]]:
+    scale, record = results.scale, results.run(run)
+    if record is None and not any(results.has_evaluation(run, suite) for suite in suites):
+        return [_problem("not trained", "", paths.run_dir(scale, run) / "run.json", scale)]
+    missing = [suite for suite in suites if not results.has_evaluation(run, suite)]
+    found = [_problem("not evaluated", suite, paths.evaluation(scale, run, suite), scale) for suite in missing]
+    gates = results.gates(run)
+    if checked and gates is None:
+        found.append(_problem("not checked", "", paths.gates(scale, run), scale))
+    elif checked and not gates["passed"]:
+        found.append(_problem("gate failed", ", ".join(gates["failed"]), paths.gates(scale, run), scale))
+    return found + [
+        _problem("stale", f"{what}: {', '.join(parts)} changed since", path, scale, refresh=True)
+        for what, path, content in _records(run, suites, results)
+        if (parts := stale_parts(content))
+    ]
+
+
+def _records(run: Run, suites: list[str], results: Results):
+    """(what, the file to make again, its JSON) of everything of a run that tells the sources that made it."""
+    scale = results.scale
+    yield "training", paths.run_dir(scale, run) / "run.json", results.run(run)
+    for each in (Evaluation(run, suite) for suite in suites):
+        content = results.evaluation(each.run, each.suite) if results.has_evaluation(each.run, each.suite) else None
+        yield f"evaluation {each.suite}", paths.evaluation(scale, each.run, each.suite), content
+    yield "gates", paths.gates(scale, run), results.gates(run)
+
+
+def _problem(kind: str, what: str, path, scale: str, *, refresh: bool = False) -> dict[str, str]:
+    return {"kind": kind, "what": what, "command": provenance.command([path], scale) + " refresh=stale" * refresh}
+
+
+def count(problems: list[Mapping[str, Any]]) -> dict[str, int]:
+    """kind -> number, in the order of :data:`KINDS`, without those that do not occur."""
+    found = {kind: sum(problem["kind"] == kind for problem in problems) for kind in KINDS}
+    return {kind: number for kind, number in found.items() if number}

@@ -1,0 +1,100 @@
+"""What a claim is about: one number computed from cells, with an interval; and what is said of it.
+
+The numbers of two cells are taken as independent. Their intervals are carried on as by MOVER (method of variance
+estimates recovery; Newcombe, Interval estimation for the difference between independent proportions, 1998): on each
+side the distances to the limits are added in quadrature.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Number:
+    """A value and its interval, low <= value <= high."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Band:
+    """What is stated of a number: that it lies in [low, high]; one of them may be infinite."""
+
+    low: float
+    high: float
+
+    def verdict(self, number: Number) -> str:
+        """``reproduced``: the interval lies in the band; ``higher``, ``lower``: beyond it; else ``unverified``."""
+        if self.low <= number.low and number.high <= self.high:
+            return "reproduced"
+        if number.low > self.high:
+            return "higher"
+        return "lower" if number.high < self.low else "unverified"
+
+
+Pairs = Sequence[tuple[Number, Number]]
+
+
+def value(of: Sequence[Number], against: Sequence[Number]) -> Number:
+    """The mean over the cells; of one cell its number."""
+    return _mean(of)
+
+
+def lowest(of: Sequence[Number], against: Sequence[Number]) -> Number:
+    """The smallest of the cells' numbers, with its interval."""
+    return min(of, key=lambda number: number.value)
+
+
+def difference(of: Sequence[Number], against: Sequence[Number]) -> Number:
+    """The mean over the pairs of the first minus the second."""
+    return _mean([_minus(first, second) for first, second in zip(of, against, strict=True)])
+
+
+def increase(of: Sequence[Number], against: Sequence[Number]) -> Number:
+    """By how many per cent the first is above the second, the mean over the pairs."""
+    return _mean([_per_cent(first, second) for first, second in zip(of, against, strict=True)])
+
+
+def reduction(of: Sequence[Number], against: Sequence[Number]) -> Number:
+    """By how many per cent the first is below the second, the mean over the pairs."""
+    found = increase(of, against)
+    return Number(-found.value, -found.high, -found.low)
+
+
+QUANTITIES: Mapping[str, Callable[[Sequence[Number], Sequence[Number]], Number]] = {
+    "value": value,
+    "lowest": lowest,
+    "difference": difference,
+    "increase": increase,
+    "reduction": reduction,
+}
+# Those that compare cells with others.
+COMPARING = ("difference", "increase", "reduction")
+
+
+def _mean(numbers: Sequence[Number]) -> Number:
+    n = len(numbers)
+    mean = math.fsum(number.value for number in numbers) / n
+    below = math.hypot(*(number.value - number.low for number in numbers)) / n
+    above = math.hypot(*(number.high - number.value for number in numbers)) / n
+    return Number(mean, mean - below, mean + above)
+
+
+def _minus(first: Number, second: Number) -> Number:
+    found = first.value - second.value
+    below = math.hypot(first.value - first.low, second.high - second.value)
+    above = math.hypot(first.high - first.value, second.value - second.low)
+    return Number(found, found - below, found + above)
+
+
+def _per_cent(first: Number, second: Number) -> Number:
+    """100 (first / second - 1); infinitely uncertain where the second may be zero."""
+    if second.low <= 0 <= second.high:
+        return Number(0.0 if second.value == 0 else 100 * (first.value / second.value - 1), -math.inf, math.inf)
+    ratio = first.value / second.value
+    below = math.hypot(first.value - first.low, ratio * (second.high - second.value)) / abs(second.value)
+    above = math.hypot(first.high - first.value, ratio * (second.value - second.low)) / abs(second.value)
+    return Number(100 * (ratio - 1), 100 * (ratio - below - 1), 100 * (ratio + above - 1))

@@ -1,0 +1,110 @@
+"""The rows of an evaluation, and what is counted in them."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from moat.errors import DataError
+from moat.evaluation.clusters import MeanAccuracy, from_shares
+
+Settings = tuple[str, ...]
+_COLUMNS = ["setting", "index", "correct"]
+
+
+class Rows:
+    """Which examples an evaluation has right, setting by setting.
+
+    Attributes:
+        correct: setting -> whether each example is right (N,), by growing index.
+        index: setting -> the examples' indices (N,).
+    """
+
+    def __init__(self, path: Path):
+        """Read a parquet file.
+
+        Raises:
+            DataError: it is missing or damaged, or holds an example twice; names it.
+        """
+        self.path = path
+        self.index: dict[str, np.ndarray] = {}
+        self.correct: dict[str, np.ndarray] = {}
+        codes, names, index, correct = _read(path)
+        order = np.lexsort((index, codes))
+        codes, index, correct = codes[order], index[order], correct[order]
+        starts = np.flatnonzero(np.r_[True, codes[1:] != codes[:-1]]) if len(codes) else []
+        for start, end in zip(starts, [*starts[1:], len(codes)], strict=True):
+            name = names[codes[start]]
+            self.index[name], self.correct[name] = index[start:end], correct[start:end]
+            if (np.diff(index[start:end]) == 0).any():
+                raise DataError(f"{path}: the setting {name!r} holds an example twice")
+
+    def matrix(self, settings: Settings) -> np.ndarray:
+        """Whether each example is right under each setting (len(settings), N).
+
+        Raises:
+            DataError: a setting without rows, or settings that hold different examples; names the file.
+        """
+        for setting in settings:
+            if setting not in self.correct:
+                known = ", ".join(self.correct)
+                raise DataError(f"{self.path}: no rows for the setting {setting!r}; it holds {known}. Evaluate again")
+            if not np.array_equal(self.index[setting], self.index[settings[0]]):
+                raise DataError(
+                    f"{self.path}: the attack settings {settings[0]!r} and {setting!r} hold different examples"
+                )
+        return np.stack([self.correct[setting] for setting in settings])
+
+
+def worst(rows: Rows, settings: Settings) -> tuple[int, int]:
+    """(examples that are right under every setting, number of examples)."""
+    survives = rows.matrix(settings).all(0)
+    return int(survives.sum()), len(survives)
+
+
+def mean(rows: Rows, settings: Settings) -> MeanAccuracy:
+    """Mean accuracy over the settings, every example counted once."""
+    return from_shares(rows.matrix(settings).mean(0), len(settings))
+
+
+def confidence(rows: Rows, settings: Settings) -> tuple[float, float, int]:
+    """Mean, and variance between rows, of the confidence (largest softmax value) over all settings; number of rows."""
+    import pyarrow.parquet
+
+    rows.matrix(settings)
+    wanted = [("setting", "in", list(settings))]
+    try:
+        table = pyarrow.parquet.read_table(rows.path, columns=["confidence"], filters=wanted)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DataError(f"{rows.path}: no column 'confidence' can be read ({error})") from error
+    values = table["confidence"].to_numpy().astype(np.float64)
+    return float(values.mean()), float(values.var(ddof=1)) if len(values) > 1 else 0.0, len(values)
+
+
+STATISTICS: Mapping[str, Callable[[Rows, Settings], Any]] = {"worst": worst, "mean": mean, "confidence": confidence}
+
+
+def _read(path: Path) -> tuple[np.ndarray, list[str], np.ndarray, np.ndarray]:
+    """Codes of the settings, their names, index and correct of every row."""
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        table = pyarrow.parquet.read_table(path, columns=_COLUMNS, read_dictionary=["setting"])
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: no such file; `moat evaluate … --out {path}` makes it") from error
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DataError(f"{path}: not a readable parquet file ({error})") from error
+    missing = [column for column in _COLUMNS if column not in table.column_names]
+    if missing:
+        raise DataError(f"{path}: no column {missing[0]!r}; it has {', '.join(table.column_names)}")
+    setting = table["setting"].unify_dictionaries().combine_chunks()
+    if not len(setting):
+        raise DataError(f"{path}: no examples")
+    return (
+        setting.indices.to_numpy(),
+        setting.dictionary.to_pylist(),
+        table["index"].to_numpy(),
+        table["correct"].to_numpy().astype(bool),
+    )

@@ -1,0 +1,131 @@
+// The card of a number: a preview where the pointer or the focus is, and kept open, with its links, once it is pressed.
+{
+  const card = document.getElementById("card");
+  const close = card.querySelector(".close");
+  const hovers = matchMedia("(hover: hover)");
+  let details = null;
+  let opener = null;
+  let pinned = false;
+  let waiting = 0;
+
+  for (const button of document.querySelectorAll("[data-card]")) {
+    button.addEventListener("click", () => pin(button));
+    button.addEventListener("mouseenter", () => hovers.matches && preview(button, 200));
+    button.addEventListener("mouseleave", unpreview);
+    button.addEventListener("focus", () => button.matches(":focus-visible") && preview(button, 0));
+    button.addEventListener("blur", unpreview);
+  }
+  close.addEventListener("click", hide);
+  document.addEventListener("keydown", (event) => {
+    if (event.key === "Escape" && opener) hide();
+  });
+  document.addEventListener("pointerdown", (event) => {
+    if (pinned && !card.contains(event.target) && !opener.contains(event.target)) hide();
+  });
+  addEventListener("resize", () => opener && place());
+
+  function preview(button, delay) {
+    clearTimeout(waiting);
+    if (!pinned) waiting = setTimeout(() => open(button), delay);
+  }
+
+  function unpreview() {
+    clearTimeout(waiting);
+    if (!pinned && opener) hide();
+  }
+
+  function pin(button) {
+    clearTimeout(waiting);
+    if (pinned && opener === button) return hide();
+    pinned = true;
+    open(button);
+    card.classList.add("pinned");
+    place();
+    close.focus({ preventScroll: true });
+  }
+
+  function open(button) {
+    details ??= JSON.parse(document.getElementById("cards").textContent);
+    const { title, lines } = details[button.dataset.card];
+    opener?.removeAttribute("aria-describedby");
+    opener = button;
+    button.setAttribute("aria-describedby", "card");
+    card.querySelector("h4").textContent = title;
+    card.querySelector("dl").replaceChildren(...lines.map(line));
+    if (!card.matches(":popover-open")) card.showPopover();
+    card.scrollTop = 0;
+    place();
+  }
+
+  function line([what, value, address]) {
+    const row = document.createElement("div");
+    const term = row.appendChild(document.createElement("dt"));
+    const said = row.appendChild(document.createElement("dd"));
+    term.textContent = what;
+    const inner = said.appendChild(document.createElement(address ? "a" : what === "made by" ? "code" : "span"));
+    if (address) inner.href = address;
+    if (what === "verdict") inner.className = `tag v-${value}`;
+    inner.textContent = what === "verdict" ? value.replace("-", " ") : value;
+    return row;
+  }
+
+  // Below the number, or above it where there is more room; a sheet at the bottom of a narrow screen (by the style).
+  function place() {
+    const at = opener.getBoundingClientRect();
+    const { offsetWidth: width, offsetHeight: height } = card;
+    const below = innerHeight - at.bottom;
+    const top = below > height + 12 || below > at.top ? at.bottom + 6 : at.top - height - 6;
+    card.style.left = `${Math.max(8, Math.min(at.right - width, innerWidth - width - 8))}px`;
+    card.style.top = `${Math.max(8, Math.min(top, innerHeight - height - 8))}px`;
+  }
+
+  function hide() {
+    const before = opener;
+    const inside = card.contains(document.activeElement);
+    opener.removeAttribute("aria-describedby");
+    [opener, pinned] = [null, false];
+    card.classList.remove("pinned");
+    card.hidePopover();
+    if (inside) before.focus({ preventScroll: true });
+    clearTimeout(waiting);
+    if (card.matches(":popover-open")) {
+      card.hidePopover();
+      opener = null;
+    }
+  }
+
+  // One stop of the Tab key per table; the arrow keys move between its numbers.
+  for (const table of document.querySelectorAll("table.cells")) {
+    oneStop(table);
+    table.addEventListener("rows", () => oneStop(table));
+    table.addEventListener("keydown", (event) => move(event));
+    table.addEventListener("focusin", (event) => event.target.dataset.card && oneStop(table, event.target));
+  }
+
+  function oneStop(table, wanted) {
+    const buttons = [...table.querySelectorAll("tbody [data-card]")];
+    const current = wanted ?? buttons.find((button) => button.tabIndex === 0 && !button.closest("tr").hidden);
+    const stop = current ?? buttons.find((button) => !button.closest("tr").hidden);
+    for (const button of buttons) button.tabIndex = button === stop ? 0 : -1;
+  }
+
+  function move(event) {
+    const steps = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] };
+    const cell = event.target.closest("[data-card]")?.closest("td");
+    const step = steps[event.key];
+    if (!cell || !step || event.ctrlKey || event.metaKey || event.altKey) return;
+    event.preventDefault();
+    const found = step[1] ? inRow(cell, step[1]) : inColumn(cell, step[0]);
+    found?.focus({ focusVisible: true });
+  }
+
+  function inRow(cell, step) {
+    const buttons = [...cell.parentElement.querySelectorAll("[data-card]")];
+    return buttons[buttons.indexOf(cell.querySelector("[data-card]")) + step];
+  }
+
+  function inColumn(cell, step) {
+    const rows = [...cell.closest("tbody").rows].filter((row) => !row.hidden);
+    return rows[rows.indexOf(cell.parentElement) + step]?.cells[cell.cellIndex].querySelector("[data-card]");
+  }
+}

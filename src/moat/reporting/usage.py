@@ -1,0 +1,129 @@
+"""What it took: jobs asked for and done, time by rule, GPU-hours, hardware and versions."""
+
+import csv
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from moat.config import paths
+from moat.config.grid import Grid
+from moat.reporting.records import describe_hardware, duration
+from moat.reporting.results import Results
+
+
+def summarise(grid: Grid, results: Results) -> dict[str, Any]:
+    """``rules``: one record per rule; ``gpu_hours``; ``hardware`` and ``versions``: (text, results that say so)."""
+    contents = _contents(grid, results)
+    found = [content for part in contents.values() for content in part]
+    return {
+        "rules": rules(grid, results, contents),
+        "gpu_hours": sum(map(_gpu_seconds, found)) / 3600,
+        "hardware": _count(
+            describe_hardware(content.get("hardware") or {}, content.get("device")) for content in found
+        ),
+        "versions": _versions(found),
+    }
+
+
+def rules(grid: Grid, results: Results, contents: Mapping[str, list[Mapping[str, Any]]]) -> list[dict[str, Any]]:
+    """What the workflow asks for, in its order, and how much of it is there.
+
+    Times: ``recorded`` is what the results say of themselves; ``measured``, ``longest`` and ``memory`` come from
+    Snakemake's benchmark files, which stay on the machine that ran the jobs.
+    """
+    records = []
+    for name, makes, files in _asked(grid):
+        seconds = [content.get("wall_seconds", content.get("seconds")) or 0 for content in contents.get(name, [])]
+        records.append(
+            {
+                "name": name,
+                "makes": makes,
+                "asked": len(files),
+                "done": sum(results.file(file).exists() for file in files),
+                "recorded": duration(sum(seconds)) if seconds else None,
+                "recorded_seconds": sum(seconds),
+                **_measured(benchmarks(results, name)),
+            }
+        )
+    return records
+
+
+def benchmarks(results: Results, rule: str) -> list[dict[str, float | None]]:
+    """The rows of a rule's benchmark files: ``seconds``, ``cpu`` (s) and ``memory`` (MiB, the peak), None if unknown."""
+    folder = results.file(paths.results(results.scale)) / "benchmarks" / rule
+    return [row for path in sorted(folder.rglob("*.tsv")) for row in _rows(path)]
+
+
+def _asked(grid: Grid) -> list[tuple[str, str, list[Path]]]:
+    """(rule, what it makes, its files) for every rule."""
+    scale = grid.scale
+    return [
+        ("prepare", "data sets as tensors", [paths.prepared(scale, name) for name in grid.datasets]),
+        ("train", "trained models", [paths.run_dir(scale, run) / "run.json" for run in grid.runs]),
+        ("evaluate", "evaluations", [paths.evaluation(scale, each.run, each.suite) for each in grid.evaluations]),
+        ("verify", "gates", [paths.gates(scale, run) for run in grid.gates]),
+        ("tabulate", "tables", [Path(f"{paths.table(scale, t.study, t.name)}.csv") for t in grid.tables]),
+        ("draw", "figures", [Path(f"{paths.figure(scale, f.study, f.name)}.png") for f in grid.figures]),
+    ]
+
+
+def _contents(grid: Grid, results: Results) -> dict[str, list[Mapping[str, Any]]]:
+    """rule -> the JSON records that its jobs left."""
+    found = {
+        "train": map(results.run, grid.runs),
+        "evaluate": (results.evaluation(each.run, each.suite) for each in grid.evaluations),
+        "verify": map(results.gates, grid.gates),
+    }
+    return {rule: [content for content in contents if content is not None] for rule, contents in found.items()}
+
+
+def _measured(rows: list[dict[str, float | None]]) -> dict[str, Any]:
+    seconds = [row["seconds"] for row in rows if row["seconds"] is not None]
+    memory = [row["memory"] for row in rows if row["memory"] is not None]
+    return {
+        "benchmarks": len(rows),
+        "measured": duration(sum(seconds)) if seconds else None,
+        "measured_seconds": sum(seconds),
+        "longest": duration(max(seconds)) if seconds else None,
+        "longest_seconds": max(seconds, default=0),
+        "cpu": duration(sum(row["cpu"] or 0 for row in rows)) if rows else None,
+        "memory": f"{max(memory):,.0f} MiB" if memory else None,
+        "memory_mib": max(memory, default=0),
+    }
+
+
+def _rows(path: Path) -> list[dict[str, float | None]]:
+    with path.open(encoding="utf-8", newline="") as lines:
+        return [
+            {"seconds": _number(row, "s"), "cpu": _number(row, "cpu_time"), "memory": _number(row, "max_rss")}
+            for row in csv.DictReader(lines, delimiter="\t")
+        ]
+
+
+def _number(row: Mapping[str, str | None], name: str) -> float | None:
+    """Snakemake writes ``-`` or ``NA`` where a job was over before it was looked at."""
+    try:
+        return float(row.get(name) or "")
+    except ValueError:
+        return None
+
+
+def _gpu_seconds(content: Mapping[str, Any]) -> float:
+    """As recorded; evaluations and gates on a machine with a GPU use it from the first to the last second."""
+    if "gpu_seconds" in content:
+        return content["gpu_seconds"] or 0.0
+    return (content.get("seconds") or 0.0) if (content.get("hardware") or {}).get("gpus") else 0.0
+
+
+def _versions(contents: Iterable[Mapping[str, Any]]) -> list[tuple[str, list[tuple[str, int]]]]:
+    """(package, its versions with the number of results made with each), by name."""
+    seen: dict[str, Counter[str]] = {}
+    for content in contents:
+        for package, version in (content.get("versions") or {}).items():
+            seen.setdefault(package, Counter())[str(version)] += 1
+    return [(package, versions.most_common()) for package, versions in sorted(seen.items())]
+
+
+def _count(texts: Iterable[str]) -> list[tuple[str, int]]:
+    return Counter(texts).most_common()

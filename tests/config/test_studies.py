@@ -1,0 +1,280 @@
+"""The project's own studies: every published number has its cell, and every cell can be made."""
+
+import csv
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import yaml
+
+from moat.config import registries
+from moat.config.grid import build_grid
+from moat.config.project import Project
+from moat.errors import ConfigError
+from moat.reporting import claims, measures
+
+ROOT = Path(__file__).parents[2]
+STUDIES = ["unified", "dramoe", "dwf", "mocse", "hybrid"]
+PAPERS = {"dramoe": 60 + 72 + 8 + 10, "dwf": 190 + 133, "mocse": 126, "hybrid": 30 + 12}
+
+
+@pytest.fixture(scope="module", params=["quickstart", "mini", "paper"])
+def grid(request):
+    return build_grid(Project(ROOT), request.param, STUDIES)
+
+
+@pytest.fixture(scope="module")
+def paper():
+    return build_grid(Project(ROOT), "paper", STUDIES)
+
+
+def cells(grid, study=None):
+    return [cell for table in grid.tables if study in (None, table.study) for cell in table.cells]
+
+
+def table_numbers(study: str) -> dict[int, float]:
+    """line -> number, of the numeric cells of a paper's tables; read without the package."""
+    with open(ROOT / "config/published" / f"{study}.csv", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    # Tables 4 and 5 of DWF list settings.
+    tables = {"dwf": {"2", "3"}}.get(study, {row["table"] for row in rows if not row["table"].startswith("text")})
+    return {n: float(row["value"]) for n, row in enumerate(rows, start=2) if row["table"] in tables}
+
+
+def test_every_number_of_the_papers_tables_has_exactly_one_cell(grid):
+    found = {study: Counter(cell.published_line for cell in cells(grid, study)) for study in PAPERS}
+    for study, size in PAPERS.items():
+        numbers = table_numbers(study)
+        assert len(numbers) == size
+        assert {line: found[study][line] for line in numbers} == dict.fromkeys(numbers, 1)
+        published = {cell.published_line: cell.published for cell in cells(grid, study)}
+        assert {line: published[line] for line in numbers} == numbers
+    assert sum(PAPERS.values()) == 641
+
+
+def test_the_words_of_dwfs_table_1_have_their_cells(grid):
+    words = [cell.published for cell in grid.table("dwf", "table1").cells]
+    assert words == ["Hard", "Flat", "Joint", "Single", "Hard", "Flat", "Joint", "Sparse"] + [
+        *("Soft", "Flat", "Pre-trained+Joint", "Fractional")
+    ]
+
+
+def test_published_numbers_are_those_of_the_papers_csv():
+    """No row was lost when the papers' numbers were split by study."""
+    counts = {study: len(Project(ROOT).published(study)) for study in PAPERS}
+    assert counts == {"dramoe": 168, "dwf": 381, "mocse": 126, "hybrid": 50}
+
+
+@pytest.mark.parametrize(
+    ("study", "table", "row", "column", "published", "run", "settings"),
+    [
+        (
+            "dramoe",
+            "table1",
+            "ResNet-34 / ADVMoE",
+            "CIFAR-10 / Adv",
+            63.54,
+            ("cifar10", "resnet34", "advmoe"),
+            ("pgd10", "pgd10_det"),
+        ),
+        (
+            "dramoe",
+            "table1",
+            "WRN-28-10 / PGD-AT (Sparse)",
+            "TinyImageNet / Adv",
+            40.26,
+            ("tiny-imagenet", "wrn-28-10", "pgd-at-sparse"),
+            ("pgd10",),
+        ),
+        (
+            "dramoe",
+            "table3",
+            "ResNet-18 / MoE+RGAT",
+            "CIFAR-10 / Adv",
+            64.75,
+            ("cifar10", "resnet18", "dramoe-gap"),
+            ("pgd10", "pgd10_det"),
+        ),
+        (
+            "dramoe",
+            "table4",
+            "ResNet-18 / DRAMoE(NoRG-ES)",
+            "CIFAR-10 / Std",
+            83.54,
+            ("cifar10", "resnet18", "dramoe-norges"),
+            ("clean",),
+        ),
+        ("dwf", "table2", "CIFAR-10 / DWF", "FGSM 0.09", 41.24, ("cifar10", "resnet18", "dwf"), ("fgsm_e09",)),
+        ("dwf", "table3", "SVHN / ADVMoE", "PGD-100 MS", 8.13, ("svhn", "resnet18", "advmoe-released"), ("pgd100_ms",)),
+        (
+            "dwf",
+            "table3",
+            "CIFAR-10 / Inception-V3",
+            "PGD-10",
+            47.21,
+            ("cifar10", "inception-v3", "standard"),
+            ("pgd10",),
+        ),
+        (
+            "hybrid",
+            "table1",
+            "CIFAR-10 / ResNet-18 + Hybrid",
+            "robustness_gap",
+            28.9,
+            ("cifar10", "resnet18", "hybrid"),
+            ("clean", "cw_inf_e03"),
+        ),
+        ("hybrid", "overhead", "MNIST / LeNet-5", "memory_GB", 3.1, ("mnist", "lenet5", "standard"), ()),
+    ],
+)
+def test_cells_stand_where_the_papers_have_them(paper, study, table, row, column, published, run, settings):
+    (cell,) = [c for c in paper.table(study, table).cells if (c.row, c.column) == (row, column)]
+    assert (cell.published, cell.settings) == (published, settings)
+    assert (cell.dataset, cell.arch, cell.method) == run
+
+
+def test_a_corruptions_row_is_the_mean_over_its_five_severities(paper):
+    table = paper.table("mocse", "table1")
+    fog = next(cell for cell in table.cells if cell.row == "Weather/Fog")
+    assert (fog.aggregate, fog.settings) == ("mean", tuple(f"fog-{severity}" for severity in range(1, 6)))
+    assert [each.settings for each in fog.explanations] == [tuple(f"fog-{s}-imagenet" for s in range(1, 6))]
+    average = next(cell for cell in table.cells if cell.row == "Average of 19 Corruptions")
+    assert len(average.settings) == 95 and "clean" not in average.settings
+
+
+@pytest.mark.parametrize(
+    ("study", "table", "row", "column", "protocols"),
+    [
+        ("dramoe", "table1", "ResNet-18 / DRAMoE", "CIFAR-10 / Adv", ["advmoe-released"]),
+        ("dramoe", "table1", "ResNet-18 / DRAMoE", "TinyImageNet / Adv", ["tiny-released", "advmoe-released"]),
+        ("dramoe", "table1", "ResNet-18 / PGD-AT (Sparse)", "TinyImageNet / Adv", ["tiny-released"]),
+        ("dramoe", "table1", "ResNet-18 / PGD-AT (Sparse)", "CIFAR-10 / Adv", []),
+        ("dramoe", "table1", "ResNet-18 / DRAMoE", "CIFAR-10 / Std", []),
+        ("dramoe", "table2", "ResNet-18 / TRADES", "CIFAR-10 / Adv", []),
+        ("dwf", "table2", "SVHN / DWF", "SA", []),
+        ("dwf", "table2", "SVHN / DWF", "FGSM 0.03", ["normalised-noclip"]),
+        ("dwf", "table3", "SVHN / DWF", "PGD-100 A", ["normalised-noclip"]),
+        ("hybrid", "table1", "MNIST / LeNet-5", "clean_acc", []),
+        ("hybrid", "table1", "MNIST / LeNet-5", "robustness_gap", ["eps-normalised"]),
+        ("mocse", "table1", "Natural Samples", "CIFAR-10 / AT plain", []),
+    ],
+)
+def test_what_may_explain_a_cell(paper, study, table, row, column, protocols):
+    (cell,) = [c for c in paper.table(study, table).cells if (c.row, c.column) == (row, column)]
+    assert [each.protocol for each in cell.explanations] == protocols
+    # Never a flawed setting in a correct cell.
+    assert not {s for each in cell.explanations for s in each.settings if s != "clean"} & set(cell.settings)
+
+
+def test_dwf_has_five_seeds_and_its_published_spread(paper):
+    (cell,) = [c for c in paper.table("dwf", "table2").cells if (c.row, c.column) == ("CIFAR-10 / DWF", "SA")]
+    assert ([run.seed for run in cell.runs], cell.published_std) == ([0, 1, 2, 3, 4], 0.43)
+
+
+def test_the_leaderboard_has_every_method(paper):
+    project = Project(ROOT)
+    methods = {name for name in project.names("methods") if project.method(name).get("role", "method") == "method"}
+    assert {cell.method for cell in paper.table("unified", "leaderboard").cells} == methods
+
+
+def test_a_cell_that_is_not_run_says_why(grid):
+    for cell in cells(grid):
+        assert bool(cell.runs) == (cell.not_run is None and bool(cell.reads))
+        assert cell.not_run is None or cell.not_run.endswith(f"is not part of scale {grid.scale}")
+    assert grid.scale != "paper" or not any(cell.not_run for cell in cells(grid))
+
+
+def test_stand_ins_of_the_studies_themselves(paper):
+    found = {
+        (cell.study, cell.row if cell.study == "hybrid" else cell.column) for cell in cells(paper) if cell.substitutes
+    }
+    assert found == {
+        ("hybrid", "ImageNet subset / EfficientNet-B0"),
+        ("hybrid", "ImageNet subset / EfficientNet-B0 + Hybrid"),
+        ("mocse", "CIFAR-10 Augmented / std plain"),
+        ("mocse", "CIFAR-10 Augmented / std MoCSE"),
+    }
+
+
+@pytest.mark.parametrize("name", Project(ROOT).claims())
+def test_every_claim_finds_its_cells(paper, name):
+    spec = Project(ROOT).claims()[name]
+    assert claims.chosen(paper, name, spec, "of")
+    assert bool(claims.chosen(paper, name, spec, "against")) == ("against" in spec)
+
+
+def test_every_claim_that_the_csv_lists_is_computed():
+    project = Project(ROOT)
+    stated = [spec["stated"].get("published", {}).get("metric") for spec in project.claims().values()]
+    for study in PAPERS:
+        for row in project.published(study):
+            assert row["table"] != "text-claims" or row["metric"] in stated
+
+
+def test_measures_read_from_the_sources_are_those_that_import():
+    assert list(registries.measures()) == measures.names()
+    for name, reads in registries.measures().items():
+        assert reads == measures.get(name).READS
+        assert set(reads) <= {"rows", "record", "gates"}
+
+
+# -- the study's language ---------------------------------------------------
+@pytest.fixture
+def study(tmp_path):
+    """Changes one study of a copy of the project; returns a function that expands it."""
+    import shutil
+
+    shutil.copytree(ROOT / "config", tmp_path / "config")
+    shutil.copytree(ROOT / "workflow" / "schemas", tmp_path / "workflow" / "schemas")
+
+    def expand(name, change):
+        path = tmp_path / "config/studies" / f"{name}.yaml"
+        content = yaml.safe_load(path.read_text())
+        change(content["tables"])
+        path.write_text(yaml.safe_dump(content, sort_keys=False))
+        return build_grid(Project(tmp_path), "paper", [name])
+
+    return expand
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "said"),
+    [
+        (
+            "dramoe",
+            lambda t: t["table2"]["except"][0]["where"].update(method=["DRAMOE"]),
+            "unknown label of method 'DRAMOE'.*'DRAMoE'",
+        ),
+        ("dramoe", lambda t: t["table2"]["except"][0]["where"].update(methods=["DRAMoE"]), "unknown axis 'methods'"),
+        (
+            "dramoe",
+            lambda t: t["table2"]["except"][0].update(settings=["pgd1?0"]),
+            "unknown setting of suite 'advmoe' 'pgd1\\?0'",
+        ),
+        (
+            "dwf",
+            lambda t: t["table2"]["explained_by"][0].update(suite="dwf-normalized"),
+            "unknown suite 'dwf-normalized'.*'dwf-normalised'",
+        ),
+        (
+            "dwf",
+            lambda t: t["table2"]["explained_by"][0].update(suffix="_nrm"),
+            "unknown setting of suite 'dwf-normalised' 'fgsm_e01_nrm'",
+        ),
+        ("dwf", lambda t: t["table2"]["explained_by"][0].update(protocol="correct"), "explained_by.0.protocol"),
+        (
+            "hybrid",
+            lambda t: t["overhead"]["columns"][0]["points"][0].update(measure="hours"),
+            "unknown measure 'hours'",
+        ),
+        ("hybrid", lambda t: t["overhead"]["columns"][0]["points"][0].update(label="time"), "no row fits overhead"),
+    ],
+)
+def test_slips_in_a_study_are_named(study, name, change, said):
+    with pytest.raises(ConfigError, match=said):
+        study(name, change)
+
+
+def test_costs_ask_for_no_evaluation_and_no_gates(paper):
+    table = paper.table("hybrid", "overhead")
+    assert table.runs and not table.evaluations and not table.gates

@@ -1,0 +1,222 @@
+"""Claims computed from cells: arithmetic, verdicts, and what is written."""
+
+import csv
+import math
+import re
+from dataclasses import dataclass
+
+import pytest
+import yaml
+from reporting_tree import Tree, rows
+
+from moat.config.grid import build_grid
+from moat.config.project import Project
+from moat.errors import ConfigError
+from moat.reporting import claims, claims_tables
+from moat.reporting.quantities import QUANTITIES, Band, Number
+from moat.reporting.results import Results
+from moat.reporting.tables import frame, table_rows
+
+
+@pytest.mark.parametrize(
+    ("quantity", "of", "against", "expected"),
+    [
+        ("value", [(50, 48, 52)], [], (50, 48, 52)),
+        # The mean of two independent numbers: their half widths in quadrature, halved.
+        ("value", [(50, 47, 53), (60, 56, 64)], [], (55, 52.5, 57.5)),
+        ("lowest", [(50, 47, 53), (40, 36, 44)], [], (40, 36, 44)),
+        ("difference", [(62, 59, 66)], [(58, 54, 61)], (4, 4 - math.hypot(3, 3), 4 + math.hypot(4, 4))),
+        ("difference", [(62, 62, 62), (10, 10, 10)], [(60, 60, 60), (4, 4, 4)], (4, 4, 4)),
+        ("increase", [(6.9, 6.9, 6.9)], [(5.3, 5.3, 5.3)], (100 * (6.9 / 5.3 - 1),) * 3),
+        ("reduction", [(33.2, 33.2, 33.2)], [(62.7, 62.7, 62.7)], (100 * (1 - 33.2 / 62.7),) * 3),
+        ("reduction", [(30, 27, 33)], [(60, 60, 60)], (50, 45, 55)),
+        ("increase", [(30, 27, 33)], [(0, -1, 1)], (0, -math.inf, math.inf)),
+    ],
+)
+def test_quantities(quantity, of, against, expected):
+    found = QUANTITIES[quantity]([Number(*each) for each in of], [Number(*each) for each in against])
+    assert (found.value, found.low, found.high) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("band", "number", "verdict"),
+    [
+        ((2, 6), (4, 3, 5), "reproduced"),
+        ((2, 6), (1, 0, 1.9), "lower"),
+        ((2, 6), (7, 6.1, 8), "higher"),
+        ((2, 6), (5.5, 5, 6.5), "unverified"),
+        ((90, math.inf), (91, 90.4, 91.6), "reproduced"),
+        ((90, math.inf), (90.2, 89.8, 90.6), "unverified"),
+        ((-math.inf, 50), (60, 55, 65), "higher"),
+        ((45, 55), (0, -math.inf, math.inf), "unverified"),
+    ],
+)
+def test_bands(band, number, verdict):
+    assert Band(*band).verdict(Number(*number)) == verdict
+
+
+# -- from results to verdicts -----------------------------------------------------
+N = 10_000
+
+
+@dataclass
+class Case:
+    """The project of these tests at a comparable scale with one seed, and its results."""
+
+    project: Project
+    tree: Tree
+
+    def measure(self, method: str, correct: int, gate: tuple[str, ...] = (), replica: int | None = None) -> None:
+        name = self.tree.run(dataset="cifar10", method=method)
+        self.tree.gates(name, gate)
+        self.tree.evaluation(name, "dramoe", self.rows("dramoe", correct))
+        if replica is not None:
+            self.tree.evaluation(name, "advmoe", self.rows("advmoe", replica))
+
+    @staticmethod
+    def rows(suite: str, correct: int):
+        content = rows(suite, {}, N, seed=0)
+        content["correct"] = content["index"] < correct
+        return content
+
+    def claim(self, name: str, **changes) -> dict:
+        path = self.project.root / "config/claims.yaml"
+        content = yaml.safe_load(path.read_text())
+        content[name].update(changes)
+        path.write_text(yaml.safe_dump(content, sort_keys=False))
+        return next(claim for claim in self.evaluate() if claim["id"] == name)
+
+    def evaluate(self, studies=("dramoe", "unified")) -> list[dict]:
+        grid = build_grid(self.project, "paper", studies)
+        results = Results(self.tree.root, "paper", project=self.project)
+        scale = self.project.scale("paper")
+        cells = (row for table in grid.tables for rows in table_rows(table, results, scale) for row in rows)
+        return claims.evaluate(self.project, grid, frame(cells))
+
+
+@pytest.fixture
+def case(project):
+    scale = project / "config/scales/paper.yaml"
+    scale.write_text(yaml.safe_dump({**yaml.safe_load(scale.read_text()), "max_seeds": 1}))
+    study = project / "config/studies/dramoe.yaml"
+    content = yaml.safe_load(study.read_text())
+    flawed = [{"protocol": "advmoe-released", "suite": "advmoe", "settings": ["pgd10_advmoe"]}]
+    content["tables"]["table2"]["columns"][1]["points"][1]["explained_by"] = flawed
+    study.write_text(yaml.safe_dump(content, sort_keys=False))
+    return Case(Project(project), Tree(project, "paper"))
+
+
+GAIN = "trades-over-pgd-at"
+
+
+@pytest.mark.parametrize(
+    ("trades", "pgd_at", "stated", "verdict"),
+    [
+        (5000, 4950, {"equals": 0.43}, "reproduced"),
+        (5000, 4000, {"equals": 0.43}, "higher"),
+        (4000, 5000, {"equals": 0.43}, "lower"),
+        (5000, 4950, {"at_least": 0}, "unverified"),
+        (5000, 4000, {"at_least": 0}, "reproduced"),
+        (5000, 4000, {"at_most": 5}, "higher"),
+        (
+            5000,
+            4000,
+            {"published": {"table": "text-claims", "metric": "Adv gain over FAT"}, "tolerance": 8},
+            "reproduced",
+        ),
+    ],
+)
+def test_a_difference_between_two_cells(case, trades, pgd_at, stated, verdict):
+    case.measure("trades", trades)
+    case.measure("pgd-at", pgd_at)
+    found = case.claim(GAIN, stated=stated)
+    assert found["measured"]["value"] == pytest.approx((trades - pgd_at) / 100)
+    # Both intervals are about +-0.98 points.
+    half = (found["measured"]["high"] - found["measured"]["low"]) / 2
+    assert half == pytest.approx(0.98 * math.sqrt(2), abs=0.04)
+    assert (found["verdict"], found["reasons"]) == (verdict, [])
+    assert [(each["row"], each["role"], each["id"]) for each in found["evidence"]] == [
+        ("ResNet-18 / TRADES", "of", "dramoe-table2"),
+        ("ResNet-18 / PGD-AT", "against", "dramoe-table2"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("replicas", "verdict", "explained"),
+    [((6200, 5800), "explained", 4.0), ((6200, 6100), "lower", 1.0), ((None, None), "lower", None)],
+)
+def test_a_claim_is_explained_by_the_protocol_that_gives_it(case, replicas, verdict, explained):
+    case.measure("trades", 4000, replica=replicas[0])
+    case.measure("pgd-at", 4000, replica=replicas[1])
+    found = case.claim(GAIN, stated={"equals": 4.02}, protocol="advmoe-released")
+    assert found["verdict"] == verdict
+    assert found["explained"] is None if explained is None else found["explained"]["value"] == pytest.approx(explained)
+    assert found["protocol"] == "advmoe-released"
+
+
+def test_a_claim_rests_on_cells_that_can_be_trusted(case):
+    case.measure("trades", 5000, gate=("threat-model",))
+    case.measure("pgd-at", 4950)
+    found = case.claim(GAIN)
+    assert (found["verdict"], found["reasons"]) == ("unverified", ["threat-model"])
+    assert found["measured"]["value"] == pytest.approx(0.5)
+
+
+def test_a_claim_without_its_cells_is_not_run(case):
+    case.measure("trades", 5000)
+    found = case.claim(GAIN)
+    assert (found["verdict"], found["measured"]) == ("not-run", None)
+    assert found["reasons"] == ["dramoe-table2: ResNet-18 / PGD-AT x CIFAR-10 / Adv is not measured"]
+
+
+def test_a_claim_about_another_study_needs_it(case):
+    cells = {"dataset": ["CIFAR-10"], "arch": ["ResNet-18"], "attack": ["clean"]}
+    case.measure("trades", 5000)
+    case.measure("pgd-at", 4950)
+    assert case.claim(GAIN, table="unified-leaderboard", cells=cells)["verdict"] == "reproduced"
+    other = next(claim for claim in case.evaluate(["dramoe"]) if claim["id"] == GAIN)
+    assert (other["verdict"], other["evidence"]) == ("not-run", [])
+    assert other["reasons"] == ["the study unified is not among those asked for"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"table": "table9"}, "unknown table 'dramoe-table9'"),
+        ({"of": {"method": ["TRADE"]}}, "unknown label of method 'TRADE' .*'TRADES'"),
+        ({"quantity": "diference"}, "unknown quantity 'diference'.*'difference'"),
+        ({"quantity": "value"}, "against: is for the quantities difference"),
+        ({"of": {"method": ["TRADES", "MART"]}}, "2 cells against 1; difference needs as many of each"),
+        ({"stated": {"tolerance": 1}}, "stated: says no number"),
+        ({"stated": {"published": {"table": "1"}}}, "72 rows fit config/claims.yaml: trades-over-pgd-at"),
+        ({"unit": "percent"}, "unit.*'percent'"),
+    ],
+)
+def test_slips_in_a_claim_are_named(case, changes, said):
+    with pytest.raises(ConfigError, match=said):
+        case.claim(GAIN, **changes)
+
+
+# -- what is written -----------------------------------------------------------------
+def test_claims_are_written_beside_the_cells(tree, moat, capsys):
+    tree.everything(methods=["trades", "pgd-at"])
+    assert moat("tabulate") == 0
+    assert moat("tabulate", "--cells") == 0
+    assert "results/quickstart/tables/claims" in capsys.readouterr().out
+    with open(tree.base / "tables/claims.csv", newline="") as stream:
+        first, second = csv.DictReader(stream)
+    assert list(first) == claims_tables.COLUMNS
+    # Not the paper's data or budget: measured, and not judged.
+    assert (first["claim"], first["verdict"]) == (GAIN, "unverified")
+    assert first["reasons"].split(";") == ["budget", "stand-in dataset cifar10->digits"]
+    assert float(first["ci_low"]) < float(first["measured"]) < float(first["ci_high"])
+    assert (second["verdict"], second["measured"], second["stated"]) == ("not-run", "", "5.48 ± 2 points")
+    text = (tree.base / "tables/claims.md").read_text()
+    assert f"{float(first['measured']):.2f} [" in text and "not run: dramoe-table2: " in text
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    assert {len(re.findall(r"(?<!\\)\|", line)) for line in lines} == {len(claims_tables.HEADINGS) + 1}
+    latex = (tree.base / "tables/claims.tex").read_text()
+    body = latex.split("\\endhead\n")[1].split("\\bottomrule")[0].splitlines()
+    assert [len(re.findall(r"(?<!\\)&", line)) for line in body] == [len(claims_tables.HEADINGS) - 1] * 2
+    bare = re.sub(r"\\.", "", latex)
+    assert bare.count("{") == bare.count("}")

@@ -1,0 +1,190 @@
+"""The page says what the tables say, is one file, and every number on it leads back to its rows."""
+
+import html.parser
+import json
+import re
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from reporting_tree import Tree, cells, expected_text
+
+from moat.reporting import cards
+from moat.reporting.tables import count_published, read_cells
+
+NUMBER = re.compile(r"\d+\.\d \[\d+\.\d, \d+\.\d\]")
+TABLES = ("unified-leaderboard", "dramoe-table2")
+
+
+class Reader(html.parser.HTMLParser):
+    """Collects addresses, ids, cards that are asked for and the text of cells; checks that elements close in order."""
+
+    VOID = {"meta", "img", "br", "link", "input"}
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.open, self.addresses, self.ids, self.asked, self.cells = [], [], [], [], []
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        attrs = dict(attrs)
+        self.addresses += [attrs[name] for name in ("src", "href", "srcset", "action") if name in attrs]
+        self.ids += [attrs["id"]] if "id" in attrs else []
+        self.asked += [attrs["data-card"]] if "data-card" in attrs else []
+        if tag == "td" and "entry" in attrs.get("class", ""):
+            self.cells.append("")
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open and self.open[-1] == tag, (tag, self.open[-3:])
+        self.open.pop()
+
+    def handle_data(self, data):
+        if "td" in self.open and self.cells:
+            self.cells[-1] += data
+
+
+def page(tree: Tree) -> str:
+    return (tree.base / "report.html").read_text()
+
+
+def cards_of(text: str) -> dict[str, dict]:
+    """id -> {what: [values]} of every card."""
+    found = json.loads(re.search(r'<script type="application/json" id="cards">(.*?)</script>', text, re.S).group(1))
+    return {key: lines_of(card) for key, card in found.items()}
+
+
+def lines_of(card: dict) -> dict[str, list[str]]:
+    lines: dict[str, list[str]] = {}
+    for what, value, *_ in card["lines"]:
+        lines.setdefault(what, []).append(value)
+    return lines
+
+
+def test_page_is_one_file(built):
+    text = page(built)
+    reader = Reader(text)
+    assert len(text) < 2_000_000
+    assert not re.search(r"url\(|@import|https?://", re.sub(r"data:[^\"]+", "", text))
+    assert len(reader.ids) == len(set(reader.ids))
+    assert {address[1:] for address in reader.addresses if address.startswith("#")} <= set(reader.ids)
+    linked = [address for address in reader.addresses if not address.startswith(("data:", "#"))]
+    assert len(linked) == 4 + 2  # rows of four evaluations, two figures as PDF
+    assert all((built.base / address).is_file() for address in linked)
+    assert sum(address.startswith("data:image/png;base64,") for address in reader.addresses) == 2
+
+
+def test_every_card_is_asked_for_and_leads_to_files(built):
+    text = page(built)
+    assert sorted(Reader(text).asked) == sorted(cards_of(text))
+    found = json.loads(re.search(r'id="cards">(.*?)</script>', text, re.S).group(1)).values()
+    linked = {line[2] for card in found for line in card["lines"] if len(line) > 2}
+    assert len(linked) == 2 * 3  # of two runs: the record, the rows, the gates
+    assert all((built.base / address).is_file() for address in linked)
+
+
+def test_every_number_on_the_page_is_in_the_tables(built):
+    printed = [re.sub(r"\s+", " ", cell).strip() for cell in Reader(page(built)).cells]
+    rows = [row for name in TABLES for row in cells(built, name).to_dict("records")]
+    assert len(printed) == len(rows)
+    for cell, row in zip(printed, rows, strict=True):
+        number = NUMBER.search(re.sub(r"(\d)(?:[a-z]|,(?=[a-z]))+ \[", r"\1 [", cell))
+        expected = expected_text(row)
+        if row["verdict"] == "not-run":
+            assert number is None and cell.startswith("not run")
+        else:
+            assert number.group() == expected.removeprefix("unverified: ")
+            assert cell.startswith("unverified ") == (row["verdict"] == "unverified")
+
+
+def test_a_card_says_where_its_number_comes_from(built):
+    found = cards_of(page(built))
+    for name, columns in zip(TABLES, (7, 4), strict=True):
+        for number, row in enumerate(cells(built, name).to_dict("records")):
+            lines = found[cards.cell_id(name, *divmod(number, columns))]
+            run = f"{row['dataset']}/{row['arch']}/{row['method']}/seed0"
+            assert lines["verdict"] == [row["verdict"] or "measured"]
+            if row["verdict"] == "not-run":
+                assert lines["why"] and "measured" not in lines
+                continue
+            assert lines["measured"] == [f"{expected_text(row).removeprefix('unverified: ')} %"]
+            assert lines["examples"] == [f"{row['n']} per seed"] and lines["seeds"] == ["0"]
+            assert lines["metric"] == [f"{row['metric']}, protocol correct"]
+            assert lines["run"] == [f"results/quickstart/runs/{run}/run.json"]
+            assert lines["rows"] == [f"results/quickstart/evaluations/{run}/dramoe.parquet"]
+            assert lines["gates"] == [f"results/quickstart/gates/{run}.json"]
+            made = f"snakemake --cores all {lines['rows'][0]} {lines['gates'][0]} --config scale=quickstart"
+            assert lines["made by"] == [made]
+            assert ("the gate monotone-epsilon failed" in lines.get("why", [])) == (row["method"] == "pgd-at")
+
+
+def test_from_a_cell_back_to_its_rows(built):
+    found = cards_of(page(built))["unified-leaderboard-0-3"]
+    rows = pd.read_parquet(built.root / Path(found["rows"][0]).relative_to("results"))
+    accuracy = 100 * rows[rows["setting"] == "pgd10"]["correct"].mean()
+    assert found["measured"][0].startswith(f"{accuracy:.1f} [")
+
+
+def test_overview_counts_the_published_cells(built):
+    counts = count_published(read_cells(built.base / "tables/cells.csv"))
+    tiles = re.findall(r'<b class="name">([\w ]+)</b> <span class="number">(\d+)</span>', page(built))
+    assert [(name, int(count)) for name, count in tiles] == list(counts.items())
+    assert f"What became of the {sum(counts.values())} published numbers" in page(built)
+    assert counts["unverified"] == 2 and counts["not run"] == 58
+
+
+def test_claims_open_the_page_and_agree_with_the_csv(built):
+    text = page(built)
+    rows = pd.read_csv(built.base / "tables/claims.csv", keep_default_na=False).to_dict("records")
+    shown = re.findall(r'<tr id="claim-([\w-]+)" data-verdict="([\w-]+)">', text)
+    assert shown == [(row["claim"], row["verdict"]) for row in rows] and len(rows) == 2
+    assert text.index('id="claims"') < text.index('id="study-unified"')
+    assert "Another metric: 100 % of a_b &amp; &lt;c&gt; | d" in text
+    assert 'href="#dramoe-table2-1-1"' in text  # TRADES on ResNet-18, Adv
+
+
+@pytest.mark.parametrize(
+    "needed",
+    [
+        "snakemake --cores all results/quickstart/tables/dramoe-table2.csv --config scale=quickstart",
+        "Not comparable with published numbers",
+        "<code>digits</code> in place of <code>cifar10</code>",
+        "stale: nets",
+        "failed: monotone-epsilon",
+        "not evaluated yet",
+        "the method mart is not part of scale quickstart",
+        "A &lt;fast&gt; CPU &amp; more, 2 cores",
+        "FG_SM &amp; 50 % &lt;b&gt;",
+        "1,234",
+        "@media print",
+        "tabular-nums",
+        'name="viewport"',
+    ],
+)
+def test_page_tells(built, needed):
+    assert needed in page(built)
+
+
+def test_page_without_any_result(tree, moat):
+    assert moat("report") == 0
+    text = page(tree)
+    assert "Nothing has been trained at this scale yet" in text
+    assert not NUMBER.search(re.sub(r"<details class=\"reading\">.*?</details>", "", text, flags=re.S))
+    assert all(cell.strip().startswith("not run") for cell in Reader(text).cells)
+
+
+def test_stale_is_not_said_of_current_results(tree, moat):
+    tree.everything()
+    assert moat("report") == 0
+    assert "tag stale" not in page(tree)
+    assert "results are stale" not in page(tree)
+
+
+def test_a_card_cannot_end_its_script():
+    card = cards.card("</script><b>", [("why", "<!-- & \u2028"), ("nothing", None), ("file", "a/b", "c/d"), ("n", 3)])
+    text = cards.embed({"id": card})
+    assert "<" not in text
+    lines = [["why", "<!-- & \u2028"], ["file", "a/b", "c/d"], ["n", "3"]]
+    assert json.loads(text) == {"id": {"title": "</script><b>", "lines": lines}}

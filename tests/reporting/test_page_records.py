@@ -1,0 +1,160 @@
+"""What the page says of pictures, of the run, and of what is missing."""
+
+import base64
+import io
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from reporting_tree import rows
+
+from moat.config.grid import build_grid
+from moat.config.project import Project
+from moat.errors import DataError
+from moat.reporting import pictures, problems, usage
+from moat.reporting.results import Results
+
+HEADER = "s\th:m:s\tmax_rss\tmax_vms\tmax_uss\tmax_pss\tio_in\tio_out\tmean_load\tcpu_time\n"
+
+
+@pytest.fixture
+def found(project, tree):
+    """What a function of the grid and the results says; the results as they are when it is called."""
+
+    def call(function):
+        grid = build_grid(Project(project), "quickstart", ["unified", "dramoe"])
+        return function(grid, Results(tree.root, "quickstart", project=Project(project)))
+
+    return call
+
+
+def change(path, **values) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+def by_rule(summary) -> dict[str, dict]:
+    return {rule["name"]: rule for rule in summary["rules"]}
+
+
+def test_rules_are_counted_and_timed(tree, found):
+    tree.everything(methods=["standard", "pgd-at"])
+    for name, text in {
+        "train/a/seed0.tsv": "100.5\t0:01:40\t700.0\t1\t1\t1\t1\t1\t1\t90.0\n",
+        "train/b/seed0.tsv": "20.0\t0:00:20\t900.4\t1\t1\t1\t1\t1\t1\t10.0\n",
+        "evaluate/a.tsv": "0.4\t0:00:00\tNA\tNA\tNA\tNA\tNA\tNA\tNA\tNA\n",
+    }.items():
+        path = tree.base / "benchmarks" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(HEADER + text)
+    said = by_rule(found(usage.summarise))
+    assert list(said) == ["prepare", "train", "evaluate", "verify", "tabulate", "draw"]
+    assert [(said[name]["asked"], said[name]["done"]) for name in said] == [
+        (1, 0),
+        (3, 2),
+        (6, 4),
+        (3, 2),
+        (2, 0),
+        (2, 0),
+    ]
+    train = said["train"]
+    assert (train["measured"], train["longest"], train["cpu"]) == ("2 min 0 s", "1 min 40 s", "1 min 40 s")
+    assert (train["memory"], train["benchmarks"], train["recorded"]) == ("900 MiB", 2, "2 min 3 s")
+    assert (said["evaluate"]["measured"], said["evaluate"]["memory"]) == ("0.4 s", None)
+    assert (said["verify"]["measured"], said["verify"]["benchmarks"]) == (None, 0)
+
+
+def test_gpu_hours_hardware_and_versions(tree, found):
+    tree.everything(methods=["standard", "pgd-at"])
+    gpu = {"gpus": ["A GPU"], "cpu": "a CPU", "cores": 2}
+    change(tree.base / "runs/digits/resnet18/standard/seed0/run.json", gpu_seconds=1800, hardware=gpu, device="A GPU")
+    change(tree.base / "evaluations/digits/resnet18/standard/seed0/dramoe.json", seconds=900, hardware=gpu)
+    summary = found(usage.summarise)
+    assert summary["gpu_hours"] == pytest.approx(0.75)
+    assert ("A GPU", 2) in summary["hardware"] and ("A <fast> CPU & more, 2 cores", 1) in summary["hardware"]
+    assert dict(summary["versions"])["torch"] == [("2.13.0", 6)]
+
+
+PGD_AT = "digits/resnet18/pgd-at/seed0"
+
+
+@pytest.mark.parametrize(
+    ("break_it", "kind", "what", "target"),
+    [
+        (
+            lambda tree: (tree.base / f"evaluations/{PGD_AT}/epsilon.parquet").unlink(),
+            "not evaluated",
+            "epsilon",
+            f"evaluations/{PGD_AT}/epsilon.parquet",
+        ),
+        (lambda tree: (tree.base / f"gates/{PGD_AT}.json").unlink(), "not checked", "", f"gates/{PGD_AT}.json"),
+        (
+            lambda tree: tree.gates(PGD_AT, ("threat-model", "monotone-epsilon")),
+            "gate failed",
+            "threat-model, monotone-epsilon",
+            f"gates/{PGD_AT}.json",
+        ),
+        (
+            lambda tree: change(tree.base / f"runs/{PGD_AT}/run.json", sources={"nets": "0"}),
+            "stale",
+            "training: nets changed since",
+            f"runs/{PGD_AT}/run.json",
+        ),
+        (
+            lambda tree: change(tree.base / f"evaluations/{PGD_AT}/dramoe.json", sources={"attacks": "0"}),
+            "stale",
+            "evaluation dramoe: attacks changed since",
+            f"evaluations/{PGD_AT}/dramoe.parquet",
+        ),
+    ],
+)
+def test_a_problem_is_named_with_the_command_that_mends_it(tree, found, break_it, kind, what, target):
+    tree.everything()
+    assert found(problems.find) == []
+    break_it(tree)
+    refresh = " refresh=stale" if kind == "stale" else ""
+    command = f"snakemake --cores all results/quickstart/{target} --config scale=quickstart{refresh}"
+    expected = {"run": PGD_AT, "kind": kind, "what": what, "command": command}
+    assert found(problems.find) == [expected]
+
+
+def test_a_run_that_is_not_there_is_said_once(tree, found):
+    tree.everything(methods=["standard", "trades"])
+    wrong = found(problems.find)
+    assert [(problem["run"], problem["kind"]) for problem in wrong] == [(PGD_AT, "not trained")]
+    assert problems.count(wrong) == {"not trained": 1}
+
+
+def test_an_evaluation_without_its_model_is_no_missing_run(tree, found):
+    """Weights and records may have been thrown away; the rows still speak."""
+    tree.everything(methods=["standard", "trades"])
+    tree.evaluation(PGD_AT, "dramoe", rows("dramoe", {}, 10, seed=0))
+    kinds = [(problem["kind"], problem["what"]) for problem in found(problems.find)]
+    assert kinds == [("not evaluated", "epsilon"), ("not checked", "")]
+
+
+def image(size: int) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (size, 2 * size, 3), dtype=np.uint8))
+
+
+@pytest.mark.parametrize(("size", "kind"), [(20, "image/png"), (150, "image/webp")])
+def test_a_picture_is_embedded_pixel_for_pixel(tmp_path, size, kind):
+    original = image(size)
+    original.save(tmp_path / "figure.png")
+    picture = pictures.read(tmp_path / "figure.png")
+    head, content = picture.address.split(";base64,")
+    assert head == f"data:{kind}" and (picture.width, picture.height) == (2 * size, size)
+    with Image.open(io.BytesIO(base64.b64decode(content))) as embedded:
+        assert np.array_equal(np.asarray(embedded.convert("RGB")), np.asarray(original))
+
+
+def test_a_broken_picture_is_named(tmp_path):
+    (tmp_path / "figure.png").write_bytes(b"no picture")
+    with pytest.raises(DataError, match=r"figure\.png: not a readable PNG .*`moat draw` makes it"):
+        pictures.read(tmp_path / "figure.png")
+
+
+@pytest.mark.parametrize(("size", "address"), [(10, "data:text/csv"), (300_000, "figures/figure.csv")])
+def test_a_large_table_is_linked_and_not_carried(tmp_path, size, address):
+    (tmp_path / "figure.csv").write_text("a" * size)
+    assert pictures.table(tmp_path / "figure.csv", "figures/figure.csv").startswith(address)
