@@ -37,7 +37,7 @@ class Place:
             return []
         return [process for process in found if _is_job(process)]
 
-    def wait_for_job(self, seconds: float = 120) -> list[psutil.Process]:
+    def wait_for_job(self, seconds: float = 900) -> list[psutil.Process]:
         """The jobs as soon as there is one; none where the pipeline ended without any."""
         end = time.monotonic() + seconds
         while self.running.poll() is None and time.monotonic() < end:
