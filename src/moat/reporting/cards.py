@@ -1,7 +1,8 @@
-"""The cards of the page: what stands behind a number, as (what, value, address) triples.
+"""The cards of the page: what stands behind a number, as (what, value) pairs.
 
 A card opens when its number is hovered, focused or pressed. All cards travel as one JSON object, keyed by the id of the
-element that opens them; a thousand of them as HTML would be most of the page.
+element that opens them; a thousand of them as HTML would be most of the page. A value that is the path of a result is
+made a link by the page.
 """
 
 import json
@@ -12,7 +13,7 @@ from moat.reporting import measures, provenance
 from moat.reporting.layout import Entry, Layout, explain
 from moat.reporting.results import Results
 
-Line = tuple[str, str, str | None]
+Line = tuple[str, Any]
 
 
 def cell_id(table: str, row: int, column: int) -> str:
@@ -29,10 +30,9 @@ def of_table(name: str, layout: Layout, results: Results) -> dict[str, dict[str,
     }
 
 
-def card(title: str, lines: Iterable[Line | tuple[str, Any]]) -> dict[str, Any]:
-    """A title and the lines that have a value; an address only where there is one."""
-    said = ((what, str(value), *rest) for what, value, *rest in lines if value not in (None, ""))
-    return {"title": title, "lines": [[*line[:2], *filter(None, line[2:])] for line in said]}
+def card(title: str, lines: Iterable[Line]) -> dict[str, Any]:
+    """A title and the lines that have a value."""
+    return {"title": title, "lines": [[what, str(value)] for what, value in lines if value not in (None, "")]}
 
 
 def embed(found: Mapping[str, Mapping[str, Any]]) -> str:
@@ -44,21 +44,21 @@ def of_cell(entry: Entry, results: Results) -> list[Line]:
     """Where a number comes from, whether it can be trusted, and how it is made."""
     cell, values = entry.cell, entry.values
     unit = f" {measures.get(cell.measure).UNIT}".rstrip()
-    lines = [("verdict", entry.verdict or "measured", None)]
+    lines = [("verdict", entry.verdict or "measured")]
     if entry.measured is None:
-        lines += [("why", entry.reason, None), *_published(entry, unit), ("made by", entry.command, None)]
+        lines += [("why", entry.reason), *_published(entry, unit), ("made by", entry.command)]
         return lines
-    lines += [("why", reason, None) for reason in _reasons(entry)]
-    lines += [("measured", f"{entry.measured}{unit}", None)]
+    lines += [("why", reason) for reason in _reasons(entry)]
+    lines += [("measured", f"{entry.measured}{unit}")]
     if values["measured_std"] is not None:
-        lines += [("between seeds", f"standard deviation {values['measured_std']:.2f}", None)]
+        lines += [("between seeds", f"standard deviation {values['measured_std']:.2f}")]
     lines += _published(entry, unit)
     lines += [
-        ("metric", f"{values['metric']}, protocol {cell.protocol}", None),
-        ("examples", values["n"] and values["seeds"] and f"{values['n']} per seed", None),
-        ("seeds", values["seeds"] and values["seeds"].replace(";", ", "), None),
-        *((what, path, provenance.address(path, results.scale)) for what, path in provenance.files(cell, results)),
-        ("made by", entry.command, None),
+        ("metric", f"{values['metric']}, protocol {cell.protocol}"),
+        ("examples", values["n"] and values["seeds"] and f"{values['n']} per seed"),
+        ("seeds", values["seeds"] and values["seeds"].replace(";", ", ")),
+        *provenance.files(cell, results),
+        ("made by", entry.command),
     ]
     return lines
 
@@ -66,13 +66,13 @@ def of_cell(entry: Entry, results: Results) -> list[Line]:
 def _published(entry: Entry, unit: str) -> list[Line]:
     cell = entry.cell
     if entry.published is None:
-        return [("published", "nothing that this could be compared with", None)]
+        return [("published", "nothing that this could be compared with")]
     tolerance = "" if isinstance(cell.published, str) else f", tolerance {cell.tolerance:g}"
     line = f" (config/published/{cell.study}.csv, line {cell.published_line})" if cell.published_line else ""
     return [
-        ("published", f"{entry.published}{unit}{tolerance}{line}", None),
+        ("published", f"{entry.published}{unit}{tolerance}{line}"),
         *(
-            (f"under {protocol}", f"{number}{f': {verdict}' if verdict not in ('', 'not-run') else ''}", None)
+            (f"under {protocol}", f"{number}{f': {verdict}' if verdict not in ('', 'not-run') else ''}")
             for protocol, number, verdict in entry.flawed
         ),
     ]

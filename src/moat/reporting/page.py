@@ -57,6 +57,7 @@ def render(project: Project, grid: Grid, studies: Sequence[str], results: Result
             studies=sections,
             cards=cards.embed({**details, **_record_cards(found)}),
             make_all=f"snakemake --cores all --config scale={grid.scale}",
+            results_path=str(paths.results(grid.scale)),
             page_path=str(paths.report(grid.scale)),
         )
     )

@@ -1,6 +1,7 @@
 // The card of a number: a preview where the pointer or the focus is, and kept open, with its links, once it is pressed.
 {
   const card = document.getElementById("card");
+  const source = document.getElementById("cards");
   const close = card.querySelector(".close");
   let details = null;
   let opener = null;
@@ -44,7 +45,7 @@
   }
 
   function open(button) {
-    details ??= JSON.parse(document.getElementById("cards").textContent);
+    details ??= JSON.parse(source.textContent);
     const { title, lines } = details[button.dataset.card];
     opener?.removeAttribute("aria-describedby");
     opener = button;
@@ -56,7 +57,9 @@
     place();
   }
 
-  function line([what, value, address]) {
+  // Paths of results are links: the page lies in the folder that they begin with.
+  function line([what, value]) {
+    const address = value.startsWith(source.dataset.below) ? value.slice(source.dataset.below.length) : null;
     const row = document.createElement("div");
     const term = row.appendChild(document.createElement("dt"));
     const said = row.appendChild(document.createElement("dd"));
