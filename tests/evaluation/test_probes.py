@@ -131,7 +131,7 @@ def test_every_kind_of_mixture_has_heat_maps(kind):
     found = probing.collect("h", {"probe": "heatmaps", "setting": "pgd3"}, model, images(count=3))
     for name in ("clean_map", "attacked_map"):
         assert found[name].shape == (3, 16, 16)
-        assert 0 <= found[name].min() and found[name].max() <= 1
+        assert found[name].min() >= 0 and found[name].max() <= 1
     assert found["clean_map"].max() == pytest.approx(1)
     assert all(parameter.grad is None for parameter in model.parameters())
 
@@ -142,7 +142,11 @@ def test_every_kind_of_mixture_has_heat_maps(kind):
         ("dense", {"probe": "routing", "setting": "pgd3"}, "needs a model with a router; Classifier has none"),
         ("dense", {"probe": "weights", "layer": 99}, "layer: 99 is not allowed; a convolution's number from 1 to 20"),
         ("dense", {"probe": "weights", "layer": "trunk.stm"}, "layer: 'trunk.stm' is not allowed"),
-        ("dense", {"probe": "features", "setting": "pgd3", "layer": 2}, "unknown parameter of a probe 'features' 'layer'"),
+        (
+            "dense",
+            {"probe": "features", "setting": "pgd3", "layer": 2},
+            "unknown parameter of a probe 'features' 'layer'",
+        ),
         ("dense", {"probe": "features"}, "config/probes.yaml: p: no setting given"),
         ("dense", {"probe": "heat"}, "unknown kind of probe 'heat'.*; allowed: features, heatmaps, routing, weights"),
     ],
