@@ -45,7 +45,7 @@ def run(arguments) -> int:
     check_writable(arguments.out)
     devices.lease(arguments)
 
-    from moat import provenance, sources
+    from moat import sources
     from moat.evaluation import verify
     from moat.evaluation.evidence import ATTACKS, Budget
 
@@ -69,19 +69,23 @@ def run(arguments) -> int:
     for result in report.gates:
         state = "FAILED" if result.state == "failed" else result.state
         print(f"{state}  {result.gate}: {result.message}", flush=True)
-    content = {
+    made_by = {"attacks": families, "sources": hashes, "data": subject.data}
+    write_json(arguments.out, _content(subject, report, seconds, made_by, project.root))
+    return 0
+
+
+def _content(subject, report, seconds: float, made_by: dict, root: Path) -> dict:
+    from moat import provenance
+
+    return {
         "run": subject.run,
         **report.to_dict(),
         "seconds": round(seconds, 3),
         **provenance.environment(),
-        "attacks": families,
-        "sources": hashes,
-        "data": subject.data,
-        "git_commit": provenance.git_commit(project.root),
-        "lock_sha256": provenance.lock_hash(project.root),
+        **made_by,
+        "git_commit": provenance.git_commit(root),
+        "lock_sha256": provenance.lock_hash(root),
     }
-    write_json(arguments.out, content)
-    return 0
 
 
 def _given(**options) -> dict:
