@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from moat.reporting.figures import _cells
+from moat.reporting.labels import SEPARATOR
 from moat.reporting.style import Style
 
 GROUP_WIDTH = 0.84
@@ -63,4 +64,6 @@ def _draw_series(axes, bars, places: Sequence[float], width: float, name: str, n
 def _wrapped(text: str, width: int) -> str:
     import textwrap
 
-    return "\n".join(textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False))
+    parts = text.split(SEPARATOR)
+    lines = (textwrap.wrap(part, width, break_long_words=False, break_on_hyphens=False) for part in parts)
+    return "\n".join(line for part in lines for line in part)

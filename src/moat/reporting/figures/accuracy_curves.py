@@ -5,6 +5,7 @@ Options:
     x: the parameter of the attack settings that is drawn against: ``eps`` (default) or ``steps``.
     panel: an axis, or dataset, arch, method or protocol: one panel for each (default: one panel).
     protocols: draw what flawed protocols give, too (default: false); goes with ``panel: protocol``.
+    titles: protocol -> title of its panel.
     highlight: labels of the lines that are drawn thick.
 """
 
@@ -16,7 +17,7 @@ from moat.reporting.style import Style
 
 SHOWS = "lines"
 expect = _cells.expect
-_X = {"eps": "epsilon in pixel units", "steps": "number of steps"}
+_X = {"eps": "epsilon", "steps": "number of steps"}
 
 
 def draw(figure: Figure, frames: Frames, style: Style):
@@ -25,7 +26,7 @@ def draw(figure: Figure, frames: Frames, style: Style):
     Returns:
         (figure, DataFrame of :func:`moat.reporting.figures._cells.content` with the column x).
     """
-    check_options(figure, ["along", "x", "panel", "protocols", "highlight"])
+    check_options(figure, ["along", "x", "panel", "protocols", "titles", "highlight"])
     content = _cells.content(figure, frames)
     content.insert(1, "x", content["label"].map(_places(figure, frames)))
     if not figure.options.get("protocols"):
@@ -35,11 +36,15 @@ def draw(figure: Figure, frames: Frames, style: Style):
     parts = _cells.panels(rows, panel)
     canvas, (axes,) = style.new(columns=len(parts), height=2.9, sharey=True)
     numbers = {name: number for number, name in enumerate(dict.fromkeys(rows["series"]))}
-    for each, (_, part) in zip(axes, parts, strict=True):
+    for each, (value, part) in zip(axes, parts, strict=True):
         for name, line in part.groupby("series", sort=False):
-            _draw_line(each, line.sort_values("x"), name, style, numbers[name], figure.options.get("highlight", []))
-        each.set_title(part["title"].iloc[0], loc="left", color=style.muted)
+            label = _label(name, rows[rows["series"] == name])
+            _draw_line(each, line.sort_values("x"), label, style, numbers[name], _weight(name, figure))
+        title = figure.options.get("titles", {}).get(value, part["title"].iloc[0])
+        each.set_title(title, loc="left", color=style.muted)
         each.set_xlabel(_X[figure.options.get("x", "eps")])
+        if figure.options.get("x") == "steps":
+            each.set_xticks(sorted(part["x"].unique()))
         if part["measured"].isna().all():
             style.empty(each, f"not run: {part['reason'].dropna().iloc[0]}")
     axes[0].set_ylabel("accuracy (%)")
@@ -69,11 +74,18 @@ def _places(figure: Figure, frames: Frames) -> dict[str, float | None]:
     return places
 
 
-def _draw_line(axes, line, name: str, style: Style, number: int, highlight: list[str]) -> None:
-    look = style.line(number)
-    look["linewidth"] = 2.0 if name in highlight else 0.9
+def _label(name: str, rows) -> str:
+    """The same in every panel, so that the legend has it once."""
+    return f"{name} (unverified)" if any(_cells.is_distrusted(row) for _, row in rows.iterrows()) else name
+
+
+def _weight(name: str, figure: Figure) -> float:
+    return 2.0 if name in figure.options.get("highlight", []) else 0.9
+
+
+def _draw_line(axes, line, label: str, style: Style, number: int, weight: float) -> None:
+    look = {**style.line(number), "linewidth": weight}
     measured = line[line["measured"].notna()]
-    label = f"{name} (unverified)" if any(_cells.is_distrusted(row) for _, row in measured.iterrows()) else name
     if len(measured):
         axes.plot(measured["x"], measured["measured"], label=label, zorder=3, **look)
         bounds = measured["ci_low"].astype(float), measured["ci_high"].astype(float)
