@@ -16,9 +16,8 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def project(tmp_path):
-    """A copy of the project's own configuration, with a scale that stays as it is here, to be spoilt."""
+    """A copy of the project's own configuration, to be spoilt."""
     shutil.copytree(ROOT / "config", tmp_path / "config")
-    shutil.copy(Path(__file__).parent / "quickstart.yaml", tmp_path / "config" / "scales")
     shutil.copytree(ROOT / "workflow" / "schemas", tmp_path / "workflow" / "schemas")
     return Project(tmp_path)
 
