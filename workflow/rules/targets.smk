@@ -1,6 +1,7 @@
 # Parts of the pipeline by name, at the scale and for the studies of the configuration: `snakemake all_experts`. The
 # stages of dvc.yaml ask for these: all that a stage hands over must be made when it ends.
 
+
 localrules:
     all_data,
     all_experts,
