@@ -1,7 +1,7 @@
 # make quickstart   from nothing to results/quickstart/report.html (sets itself up)
 # make pull         models and results that another machine made (docs/dvc.md)
 # make test         all tests, linters included (sets itself up)
-# make mini         the same pipeline on real CIFAR images: about an hour on two cores; see README.md
+# make mini         the same pipeline on real CIFAR images: a few hours on two cores; see README.md
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -13,7 +13,7 @@ DVC    := $(VENV)/.dvc-ready
 GPUS   ?= $(words $(wildcard /dev/nvidia[0-9]))
 LIMIT  := $(if $(filter-out 0,$(GPUS)),--resources gpu=$(GPUS))
 
-.PHONY: quickstart mini repro pull test lint format clean
+.PHONY: quickstart mini repro pull test test-long lint format clean
 
 quickstart: $(READY)
 	$(BIN)/snakemake --cores all $(LIMIT) --config scale=quickstart
@@ -32,6 +32,10 @@ pull: $(DVC)
 
 test: $(READY) $(DVC)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile
+
+# Whole pipelines through DVC and through injected faults: many minutes, not part of `make test`.
+test-long: $(READY) $(DVC)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m long
 
 lint: $(READY)
 	$(BIN)/pytest tests/style

@@ -22,6 +22,7 @@ conda: "envs/conda.yaml"
 
 
 include: "workflow/rules/common.smk"
+include: "workflow/rules/refresh.smk"
 include: "workflow/rules/data.smk"
 include: "workflow/rules/train.smk"
 include: "workflow/rules/pretrain.smk"

@@ -80,8 +80,8 @@ def defended():
 
 @functools.cache
 def memorising():
-    """Trained on the test images, a few training images beside."""
-    return train(dense(), [*range(100), *range(1700, 1770)], epochs=100)
+    """Trained on the test images alone."""
+    return train(dense(), TEST, epochs=150, lr=0.02)
 
 
 class Halved(nn.Module):

@@ -215,7 +215,7 @@ def test_measures_read_from_the_sources_are_those_that_import():
     assert list(registries.measures()) == measures.names()
     for name, reads in registries.measures().items():
         assert reads == measures.get(name).READS
-        assert set(reads) <= {"rows", "record", "gates"}
+        assert set(reads) <= {"rows", "record", "gates", "probe"}
 
 
 # -- the study's language ---------------------------------------------------
@@ -254,7 +254,7 @@ def study(tmp_path):
         (
             "dwf",
             lambda t: t["table2"]["explained_by"][0].update(suite="dwf-normalized"),
-            "unknown suite 'dwf-normalized'.*'dwf-normalised'",
+            "unknown suite 'dwf-normalized'.*dwf-normalised",
         ),
         (
             "dwf",

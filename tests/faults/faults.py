@@ -37,7 +37,7 @@ class Place:
             return []
         return [process for process in found if _is_job(process)]
 
-    def wait_for_job(self, seconds: float = 120) -> list[psutil.Process]:
+    def wait_for_job(self, seconds: float = 900) -> list[psutil.Process]:
         """The jobs as soon as there is one; none where the pipeline ended without any."""
         end = time.monotonic() + seconds
         while self.running.poll() is None and time.monotonic() < end:
@@ -65,9 +65,9 @@ def _signal_job(place: Place, chance: random.Random, number: signal.Signals) -> 
     time.sleep(chance.uniform(0, 4))
     with contextlib.suppress(psutil.Error):
         job = chance.choice(place.jobs() or jobs)
-        command = " ".join(job.cmdline()[1:3])
+        command = job.cmdline()
         job.send_signal(number)
-        return f"{number.name} to {Path(command.split()[0]).name} {command.split()[-1]}"
+        return f"{number.name} to moat {command[2]}" if len(command) > 2 else None
     return None
 
 
@@ -126,6 +126,7 @@ def _truncate(place: Place, chance: random.Random, *patterns: str) -> str | None
         return None
     path = chance.choice(files)
     size = chance.randrange(path.stat().st_size)
+    # In place, as a full disk or a lost cache of a file system does it: hard links to it are damaged, too.
     os.truncate(path, size)
     return f"{path.relative_to(place.root)} cut to {size} bytes"
 
@@ -148,12 +149,30 @@ def stale_lock(place: Place, chance: random.Random) -> str:
 
 
 def missing_input(place: Place, chance: random.Random) -> str | None:
-    files = place.files("results/tiny/data/*", "resources/**/manifest.json", f"{RUNS}/**/model.safetensors")
+    """A file that is still needed: what is made of it is not there either."""
+    files = place.files(
+        "results/tiny/data/*", f"{RUNS}/{place.method}/**/*.safetensors", f"{RUNS}/{place.method}/**/*.json"
+    )
     if not files:
         return None
     path = chance.choice(files)
     path.unlink()
+    _forget_what_is_made_of(place)
     return f"{path.relative_to(place.root)} deleted"
+
+
+def _forget_what_is_made_of(place: Place) -> None:
+    for kind in ("evaluations", "gates"):
+        shutil.rmtree(place.root / str(RUNS).replace("runs", kind) / place.method, ignore_errors=True)
+    forget_what_is_shown(place.root)
+
+
+def forget_what_is_shown(root: Path) -> None:
+    """Delete tables, figures, numbers and the page: Snakemake makes what is missing only where it is asked for."""
+    for name in ("tables", "figures"):
+        shutil.rmtree(root / "results/tiny" / name, ignore_errors=True)
+    for name in ("metrics.json", "report.html"):
+        (root / "results/tiny" / name).unlink(missing_ok=True)
 
 
 def clock_skew(place: Place, chance: random.Random) -> str | None:
@@ -171,6 +190,7 @@ def full_disk(place: Place, chance: random.Random) -> str | None:
     folder = place.root / chance.choice(["work", f"{RUNS}/{place.method}"])
     # There must be something to write.
     shutil.rmtree(place.root / RUNS / place.method, ignore_errors=True)
+    _forget_what_is_made_of(place)
     folder.mkdir(parents=True, exist_ok=True)
     size = f"{chance.choice([4, 16, 64])}k"
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)], check=True)

@@ -102,11 +102,12 @@ class Harness:
         return self.queue.pop()
 
     def _begin_anew(self) -> subprocess.Popen:
-        """Forget one of the runs and what was made of it, and start the pipeline, which then has something to do."""
+        """Forget a run and all that was made of it, and start the pipeline, which then has something to do."""
         self.anew = self.chance.choice(METHODS)
         for top in ("results/tiny", "work/results/tiny"):
             for kind in ("runs", "evaluations", "gates"):
                 shutil.rmtree(self.project.root / top / kind / RUNS.relative_to("results/tiny/runs") / self.anew, True)
+        faults.forget_what_is_shown(self.project.root)
         return self.start()
 
 

@@ -15,6 +15,7 @@ def harness(tmp_path_factory):
     return Harness(tmp_path_factory.mktemp("faults"), seed=0)
 
 
+@pytest.mark.long
 def test_each_fault_is_survived_with_the_same_results(harness):
     assert len(harness.undisturbed) >= 10
     for _ in harness.kinds:

@@ -69,6 +69,7 @@ def shared(finished, tmp_path_factory) -> Shared:
     return project
 
 
+@pytest.mark.long
 def test_repro_makes_what_is_missing_and_keeps_the_rest(finished, shared):
     """Also the runs that were not made again: without `persist` their folder would have been emptied."""
     assert shared.models() == Shared(finished.root).models()
@@ -79,11 +80,13 @@ def test_repro_makes_what_is_missing_and_keeps_the_rest(finished, shared):
         assert copied == (finished.root / MODELS / method / "seed0/run.json").read_text()
 
 
+@pytest.mark.long
 def test_a_second_repro_starts_nothing(shared):
     said = shared.ok("dvc", "repro")
     assert "Running stage" not in said and said.count("didn't change") == 4
 
 
+@pytest.mark.long
 def test_git_keeps_the_tables_and_dvc_the_models(shared):
     listed = subprocess.run(["git", "ls-files", "results"], cwd=shared.root, capture_output=True, text=True).stdout
     folders = {Path(name).parts[2] for name in listed.split()}
@@ -96,6 +99,7 @@ def test_git_keeps_the_tables_and_dvc_the_models(shared):
         assert files and not cached & {path.stat().st_ino for path in files}, name
 
 
+@pytest.mark.long
 def test_a_changed_recipe_trains_its_runs_only_and_the_metrics_say_so(shared, tmp_path):
     shutil.copytree(shared.root.parent, tmp_path / "all", symlinks=True)
     project = Shared(tmp_path / "all/project")
@@ -120,12 +124,14 @@ def pulled(shared, tmp_path_factory) -> Shared:
     return project
 
 
+@pytest.mark.long
 def test_in_a_clone_after_pull_there_is_nothing_to_do(shared, pulled):
     assert pulled.planned() == {}
     assert pulled.models() == shared.models()
     assert json.loads(pulled.ok("dvc", "status", "--json")) == {}
 
 
+@pytest.mark.long
 def test_after_pull_a_changed_recipe_is_noticed(pulled, tmp_path):
     """A touch alone leaves no records of recipes: nothing would ever be trained again."""
     shutil.copytree(pulled.root, tmp_path / "project", symlinks=True)
@@ -136,6 +142,7 @@ def test_after_pull_a_changed_recipe_is_noticed(pulled, tmp_path):
     }  # fmt: skip
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [

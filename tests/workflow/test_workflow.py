@@ -216,15 +216,16 @@ def test_snakemakes_own_report_is_one_offline_file_with_captions(workflow):
 
 
 @pytest.mark.parametrize(
-    ("options", "asked"),
+    ("most", "asked"),
     [
-        ([], {"mem_mb": 1000, "runtime": 5}),
-        (["--config", "most={runtime: 3, mem_mb: 400}"], {"mem_mb": 400, "runtime": 3}),
+        ("{}", {"mem_mb": 1000, "runtime": 5}),
+        ("{runtime: 3}", {"mem_mb": 1000, "runtime": 3}),
+        ("{runtime: 30, mem_mb: 400}", {"mem_mb": 400, "runtime": 5}),
     ],
-    ids=["no limit", "limits"],
 )
-def test_jobs_ask_for_what_the_scale_says_up_to_the_most_there_is(finished, options, asked):
-    done = finished.snakemake("--dry-run", "--forceall", *options)
+def test_jobs_ask_for_what_the_scale_says_up_to_the_most_there_is(finished, tmp_path, most, asked):
+    (tmp_path / "mine.yaml").write_text(f"most: {most}\n")
+    done = finished.snakemake("--dry-run", "--forceall", "--configfile", str(tmp_path / "mine.yaml"))
     train = (done.stdout + done.stderr).partition("rule train:")[2].partition("rule ")[0]
     assert {key: int(re.search(rf"\b{key}=(\d+)", train)[1]) for key in asked} == asked
 

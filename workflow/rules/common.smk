@@ -3,7 +3,6 @@ import os
 import sys
 from functools import cache
 from pathlib import Path
-from types import SimpleNamespace
 
 from moat import devices, sources, workspace
 from moat.config import paths, recipes, registries, schema
@@ -200,74 +199,12 @@ def shown_digest(wildcards):
     return recipes.digest([declared, project.scale(wildcards.scale), sources.reporting_hash()])
 
 
-def all_prepared(scale):
-    """The data of every run, and the published corrupted images that evaluations use."""
-    found = {paths.prepared(scale, dataset) for dataset in grid(scale).datasets}
-    for evaluation in grid(scale).evaluations:
-        asked = SimpleNamespace(scale=scale, dataset=evaluation.run.dataset, suite=evaluation.suite)
-        found.update(corrupted_images(asked))
-    return sorted(found)
-
-
-def all_runs(scale, methods):
-    return [paths.run_dir(scale, run) / "run.json" for run in grid(scale).runs if run.method in methods]
-
-
-def all_evaluated(scale):
-    shown = grid(scale)
-    return [paths.evaluation(scale, e.run, e.suite) for e in shown.evaluations] + [
-        paths.gates(scale, run) for run in shown.gates
-    ]
-
-
 def all_tables(scale):
     return [f"{paths.table(scale, t.study, t.name)}.csv" for t in grid(scale).tables]
 
 
 def all_figures(scale):
     return [f"{paths.figure(scale, f.study, f.name)}.png" for f in grid(scale).figures]
-
-
-def refresh(record, *files):
-    """A stamp to make a result again: one of its files was cut short; or, with `--config refresh=stale`, its sources
-    have changed since.
-
-    The stamp differs from the last one: its content is what is wrong, because Snakemake looks at the content of a newer
-    input before it makes anything again.
-    """
-    wrong = {str(file): Path(file).stat().st_mtime_ns for file in (record, *files) if workspace.is_damaged(file)}
-    if not wrong and config["refresh"] == "stale" and (changed := sources.stale_file(record)):
-        wrong = {"stale": changed, "made_by": read_json(record)["sources"], "made_at": Path(record).stat().st_mtime}
-    if not wrong:
-        return []
-    stamp = Path("work/refresh", record)
-    write_json(stamp, wrong)
-    return [stamp]
-
-
-def refresh_run(wildcards):
-    folder = paths.run_dir(wildcards.scale, run_of(wildcards))
-    return refresh(folder / "run.json", folder / "model.safetensors", folder / "last.safetensors")
-
-
-def refresh_evaluation(wildcards):
-    rows = paths.evaluation(wildcards.scale, run_of(wildcards), wildcards.suite)
-    return refresh(rows.with_suffix(".json"), rows)
-
-
-def stale_parts(record):
-    return [] if workspace.is_damaged(record) else sources.stale_file(record)
-
-
-def stale_results(scale):
-    """What the page marks as stale: it is made again when that changes."""
-    shown = grid(scale)
-    records = [paths.run_dir(scale, run) / "run.json" for run in shown.runs]
-    records += [paths.evaluation(scale, e.run, e.suite).with_suffix(".json") for e in shown.evaluations]
-    records += [paths.gates(scale, run) for run in shown.gates]
-    probes = {probe for figure in shown.figures for probe in figure.probes}
-    records += [paths.probe(scale, probe.run, probe.name).with_suffix(".json") for probe in sorted(probes)]
-    return {str(record): parts for record in records if (parts := stale_parts(record))}
 
 
 def growing(rule, resource):

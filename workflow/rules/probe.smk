@@ -3,9 +3,7 @@ rule probe:
     input:
         unpack(run_files),
         data=paths.prepared("{scale}", "{dataset}"),
-        refresh=lambda wildcards: refresh(
-            paths.probe(wildcards.scale, run_of(wildcards), wildcards.probe).with_suffix(".json"),
-        ),
+        refresh=refresh_probe,
     output:
         arrays=ensure(PROBE, non_empty=True),
         record=ensure(PROBE.with_suffix(".json"), non_empty=True),

@@ -10,8 +10,16 @@ from moat.reporting import cards, claims, figures, pictures, problems, provenanc
 from moat.reporting.labels import shared_parts, without_shared
 from moat.reporting.layout import arrange, explain
 from moat.reporting.results import Results
-from moat.reporting.tables import OUTCOMES, VERDICTS, correct_rows, count_published, count_verdicts
-from moat.reporting.tables import frame, table_frame, to_csv
+from moat.reporting.tables import (
+    OUTCOMES,
+    VERDICTS,
+    correct_rows,
+    count_published,
+    count_verdicts,
+    frame,
+    table_frame,
+    to_csv,
+)
 
 MEANINGS = {
     "reproduced": "the whole interval lies within the study's tolerance of the published number",

@@ -12,7 +12,7 @@ KINDS = ("not trained", "not evaluated", "not checked", "gate failed", "stale")
 
 
 def find(grid: Grid, results: Results) -> list[dict[str, Any]]:
-    """One record per problem: ``run``, ``kind`` (of :data:`KINDS`), ``what`` exactly, and the ``command`` that mends it.
+    """One record per problem: ``run``, ``kind`` (of :data:`KINDS`), ``what`` exactly, the ``command`` that mends it.
 
     Of a run that is not trained nothing else is said.
     """

@@ -19,9 +19,7 @@ def summarise(grid: Grid, results: Results) -> dict[str, Any]:
     return {
         "rules": rules(grid, results, contents),
         "gpu_hours": sum(map(_gpu_seconds, found)) / 3600,
-        "hardware": _count(
-            describe_hardware(content.get("hardware") or {}, content.get("device")) for content in found
-        ),
+        "hardware": Counter(map(_hardware, found)).most_common(),
         "versions": _versions(found),
     }
 
@@ -50,7 +48,7 @@ def rules(grid: Grid, results: Results, contents: Mapping[str, list[Mapping[str,
 
 
 def benchmarks(results: Results, rule: str) -> list[dict[str, float | None]]:
-    """The rows of a rule's benchmark files: ``seconds``, ``cpu`` (s) and ``memory`` (MiB, the peak), None if unknown."""
+    """The rows of a rule's benchmark files: ``seconds``, ``cpu`` (s) and ``memory`` (peak, MiB), None if unknown."""
     folder = results.file(paths.results(results.scale)) / "benchmarks" / rule
     return [row for path in sorted(folder.rglob("*.tsv")) for row in _rows(path)]
 
@@ -125,5 +123,5 @@ def _versions(contents: Iterable[Mapping[str, Any]]) -> list[tuple[str, list[tup
     return [(package, versions.most_common()) for package, versions in sorted(seen.items())]
 
 
-def _count(texts: Iterable[str]) -> list[tuple[str, int]]:
-    return Counter(texts).most_common()
+def _hardware(content: Mapping[str, Any]) -> str:
+    return describe_hardware(content.get("hardware") or {}, content.get("device"))

@@ -2,7 +2,6 @@
 {
   const card = document.getElementById("card");
   const close = card.querySelector(".close");
-  const hovers = matchMedia("(hover: hover)");
   let details = null;
   let opener = null;
   let pinned = false;
@@ -10,8 +9,8 @@
 
   for (const button of document.querySelectorAll("[data-card]")) {
     button.addEventListener("click", () => pin(button));
-    button.addEventListener("mouseenter", () => hovers.matches && preview(button, 200));
-    button.addEventListener("mouseleave", unpreview);
+    button.addEventListener("pointerenter", (event) => event.pointerType === "mouse" && preview(button, 200));
+    button.addEventListener("pointerleave", unpreview);
     button.addEventListener("focus", () => button.matches(":focus-visible") && preview(button, 0));
     button.addEventListener("blur", unpreview);
   }
@@ -69,14 +68,17 @@
     return row;
   }
 
-  // Below the number, or above it where there is more room; a sheet at the bottom of a narrow screen (by the style).
+  // Below the number, or above it where there is more room, and never over it; a sheet at the bottom of a narrow screen
+  // (by the style).
   function place() {
     const at = opener.getBoundingClientRect();
-    const { offsetWidth: width, offsetHeight: height } = card;
-    const below = innerHeight - at.bottom;
-    const top = below > height + 12 || below > at.top ? at.bottom + 6 : at.top - height - 6;
-    card.style.left = `${Math.max(8, Math.min(at.right - width, innerWidth - width - 8))}px`;
-    card.style.top = `${Math.max(8, Math.min(top, innerHeight - height - 8))}px`;
+    const [above, below] = [at.top, innerHeight - at.bottom].map((room) => room - 14);
+    card.style.maxHeight = "";
+    const under = below >= Math.min(card.offsetHeight, above);
+    card.style.maxHeight = `${Math.max(120, Math.min(0.7 * innerHeight, under ? below : above))}px`;
+    const top = under ? at.bottom + 6 : at.top - card.offsetHeight - 6;
+    card.style.left = `${Math.max(8, Math.min(at.right - card.offsetWidth, innerWidth - card.offsetWidth - 8))}px`;
+    card.style.top = `${Math.max(8, top)}px`;
   }
 
   function hide() {
@@ -87,11 +89,8 @@
     card.classList.remove("pinned");
     card.hidePopover();
     if (inside) before.focus({ preventScroll: true });
+    // The focus comes back without opening what was just closed.
     clearTimeout(waiting);
-    if (card.matches(":popover-open")) {
-      card.hidePopover();
-      opener = null;
-    }
   }
 
   // One stop of the Tab key per table; the arrow keys move between its numbers.
