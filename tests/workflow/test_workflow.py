@@ -147,6 +147,26 @@ def test_limits_of_the_scale_reach_the_evaluation(workflow):
         assert set(pd.read_parquet(workflow.root / file).groupby("setting", observed=True).size()) == {rows}
 
 
+def test_a_figure_that_looks_into_models_probes_each_once(workflow):
+    """Editing the figure draws it again and runs no model."""
+    path = workflow.root / "config/studies/second.yaml"
+    study = yaml.safe_load(path.read_text())
+    lines = study["figures"]["figure"]["lines"]
+    inside = {"kind": "weight_distributions", "title": "t", "caption": "c", "probe": "weights", "lines": lines}
+    study["figures"]["inside"] = inside
+    path.write_text(yaml.safe_dump(study, sort_keys=False))
+    figure = "results/tiny/figures/second-inside.png"
+    assert workflow.planned(figure) == {"probe": 2, "draw": 1}
+    done = workflow.snakemake(figure)
+    assert done.returncode == 0, done.stdout + done.stderr
+    content = pd.read_csv(workflow.root / "results/tiny/figures/second-inside.csv")
+    assert sorted(set(content["method"])) == ["pgd-at", "trades"]
+    path.write_text(path.read_text().replace("caption: c", "caption: C"))
+    assert workflow.planned(figure) == {"draw": 1}
+    workflow.edit("config/probes.yaml", "layer: 2", "layer: 1")
+    assert workflow.planned(figure) == {"probe": 2, "draw": 1}
+
+
 def test_an_expert_is_trained_by_the_rule_pretrain_before_what_needs_it(workflow):
     standard = (workflow.root / "config/methods/standard.yaml").read_text()
     (workflow.root / "config/methods/standard.yaml").write_text(standard.replace("role: method", "role: expert"))
