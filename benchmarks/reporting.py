@@ -20,9 +20,9 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 
-from moat import provenance
+from moat import provenance, sources
 from moat.config import paths, selection
-from moat.config.grid import Grid, Run, build_grid
+from moat.config.grid import Evaluation, Grid, Run, build_grid
 from moat.config.project import Project
 from moat.reporting.results import locate
 
@@ -77,12 +77,22 @@ def make(project: Project, grid: Grid, root: Path, examples: int, settings: int)
         names = project.measured(each.suite)
         names += [f"more-{n}" for n in range(settings - len(names))]
         path = paths.evaluation(grid.scale, each.run, each.suite)
-        _write(root, path.with_suffix(".json"), {"n": examples, "seconds": 300.0, "settings": dict.fromkeys(names)})
+        _write(root, path.with_suffix(".json"), _evaluation(project, each, grid.scale, examples))
         if each.suite in first:
             os.link(first[each.suite], locate(root, path))
         else:
             first[each.suite] = locate(root, path)
             pyarrow.parquet.write_table(rows(names, examples, random), first[each.suite], compression="zstd")
+
+
+def _evaluation(project: Project, each: Evaluation, scale: str, examples: int) -> dict:
+    settings = project.attack_settings(each.suite, scale)
+    attacks = {setting["attack"] for setting in settings.values()}
+    run = {"method": each.run.method, "arch": each.run.arch, "model_sha256": "0" * 64}
+    made_by = sources.hash_parts(
+        sources.EVALUATION_PARTS, method=each.run.method, arch=each.run.arch, attacks=sorted(attacks)
+    )
+    return {"run": run, "n": examples, "seconds": 300.0, "settings": settings, "sources": made_by}
 
 
 def _record(run: Run, scale: str) -> dict:
@@ -91,6 +101,7 @@ def _record(run: Run, scale: str) -> dict:
         **{"recipe": {"version": 1, "epochs": EPOCHS}, "wall_seconds": 3600.0, "gpu_seconds": 3600.0},
         **{"images_per_second": 1e4, "parameters": 11173962, "macs_per_image": 555_400_000, "peak_memory_bytes": 2**32},
         **{"model_sha256": "0" * 64, "git_commit": "0" * 40, **provenance.environment()},
+        "sources": sources.hash_parts(sources.TRAINING_PARTS, method=run.method, arch=run.arch),
     }
 
 

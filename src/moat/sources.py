@@ -73,6 +73,9 @@ def hash_parts(
     return {part: _hash([path for path in taking_part if _is_in(path, part, package)], package) for part in parts}
 
 
+_hash_parts_once = functools.cache(hash_parts)
+
+
 def stale(record: Mapping[str, Any], *, package: Path = PACKAGE) -> list[str]:
     """The parts whose sources differ today from those that a record names; empty where it is up to date.
 
@@ -82,11 +85,13 @@ def stale(record: Mapping[str, Any], *, package: Path = PACKAGE) -> list[str]:
     """
     recorded = record.get("sources") or {}
     run = record["run"] if isinstance(record.get("run"), Mapping) else record
-    today = hash_parts(
-        [part for part in recorded if part in PARTS],
+    # Thousands of records are of a few hundred kinds; the package that runs does not change while it does.
+    hashes = _hash_parts_once if package == PACKAGE else hash_parts
+    today = hashes(
+        tuple(part for part in recorded if part in PARTS),
         method=run.get("method"),
         arch=run.get("arch"),
-        attacks=attacks_of(record),
+        attacks=tuple(attacks_of(record)),
         probe=(record.get("probe") or {}).get("probe"),
         package=package,
     )

@@ -48,7 +48,12 @@ def _literal(path: Path, variable: str):
 
 def _keys(path: Path, variable: str) -> list[str]:
     """The literal keys of a module's dict ``variable``; none where it has no such dict."""
+    return list(_keys_once(path, path.stat().st_mtime_ns, variable))
+
+
+@functools.cache
+def _keys_once(path: Path, mtime_ns: int, variable: str) -> tuple[str, ...]:
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
         if isinstance(node, ast.Assign) and any(getattr(t, "id", None) == variable for t in node.targets):
-            return [ast.literal_eval(key) for key in node.value.keys]
-    return []
+            return tuple(ast.literal_eval(key) for key in node.value.keys)
+    return ()
