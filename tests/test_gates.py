@@ -46,6 +46,7 @@ def cross_entropy(model, x, y):
     return F.cross_entropy(model(x), y)
 
 
+@torch.enable_grad()
 def train(model, part, *, epochs, attack=lambda model, x, y: x, loss=cross_entropy, lr=0.05):
     optimizer = torch.optim.SGD(model.parameters(), lr, momentum=0.9)
     x, y = (values[part] for values in images())

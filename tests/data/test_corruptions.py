@@ -78,13 +78,20 @@ def test_chance_comes_from_seed_and_index_alone(name):
     assert np.array_equal(first, second) == np.array_equal(first, other) == (name in DETERMINISTIC)
 
 
+class Nowhere:
+    """Takes what is written into it."""
+
+    def __setitem__(self, part, value):
+        pass
+
+
 @pytest.mark.parametrize("name", RANDOM)
 def test_severities_and_corruptions_have_streams_of_their_own(name, monkeypatch):
     from moat.data.corruptions import generate
 
     seen = set()
     monkeypatch.setitem(generate.FUNCTIONS, name, lambda images, parameters, draws: seen.add(draws.bits(1).item()))
-    monkeypatch.setattr(generate.np, "empty_like", lambda images: {})
+    monkeypatch.setattr(generate.np, "empty_like", lambda images: Nowhere())
     for severity, severities in itertools.product((1, 5), PARAMETERS):
         generate.corrupt(scenes(1), name, severity, seed=0, severities=severities)
     assert len(seen) == 4

@@ -16,6 +16,7 @@ from moat.evaluation import evaluate
 from moat.moe import build_mixture, build_moe_cnn
 from moat.nets.masked import mask_filters
 from moat.probing.heatmaps import grad_cam
+from moat.sources import stale
 
 PGD = {"attack": "pgd", "eps": "16/255", "step_size": "4/255", "steps": 3}
 
@@ -165,6 +166,9 @@ def test_the_command_leaves_arrays_and_where_they_come_from(project, tmp_path, m
     assert record["run"]["model_sha256"] == json.loads(Path("run/run.json").read_text())["model_sha256"]
     assert record["classes"] == [str(digit) for digit in range(10)]
     assert record["settings"]["pgd10"]["attack"] == "pgd" and set(record["sources"]) == {"nets", "attacks", "probing"}
+    assert stale(record) == []
+    record["sources"]["probing"] = "0" * 16
+    assert stale(record) == ["probing"]
     first = out.read_bytes()
     assert main(["probe", "--probe", "features", "--run", "run", "--out", str(out), "--limit", "12"]) == 0
     assert out.read_bytes() == first

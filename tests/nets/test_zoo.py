@@ -212,6 +212,8 @@ def test_plan_accepts_every_net(tmp_path, capsys):
     study = yaml.safe_load((ROOT / "config/studies/unified.yaml").read_text())
     (arch,) = [axis for axis in study["tables"]["leaderboard"]["rows"] if axis["axis"] == "arch"]
     arch["points"] = [{"label": name, "arch": name} for name in NAMES]
+    (methods,) = [axis for axis in study["tables"]["leaderboard"]["rows"] if axis["axis"] == "method"]
+    methods["points"] = [{"label": name, "method": name} for name in ("standard", "pgd-at", "trades")]
     del study["figures"]
     (tmp_path / "config/studies/zoo.yaml").write_text(yaml.safe_dump(study))
     assert main(["--project", str(tmp_path), "plan", "--scale", "paper", "--studies", "zoo", "--json"]) == 0

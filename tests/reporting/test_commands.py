@@ -203,7 +203,7 @@ def test_figures_without_any_result(moat, tree):
 
 def test_an_unknown_kind_of_figure_is_named():
     with pytest.raises(
-        ConfigError, match="unknown kind of figure 'bars'; allowed: accuracy_vs_epsilon, training_curves"
+        ConfigError, match="unknown kind of figure 'bars'; allowed: accuracy_curves, accuracy_vs_epsilon, corrupt"
     ):
         figures.get("bars")
 

@@ -28,7 +28,7 @@ def missing() -> str | None:
         return "needs root, to start a SLURM cluster"
     programs = [name for name in ("slurmctld", "slurmd", "munged", "sbatch") if not shutil.which(name)]
     if programs:
-        return f"{', '.join(programs)} not installed; .ci/run installs them"
+        return f"{', '.join(programs)} not installed; .ci/slurm installs them"
     if importlib.util.find_spec("snakemake_executor_plugin_slurm") is None:
         return "pip install -e .[slurm]"
     if Path("/etc/slurm/slurm.conf").exists():

@@ -1,6 +1,7 @@
 """The linters, and the rules of the layout that a machine can check."""
 
 import ast
+import re
 import shutil
 import subprocess
 import sys
@@ -68,8 +69,7 @@ def test_imports_run_one_way(path):
 
 @pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_the_package_never_imports_the_workflow_engine(path):
-    text = path.read_text()
-    assert "import snakemake" not in text and "import dvc" not in text
+    assert not re.search(r"^\s*(import|from) (snakemake|dvc)\b", path.read_text(), re.MULTILINE)
 
 
 @pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))

@@ -147,6 +147,26 @@ def test_limits_of_the_scale_reach_the_evaluation(workflow):
         assert set(pd.read_parquet(workflow.root / file).groupby("setting", observed=True).size()) == {rows}
 
 
+def test_a_figure_that_looks_into_models_probes_each_once(workflow):
+    """Editing the figure draws it again and runs no model."""
+    path = workflow.root / "config/studies/second.yaml"
+    study = yaml.safe_load(path.read_text())
+    lines = study["figures"]["figure"]["lines"]
+    inside = {"kind": "weight_distributions", "title": "t", "caption": "c", "probe": "weights", "lines": lines}
+    study["figures"]["inside"] = inside
+    path.write_text(yaml.safe_dump(study, sort_keys=False))
+    figure = "results/tiny/figures/second-inside.png"
+    assert workflow.planned(figure) == {"probe": 2, "draw": 1}
+    done = workflow.snakemake(figure)
+    assert done.returncode == 0, done.stdout + done.stderr
+    content = pd.read_csv(workflow.root / "results/tiny/figures/second-inside.csv")
+    assert sorted(set(content["method"])) == ["pgd-at", "trades"]
+    path.write_text(path.read_text().replace("caption: c", "caption: C"))
+    assert workflow.planned(figure) == {"draw": 1}
+    workflow.edit("config/probes.yaml", "layer: 2", "layer: 1")
+    assert workflow.planned(figure) == {"probe": 2, "draw": 1}
+
+
 def test_an_expert_is_trained_by_the_rule_pretrain_before_what_needs_it(workflow):
     standard = (workflow.root / "config/methods/standard.yaml").read_text()
     (workflow.root / "config/methods/standard.yaml").write_text(standard.replace("role: method", "role: expert"))
@@ -196,15 +216,16 @@ def test_snakemakes_own_report_is_one_offline_file_with_captions(workflow):
 
 
 @pytest.mark.parametrize(
-    ("options", "asked"),
+    ("most", "asked"),
     [
-        ([], {"mem_mb": 1000, "runtime": 5}),
-        (["--config", "most={runtime: 3, mem_mb: 400}"], {"mem_mb": 400, "runtime": 3}),
+        ("{}", {"mem_mb": 1000, "runtime": 5}),
+        ("{runtime: 3}", {"mem_mb": 1000, "runtime": 3}),
+        ("{runtime: 30, mem_mb: 400}", {"mem_mb": 400, "runtime": 5}),
     ],
-    ids=["no limit", "limits"],
 )
-def test_jobs_ask_for_what_the_scale_says_up_to_the_most_there_is(finished, options, asked):
-    done = finished.snakemake("--dry-run", "--forceall", *options)
+def test_jobs_ask_for_what_the_scale_says_up_to_the_most_there_is(finished, tmp_path, most, asked):
+    (tmp_path / "mine.yaml").write_text(f"most: {most}\n")
+    done = finished.snakemake("--dry-run", "--forceall", "--configfile", str(tmp_path / "mine.yaml"))
     train = (done.stdout + done.stderr).partition("rule train:")[2].partition("rule ")[0]
     assert {key: int(re.search(rf"\b{key}=(\d+)", train)[1]) for key in asked} == asked
 

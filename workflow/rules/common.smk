@@ -1,6 +1,7 @@
 # What all rules share: the project, its grid (expanded once per scale), and input functions.
 import os
 import sys
+from types import SimpleNamespace
 from functools import cache
 from pathlib import Path
 
@@ -44,7 +45,7 @@ if config["data"]["mirror"] and not os.environ.get("MOAT_MIRROR"):
 shell.prefix("trap : TERM; " + "".join(f'export {name}="{value}"; ' for name, value in environment.items()))
 
 # What the SLURM plugin asks; it stands in for a sacct that does not answer.
-os.environ["PATH"] = f"{workflow.basedir}/workflow/profiles/slurm/bin:{os.environ['PATH']}"
+os.environ.update(PATH=os.pathsep.join([f"{workflow.basedir}/workflow/profiles/slurm/bin", *os.get_exec_path()]))
 
 # The pattern of a run, and of one suite on it, in outputs.
 NAMED_RUN = Run("{dataset}", "{arch}", "{method}", "{seed}")
@@ -227,3 +228,23 @@ wildcard_constraints:
     study=one_of(project.names("studies")),
     seed=r"\d+",
     item=r"[A-Za-z0-9_]+",
+
+
+def all_prepared(scale):
+    """The data of every run, and the published corrupted images that evaluations use."""
+    found = {paths.prepared(scale, dataset) for dataset in grid(scale).datasets}
+    for evaluation in grid(scale).evaluations:
+        asked = SimpleNamespace(scale=scale, dataset=evaluation.run.dataset, suite=evaluation.suite)
+        found.update(corrupted_images(asked))
+    return sorted(found)
+
+
+def all_runs(scale, methods):
+    return [paths.run_dir(scale, run) / "run.json" for run in grid(scale).runs if run.method in methods]
+
+
+def all_evaluated(scale):
+    shown = grid(scale)
+    evaluations = [paths.evaluation(scale, e.run, e.suite) for e in shown.evaluations]
+    probes = {paths.probe(scale, probe.run, probe.name) for figure in shown.figures for probe in figure.probes}
+    return evaluations + [paths.gates(scale, run) for run in shown.gates] + sorted(probes)

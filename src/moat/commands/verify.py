@@ -29,30 +29,25 @@ def run(arguments) -> int:
     import logging
     import time
 
-    from moat.config.numbers import parse_number
     from moat.config.project import Project
-    from moat.errors import ConfigError
     from moat.files import check_writable, write_json
     from moat.interruption import exit_on_sigterm
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    eps = parse_number(arguments.eps, where="--eps")
-    if not 0 < eps <= 1:
-        raise ConfigError(f"--eps {arguments.eps}: allowed: above 0, at most 1 (pixels are in [0, 1])")
+    eps = _radius(arguments.eps)
     project = Project(Path(arguments.project))
     claims = _claims(project, arguments.suite, eps)
     exit_on_sigterm("the same command starts the gates again")
     check_writable(arguments.out)
     devices.lease(arguments)
 
-    from moat import provenance, sources
+    from moat import sources
     from moat.evaluation import verify
     from moat.evaluation.evidence import ATTACKS, Budget
 
     subject = subjects.load(arguments, at_most=AT_MOST)
     made_of = {"method": subject.method, "arch": subject.run.get("arch")}
     families = sorted({*ATTACKS, *sources.attacks_of({"settings": claims})})
-    hashes = sources.hash_parts(sources.GATES_PARTS, **made_of, attacks=families)
     started = time.perf_counter()
     report = verify(
         subject.model,
@@ -69,19 +64,34 @@ def run(arguments) -> int:
     for result in report.gates:
         state = "FAILED" if result.state == "failed" else result.state
         print(f"{state}  {result.gate}: {result.message}", flush=True)
-    content = {
+    hashes = sources.hash_parts(sources.GATES_PARTS, **made_of, attacks=families)
+    made_by = {"attacks": families, "sources": hashes, "data": subject.data}
+    write_json(arguments.out, _content(subject, report, seconds, made_by, project.root))
+    return 0
+
+
+def _content(subject, report, seconds: float, made_by: dict, root: Path) -> dict:
+    from moat import provenance
+
+    return {
         "run": subject.run,
         **report.to_dict(),
         "seconds": round(seconds, 3),
         **provenance.environment(),
-        "attacks": families,
-        "sources": hashes,
-        "data": subject.data,
-        "git_commit": provenance.git_commit(project.root),
-        "lock_sha256": provenance.lock_hash(project.root),
+        **made_by,
+        "git_commit": provenance.git_commit(root),
+        "lock_sha256": provenance.lock_hash(root),
     }
-    write_json(arguments.out, content)
-    return 0
+
+
+def _radius(text: str) -> float:
+    from moat.config.numbers import parse_number
+    from moat.errors import ConfigError
+
+    eps = parse_number(text, where="--eps")
+    if not 0 < eps <= 1:
+        raise ConfigError(f"--eps {text}: allowed: above 0, at most 1 (pixels are in [0, 1])")
+    return eps
 
 
 def _given(**options) -> dict:

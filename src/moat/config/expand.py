@@ -108,7 +108,8 @@ class Expander:
         bound = dict(bound)
         substitutes = (*bound.get("in_place_of", {}).items(), *self._substitute(bound))
         reads = self._reads(bound["measure"], where)
-        not_run = bound.get("not_run") or self._excluded(bound)
+        # What is about the code alone needs no run, so no scale leaves it out.
+        not_run = bound.get("not_run") or (self._excluded(bound) if reads else None)
         patterns, settings = tuple(bound.get("settings", ())), ()
         if not_run is None:
             self._check_names(bound, reads, where)

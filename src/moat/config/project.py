@@ -43,7 +43,7 @@ class Project:
                 *scale.get("substitute", {}).get("dataset", {}).values(),
             ],
         }
-        if unknown := scale.get("attacks", {}).keys() - self.attacks().keys():
+        if "attacks" in scale and (unknown := scale["attacks"].keys() - self.attacks().keys()):
             what = schema.unknown_name(min(unknown), self.attacks(), what="attack setting")
             raise ConfigError(f"config/scales/{name}.yaml: attacks: {what}")
         for kind, used in named.items():

@@ -40,7 +40,7 @@ class Draws:
         """Uniform whole numbers from 0 to 65,535: uint16 (N, \\*shape)."""
         count = math.prod(shape)
         found = self.bits(-(-count // 4)).astype("<u8", copy=False).view("<u2")
-        return found[:, :count].reshape(-1, *shape)
+        return found[:, :count].reshape(len(found), *shape)
 
     def uniform(self, shape: tuple[int, ...]) -> np.ndarray:
         """Uniform in (-1, 1), at 65,536 places: float32 (N, \\*shape)."""
@@ -53,14 +53,15 @@ class Draws:
     def between(self, low: float, high: float, shape: tuple[int, ...] = ()) -> np.ndarray:
         """Uniform in [low, high) with 53 random bits: float64 (N, \\*shape)."""
         unit = (self.bits(math.prod(shape)) >> np.uint64(11)).astype(np.float64) * 2.0**-53
-        return low + (high - low) * unit.reshape(-1, *shape)
+        return low + (high - low) * unit.reshape(len(unit), *shape)
 
     def below(self, limit: int, shape: tuple[int, ...] = ()) -> np.ndarray:
         """Uniform whole numbers from 0 to limit - 1 (limit up to 65,536): int64 (N, \\*shape).
 
         The shares of two numbers differ by at most limit / 65,536.
         """
-        return (self.sixteen(shape or (1,)).astype(np.int64) * limit >> 16).reshape(-1, *shape)
+        drawn = self.sixteen(shape or (1,)).astype(np.int64) * limit >> 16
+        return drawn.reshape(len(drawn), *shape)
 
 
 @functools.cache
