@@ -7,8 +7,9 @@ from moat.config import paths
 from moat.config.grid import Evaluation, Grid, Run
 from moat.reporting import provenance
 from moat.reporting.results import Results, stale_parts
+from moat.reporting.usage import probes
 
-KINDS = ("not trained", "not evaluated", "not checked", "gate failed", "stale")
+KINDS = ("not trained", "not evaluated", "not checked", "not probed", "gate failed", "stale")
 
 
 def find(grid: Grid, results: Results) -> list[dict[str, Any]]:
@@ -20,10 +21,16 @@ def find(grid: Grid, results: Results) -> list[dict[str, Any]]:
     for each in grid.evaluations:
         suites.setdefault(each.run, []).append(each.suite)
     checked = set(grid.gates)
-    return [
+    wrong = [
         {"run": paths.run_name(run), **problem}
         for run in grid.runs
         for problem in _of_run(run, suites.get(run, []), run in checked, results)
+    ]
+    return wrong + [
+        {"run": paths.run_name(each.run), **_problem("not probed", each.name, path, results.scale)}
+        for each in probes(grid)
+        if results.run(each.run) is not None and not results.probe_path(each.run, each.name).exists()
+        for path in [paths.probe(results.scale, each.run, each.name)]
     ]
 
 

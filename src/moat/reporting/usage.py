@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from moat.config import paths
+from moat.config.cells import Probe, unique
 from moat.config.grid import Grid
 from moat.reporting.records import describe_hardware, duration
 from moat.reporting.results import Results
@@ -54,16 +55,23 @@ def benchmarks(results: Results, rule: str) -> list[dict[str, float | None]]:
 
 
 def _asked(grid: Grid) -> list[tuple[str, str, list[Path]]]:
-    """(rule, what it makes, its files) for every rule."""
+    """(rule, what it makes, its files) for every rule that is asked for something."""
     scale = grid.scale
-    return [
+    asked = [
         ("prepare", "data sets as tensors", [paths.prepared(scale, name) for name in grid.datasets]),
         ("train", "trained models", [paths.run_dir(scale, run) / "run.json" for run in grid.runs]),
         ("evaluate", "evaluations", [paths.evaluation(scale, each.run, each.suite) for each in grid.evaluations]),
         ("verify", "gates", [paths.gates(scale, run) for run in grid.gates]),
+        ("probe", "looks into models", [paths.probe(scale, each.run, each.name) for each in probes(grid)]),
         ("tabulate", "tables", [Path(f"{paths.table(scale, t.study, t.name)}.csv") for t in grid.tables]),
         ("draw", "figures", [Path(f"{paths.figure(scale, f.study, f.name)}.png") for f in grid.figures]),
     ]
+    return [(rule, makes, files) for rule, makes, files in asked if files]
+
+
+def probes(grid: Grid) -> tuple[Probe, ...]:
+    """What figures ask of the models themselves."""
+    return unique(probe for figure in grid.figures for probe in figure.probes)
 
 
 def _contents(grid: Grid, results: Results) -> dict[str, list[Mapping[str, Any]]]:
@@ -72,6 +80,7 @@ def _contents(grid: Grid, results: Results) -> dict[str, list[Mapping[str, Any]]
         "train": map(results.run, grid.runs),
         "evaluate": (results.evaluation(each.run, each.suite) for each in grid.evaluations),
         "verify": map(results.gates, grid.gates),
+        "probe": (results.probe_record(each.run, each.name) for each in probes(grid)),
     }
     return {rule: [content for content in contents if content is not None] for rule, contents in found.items()}
 

@@ -51,24 +51,41 @@
     opener = button;
     button.setAttribute("aria-describedby", "card");
     card.querySelector("h4").textContent = title;
-    card.querySelector("dl").replaceChildren(...lines.map(line));
+    card.querySelector("dl").replaceChildren(show(lines));
     if (!card.matches(":popover-open")) card.showPopover();
     card.scrollTop = 0;
     place();
   }
 
+  // Several values of one kind, e.g. a run for each seed, stand under its name once.
+  function show(lines) {
+    const list = document.createDocumentFragment();
+    let before = null;
+    for (const [what, value] of lines) {
+      if (what !== before) {
+        const row = list.appendChild(document.createElement("div"));
+        row.appendChild(document.createElement("dt")).textContent = what;
+      }
+      list.lastChild.appendChild(document.createElement("dd")).append(said(what, value));
+      before = what;
+    }
+    return list;
+  }
+
   // Paths of results are links: the page lies in the folder that they begin with.
-  function line([what, value]) {
-    const address = value.startsWith(source.dataset.below) ? value.slice(source.dataset.below.length) : null;
-    const row = document.createElement("div");
-    const term = row.appendChild(document.createElement("dt"));
-    const said = row.appendChild(document.createElement("dd"));
-    term.textContent = what;
-    const inner = said.appendChild(document.createElement(address ? "a" : what === "made by" ? "code" : "span"));
-    if (address) inner.href = address;
-    if (what === "verdict") inner.className = `tag v-${value}`;
-    inner.textContent = what === "verdict" ? value.replace("-", " ") : value;
-    return row;
+  function said(what, value) {
+    const { below } = source.dataset;
+    const isPath = value.startsWith(below);
+    const element = document.createElement(isPath ? "a" : what === "made by" ? "code" : "span");
+    if (isPath) element.href = value.slice(below.length);
+    if (what === "verdict") {
+      element.className = `tag v-${value}`;
+      element.textContent = value.replace("-", " ");
+    } else {
+      // A long path breaks at its slashes.
+      element.append(...value.split(/(?<=\/)/).flatMap((part) => [part, document.createElement("wbr")]));
+    }
+    return element;
   }
 
   // Below the number, or above it where there is more room, and never over it; a sheet at the bottom of a narrow screen
