@@ -47,4 +47,4 @@ def test_another_question_is_not_squeues(ask):
 def test_snakemake_finds_it_before_the_clusters_own():
     """By the workflow itself, so that nobody has to remember it."""
     assert os.access(BIN / "sacct", os.X_OK)
-    assert "workflow/profiles/slurm/bin:" in (ROOT / "workflow/rules/common.smk").read_text()
+    assert 'workflow/profiles/slurm/bin", *os.get_exec_path()' in (ROOT / "workflow/rules/common.smk").read_text()
