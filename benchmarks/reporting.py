@@ -2,9 +2,9 @@
 
     python benchmarks/reporting.py [--scale paper] [--examples 10000] [--settings 8] [--into DIR]
 
-Makes every result that the studies ask for at the scale (records of runs, evaluations, gates), with synthetic numbers
-but in the formats, and of the size, of real ones; then times `moat tabulate`, `moat tabulate --cells`, `moat draw` and
-`moat report`, each in its own process, one after the other. Prints JSON.
+Makes what the studies ask for at the scale (records of runs, evaluations, gates, and of the probes the features that
+t-SNE embeds), with synthetic numbers but in the formats, and of the size, of real ones; then times `moat tabulate`,
+`moat tabulate --cells`, `moat draw` and `moat report`, each in its own process, one after the other. Prints JSON.
 """
 
 import argparse
@@ -19,11 +19,13 @@ from pathlib import Path
 import numpy as np
 import pyarrow
 import pyarrow.parquet
+import safetensors.numpy
 
 from moat import provenance, sources
 from moat.config import paths, selection
 from moat.config.grid import Evaluation, Grid, Run, build_grid
 from moat.config.project import Project
+from moat.reporting import usage
 from moat.reporting.results import locate
 
 ROOT = Path(__file__).parents[1]
@@ -72,6 +74,10 @@ def make(project: Project, grid: Grid, root: Path, examples: int, settings: int)
         gates = [{"gate": f"gate-{number}", **gate} for number in range(GATES)]
         content = {"passed": True, "failed": [], "worst_case_accuracy": 0.4, "gates": gates, "seconds": 60.0}
         _write(root, paths.gates(grid.scale, run), content)
+    for probe in usage.probes(grid):
+        spec = project.probe(probe.name)
+        if spec["probe"] == "features":  # what t-SNE takes its time for
+            _features(locate(root, paths.probe(grid.scale, probe.run, probe.name)), spec["images"], random)
     first: dict[str, Path] = {}
     for each in grid.evaluations:
         names = project.measured(each.suite)
@@ -83,6 +89,18 @@ def make(project: Project, grid: Grid, root: Path, examples: int, settings: int)
         else:
             first[each.suite] = locate(root, path)
             pyarrow.parquet.write_table(rows(names, examples, random), first[each.suite], compression="zstd")
+
+
+def _features(path: Path, images: int, random: np.random.Generator) -> None:
+    """Ten clouds of penultimate features of a ResNet-18, clean and moved by an attack."""
+    label = random.integers(0, CLASSES, images)
+    clean = random.normal(0, 3, (CLASSES, 512))[label] + random.normal(0, 1, (images, 512))
+    arrays = {"clean": clean, "attacked": clean + random.normal(0, 2, clean.shape)}
+    arrays = {name: array.astype(np.float32) for name, array in arrays.items()}
+    arrays |= {"label": label, "clean_predicted": label, "attacked_predicted": random.permutation(label)}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(safetensors.numpy.save(arrays))
+    path.with_suffix(".json").write_text(json.dumps({"n": images, "seconds": 60.0, "classes": list("abcdefghij")}))
 
 
 def _evaluation(project: Project, each: Evaluation, scale: str, examples: int) -> dict:

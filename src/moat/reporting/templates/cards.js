@@ -41,6 +41,8 @@
     open(button);
     card.classList.add("pinned");
     place();
+    const covered = button.getBoundingClientRect().bottom + 8 - card.getBoundingClientRect().top;
+    if (card.offsetWidth === innerWidth && covered > 0) scrollBy(0, covered);
     close.focus({ preventScroll: true });
   }
 
