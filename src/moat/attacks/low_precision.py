@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 def for_low_precision_attack(
     model: nn.Module, example: torch.Tensor | None = None, dtype: torch.dtype = torch.bfloat16
 ) -> nn.Module:
-    """The copy of :func:`moat.attacks.for_attack` whose convolutions compute in ``dtype``; float32 goes in and comes out.
+    """The copy of :func:`moat.attacks.for_attack` with convolutions in ``dtype``; float32 goes in and comes out.
 
     Batch norm is folded before its weights are rounded. Linear layers and a ``router`` stay in float32: the first cost
     nothing, and of the second's choices some per cent would change. A gradient differs from float32's by about a

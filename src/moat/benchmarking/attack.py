@@ -1,11 +1,10 @@
-"""PGD-10 against three attack libraries, in float32 and with the attack in bf16, and a TRADES step against the textbook's.
+"""PGD-10 against three attack libraries, in float32 and attacked in bf16; a TRADES step against the textbook's.
 
 Each library is called as its users call it, on the same net with the same weights. Ours includes what an attack costs
 beside its steps: the batch norm folded anew, the images brought into its memory format. That both do the same is
 checked in the same run: in float64 against the textbook's loop, in float32 by verdicts on a trained net.
 """
 
-import itertools
 import sys
 from pathlib import Path
 from typing import Any
@@ -43,7 +42,7 @@ def measure(arguments) -> dict[str, Any]:
         if {4, 5, 6} & set(numbers):
             rows += _attacks(arguments, wanted, width, about, numbers)
         if 7 in numbers:
-            rows.append(_trades(arguments, wanted, width, about))
+            rows.append(_trades(arguments, root, wanted, width, about))
     rows = [row for row in rows if row["id"] in numbers]
     shared = records.conditions(root, arguments)
     return {"benchmark": "attack", **timing.machine(torch.device("cpu")), "rows": [{**row, **shared} for row in rows]}
@@ -55,23 +54,23 @@ def _attacks(arguments, wanted, width: int, about: dict, numbers: list[int]) -> 
     from moat import nets
     from moat.attacks import AttackCopy, pgd
     from moat.attacks.low_precision import for_low_precision_attack
-    from moat.benchmarking import peers, timing
+    from moat.benchmarking import peers, timing, updates
 
     print(f"moat bench attack: PGD-10, width {width}, batches of {about['batch_size']}", file=sys.stderr)
     torch.manual_seed(0)
     model = nets.build("resnet18", 10, width=width / 64).eval()
-    x, y = torch.rand(about["batch_size"], 3, 32, 32), torch.arange(about["batch_size"]) % 10
+    x, y = updates.batch(about["batch_size"])
     attacks, versions, missing = peers.ready(model)
     calls = {name: lambda attack=attack: attack(x, y) for name, attack in attacks.items()}
     folded, half = AttackCopy(model), for_low_precision_attack(model)
     settings = {"eps": peers.EPS, "step_size": peers.STEP_SIZE, "steps": peers.STEPS}
 
     def ours(net) -> None:
-        pgd(net, x.contiguous(memory_format=torch.channels_last), y, **settings)
+        pgd(net, updates.channels_last(x), y, **settings)
 
     calls |= {"float32": lambda: ours(folded.refresh()), "bf16": lambda: ours(half)}
     taken = timing.cpu_seconds(calls, repeats=arguments.repeats)
-    about = {**about, "peer_versions": versions, "ms_per_image": _milliseconds(taken, about["batch_size"])}
+    about = {**about, "peer_versions": versions, "ms_per_image": updates.milliseconds(taken, about["batch_size"])}
     exact = _exactness(model, settings)
     verdicts = _verdicts(arguments, width, settings) if {4, 6} & set(numbers) else {}
     rows = []
@@ -103,10 +102,10 @@ def _exactness(model, settings) -> dict[str, Any]:
     from moat.attacks import for_attack
     from moat.attacks.objectives import cross_entropy
     from moat.attacks.steps import ascend
-    from moat.benchmarking import textbook
+    from moat.benchmarking import textbook, updates
 
     model = copy.deepcopy(model).double()
-    x, y = torch.rand(8, 3, 32, 32, dtype=torch.float64), torch.arange(8)
+    x, y = updates.batch(8, torch.float64)
     start = (x + (torch.rand_like(x) * 2 - 1) * settings["eps"]).clamp(0, 1)
     theirs = textbook.pgd(model, x, y, start, **settings)
     ours = ascend(for_attack(model), x, start, cross_entropy(y), **settings)
@@ -115,7 +114,6 @@ def _exactness(model, settings) -> dict[str, Any]:
 
 def _verdicts(arguments, width: int, settings) -> dict[str, dict[str, Any]]:
     """Of a trained net: which verdicts an attack on its folded copy, in float32 or bf16, changes."""
-    import torch
 
     from moat.attacks import for_attack
     from moat.attacks.low_precision import for_low_precision_attack
@@ -141,7 +139,7 @@ def _verdicts(arguments, width: int, settings) -> dict[str, dict[str, Any]]:
             "robust_accuracy_here": float(robust[name].float().mean()),
         }
         for name, peer in (("float32", "model"), ("bf16", "float32"))
-    } | {"torch": torch.__version__}
+    }
 
 
 def _robust(model, attacked, x, y, settings):
@@ -159,52 +157,42 @@ def _robust(model, attacked, x, y, settings):
     return torch.cat(right)
 
 
-def _trades(arguments, wanted, width: int, about: dict) -> dict[str, Any]:
+def _trades(arguments, root: Path, wanted, width: int, about: dict) -> dict[str, Any]:
     """Row 7: the project's TRADES update against the textbook's."""
     import torch
 
-    from moat.benchmarking import textbook, timing
-    from moat.config.numbers import parse_number
-    from moat.config.project import Project
-    from moat.config.recipes import resolve_recipe
+    from moat.benchmarking import textbook, timing, updates
 
     print(f"moat bench attack: TRADES, width {width}, batches of {about['batch_size']}", file=sys.stderr)
-    recipe = resolve_recipe(Project(Path(arguments.project)), "paper", "trades")
-    attack = {key: parse_number(recipe["attack"][key], where=key) for key in ("eps", "step_size")}
-    attack |= {"steps": recipe["attack"]["steps"], "beta": recipe["loss"]["beta"]}
+    recipe = updates.recipe_of(root, "trades")
+    attack = {**updates.attack_of(recipe), "beta": recipe["loss"]["beta"]}
     exact = _same_update(recipe, attack, width)
-    # Random labels teach nothing, and weights that diverge would end the measurement.
-    still = {**recipe, "optimizer": {**recipe["optimizer"], "lr": 1e-6}}
-    method, model, optimizer = _both(still, width, torch.float32)
-    x, y = torch.rand(about["batch_size"], 3, 32, 32), torch.arange(about["batch_size"]) % 10
-    last, numbers = x.contiguous(memory_format=torch.channels_last), itertools.count()
+    method, model, optimizer = _both(updates.standing_still(recipe), width, torch.float32)
+    x, y = updates.batch(about["batch_size"])
 
     def theirs() -> None:
         start = x + 0.001 * torch.randn_like(x)
         textbook.trades_step(model, optimizer, x, y, start, **attack)
 
-    taken = timing.cpu_seconds(
-        {"ours": lambda: method.update(last, y, _step(next(numbers))), "theirs": theirs}, repeats=arguments.repeats
-    )
+    calls = {"ours": updates.repeated(method, x, y), "theirs": theirs}
+    taken = timing.cpu_seconds(calls, repeats=arguments.repeats)
     found = timing.ratio(taken["theirs"], taken["ours"])
-    milliseconds = _milliseconds(taken, about["batch_size"])
+    milliseconds = updates.milliseconds(taken, about["batch_size"])
     return records.row(wanted, 7, f"width {width}", found, exact=exact, ms_per_image=milliseconds, **about)
 
 
 def _both(recipe, width: int, dtype):
-    """The method on its model, in training mode and channels last; and the same model plain with its optimizer."""
+    """The method on its model; and the same model as it is built, with its optimizer."""
     import copy
 
     import torch
 
-    import moat.methods
     from moat import nets
+    from moat.benchmarking import updates
 
     torch.manual_seed(0)
     plain = nets.build("resnet18", 10, width=width / 64).to(dtype)
-    model = copy.deepcopy(plain).to(memory_format=torch.channels_last)
-    method = moat.methods.get("trades")(model, recipe)
-    method.train_mode()
+    method = updates.begin("trades", recipe, copy.deepcopy(plain))
     options = {key: recipe["optimizer"][key] for key in ("lr", "momentum", "weight_decay", "nesterov")}
     return method, plain, torch.optim.SGD(plain.parameters(), **options)
 
@@ -214,25 +202,11 @@ def _same_update(recipe, attack, width: int) -> dict[str, float]:
     import torch
 
     from moat.attacks.steps import random_start_point
-    from moat.benchmarking import textbook
+    from moat.benchmarking import textbook, updates
 
     method, model, optimizer = _both(recipe, width, torch.float64)
-    x, y = torch.rand(8, 3, 32, 32, dtype=torch.float64), torch.arange(8)
-    start = random_start_point(x, attack["eps"], "normal", _step(0).generator("attack"))
+    x, y = updates.batch(8, torch.float64)
+    start = random_start_point(x, attack["eps"], "normal", updates.step().generator("attack"))
     textbook.trades_step(model, optimizer, x, y, start, **attack)
-    method.update(x.contiguous(memory_format=torch.channels_last), y, _step(0))
-    return {"float64_largest_difference": textbook.largest_difference(method.model, model), "float64_images": 8}
-
-
-def _step(number: int):
-    import torch
-
-    from moat.methods.base import Step
-
-    return Step(0, 0, 1, number, 1_000_000, torch.device("cpu"))
-
-
-def _milliseconds(taken, images: int) -> dict[str, float]:
-    import statistics
-
-    return {name: round(1000 * statistics.median(values) / images, 2) for name, values in taken.items()}
+    method.update(updates.channels_last(x), y, updates.step())
+    return {"float64_largest_difference": updates.largest_difference(method.model, model), "float64_images": 8}

@@ -36,14 +36,15 @@ def row(wanted: Mapping[int, Mapping], number: int, case: str, measured: Mapping
     """A row of the table.
 
     Args:
+        case: one that has no target has neither floor nor aim.
         measured: of :func:`moat.benchmarking.timing.ratio`; empty where it could not be measured, see ``facts``.
         facts: further keys: ``exact``, ``batch_size``, ``not_measured``, …
     """
     target = wanted[number]
-    floor, aim = target["cases"][case]
+    floor, aim = target["cases"].get(case, (None, None))
     limits = {"floor": floor, "aim": aim}
     about = {"id": number, "case": case, "what": target["what"], "against": target["against"]}
-    return {**about, **({"ratio": None} if not measured else measured), **limits, **facts}
+    return {**about, **(measured or {"ratio": None}), **limits, **facts}
 
 
 def conditions(root: Path, arguments) -> dict[str, Any]:

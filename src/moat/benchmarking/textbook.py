@@ -1,4 +1,4 @@
-"""The textbook forms of PGD and of a TRADES step, as papers' code writes them: what ours must equal, and be faster than.
+"""The textbook forms of PGD and of a TRADES step: what ours must equal, and be faster than.
 
 Written from the formulas; no trick of the project is used here, and none of its attack code.
 """
@@ -57,13 +57,3 @@ def trades_step(
     robust = divergence(F.log_softmax(logits_adv, 1), F.softmax(logits, 1)) / len(x)
     (F.cross_entropy(logits, y) + beta * robust).backward()
     optimizer.step()
-
-
-def largest_difference(ours: nn.Module, theirs: nn.Module) -> float:
-    """Of all parameters and buffers, relative to the largest value of each tensor (or to 1, if that is larger)."""
-    other = theirs.state_dict()
-    return max(
-        float((value.double() - other[name].double()).abs().max() / other[name].double().abs().max().clamp(min=1))
-        for name, value in ours.state_dict().items()
-        if value.numel()
-    )

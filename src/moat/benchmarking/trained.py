@@ -14,7 +14,8 @@ HOW = "`moat train` makes it, see --run"
 
 
 def add_arguments(parser) -> None:
-    parser.add_argument("--run", dest="run_dir", type=Path, default=RUN, metavar="DIR", help="a trained run, by which verdicts are counted (default: %(default)s)")  # fmt: skip
+    what = "a trained run, by which verdicts are counted (default: %(default)s)"
+    parser.add_argument("--run", dest="run_dir", type=Path, default=RUN, metavar="DIR", help=what)
     parser.add_argument("--data", type=Path, metavar="FILE", help="its data set (default: the run's own)")
     parser.add_argument("--images", type=int, default=512, metavar="N", help="verdicts counted (default: 512)")
 
