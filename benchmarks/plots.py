@@ -26,6 +26,10 @@ def curves(content: dict) -> dict[str, list[dict]]:
     for row in content.get("rows", []):
         if "curve" in row:
             found.setdefault(row["curve"], []).append(row)
+    planned = [row for row in content.get("rows", []) if str(row.get("what")).startswith("snakemake -n, scale paper")]
+    if any("jobs" in row for row in planned):  # of dag.py
+        points = [{"x": row["jobs"], **row["cpu"], "y": row["cpu"]["seconds"]} for row in planned if "jobs" in row]
+        found["jobs"] = [{"case": "snakemake -n", "points": points}]
     return found
 
 
@@ -36,7 +40,8 @@ def draw(name: str, rows: list[dict], path: Path) -> None:
         below = [point["y"] - point["low"] for point in row["points"]]
         above = [point["high"] - point["y"] for point in row["points"]]
         axes.errorbar(xs, ys, yerr=[below, above], label=row["case"], color=colour, marker="o", capsize=2)
-    axes.set(xlabel=AXES[name][0], ylabel=AXES[name][1], xscale="log", ylim=(0, None))
+    scale = "linear" if name == "jobs" else "log"
+    axes.set(xlabel=AXES[name][0], ylabel=AXES[name][1], xscale=scale, ylim=(0, None))
     ticks = [point["x"] for point in rows[0]["points"]]
     axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
     axes.minorticks_off()

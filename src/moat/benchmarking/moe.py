@@ -1,6 +1,7 @@
 """What routing saves: ADVMoE's training and its attack against compute-all-and-mask, and against dense TRADES.
 
-The peer computes all experts and masks, as the method is defined and released, on the same weights. Both take turns;
+The peer computes all experts and masks, as the method is defined and released, on the same weights. An expert has half
+the dense net's width, however many there are. Both take turns;
 that they do the same is checked in the same run, in float64: adversarial images, parameters and buffers after an
 update at the recipe's learning rate. Routes are those of a fresh router whose biases balance it.
 """
@@ -47,15 +48,15 @@ def _recipe(arguments, root: Path, method: str) -> dict[str, Any]:
     return updates.recipe_of(root, method, attack={"steps": arguments.steps})
 
 
-def _model(width: int, experts: int, x):
-    """A fresh net whose experts tile the dense one, and get equal shares of ``x``."""
+def _model(width: int, experts: int, x, ratio: float = 0.5):
+    """A fresh net whose experts get equal shares of ``x``; ``ratio``: an expert's width over the dense net's."""
     import torch
 
     from moat.benchmarking.masked import balance
     from moat.moe import build_moe_cnn
 
     torch.manual_seed(0)
-    model = build_moe_cnn("resnet18", 10, experts=experts, ratio=1 / experts, width=width / 64).to(x.dtype)
+    model = build_moe_cnn("resnet18", 10, experts=experts, ratio=ratio, width=width / 64).to(x.dtype)
     balance(model, x)
     return model.train()
 
@@ -129,7 +130,7 @@ def _attack(arguments, root: Path, wanted, experts: int) -> dict[str, Any]:
     return records.row(wanted, 2, f"{experts} experts", found, exact=exact, **about)
 
 
-def attack_calls(width: int, experts: int, images: int, recipe) -> dict[str, Any]:
+def attack_calls(width: int, experts: int, images: int, recipe, ratio: float = 0.5) -> dict[str, Any]:
     """ADVMoE's attack on a batch, "routed" and "masked", on the same weights with balanced routes."""
     import torch
 
@@ -137,7 +138,7 @@ def attack_calls(width: int, experts: int, images: int, recipe) -> dict[str, Any
     from moat.benchmarking.masked import MaskedTrainer
 
     x, y = updates.batch(images)
-    model = _model(width, experts, x)
+    model = _model(width, experts, x, ratio)
     method, theirs = updates.begin("advmoe", recipe, model), MaskedTrainer(model, recipe, updates.attack_of(recipe))
     last, generator = updates.channels_last(x), torch.Generator()
     return {
