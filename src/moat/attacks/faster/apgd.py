@@ -47,7 +47,10 @@ class _LetsGo:
     """``attack_single_run`` of the package's APGD, for L-infinity and one gradient per step."""
 
     def attack_single_run(self, x: torch.Tensor, y: torch.Tensor, x_init=None):
-        """(examples, which were not broken, None, examples) as ``perturb`` of the package takes them."""
+        """(examples, which were not broken, None, examples) as ``perturb`` of the package takes them.
+
+        An example is as it was when it broke, or where its loss was highest.
+        """
         noise = 2 * torch.rand(x.shape).to(x.device) - 1
         start = (x + self.eps * self.normalize(noise)).clamp_(0, 1)
         found, survived = start.clone(), torch.ones_like(y, dtype=torch.bool)
@@ -66,6 +69,7 @@ class _LetsGo:
             if since == period:
                 self._check_step_size(walk, period)
                 period, since = max(period - self.size_decr, self.n_iter_min), 0
+        found[walk.at] = walk.best
         return found, survived, None, found
 
     def _begin(self, x: torch.Tensor, y: torch.Tensor, start: torch.Tensor) -> _Walk:
