@@ -124,16 +124,15 @@ def _run(
         # Gradients averaged over several random outputs are drawn anew in each step.
         faster = VERSIONS[version].eot == 1 and examples_are_independent(attacked, images)
         shared = {"norm": "Linf", "seed": seed, "device": x.device, "verbose": False, "eps": options.pop("eps")}
-        attack = _component(
-            name, attacked, VERSIONS[version], shared, _classes(faster), min(n_targets, classes - 1), **options
-        )
+        options |= {"n_targets": min(n_targets, classes - 1)}
+        attack = _component(name, attacked, VERSIONS[version], _families(faster), shared, **options)
         found = attack.perturb(images, y)
     if found.isnan().any():
         raise MoatError(f"{name}: the attack returned pixels that are not numbers")
     return torch.empty_like(x).copy_(found)
 
 
-def _classes(faster: bool) -> tuple[type, type, type, type]:
+def _families(faster: bool) -> tuple[type, type, type, type]:
     """APGD, targeted APGD, FAB and Square: the package's own, or ours with the same verdicts in less time."""
     if faster:
         from moat.attacks.faster.apgd import Apgd, ApgdTargeted
@@ -148,22 +147,18 @@ def _classes(faster: bool) -> tuple[type, type, type, type]:
     return APGDAttack, APGDAttack_targeted, FABAttack_PT, SquareAttack
 
 
-def _component(name: str, model: Attacked, version: Version, shared, classes, n_targets: int, *, n_iter, n_queries):
+def _component(name: str, model: Attacked, version: Version, families, shared, *, n_iter, n_targets, n_queries):
     """The attack with the settings that its version gives it in the package."""
-    apgd, targeted, fab, square = classes
+    apgd, targeted, fab, square = families
     options = shared | {"n_iter": n_iter, "eot_iter": version.eot, "rho": 0.75, "logger": FlagLogger()}
     makers = {
         "apgd-ce": lambda: apgd(model, loss="ce", n_restarts=version.restarts, **options),
         "apgd-dlr": lambda: apgd(model, loss="dlr", n_restarts=version.restarts, **options),
         "apgd-t": lambda: targeted(model, n_restarts=1, n_target_classes=n_targets, **options),
         "fab": lambda: fab(model, n_restarts=version.restarts, n_iter=n_iter, **shared),
-        "fab-t": lambda: fab(
-            model, n_restarts=1, n_iter=n_iter, targeted=True, n_target_classes=n_targets, **shared
-        ),
-        "square": lambda: square(
-            model, p_init=0.8, n_restarts=1, n_queries=n_queries, resc_schedule=False, **shared
-        ),
-    }  # fmt: skip
+        "fab-t": lambda: fab(model, n_iter=n_iter, targeted=True, n_target_classes=n_targets, **shared),
+        "square": lambda: square(model, p_init=0.8, n_queries=n_queries, resc_schedule=False, **shared),
+    }
     return makers[name]()
 
 

@@ -73,9 +73,10 @@ class Patched(Whole):
         values = graph.values(images)
         self.sizes = {node: tuple(values[node].shape[2:]) for node in graph.local}
         self.traced = values[graph.result].float()
+        self.known = {node: values[node] for node in graph.remembered}
+        # What is whole for the smallest window is whole for all: nobody asks what was beside it.
         windows = self._windows(smallest)
-        # The windows only shrink: what is whole for the smallest is whole for all.
-        self.known = {node: values[node] for node in graph.remembered if windows[node] is not None}
+        self.known = {node: known for node, known in self.known.items() if windows[node] is not None}
 
     def propose(self, window: Window, patch: torch.Tensor) -> torch.Tensor:
         self.window, self.patch = window, patch
@@ -104,7 +105,7 @@ class Patched(Whole):
         self.known = {node: known[rows] for node, known in self.known.items()}
 
     def _windows(self, window: Window) -> Mapping[fx.Node, Window | None]:
-        """What of each map the window can change; None where that is (nearly) all of it. Sizes depend on sizes only."""
+        """What of each map the window can change; None where that is taken to be all of it."""
         found: dict[fx.Node, Window | None] = {self.graph.source: window}
         for node in self.graph.local:
             if node is self.graph.source:
@@ -116,7 +117,9 @@ class Patched(Whole):
             height, width = self.sizes[node]
             conv = self.graph.convolutions.get(node)
             reached = _around(before) if conv is None else _reached(before[0], conv, height, width)
-            found[node] = reached if reached.height * reached.width < WHOLE * height * width else None
+            small = reached.height * reached.width < WHOLE * height * width
+            beside_is_known = node in self.known or node not in self.graph.remembered
+            found[node] = reached if small and beside_is_known else None
         return found
 
     def _whole(self, node: fx.Node, wholes: dict[fx.Node, torch.Tensor]) -> torch.Tensor:
