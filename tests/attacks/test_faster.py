@@ -101,7 +101,8 @@ def both(theirs, ours, model, few, eps, **options):
         found = [kind(Attacked(model), norm="Linf", eps=eps, **options).perturb(x, y) for kind in (theirs, ours)]
         with torch.no_grad():
             robust = [model(each).argmax(1) == y for each in found]
-    assert all((each - x).abs().max() <= eps + 1e-6 for each, survives in zip(found, robust, strict=True) if eps < 0)
+    limit = eps + 1e-6
+    assert all((each - x).abs().max() <= limit for each in found) or theirs is FABAttack_PT
     return found, robust
 
 
@@ -171,16 +172,16 @@ def test_a_net_without_defence_is_left_as_soon_as_all_is_broken(trained, few):
 
 
 def test_bf16_finds_what_float32_finds_within_noise(trained, digits):
-    x, y = digits[0][1280:1480], digits[1][1280:1480]
+    x, y = digits[0][1280:1380], digits[1][1280:1380]
     robust = {}
     for precision in ("float32", "bf16"):
         found = attacks.autoattack(
-            trained, x, y, eps=EPS / 3, n_iter=15, n_targets=3, n_queries=30, precision=precision
+            trained, x, y, eps=EPS / 3, n_iter=10, n_targets=2, n_queries=20, precision=precision
         )
         with torch.no_grad():
             robust[precision] = trained(found).argmax(1) == y
         changed = (found != x).flatten(1).any(1)
         # What is returned changed is broken in float32, whatever the copy in bf16 thinks.
         assert not robust[precision][changed].any() and (found - x).abs().max() <= EPS / 3 + 1e-6
-    assert 10 < robust["float32"].sum() < 190
+    assert 5 < robust["float32"].sum() < 95
     assert (robust["float32"] != robust["bf16"]).float().mean() <= 0.02

@@ -77,7 +77,7 @@ def assert_same_logits(values, model, tolerance=1e-5):
     ("arch", "options"),
     [
         ("resnet18", {"width": 1 / 8}), ("resnet50", {"width": 1 / 8}), ("preact-resnet18", {"width": 1 / 8}),
-        ("wrn-28-10", {"width": 1 / 10}), ("vgg19", {"width": 1 / 8}), ("mobilenet-v2", {}),
+        ("wrn-28-10", {"width": 1 / 10}), ("vgg19", {"width": 1 / 8}),
     ],
 )  # fmt: skip
 def test_patches_give_the_logits_of_whole_images(arch, options):
@@ -88,6 +88,8 @@ def test_patches_give_the_logits_of_whole_images(arch, options):
             module.running_mean.normal_(0, 0.1)
     nn.init.normal_(model.head.weight)
     model = model.eval().requires_grad_(False)
+    # Fresh nets of many layers hardly look at their input.
+    model.head.weight /= model(torch.rand(8, 3, 32, 32)).std(0).mean()
     for net in (model, attacks.for_attack(model)):
         with torch.no_grad():
             values = evaluator(net, net, torch.rand(3, 3, 32, 32), smallest=Window(0, 0, 3, 3))

@@ -73,10 +73,10 @@ class Patched(Whole):
         values = graph.values(images)
         self.sizes = {node: tuple(values[node].shape[2:]) for node in graph.local}
         self.traced = values[graph.result].float()
-        self.known = {node: values[node] for node in graph.remembered}
-        # What is whole for the smallest window is whole for all: nobody asks what was beside it.
-        windows = self._windows(smallest)
-        self.known = {node: known for node, known in self.known.items() if windows[node] is not None}
+        # What is whole for the smallest window is taken to be whole for all: nobody asks what was beside it.
+        self.divided = frozenset(graph.local)
+        self.divided = frozenset(node for node, window in self._windows(smallest).items() if window is not None)
+        self.known = {node: values[node] for node in graph.remembered & self.divided}
 
     def propose(self, window: Window, patch: torch.Tensor) -> torch.Tensor:
         self.window, self.patch = window, patch
@@ -118,8 +118,7 @@ class Patched(Whole):
             conv = self.graph.convolutions.get(node)
             reached = _around(before) if conv is None else _reached(before[0], conv, height, width)
             small = reached.height * reached.width < WHOLE * height * width
-            beside_is_known = node in self.known or node not in self.graph.remembered
-            found[node] = reached if small and beside_is_known else None
+            found[node] = reached if small and node in self.divided else None
         return found
 
     def _whole(self, node: fx.Node, wholes: dict[fx.Node, torch.Tensor]) -> torch.Tensor:
