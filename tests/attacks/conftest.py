@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
-from moat import nets
+from moat import attacks, nets
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -36,3 +37,27 @@ def batch(digits, trained):
         right = trained(x).argmax(1) == y
     assert right.float().mean() > 0.85
     return x[right][:64].contiguous(), y[right][:64]
+
+
+@pytest.fixture(scope="session")
+def defended(digits):
+    """A small convolutional net trained against PGD for a moment: some examples fall to each component, some stay."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.ReLU(), nn.Conv2d(8, 16, 3, stride=2, padding=1), nn.ReLU(),
+        nn.Flatten(), nn.Linear(256, 10),
+    )  # fmt: skip
+    optimizer, eps = torch.optim.Adam(model.parameters(), 0.01), 12 / 255
+    x, y = digits[0][:1024], digits[1][:1024]
+    for _ in range(5):
+        for part in torch.randperm(len(x)).split(64):
+            adversarial = attacks.pgd(model, x[part], y[part], eps=eps, step_size=eps / 2, steps=3)
+            optimizer.zero_grad()
+            F.cross_entropy(model(adversarial), y[part]).backward()
+            optimizer.step()
+    return model.eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="session")
+def few(digits):
+    return digits[0][1100:1124].contiguous(), digits[1][1100:1124]

@@ -28,43 +28,19 @@ def the_package(model, eps, seed=0, version="standard", **sizes):
     return package
 
 
-@pytest.fixture(scope="module")
-def defended(digits):
-    """A small convolutional net trained against PGD for a moment: some examples fall to each component, some stay."""
-    torch.manual_seed(0)
-    model = nn.Sequential(
-        nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.ReLU(), nn.Conv2d(8, 16, 3, stride=2, padding=1), nn.ReLU(),
-        nn.Flatten(), nn.Linear(256, 10),
-    )  # fmt: skip
-    optimizer = torch.optim.Adam(model.parameters(), 0.01)
-    x, y = digits[0][:1024], digits[1][:1024]
-    for _ in range(5):
-        for part in torch.randperm(len(x)).split(64):
-            adversarial = attacks.pgd(model, x[part], y[part], eps=EPS, step_size=EPS / 2, steps=3)
-            optimizer.zero_grad()
-            nn.functional.cross_entropy(model(adversarial), y[part]).backward()
-            optimizer.step()
-    return model.eval().requires_grad_(False)
-
-
-@pytest.fixture(scope="module")
-def few(digits):
-    return digits[0][1100:1124].contiguous(), digits[1][1100:1124]
-
-
 def predictions(model, x):
     with torch.no_grad():
         return model(x).argmax(1)
 
 
 @pytest.mark.parametrize(("eps", "seed", "batch_size", "n_targets"), [(2 * EPS, 0, 250, 1), (3 * EPS, 7, 16, 2)])
-def test_examples_and_verdicts_are_the_packages(eps, seed, batch_size, n_targets, defended, few):
+def test_verdicts_are_the_packages(eps, seed, batch_size, n_targets, defended, few):
     x, y = few
     sizes = {"n_targets": n_targets, "n_queries": 40}
     expected, labels = the_package(defended, eps, seed, **sizes).run_standard_evaluation(x, y, batch_size=batch_size)
     found = attacks.autoattack(defended, x, y, eps=eps, seed=seed, batch_size=batch_size, **sizes)
-    assert torch.equal(found, expected)
     verdicts = predictions(defended, found) == y
+    assert torch.equal(found[verdicts], expected[verdicts]) and (found - x).abs().max() <= eps + 1e-6
     assert torch.equal(verdicts, labels == y) and 0 < verdicts.sum() < (predictions(defended, x) == y).sum()
 
 
@@ -210,6 +186,7 @@ def test_flags_that_nobody_collects_are_warnings(caplog):
         ({"version": "custom"}, ["version", "'custom'", "'standard'"]),
         ({"n_queries": 0}, ["n_queries", "0"]),
         ({"batch_size": 0}, ["batch_size", "0"]),
+        ({"precision": "half"}, ["precision", "'half'", "'bf16'"]),
     ],
 )
 def test_refused_parameters(options, words, defended, few):

@@ -12,6 +12,10 @@ import torch
 
 from moat.attacks.flags import flag
 
+# On so many examples the model is asked whether they depend on each other.
+COMPARED = 2
+# Relative to the largest logit: what other kernels for another batch size may change.
+INFLUENCE = 1e-3
 # The start of a warning of the package -> the flag's name.
 WARNINGS = {
     "it seems to be a randomized": "randomized",
@@ -29,16 +33,43 @@ def own_random_numbers(device: torch.device, seed: int) -> Iterator[None]:
         yield
 
 
-def as_attacked(model: torch.nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
-    """The model as a function to logits in float32, which may be written to, whatever precision surrounds it."""
+class Attacked:
+    """A model as a function to logits in float32, which may be written to, whatever precision surrounds it.
 
-    def logits(x: torch.Tensor) -> torch.Tensor:
+    Attributes:
+        model: the module that is called; for ``net`` of :class:`moat.attacks.faster.square.SquareSearch`.
+        low_precision: whether gradients are those of ``for_gradients``, not of ``model``.
+    """
+
+    def __init__(self, model: torch.nn.Module, for_gradients: torch.nn.Module | None = None):
+        self.model, self.for_gradients = model, for_gradients
+        self.low_precision = for_gradients is not None
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
         with torch.autocast(x.device.type, enabled=False):
-            z = model(x)
+            differentiated = self.low_precision and x.requires_grad and torch.is_grad_enabled()
+            z = self.for_gradients(x) if differentiated else self.model(x)
         z = z.float()
         return z if z.requires_grad else z.clone()
 
-    return logits
+
+def examples_are_independent(model: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> bool:
+    """Whether the model draws no random numbers, and gives an example's logits without regard to the others.
+
+    Only then can an example be left out, or its numbers be drawn earlier, with the same outcome for all others.
+    """
+    few = x[:COMPARED]
+    with torch.no_grad(), own_random_numbers(x.device, 0):
+        before = _random_states(x.device)
+        together = model(few)
+        alone = torch.cat([model(one) for one in few.split(1)])
+        drawn = any(not torch.equal(*pair) for pair in zip(before, _random_states(x.device), strict=True))
+    tolerance = INFLUENCE * float(together.abs().amax().clamp(min=1))
+    return not drawn and torch.allclose(together, alone, rtol=0, atol=tolerance)
+
+
+def _random_states(device: torch.device) -> list[torch.Tensor]:
+    return [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
 
 
 class FlagLogger(logging.Logger):

@@ -2,11 +2,12 @@
 
 It has ``HELP`` (one line), ``add_arguments(parser)``, ``measure(arguments)``, which returns JSON content whose
 ``rows`` are mappings, and ``COLUMNS``, those of a row's keys that people want to see. Modules in ``_SHARED`` are none.
+Rows that answer to a target (``benchmarks/targets.yaml``) are made by :mod:`moat.benchmarking.records`.
 """
 
 import pkgutil
 
-_SHARED = {"models", "timing"}
+_SHARED = {"grouped", "masked", "models", "narrow", "peers", "records", "textbook", "timing", "trained", "updates"}
 
 
 def names() -> list[str]:

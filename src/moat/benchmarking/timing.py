@@ -11,24 +11,41 @@ from moat import provenance
 
 
 def seconds(
-    calls: Mapping[str, Callable[[], Any]], *, repeats: int, warm_up: int, device: torch.device
+    calls: Mapping[str, Callable[[], Any]], *, repeats: int, warm_up: int, device: torch.device, clock=time.perf_counter
 ) -> dict[str, list[float]]:
     """Name -> seconds of each repeat. The calls take turns, so that a busy machine slows all of them alike.
 
     Args:
         warm_up: rounds that are not counted.
         device: a GPU is waited for before the clock is read.
+        clock: a function that gives seconds.
     """
     measured: dict[str, list[float]] = {name: [] for name in calls}
     for repeat in range(warm_up + repeats):
         for name, call in calls.items():
             _wait(device)
-            started = time.perf_counter()
+            started = clock()
             call()
             _wait(device)
             if repeat >= warm_up:
-                measured[name].append(time.perf_counter() - started)
+                measured[name].append(clock() - started)
     return measured
+
+
+def cpu_seconds(calls: Mapping[str, Callable[[], Any]], *, repeats: int, warm_up: int = 1) -> dict[str, list[float]]:
+    """As :func:`seconds`, but CPU seconds of this process: what others do on the machine hardly changes them."""
+    return seconds(calls, repeats=repeats, warm_up=warm_up, device=torch.device("cpu"), clock=time.process_time)
+
+
+def ratio(theirs: list[float], ours: list[float]) -> dict[str, float]:
+    """How many times faster we are, round by round: the median, the range and the number of rounds."""
+    ratios = [a / b for a, b in zip(theirs, ours, strict=True)]
+    found = summary(ratios)
+    return {
+        "ratio": round(found["median"], 3),
+        **{key: round(found[key], 3) for key in ("low", "high")},
+        "n": len(ratios),
+    }
 
 
 def summary(values: list[float]) -> dict[str, float]:

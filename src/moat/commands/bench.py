@@ -3,6 +3,7 @@
 Options of a benchmark come after its name: `moat bench train --help`.
 """
 
+import sys
 from pathlib import Path
 
 HELP = "measure how fast this machine trains, attacks, reads data, plans"
@@ -43,10 +44,17 @@ def _measure(arguments) -> int:
     parser = argparse.ArgumentParser(prog=f"moat bench {arguments.benchmark}", description=module.__doc__)
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the JSON to a file, too")
+    parser.add_argument("--record", action="store_true", help="keep the rows in benchmarks/results/<hardware>.json")
+    parser.add_argument("--note", metavar="TEXT", help="with --record: what else the machine was doing")
     module.add_arguments(parser)
     options = parser.parse_args(arguments.options)
     options.project = arguments.project
+    options.command = " ".join(["moat", "bench", arguments.benchmark, *_without_notes(arguments.options)])
     content = module.measure(options)
+    if options.record:
+        from moat.benchmarking import records
+
+        print(f"moat bench: rows kept in {records.merge(Path(options.project), content['rows'])}", file=sys.stderr)
     if options.out:
         from moat.files import write_json
 
@@ -55,10 +63,20 @@ def _measure(arguments) -> int:
     return 0
 
 
+def _without_notes(options: list[str]) -> list[str]:
+    """What makes another run measure the same."""
+    kept, options = [], iter(options)
+    for option in options:
+        if option in ("--note", "--out"):
+            next(options, None)
+        elif option not in ("--record", "--json"):
+            kept.append(option)
+    return kept
+
+
 def _run_script(path: Path, options: list[str]) -> int:
     """Run a script of benchmarks/; these always print JSON."""
     import subprocess
-    import sys
 
     command = [sys.executable, str(path), *(option for option in options if option != "--json")]
     return subprocess.run(command, check=False).returncode

@@ -1,0 +1,55 @@
+"""What preparing a data set costs: 60,000 JPEGs, in a process of its own.
+
+    python benchmarks/prepare.py [--mirror DIR_OR_URL]
+
+Prints JSON. Needs a mirror with cifar10-jpeg.tar.xz (default: $MOAT_MIRROR, then ../shared/data). Batches are measured
+by `moat bench data`.
+"""
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from moat import provenance
+
+ROOT = Path(__file__).parents[1]
+
+
+def measure_prepare(mirror: str) -> dict:
+    """Wall and CPU seconds and peak memory of `moat prepare cifar10-jpeg`, a process of its own."""
+    moat = [sys.executable, "-m", "moat", "--project", str(ROOT)]
+    with tempfile.TemporaryDirectory() as folder:
+        subprocess.run(
+            [*moat, "fetch", "cifar10-jpeg", "--into", folder, "--mirror", mirror], check=True, stdout=sys.stderr
+        )
+        before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+        out = f"{folder}/x.safetensors"
+        command = [*moat, "prepare", "cifar10-jpeg", "--from", folder, "--out", out]
+        subprocess.run(command, check=True, stdout=sys.stderr)
+        wall, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
+        size = os.path.getsize(out)
+    return {
+        "images": 60_000,
+        "wall_s": round(wall, 2),
+        "cpu_s": round(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, 2),
+        # The largest of all child processes; the fetching before it needs far less.
+        "peak_mib": round(after.ru_maxrss / 1024),
+        "file_mib": round(size / 2**20),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--mirror", default=os.environ.get("MOAT_MIRROR", str(ROOT.parent / "shared" / "data")))
+    found = measure_prepare(parser.parse_args().mirror)
+    print(json.dumps({"prepare": found, "load_average": os.getloadavg()[0], **provenance.environment()}, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,114 @@
+"""The table in benchmarks/README.md, made of the targets and of every file in benchmarks/results.
+
+    python benchmarks/table.py [--check]
+
+Rows are read from `rows` of each file: those with an `id` that targets.yaml has. What no file has measured is said.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import yaml
+
+FOLDER = Path(__file__).parent
+README = FOLDER / "README.md"
+BEGIN, END = "<!-- table: python benchmarks/table.py -->", "<!-- end of table -->"
+HEAD = ("#", "what", "against", "floor", "aim", "measured (range, n)", "met", "equality")
+
+
+def measured(folder: Path) -> dict[int, list[dict]]:
+    """Number of a row -> its rows in all files, each with ``machine``, the file's name."""
+    found: dict[int, list[dict]] = {}
+    for path in sorted(folder.glob("*.json")):
+        for row in json.loads(path.read_text()).get("rows", []):
+            if "id" in row:
+                found.setdefault(int(row["id"]), []).append({**row, "machine": path.stem})
+    return found
+
+
+def table(targets: dict[int, dict], found: dict[int, list[dict]]) -> list[str]:
+    """The table as lines of Markdown."""
+    lines = [_line(HEAD), _line(["---"] * len(HEAD))]
+    for number, target in targets.items():
+        rows = found.get(number, [])
+        lines += [_line(_cells(number, target, row)) for row in rows]
+        done = {row["case"] for row in rows if "case" in row}
+        for case, (floor, aim) in target["cases"].items():
+            if case not in done and (done or not rows):
+                why = "not measured" + (f": {target['not_measured']}" if "not_measured" in target else "")
+                about = [str(number), _with_case(target["what"], case), target["against"], _times(floor), _times(aim)]
+                lines.append(_line([*about, why, "-", "-"]))
+    return lines
+
+
+def _cells(number: int, target: dict, row: dict) -> list[str]:
+    about = [str(number), _with_case(row.get("what", target["what"]), row.get("case", ""))]
+    about += [row.get("against", target["against"]), _times(row["floor"]), _times(row["aim"])]
+    if row["ratio"] is None:
+        return [*about, f"not measured: {row['not_measured']}", "-", "-"]
+    figure = f"{_times(row['ratio'])} ({row['low']:.3g} to {row['high']:.3g}, {row['n']})"
+    return [*about, figure, met(row), equality(row)]
+
+
+def met(row: dict) -> str:
+    """Which of the two figures the median reaches."""
+    if row["floor"] is None:
+        return "-"
+    if row["ratio"] >= row["aim"]:
+        return "aim"
+    return "floor" if row["ratio"] >= row["floor"] else "**no**"
+
+
+def equality(row: dict) -> str:
+    """What the same command found of both doing the same."""
+    exact = row.get("exact") or {}
+    said = [f"{float(exact[key]):.0e} in float64" for key in exact if key == "float64_largest_difference"]
+    of_parts = [value for key, value in exact.items() if key.startswith("float64_") and key.endswith("_ours")]
+    said += [f"{max(of_parts):.0e} in float64"] if of_parts else []
+    differ, count = (exact.get("verdicts_that_differ"), exact.get("verdicts"))
+    if differ is None:
+        differ, count = row.get("differences"), row.get("images")
+    if differ is not None:
+        said.append(f"{differ} of {count} verdicts differ" if count else f"{differ} verdicts differ")
+    elif exact.get("verdicts"):
+        said.append("verdicts not counted: no trained run")
+    return "; ".join(said) or "-"
+
+
+def _with_case(what: str, case: str) -> str:
+    return f"{what}; {case}" if case else what
+
+
+def _times(value) -> str:
+    return "-" if value is None else value if isinstance(value, str) else f"{value:.3g}x"
+
+
+def _line(cells) -> str:
+    return f"| {' | '.join(str(cell).replace('|', '/') for cell in cells)} |"
+
+
+def page(text: str, lines: list[str]) -> str:
+    """``text`` with the lines between the two marks."""
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return f"{before}{BEGIN}\n" + "\n".join(lines) + f"\n{END}{after}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--check", action="store_true", help="change nothing; exit code 1 if the page is not up to date"
+    )
+    check = parser.parse_args().check
+    targets = yaml.safe_load((FOLDER / "targets.yaml").read_text())
+    text = README.read_text()
+    new = page(text, table(targets, measured(FOLDER / "results")))
+    if check:
+        sys.exit(f"{README}: python benchmarks/table.py brings it up to date" if new != text else 0)
+    README.write_text(new)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,196 @@
+"""AutoAttack against the package ``pyautoattack`` as its users call it, in time and in verdicts.
+
+Both attack the same trained net, slice by slice of its test images in turn, with the same seed, in one batch each; what
+either finds is judged by the net itself in float32. Ours includes the copy that is attacked. At full width a run takes
+hours: there the steps are timed on examples that stay robust, with squares of the sizes that Square's have, and
+weighted by their numbers in AutoAttack.
+"""
+
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from moat.benchmarking import narrow, records, trained
+
+HELP = "AutoAttack against pyautoattack: times and verdicts"
+COLUMNS = (*records.COLUMNS, "differences", "robust_accuracy")
+EPS = 8 / 255
+# Of an example that stays robust: gradient steps of APGD on cross-entropy and on nine targets, steps of FAB, queries.
+STEPS = {"apgd": 10 * 101, "fab": 9 * 100, "square": 5000}
+# Steps that are timed where not all are run.
+COUNTED = {"apgd": 5, "fab": 4, "square": 40}
+UNDEFENDED = Path("results/mini/runs/cifar10-jpeg/resnet18/standard/seed0")
+
+
+def add_arguments(parser) -> None:
+    what = "16, 8: trained nets, 64: by steps; undefended: an undefended net (default: %(default)s)"
+    parser.add_argument("--cases", default="16,8,64,undefended", metavar="A,B", help=what)
+    parser.add_argument("--slices", type=int, default=4, metavar="N", help="of the images; repeats of the steps")
+    parser.add_argument("--queries", type=int, default=5000, metavar="N", help="of Square, on both sides")
+    parser.add_argument("--undefended", type=Path, default=UNDEFENDED, metavar="DIR", help="a run without defence")
+    trained.add_arguments(parser)
+    parser.set_defaults(images=128)
+
+
+def measure(arguments) -> dict[str, Any]:
+    """Rows 9, 10 and 11 of the table; those of other cases in the file ``--out`` are kept there."""
+    import torch
+
+    from moat.benchmarking import timing
+    from moat.files import read_json
+
+    torch.set_num_threads(1)
+    root = Path(arguments.project)
+    wanted, rows = records.targets(root), []
+    for case in arguments.cases.split(","):
+        print(f"moat bench autoattack: {case}", file=sys.stderr)
+        rows += _by_steps(arguments, wanted) if case == "64" else _whole(arguments, wanted, case)
+    rows = [{**row, **records.conditions(root, arguments)} for row in rows]
+    before = read_json(arguments.out)["rows"] if arguments.out and arguments.out.exists() else []
+    new = {(row["id"], row["case"]) for row in rows}
+    rows += [row for row in before if (row["id"], row["case"]) not in new]
+    rows.sort(key=lambda row: (row["id"], row["case"]))
+    return {"benchmark": "autoattack", **timing.machine(torch.device("cpu")), "rows": rows}
+
+
+def _whole(arguments, wanted, case: str) -> list[dict[str, Any]]:
+    """Rows of whole runs: of both precisions for the defended nets."""
+    import torch
+
+    from moat.benchmarking import timing
+
+    model, x, y = _subject(arguments, case)
+    calls = {"package": _package, "float32": _ours("float32")}
+    if case == "16":
+        calls["bf16"] = _ours("bf16")
+    taken = {name: [] for name in calls}
+    robust = {name: [] for name in calls}
+    for images, labels in zip(x.chunk(arguments.slices), y.chunk(arguments.slices), strict=True):
+        for name, call in calls.items():
+            started = time.process_time()
+            robust[name].append(call(model, images, labels, arguments.queries))
+            taken[name].append(time.process_time() - started)
+        print({name: round(values[-1], 1) for name, values in taken.items()}, file=sys.stderr)
+    verdicts = {name: torch.cat(values) for name, values in robust.items()}
+    shares = {name: float(each.float().mean()) for name, each in verdicts.items()}
+    rows = []
+    for name in calls.keys() - {"package"}:
+        differences = int((verdicts[name] != verdicts["package"]).sum())
+        points = 100 * abs(shares[name] - shares["package"])
+        facts = {
+            "differences": differences, "images": len(y), "queries": arguments.queries, "robust_accuracy": shares[name],
+            "robust_accuracy_of_package": shares["package"], "seconds": taken, "slices": arguments.slices,
+            "exact": f"{differences} of {len(y)} verdicts differ; robust accuracy differs by {points:.2f} points",
+            "precision": "float32" if name == "float32" else "bf16 gradients, judged in float32",
+        }  # fmt: skip
+        number, named = _row_of(case, name)
+        rows.append(records.row(wanted, number, named, timing.ratio(taken["package"], taken[name]), **facts))
+    return rows
+
+
+def _row_of(case: str, precision: str) -> tuple[int, str]:
+    if precision == "bf16":
+        return 10, ""
+    return (11, "") if case == "undefended" else (9, f"width {case}")
+
+
+def _subject(arguments, case: str):
+    """A net as its users have it, in evaluation mode with gradients for its parameters, and test images."""
+    import argparse
+
+    if case == "undefended":
+        arguments = argparse.Namespace(**{**vars(arguments), "run_dir": arguments.undefended})
+    model, x, y = trained.load(arguments)
+    width = model.head.in_features // 8
+    if case in ("8", "16") and int(case) != width:
+        model = narrow.train(arguments, int(case))
+    return model.eval().requires_grad_(True), x, y
+
+
+def _package(model, x, y, queries: int):
+    """Which examples are robust, as the package has it."""
+    import logging
+
+    from pyautoattack import AutoAttack
+
+    logging.getLogger("auto-attack").setLevel(logging.CRITICAL)
+    attack = AutoAttack(model, norm="Linf", eps=EPS, version="standard", device="cpu", seed=0)
+    attack.square.n_queries = queries
+    return attack.run_standard_evaluation(x, y)[1] == y
+
+
+def _ours(precision: str) -> Callable:
+    def call(model, x, y, queries: int):
+        import torch
+
+        from moat import attacks
+
+        copied = attacks.for_attack(model, x[:8])
+        found = attacks.autoattack(copied, x, y, eps=EPS, n_queries=queries, precision=precision)
+        with torch.no_grad():
+            return model(found).argmax(1) == y
+
+    return call
+
+
+def _by_steps(arguments, wanted) -> list[dict[str, Any]]:
+    """Width 64: CPU seconds of each attack's steps, weighted by their numbers."""
+    from moat.attacks import for_attack
+    from moat.attacks.low_precision import for_low_precision_attack
+    from moat.attacks.package import Attacked
+    from moat.benchmarking import timing
+
+    small, x, _ = trained.load(arguments)
+    model = trained.widened(small, 64 // (small.head.in_features // 8)).requires_grad_(True)
+    x = x[:16]
+    y = model(x).argmax(1)
+    copied = for_attack(model)
+    nets = {
+        "package": model,
+        "float32": Attacked(copied),
+        "bf16": Attacked(copied, for_low_precision_attack(model)),
+    }
+    calls = {f"{name} {attack}": call for name, net in nets.items() for attack, call in _steps(net, x, y).items()}
+    taken = timing.cpu_seconds(calls, repeats=arguments.slices)
+    # Seconds of a whole AutoAttack on these examples.
+    whole = {}
+    for name in nets:
+        parts = [[STEPS[attack] / COUNTED[attack] * value for value in taken[f"{name} {attack}"]] for attack in STEPS]
+        whole[name] = [sum(each) for each in zip(*parts, strict=True)]
+    facts = {
+        "images": len(x), "how": "steps on examples that stay robust, weighted by their numbers in AutoAttack",
+        "exact": "verdicts not counted at this width", "seconds": whole, "steps": taken,
+    }  # fmt: skip
+    return [
+        records.row(wanted, 9, "width 64", timing.ratio(whole["package"], whole["float32"]), **facts),
+        records.row(wanted, 10, "width 64, by steps", timing.ratio(whole["package"], whole["bf16"]), **facts),
+    ]
+
+
+def _steps(net, x, y) -> dict[str, Callable]:
+    """Some steps of each attack; the ball is so small that nothing breaks."""
+    from pyautoattack.autopgd_base import APGDAttack_targeted
+    from pyautoattack.fab_pt import FABAttack_PT
+    from pyautoattack.square import SquareAttack
+
+    from moat.attacks.faster.apgd import ApgdTargeted
+    from moat.attacks.faster.fab import Fab
+    from moat.attacks.faster.square import SquareSearch
+    from moat.attacks.package import Attacked
+
+    ours = isinstance(net, Attacked)
+    targeted, fab, square = (
+        (ApgdTargeted, Fab, SquareSearch) if ours else (APGDAttack_targeted, FABAttack_PT, SquareAttack)
+    )
+    shared = {"norm": "Linf", "eps": 1e-6, "seed": 0, "device": x.device}
+    one = {"n_restarts": 1, "n_target_classes": 1}
+    search = square(net, n_queries=COUNTED["square"], resc_schedule=False, **shared)
+    # The squares of so few queries have the sizes of all 5,000.
+    search.p_selection = lambda number: square.p_selection(search, number * STEPS["square"] // COUNTED["square"])
+    return {
+        "apgd": lambda: targeted(net, n_iter=COUNTED["apgd"] - 1, **one, **shared).perturb(x, y),
+        "fab": lambda: fab(net, n_iter=COUNTED["fab"], targeted=True, **one, **shared).perturb(x, y),
+        "square": lambda: search.perturb(x, y),
+    }

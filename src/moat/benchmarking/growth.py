@@ -1,0 +1,99 @@
+"""How images/s grow with the batch size and with the number of experts, as curves.
+
+Batch size: PGD-10 in float32 on a dense net. Experts: ADVMoE's attack at constant total width, routed and with every
+expert computed and masked; what is routed must not become slower.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from moat.benchmarking import records
+
+HELP = "images/s against the batch size and the number of experts"
+COLUMNS = ("curve", "case", "points")
+
+
+def add_arguments(parser) -> None:
+    parser.add_argument("--curves", default="batch,experts", metavar="A,B", help="default: %(default)s")
+    parser.add_argument("--width", type=int, default=16, metavar="N", help="channels of the first stage (default: 16)")
+    parser.add_argument("--sizes", default="1,4,16,64,256", metavar="N,N", help="batches (default: %(default)s)")
+    parser.add_argument("--experts", default="2,4,8", metavar="N,N", help="default: %(default)s")
+    parser.add_argument(
+        "--batch-size", type=int, default=64, metavar="N", help="of the curve over experts (default: 64)"
+    )
+    parser.add_argument("--repeats", type=int, default=5, metavar="N", help="timed rounds (default: 5)")
+
+
+def measure(arguments) -> dict[str, Any]:
+    """A row per curve and contender, with its ``points``."""
+    import torch
+
+    from moat.benchmarking import timing
+    from moat.config.schema import unknown_name
+    from moat.errors import ConfigError
+
+    torch.set_num_threads(1)
+    root, rows = Path(arguments.project), []
+    shared = {"precision": "float32", "width": arguments.width, **records.conditions(root, arguments)}
+    for name in arguments.curves.split(","):
+        if name not in _CURVES:
+            raise ConfigError(unknown_name(name, _CURVES, what="curve"))
+        print(f"moat bench growth: {name}", file=sys.stderr)
+        rows += _CURVES[name](arguments, root)
+    return {"benchmark": "growth", **timing.machine(torch.device("cpu")), "rows": [{**row, **shared} for row in rows]}
+
+
+def _over_batches(arguments, root: Path) -> list[dict[str, Any]]:
+    import torch
+
+    from moat import nets
+    from moat.attacks import for_attack, pgd
+    from moat.benchmarking import peers, timing, updates
+
+    torch.manual_seed(0)
+    model = for_attack(nets.build("resnet18", 10, width=arguments.width / 64))
+    settings = {"eps": peers.EPS, "step_size": peers.STEP_SIZE, "steps": peers.STEPS}
+    sizes = [int(size) for size in arguments.sizes.split(",")]
+
+    def attack(size: int):
+        x, y = updates.batch(size)
+        x = updates.channels_last(x)
+        return lambda: pgd(model, x, y, **settings)
+
+    calls = {str(size): attack(size) for size in sizes}
+    taken = timing.cpu_seconds(calls, repeats=arguments.repeats)
+    points = [_point(size, size, taken[str(size)]) for size in sizes]
+    return [{"curve": "batch", "case": "PGD-10", "points": points}]
+
+
+def _over_experts(arguments, root: Path) -> list[dict[str, Any]]:
+    from moat.benchmarking import moe, timing, updates
+
+    found: dict[str, list] = {"routed": [], "masked": []}
+    recipe, counts = updates.recipe_of(root, "advmoe"), [int(count) for count in arguments.experts.split(",")]
+    calls = {}
+    for count in counts:
+        for name, call in moe.attack_calls(arguments.width, count, arguments.batch_size, recipe, 1 / count).items():
+            calls[f"{name} {count}"] = call
+    taken = timing.cpu_seconds(calls, repeats=arguments.repeats)
+    for count in counts:
+        for name, points in found.items():
+            points.append(_point(count, arguments.batch_size, taken[f"{name} {count}"]))
+    return [{"curve": "experts", "case": name, "points": points} for name, points in found.items()]
+
+
+def _point(x: int, images: int, seconds: list[float]) -> dict[str, float]:
+    """Images/s: the median and the range of the repeats."""
+    from moat.benchmarking.timing import summary
+
+    rates = summary([images / each for each in seconds])
+    return {
+        "x": x,
+        "y": round(rates["median"], 2),
+        **{key: round(rates[key], 2) for key in ("low", "high")},
+        "n": rates["n"],
+    }
+
+
+_CURVES = {"batch": _over_batches, "experts": _over_experts}
