@@ -74,8 +74,8 @@ def _over_experts(arguments, root: Path) -> list[dict[str, Any]]:
     recipe, counts = updates.recipe_of(root, "advmoe"), [int(count) for count in arguments.experts.split(",")]
     calls = {}
     for count in counts:
-        for name, call in moe.attack_calls(arguments.width, count, arguments.batch_size, recipe, 1 / count).items():
-            calls[f"{name} {count}"] = call
+        of_count, _ = moe.attack_calls(arguments.width, count, arguments.batch_size, recipe, 1 / count)
+        calls |= {f"{name} {count}": call for name, call in of_count.items()}
     taken = timing.cpu_seconds(calls, repeats=arguments.repeats)
     for count in counts:
         for name, points in found.items():

@@ -122,29 +122,32 @@ def _attack(arguments, root: Path, wanted, experts: int) -> dict[str, Any]:
 
     print(f"moat bench moe: the attack, {experts} experts", file=sys.stderr)
     recipe, size = _recipe(arguments, root, "advmoe"), arguments.batch_size
-    taken = timing.cpu_seconds(attack_calls(arguments.width, experts, size, recipe), repeats=arguments.repeats)
+    calls, load = attack_calls(arguments.width, experts, size, recipe)
+    taken = timing.cpu_seconds(calls, repeats=arguments.repeats)
     found = timing.ratio(taken["masked"], taken["routed"])
     per_step = updates.milliseconds(taken, size * arguments.steps)
     exact = _same_images(arguments, recipe, experts)
-    about = {"steps": arguments.steps, "ms_per_image_and_step": per_step}
+    about = {"load": load, "steps": arguments.steps, "ms_per_image_and_step": per_step}
     return records.row(wanted, 2, f"{experts} experts", found, exact=exact, **about)
 
 
-def attack_calls(width: int, experts: int, images: int, recipe, ratio: float = 0.5) -> dict[str, Any]:
-    """ADVMoE's attack on a batch, "routed" and "masked", on the same weights with balanced routes."""
+def attack_calls(width: int, experts: int, images: int, recipe, ratio: float = 0.5) -> tuple[dict[str, Any], list[int]]:
+    """ADVMoE's attack on a batch, "routed" and "masked", on the same weights; and how many images each expert gets."""
     import torch
 
     from moat.benchmarking import updates
-    from moat.benchmarking.masked import MaskedTrainer
+    from moat.benchmarking.masked import MaskedTrainer, loads
 
     x, y = updates.batch(images)
     model = _model(width, experts, x, ratio)
+    load = loads(copy.deepcopy(model).eval(), x)
     method, theirs = updates.begin("advmoe", recipe, model), MaskedTrainer(model, recipe, updates.attack_of(recipe))
     last, generator = updates.channels_last(x), torch.Generator()
-    return {
+    calls = {
         "routed": lambda: method.adversarial(last, y, generator),
         "masked": lambda: theirs.adversarial(x, _near(x)),
     }
+    return calls, load
 
 
 def _same_images(arguments, recipe, experts: int) -> dict[str, float]:
