@@ -119,7 +119,7 @@ def missing_input(place: Place) -> str | None:
     """A file that is still needed: what is made of it is not there either."""
     state = place.leave()
     run = f"{RESULTS}/runs/{NET}/{place.method}/**"
-    if not (files := place.files(f"{RESULTS}/data/*", f"{run}/*.safetensors", f"{run}/*.json")):
+    if not (files := place.files(f"{RESULTS}/data/*", f"{run}/model.safetensors", f"{run}/run.json")):
         return None
     path = place.chance.choice(files)
     path.unlink()
@@ -160,6 +160,9 @@ def full_disk(place: Place) -> str:
         code = place.start().wait(timeout=600)
     finally:
         subprocess.run(["umount", "--lazy", str(place.root / folder)], check=True)
+    if code == 0:
+        # It sufficed, and is gone now: what it held is needed again, as what is made of it is not there.
+        place.forget(stage)
     return f"a disk of {size} at {folder}; the call ended with {code}"
 
 
