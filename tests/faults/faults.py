@@ -111,7 +111,7 @@ def stale_lock(place: Place) -> str:
     folder = place.root / ".snakemake/locks"
     folder.mkdir(parents=True, exist_ok=True)
     locked = [str(path.relative_to(place.root)) for path in place.files(f"{RESULTS}/**/*")]
-    (folder / "0.output.lock").write_text("".join(f"{name}\n" for name in [*locked, f"{RESULTS}/report.html"]))
+    (folder / "0.output.lock").write_text("".join(f"{name}\n" for name in [*locked, f"{RESULTS}/tables/cells.csv"]))
     return f"a lock on {len(locked)} files that nobody holds ({state})"
 
 

@@ -23,14 +23,15 @@ def cluster():
 
 
 @pytest.fixture(scope="session")
-def make_project(cluster, tmp_path_factory) -> Iterator[Callable[[str], Workflow]]:
+def make_project(cluster, tmp_path_factory) -> Iterator[Callable[..., Workflow]]:
     """The same project in a folder of its own; every user of the machine may read it."""
     folders: list[Path] = []
 
-    def make(name: str) -> Workflow:
+    def make(name: str, epochs: int = 16) -> Workflow:
         folder = tmp_path_factory.mktemp("slurm") / name
         folders.append(folder)
-        return small_project.make(folder, scale=SCALE, studies={"first": small_project.study("pgd-at", "trades")})
+        scale = {**SCALE, "recipe": {**SCALE["recipe"], "epochs": epochs}}
+        return small_project.make(folder, scale=scale, studies={"first": small_project.study("pgd-at", "trades")})
 
     yield make
     # Without cgroups SLURM loses sight of what outlives its parent: the Snakemake inside of a preempted job.

@@ -125,10 +125,10 @@ def test_stopped_and_killed_and_preempted_jobs_end_as_a_local_run_does(cluster, 
 @pytest.mark.slurm
 def test_an_outage_of_the_controller_loses_no_job(cluster, make_project, start):
     """Where accounting is off the plugin then asks sacct until it answers: our stand-in does."""
-    project = make_project("outage")
-    # The first look comes after the first epoch and before the last: the outage is over when the training ends.
+    # The first look comes after the first epoch and well before the last: the outage is over when the training ends.
+    project = make_project("outage", epochs=40)
     run = "results/tiny/runs/digits/lenet5/trades/seed0/run.json"
-    process = start(project, "--verbose", run, first_look=8)
+    process = start(project, "--verbose", run, first_look=15)
     wait_for(lambda: "epoch 1:" in log_of(project, "trades"), "a training")
     cluster.controller(up=False)
     try:
