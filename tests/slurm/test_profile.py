@@ -74,7 +74,7 @@ def log_of(project, method: str) -> str:
 @pytest.mark.slurm
 def test_stopped_and_killed_and_preempted_jobs_end_as_a_local_run_does(cluster, make_project, start):
     project, local = make_project("slurm"), make_project("local")
-    process, undisturbed = start(project), start(local, local=True)
+    process = start(project)
 
     def training(method):
         return cluster.jobs(f"rule_train_wildcards_tiny_digits_lenet5_{method}")
@@ -107,6 +107,7 @@ def test_stopped_and_killed_and_preempted_jobs_end_as_a_local_run_does(cluster, 
     for method in ("pgd-at", "trades"):
         wait_for(lambda method=method: "resumed at epoch" in log_of(project, method), f"{method} resumed")
 
+    undisturbed = start(local, local=True)
     # Evaluations and gates of both runs share one job and its GPU. It is killed without a word.
     group = wait_for(lambda: [job for job in cluster.jobs("small") if job["state"] == "RUNNING"], "the group")[0]
     evaluations = project.root / "logs/tiny/evaluate"
@@ -126,9 +127,9 @@ def test_stopped_and_killed_and_preempted_jobs_end_as_a_local_run_does(cluster, 
 def test_an_outage_of_the_controller_loses_no_job(cluster, make_project, start):
     """Where accounting is off the plugin then asks sacct until it answers: our stand-in does."""
     # The first look comes after the first epoch and well before the last: the outage is over when the training ends.
-    project = make_project("outage", epochs=40)
+    project = make_project("outage", epochs=24)
     run = "results/tiny/runs/digits/lenet5/trades/seed0/run.json"
-    process = start(project, "--verbose", run, first_look=15)
+    process = start(project, "--verbose", run, first_look=12)
     wait_for(lambda: "epoch 1:" in log_of(project, "trades"), "a training")
     cluster.controller(up=False)
     try:
