@@ -54,3 +54,5 @@ rule all:
 
 onstart:
     print(devices.gpu_note(), file=sys.stderr)
+    if config["warm_start"] and workflow.local_exec:
+        warm.start()

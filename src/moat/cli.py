@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import moat
 import moat.commands
 from moat.errors import MoatError
+from moat.warm.client import run_warm
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -31,6 +32,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; a user's error is one line on stderr and an exit code (see :mod:`moat.errors`)."""
+    code = run_warm(sys.argv[1:] if argv is None else argv)
+    if code is not None:
+        return code
     arguments = build_parser().parse_args(argv)
     try:
         # What a command holds as long as it runs, e.g. a GPU.

@@ -235,16 +235,12 @@ def test_the_shell_around_a_command_waits_until_it_has_saved_its_work(tmp_path):
     text = (ROOT / "workflow/rules/common.smk").read_text()
     prefix = re.search(r'shell\.prefix\("([^"]+)"', text)[1]
     # Blocked and waited for: a signal that comes before the wait begins is not lost.
-    program = tmp_path / "slow.py"
-    program.write_text(
-        "import signal, time\n"
-        "signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])\n"
-        "print('on', flush=True)\n"
-        "signal.sigwait([signal.SIGTERM])\n"
-        "time.sleep(0.5)\n"
-        "raise SystemExit(75)\n"
+    work = (
+        "import signal, time; term = {signal.SIGTERM}; signal.pthread_sigmask(signal.SIG_BLOCK, term); "
+        "print('on', flush=True); signal.sigwait(term); time.sleep(0.5); raise SystemExit(75)"
     )
-    command = f"set -euo pipefail; {prefix} {sys.executable} {program}"
+    slow = f'{sys.executable} -c "{work}"'
+    command = f"set -euo pipefail; {prefix} {slow}"
     shell = subprocess.Popen(["bash", "-c", command], stdout=subprocess.PIPE, text=True, start_new_session=True)
     assert shell.stdout.readline() == "on\n"
     os.killpg(shell.pid, signal.SIGTERM)

@@ -11,6 +11,7 @@ from moat.config.grid import Run, build_grid, needs_of
 from moat.config.project import Project
 from moat.config.transfer import transfer_kinds, transfer_runs
 from moat.files import read_json, write_json
+from moat.warm import start as warm
 
 schema.validate(
     config,

@@ -54,6 +54,7 @@ rule cells:
         cells=ensure(paths.cells("{scale}"), non_empty=True),
         metrics=ensure(paths.metrics("{scale}"), non_empty=True),
         claims=multiext(str(paths.claims("{scale}")), ".csv", ".md", ".tex"),
+        robustbench=ensure(paths.robustbench("{scale}"), non_empty=True),
     log:
         "logs/{scale}/cells.log",
     params:

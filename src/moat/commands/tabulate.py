@@ -11,7 +11,7 @@ def add_arguments(parser) -> None:
     parser.add_argument(
         "--cells",
         action="store_true",
-        help="put the tables' CSVs together into cells.csv, and write the claims and metrics.json",
+        help="put the tables' CSVs together into cells.csv, and write the claims, robustbench.json and metrics.json",
     )
     parser.add_argument("--results", default="results", metavar="DIR", help="folder of the results (default: results)")
 
@@ -61,7 +61,7 @@ def _join(grid, results):
     """Write cells.csv, the claims and metrics.json; return the cells."""
     from moat.config import paths
     from moat.files import write_json, write_text
-    from moat.reporting import metrics
+    from moat.reporting import leaderboard, metrics
     from moat.reporting.tables import frame, read_cells, table_paths, to_csv
 
     parts = [read_cells(table_paths(results, table.study, table.name)["csv"]) for table in grid.tables]
@@ -69,6 +69,7 @@ def _join(grid, results):
     cells, numbers = results.file(paths.cells(results.scale)), results.file(paths.metrics(results.scale))
     write_text(cells, to_csv(content))
     write_json(numbers, metrics.collect(grid.tables, content, results))
+    write_json(results.file(paths.robustbench(results.scale)), leaderboard.entries(grid, results))
     _write_claims(grid, content, results)
     print(cells)
     print(numbers)

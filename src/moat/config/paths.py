@@ -56,6 +56,11 @@ def claims(scale: str) -> Path:
     return results(scale) / "tables" / "claims"
 
 
+def robustbench(scale: str) -> Path:
+    """Entries in RobustBench's shape, of all runs."""
+    return results(scale) / "tables" / "robustbench.json"
+
+
 def metrics(scale: str) -> Path:
     return results(scale) / "metrics.json"
 

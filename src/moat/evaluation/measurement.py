@@ -12,11 +12,11 @@ import pandas as pd
 import torch
 from torch import nn
 
-from moat.attacks import for_attack
 from moat.attacks.flags import collect, flag
 from moat.attacks.suites import Attack
 from moat.data.seeding import generator
 from moat.evaluation import protocols
+from moat.evaluation.copies import attack_copy
 from moat.evaluation.judging import device_of, images, judge, project
 
 log = logging.getLogger(__name__)
@@ -59,7 +59,7 @@ class Measurement:
 
     def __post_init__(self):
         # Attacks may use any copy that is faster: what they return is judged by the model itself.
-        self.attacked = for_attack(self.model, images(self.x[:EXAMPLES_COMPARED], device_of(self.model)))
+        self.attacked = attack_copy(self.model, images(self.x[:EXAMPLES_COMPARED], device_of(self.model)))
 
     def setting(self, name: str, attack: Attack) -> pd.DataFrame:
         """The rows of one setting, on all examples up to its limit."""
