@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import psutil
-from place import NET, RESULTS, Place, command_of
+from place import NET, RESULTS, Place, command_of, names
 
 DAY = 86400
 
@@ -21,11 +21,12 @@ DAY = 86400
 def _signal_job(place: Place, number: signal.Signals) -> str | None:
     place.begin()
     place.wait_for_moment()
-    for job in place.chance.sample(jobs := place.jobs(), len(jobs)):
+    # A command, or where it has one the fork of the warm process that does its work: as out of memory may hit either.
+    for process in place.chance.sample(found := place.jobs() + place.forks(), len(found)):
         with contextlib.suppress(psutil.Error):
-            if command := command_of(job):
-                job.send_signal(number)
-                return f"{number.name} to moat {command}"
+            name = f"moat {command}" if (command := command_of(process)) else "a fork of the warm process"
+            process.send_signal(number)
+            return f"{number.name} to {name}"
     return None
 
 
@@ -35,6 +36,18 @@ def kill_job(place: Place) -> str | None:
 
 def terminate_job(place: Place) -> str | None:
     return _signal_job(place, signal.SIGTERM)
+
+
+def kill_warm_process(place: Place) -> str | None:
+    """Its forks die with it; their jobs fail, and are made again without it."""
+    place.begin()
+    if not place.wait(place.warm):
+        return None
+    time.sleep(place.chance.uniform(0, 3 * place.pace))
+    for process in place.warm():
+        process.kill()
+        return f"SIGKILL to the warm process, {names(place.jobs())} at work"
+    return None
 
 
 def kill_pipeline(place: Place) -> str | None:
@@ -177,6 +190,6 @@ def can_mount(folder: Path) -> bool:
 
 
 KINDS = (
-    kill_job, terminate_job, kill_pipeline, terminate_pipeline, power_cut, second_pipeline, corrupt_work,
-    truncate_parquet, truncate_model, stale_lock, missing_input, clock_skew, full_disk,
+    kill_job, terminate_job, kill_warm_process, kill_pipeline, terminate_pipeline, power_cut, second_pipeline,
+    corrupt_work, truncate_parquet, truncate_model, stale_lock, missing_input, clock_skew, full_disk,
 )  # fmt: skip

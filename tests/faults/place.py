@@ -61,13 +61,24 @@ class Place:
         shutil.rmtree(self.root / RESULTS / "tables", ignore_errors=True)
         (self.root / RESULTS / "metrics.json").unlink(missing_ok=True)
 
-    def jobs(self) -> list[psutil.Process]:
-        """The `moat` commands below the pipeline."""
+    def below(self) -> list[psutil.Process]:
+        """Everything that the pipeline has started."""
         try:
-            below = psutil.Process(self.running.pid).children(recursive=True)
+            return psutil.Process(self.running.pid).children(recursive=True)
         except psutil.NoSuchProcess:
             return []
-        return [process for process in below if command_of(process)]
+
+    def jobs(self) -> list[psutil.Process]:
+        """The `moat` commands below the pipeline."""
+        return [process for process in self.below() if command_of(process)]
+
+    def warm(self) -> list[psutil.Process]:
+        """The process that jobs are forked from, if there is one."""
+        return [process for process in self.below() if is_warm(process) and process.ppid() == self.running.pid]
+
+    def forks(self) -> list[psutil.Process]:
+        """The processes that do the work of commands which have been warmly started."""
+        return [process for process in self.below() if is_warm(process) and process.ppid() != self.running.pid]
 
     def alive(self) -> bool:
         return self.running is not None and self.running.poll() is None
@@ -113,13 +124,12 @@ class Place:
 
     def cut(self) -> str:
         """SIGKILL to everything at once, as in a power cut."""
-        jobs = self.jobs()
-        found = names(jobs)
+        below, found = self.below(), names(self.jobs())
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.running.pid, signal.SIGKILL)
-        for job in jobs:
+        for process in below:
             with contextlib.suppress(psutil.Error):
-                job.kill()
+                process.kill()
         self.running.wait()
         return f"all killed, {found} among them"
 
@@ -143,11 +153,19 @@ class Place:
 
 def command_of(process: psutil.Process) -> str | None:
     """`train` of a process `moat train …`; None of any other."""
-    try:
-        line = process.cmdline()
-    except psutil.Error:
-        return None
+    line = line_of(process)
     return line[2] if len(line) > 2 and any(Path(part).name == "moat" for part in line[:2]) else None
+
+
+def line_of(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
+
+
+def is_warm(process: psutil.Process) -> bool:
+    return process.is_running() and "moat.warm.server" in line_of(process)
 
 
 def names(jobs: Iterable[psutil.Process]) -> str:
