@@ -74,11 +74,11 @@ class Place:
 
     def warm(self) -> list[psutil.Process]:
         """The process that jobs are forked from, if there is one."""
-        return [process for process in self.below() if is_warm(process) and process.ppid() == self.running.pid]
+        return [process for process in self.below() if parent_of_warm(process) == self.running.pid]
 
     def forks(self) -> list[psutil.Process]:
         """The processes that do the work of commands which have been warmly started."""
-        return [process for process in self.below() if is_warm(process) and process.ppid() != self.running.pid]
+        return [process for process in self.below() if parent_of_warm(process) not in (None, self.running.pid)]
 
     def alive(self) -> bool:
         return self.running is not None and self.running.poll() is None
@@ -164,8 +164,10 @@ def line_of(process: psutil.Process) -> list[str]:
         return []
 
 
-def is_warm(process: psutil.Process) -> bool:
-    return process.is_running() and "moat.warm.server" in line_of(process)
+def parent_of_warm(process: psutil.Process) -> int | None:
+    """The parent of a warm process or of a fork of one; None of any other process."""
+    with contextlib.suppress(psutil.Error):
+        return process.ppid() if "moat.warm.server" in line_of(process) else None
 
 
 def names(jobs: Iterable[psutil.Process]) -> str:
