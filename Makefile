@@ -13,7 +13,7 @@ DVC    := $(VENV)/.dvc-ready
 GPUS   ?= $(words $(wildcard /dev/nvidia[0-9]))
 LIMIT  := $(if $(filter-out 0,$(GPUS)),--resources gpu=$(GPUS))
 
-.PHONY: quickstart mini repro pull test test-long lint format clean
+.PHONY: quickstart mini repro pull test test-long faults lint format clean
 
 quickstart: $(READY)
 	$(BIN)/snakemake --cores all $(LIMIT) --config scale=quickstart
@@ -33,9 +33,15 @@ pull: $(DVC)
 test: $(READY) $(DVC)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile
 
-# Whole pipelines through DVC and through injected faults: many minutes, not part of `make test`.
+# Whole pipelines through DVC and through a dozen injected faults: some minutes, not part of `make test`.
 test-long: $(READY) $(DVC)
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m long
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile -m long
+
+# More faults: make faults N=200 SEED=1
+N    ?= 200
+SEED ?= 1
+faults: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/faults/harness.py --faults $(N) --seed $(SEED)
 
 lint: $(READY)
 	$(BIN)/pytest tests/style

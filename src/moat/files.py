@@ -1,12 +1,14 @@
 """Files that appear under their final name complete, or not at all."""
 
 import errno
+import fcntl
+import glob
 import hashlib
 import json
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +20,15 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; on success fsync it and rename it to ``path``.
 
     Whatever goes wrong inside the block (an exception, a kill, a full disk) leaves ``path`` as it
-    was: absent, or the previous complete file.
+    was: absent, or the previous complete file. (A kill also leaves the temporary file: whoever writes ``path`` next
+    removes it.)
 
     Raises:
         DataError: no space left on the device; names the file.
         ConfigError: the folder cannot be made or written.
     """
     path = Path(path)
-    temporary = _temporary_beside(path)
+    temporary, held = _temporary_beside(path)
     try:
         yield temporary
         _publish(temporary, path)
@@ -35,6 +38,7 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
         raise
     finally:
         temporary.unlink(missing_ok=True)
+        os.close(held)
 
 
 def check_writable(path: str | os.PathLike) -> None:
@@ -43,19 +47,37 @@ def check_writable(path: str | os.PathLike) -> None:
     Raises:
         ConfigError: it cannot; says why.
     """
-    _temporary_beside(Path(path)).unlink()
+    temporary, held = _temporary_beside(Path(path))
+    temporary.unlink()
+    os.close(held)
 
 
-def _temporary_beside(path: Path) -> Path:
+def _temporary_beside(path: Path) -> tuple[Path, int]:
+    """A new file, and its number as long as somebody writes it: open and locked."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(path)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise DataError(f"{path}: no space left on the device") from error
         raise ConfigError(f"{path}: cannot be written here ({error.strerror})") from error
+    # Where a file system knows no locks, leftovers stay.
+    with suppress(OSError):
+        fcntl.flock(handle, fcntl.LOCK_EX)
+    if os.fstat(handle).st_nlink:
+        return Path(name), handle
+    # Taken for a leftover by another writer, before it was locked.
     os.close(handle)
-    return Path(name)
+    return _temporary_beside(path)
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Temporary files of ``path`` that nobody holds any more: those of killed processes."""
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
+        with suppress(OSError), open(leftover, "rb") as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            leftover.unlink()
 
 
 def _publish(temporary: Path, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A dozen faults, each kind once; `python tests/faults/harness.py --faults 200` injects more."""
+"""A dozen faults, each kind once; `make faults N=200` injects more."""
 
 import os
 import time
@@ -12,18 +12,18 @@ from moat import workspace
 
 @pytest.fixture(scope="module")
 def harness(tmp_path_factory):
-    return Harness(tmp_path_factory.mktemp("faults"), seed=0)
+    return Harness(tmp_path_factory.mktemp("faults"), seed=1)
 
 
 @pytest.mark.long
-def test_each_fault_is_survived_with_the_same_results(harness):
+@pytest.mark.parametrize("fault", faults.KINDS, ids=lambda fault: fault.__name__)
+def test_after_a_fault_the_same_command_gives_the_same_results(harness, fault):
+    if fault is faults.full_disk and not harness.can_fill_a_disk:
+        pytest.skip("this user may not mount a tmpfs, which a full disk needs")
+    # Two models and the data, two tables of rows, the table in three forms, the cells, the numbers, the claims.
     assert len(harness.undisturbed) >= 10
-    for _ in harness.kinds:
-        harness.inject()
-    # A fault that comes too late met no occasion; most must have met theirs.
-    assert harness.survived.total() >= len(harness.kinds) - 3, harness.survived
-    if not harness.can_fill_a_disk:
-        pytest.skip("all but the full disk: this user may not mount a tmpfs")
+    # One that comes too late meets no occasion.
+    assert any(harness.inject(fault) for _ in range(4))
 
 
 def test_dead_locks_go_and_those_of_the_living_stay(tmp_path):

@@ -17,6 +17,7 @@ COMMANDS = {
     "train": ("train", *RUN, "--out", "{out}/run"),
     "evaluate": ("evaluate", "--run", "{out}/run", "--suite", "quick", "--out", "{out}/quick.parquet"),
     "verify": ("verify", "--run", "{out}/run", "--out", "{out}/gates.json"),
+    "probe": ("probe", "--run", "{out}/run", "--probe", "weights", "--out", "{out}/weights.safetensors"),
 }
 
 # The command as it is, but for what comes after the lease: torch is looked for, and the device that is shown to it.
@@ -57,6 +58,7 @@ def start(tmp_path, command, **environment) -> subprocess.Popen:
         ("train", ["--device", "cuda:1"], "cuda b"),
         ("evaluate", [], "auto a"),
         ("verify", [], "auto a"),
+        ("probe", [], "auto a"),
     ],
 )
 def test_a_command_leases_before_torch_is_imported(tmp_path, command, device, selected):

@@ -189,6 +189,28 @@ def test_a_plan_adds_up(project, capsys):
     assert trades["gpu_hours"] == pytest.approx(seconds / 3600)
 
 
+@pytest.mark.parametrize(
+    ("probe", "kind", "images"),
+    [("weights", "weight_distributions", 0), ("features", "tsne", 1000), ("routing", "routing", 10_000)],
+)
+def test_probes_are_planned_and_bought_with_their_figures(project, capsys, probe, kind, images):
+    inside = {**ABOUT, "kind": kind, "probe": probe, "lines": ROWS}
+    path = project.root / "config/studies/small.yaml"
+    path.write_text(yaml.safe_dump({**STUDY, "figures": {"inside": inside}}))
+    options = ("--scale", "paper", "--hardware", "h200", "--budget-gpu-hours", "1e6")
+    made = plan(project, capsys, *options)
+    probes = [each for each in made["jobs"] if each["kind"] == "probe"]
+    wanted = [f"{RUN.format('probes', method)}/{probe}.safetensors" for method in ("standard", "pgd-at", "trades")]
+    assert [(each["path"], each["status"]) for each in probes] == [(path, "missing") for path in wanted]
+    # Ten steps of two passes, and three to look at clean and attacked images.
+    assert [each["gpu_hours"] for each in probes] == pytest.approx(3 * [(5 + images * MACS * 23 / 11.5e12) / 3600])
+    assert made["budget"]["jobs"] == len([each for each in made["jobs"] if "gpu_hours" in each])
+    assert "results/paper/figures/small-inside.png" in made["budget"]["targets"]
+    assert set(jobs_of(project, build_grid(project, "paper", STUDIES))[wanted[0]].needs) == {
+        RUN.format("runs", "standard") + "/run.json"
+    }
+
+
 def test_what_is_done_costs_nothing_and_calibrates_the_rest(project, capsys):
     before = plan(project, capsys, "--scale", "paper", "--hardware", "h200")
     finished(project, rate=1000.0)

@@ -16,7 +16,7 @@ SCRIPT = Path(__file__).with_name("cluster.sh")
 SCALE = {
     **small_project.SCALE,
     "data": {**small_project.SCALE["data"], "train_limit": 400},
-    "recipe": {"epochs": 16, "batch_size": 16, "validation": {"setting": "clean"}},
+    "recipe": {"batch_size": 16, "validation": {"setting": "clean"}},
     # The profile has SLURM stop a job three minutes before that.
     "resources": {name: {"mem_mb": 1000, "runtime": 20} for name in ("train", "evaluate", "verify")},
 }

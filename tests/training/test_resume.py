@@ -1,5 +1,6 @@
 """Never lose work: a training that is killed and started again ends with bit-identical weights."""
 
+import os
 import random
 import signal
 import time
@@ -178,6 +179,18 @@ def test_a_finished_run_is_not_trained_again(prepared, undisturbed, tmp_path, mo
         write_bytes(out / "model.safetensors", b"x")
     monkeypatch.setattr(engine.Engine, "_train_epoch", never)
     assert prepared.train(out) == 0
+    assert outcome(out) == undisturbed["pgd-at"]
+
+
+@pytest.mark.parametrize("size", [0, 700])
+def test_a_finished_run_whose_record_was_cut_short_is_trained_again(prepared, undisturbed, tmp_path, caplog, size):
+    """In place: the copy that is kept is a hard link. Snakemake deletes the other one before it runs the job again."""
+    out = tmp_path / "run"
+    assert prepared.train(out) == 0
+    os.truncate(out / "run.json", size)
+    (out / "run.json").unlink()
+    assert prepared.train(out) == 0
+    assert "forgotten, and trained again" in caplog.text
     assert outcome(out) == undisturbed["pgd-at"]
 
 

@@ -109,7 +109,7 @@ def test_a_changed_recipe_trains_its_runs_only_and_the_metrics_say_so(shared, tm
     project.ok("dvc", "repro")
     after = project.models()
     assert {method for method in METHODS if after[method] != before[method]} == {"trades"}
-    changed = json.loads(project.ok("dvc", "metrics", "diff", "--json"))["diff"]["results/tiny/metrics.json"]
+    changed = json.loads(project.ok("dvc", "metrics", "diff", "--json"))["results/tiny/metrics.json"]
     methods = {name.split(".")[3] for name in changed if name.startswith("accuracy.")}
     assert methods == {"trades"}, changed
     assert "epochs" in project.ok("dvc", "params", "diff", "--json")

@@ -247,5 +247,5 @@ def all_runs(scale, methods):
 def all_evaluated(scale):
     shown = grid(scale)
     evaluations = [paths.evaluation(scale, e.run, e.suite) for e in shown.evaluations]
-    probes = {paths.probe(scale, probe.run, probe.name) for figure in shown.figures for probe in figure.probes}
-    return evaluations + [paths.gates(scale, run) for run in shown.gates] + sorted(probes)
+    probes = [paths.probe(scale, probe.run, probe.name) for probe in shown.probes]
+    return evaluations + [paths.gates(scale, run) for run in shown.gates] + probes

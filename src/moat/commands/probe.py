@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from moat import subjects
+from moat import devices, subjects
 
 HELP = "take weights, routing scores, features or heat maps from one run, for figures"
 
@@ -29,6 +29,7 @@ def run(arguments) -> int:
     probe = project.probe(arguments.probe)
     exit_on_sigterm("the same command starts the probe again")
     check_writable(arguments.out)
+    devices.lease(arguments)
 
     from moat import probing
     from moat.attacks.suites import resolve

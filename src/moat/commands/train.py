@@ -48,6 +48,8 @@ def run(arguments) -> int:
     needs = _needs(arguments.need, resolved["recipe"])
     devices.lease(arguments)
     device = devices.select(arguments.device, arguments.threads)
+    work = arguments.work or work_folder(arguments.out)
+    _forget_unreadable(work)
 
     from moat.training.runs import Run
 
@@ -55,7 +57,7 @@ def run(arguments) -> int:
         resolved=resolved,
         data=arguments.data or Path(paths.prepared(arguments.scale, arguments.dataset)),
         out=arguments.out,
-        work=arguments.work or work_folder(arguments.out),
+        work=work,
         needs=needs,
         evaluation=project.scale(arguments.scale)["evaluation"],
         device=device,
@@ -69,6 +71,24 @@ def work_folder(out: Path) -> Path:
     """``work/`` and the path of ``out`` below the working directory (or its whole path, where it lies elsewhere)."""
     absolute, here = out.resolve(), Path.cwd()
     return Path("work") / (absolute.relative_to(here) if absolute.is_relative_to(here) else absolute.relative_to("/"))
+
+
+def _forget_unreadable(work: Path) -> None:
+    """Remove records of finished runs that are no JSON: nothing vouches for what was kept with them.
+
+    A run.json that was cut short in place takes along its kept copy, which is a hard link.
+    """
+    import logging
+
+    from moat.errors import DataError
+    from moat.files import read_json
+
+    for record in sorted(work.glob("*/finished/run.json")):
+        try:
+            read_json(record)
+        except DataError as error:
+            logging.getLogger(__name__).warning("%s; forgotten, and trained again", error)
+            record.unlink(missing_ok=True)
 
 
 def _needs(given: list[str], recipe) -> dict[str, Path]:

@@ -37,6 +37,11 @@ class Grid:
         return unique(run for item in (*self.tables, *self.figures) for run in item.gates)
 
     @property
+    def probes(self) -> tuple[Probe, ...]:
+        """What figures need of models themselves."""
+        return unique(probe for figure in self.figures for probe in figure.probes)
+
+    @property
     def datasets(self) -> tuple[str, ...]:
         return unique(run.dataset for run in self.runs)
 

@@ -10,7 +10,7 @@ from moat.config.grid import Grid
 
 
 def plan(grid: Grid, root: Path = Path(".")) -> list[dict[str, Any]]:
-    """One entry per run, evaluation, gate, table and figure: ``kind, path, status, stale`` and what names it.
+    """One entry per run, evaluation, gate, probe, table and figure: ``kind, path, status, stale`` and what names it.
 
     ``status``: ``done``, ``missing``, or ``stale`` (done, but by sources that have changed since; ``stale`` lists
     the parts of the package that differ). Whether a recipe has changed is Snakemake's to say (``snakemake -n``).
@@ -30,6 +30,15 @@ def _jobs(grid: Grid) -> Iterator[dict[str, Any]]:
     for run in grid.gates:
         path = paths.gates(scale, run)
         yield {"kind": "gate", "path": path, "record": path, **vars(run)}
+    for probe in grid.probes:
+        path = paths.probe(scale, probe.run, probe.name)
+        yield {
+            "kind": "probe",
+            "path": path,
+            "record": path.with_suffix(".json"),
+            **vars(probe.run),
+            "name": probe.name,
+        }
     for table in grid.tables:
         path = Path(f"{paths.table(scale, table.study, table.name)}.csv")
         yield {"kind": "table", "path": path, "record": None, "study": table.study, "name": table.name}

@@ -1,6 +1,7 @@
 """Rows on disk: parquet files with what made them, and evaluations that an interruption cannot undo."""
 
 import hashlib
+import io
 import json
 import logging
 import time
@@ -19,28 +20,24 @@ from moat.evaluation.measurement import BROKEN_BY, Measurement
 from moat.evaluation.plan import Plan
 from moat.evaluation.runner import check_attacks, checked_data
 from moat.evaluation.statistics import accuracy, wilson
-from moat.files import atomic_path
+from moat.files import write_bytes, write_text
 
 log = logging.getLogger(__name__)
 
 _KEY = b"moat"
 
 
-def write_rows(path: Path, frame: pd.DataFrame, metadata: Mapping[str, Any] | None = None) -> None:
-    """Write rows as a parquet file (zstd), atomically; ``metadata`` (JSON content) goes into its schema."""
+def write_rows(path: Path, frame: pd.DataFrame) -> None:
+    """Write rows as a parquet file (zstd), atomically."""
+    write_bytes(path, _to_parquet(frame, {}))
+
+
+def _to_parquet(frame: pd.DataFrame, metadata: Mapping[str, Any]) -> bytes:
+    """The content of a parquet file; ``metadata`` (JSON content) goes into its schema."""
     table = pa.Table.from_pandas(frame, preserve_index=False)
-    table = table.replace_schema_metadata({_KEY: json.dumps(metadata or {})})
-    with atomic_path(path) as temporary:
-        pq.write_table(table, temporary, compression="zstd")
-
-
-def read_rows(path: Path) -> tuple[pd.DataFrame, dict[str, Any]] | None:
-    """Rows and metadata of a file of :func:`write_rows`; None where there is no such file, or a damaged one."""
-    try:
-        table = pq.read_table(path)
-        return table.to_pandas(), json.loads((table.schema.metadata or {})[_KEY])
-    except (OSError, pa.ArrowException, KeyError, ValueError):
-        return None
+    content = io.BytesIO()
+    pq.write_table(table.replace_schema_metadata({_KEY: json.dumps(metadata)}), content, compression="zstd")
+    return content.getvalue()
 
 
 @dataclass(frozen=True)
@@ -68,16 +65,37 @@ class Parts:
         path = self.folder / f"{part}.parquet"
         made_of = {"identity": self.identity, "part": part, **depends_on}
         fingerprint = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
-        found = read_rows(path)
-        if found is not None and found[1].get("fingerprint") == fingerprint:
+        found = _read_part(path)
+        if found is not None and found[1]["fingerprint"] == fingerprint:
             self.seconds += found[1]["seconds"]
             return found[0], found[1]["flags"]
         started = time.perf_counter()
         rows, flags = measure()
         seconds = time.perf_counter() - started
-        write_rows(path, rows, {"fingerprint": fingerprint, "seconds": seconds, "flags": flags})
+        _write_part(path, rows, {"fingerprint": fingerprint, "seconds": seconds, "flags": flags})
         self.seconds, self.kept = self.seconds + seconds, False
         return rows, flags
+
+
+def _write_part(path: Path, rows: pd.DataFrame, metadata: Mapping[str, Any]) -> None:
+    """Rows and metadata, with their sha256 in a file beside: parquet itself does not notice all wrong bytes."""
+    content = _to_parquet(rows, metadata)
+    # First: a part that is there is one that can be used.
+    write_text(path.with_suffix(".sha256"), hashlib.sha256(content).hexdigest())
+    write_bytes(path, content)
+
+
+def _read_part(path: Path) -> tuple[pd.DataFrame, dict[str, Any]] | None:
+    """Rows and metadata of :func:`_write_part`; None where there are none, or other bytes than were written."""
+    digest = path.with_suffix(".sha256")
+    if not path.exists() or not digest.exists():
+        return None
+    content = path.read_bytes()
+    if hashlib.sha256(content).hexdigest().encode() != digest.read_bytes():
+        log.warning("%s is damaged; measured again", path)
+        return None
+    table = pq.read_table(pa.BufferReader(content))
+    return table.to_pandas(), json.loads(table.schema.metadata[_KEY])
 
 
 def evaluate_by_setting(

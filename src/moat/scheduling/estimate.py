@@ -12,7 +12,7 @@ from moat.config.project import Project
 from moat.config.schema import unknown_name
 from moat.errors import ConfigError
 from moat.scheduling.budget import Item
-from moat.scheduling.jobs import Job, evaluation_path, gate_path, jobs_of, run_path
+from moat.scheduling.jobs import Job, evaluation_path, gate_path, jobs_of, probe_path, run_path
 from moat.scheduling.makespan import Schedule, schedule
 from moat.scheduling.rates import Rates
 
@@ -94,12 +94,13 @@ def part_of(grid: Grid, shown: Table | Figure, number: int | None = None) -> Gri
 
 
 def targets_of(part: Grid) -> list[str]:
-    """What to ask for to get all runs, evaluations and gates of a part of a grid; none where nothing is run."""
+    """What to ask for to get all runs, evaluations, gates and probes of a part of a grid; none where nothing is run."""
     scale = part.scale
-    looked_at = {*part.gates, *(each.run for each in part.evaluations)}
+    looked_at = {*part.gates, *(each.run for each in (*part.evaluations, *part.probes))}
     return [
         *(evaluation_path(scale, each) for each in part.evaluations),
         *(gate_path(scale, run) for run in part.gates),
+        *(probe_path(scale, probe) for probe in part.probes),
         # Of those that are looked at, the run comes along.
         *(run_path(scale, run) for run in part.runs if run not in looked_at),
     ]

@@ -1,4 +1,4 @@
-"""The jobs of a grid that take time on a GPU: trainings, evaluations and gates, with what each computes."""
+"""The jobs of a grid that take time on a GPU: trainings, evaluations, gates and probes, with what each computes."""
 
 import functools
 import json
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from moat.config import paths, plan
-from moat.config.grid import Evaluation, Grid, Run
+from moat.config.grid import Evaluation, Grid, Probe, Run
 from moat.config.project import Project
 from moat.config.recipes import resolve_recipe
 from moat.errors import DataError
@@ -18,11 +18,11 @@ from moat.scheduling.macs import Macs, Net, net_of
 
 @dataclass(frozen=True)
 class Job:
-    """One training, evaluation or set of gates.
+    """One training, evaluation, set of gates or probe.
 
     Attributes:
         path: its main output, by which jobs are told apart.
-        kind: "run", "evaluation" or "gate".
+        kind: "run", "evaluation", "gate" or "probe".
         status: "done", "stale" or "missing", as :func:`moat.config.plan.plan` says.
         needs: paths of the jobs that come before it.
         work: multiply-adds.
@@ -108,6 +108,19 @@ class Workload:
         examples = min(budget.get("limit") or gates["examples"], self._examples(dataset))
         return Work(evaluate=gates_passes(gates, budget) * examples)
 
+    def probe(self, dataset: str, name: str) -> Work:
+        """Of a probe, in passes: nothing but its attack counts. Without one it looks at weights alone."""
+        probe = self.project.probe(name)
+        if "setting" not in probe:
+            return Work()
+        examples = self._examples(dataset)
+        where = f"config/probes.yaml: {name}.setting"
+        setting = self.project.attack(probe["setting"], where=where, scale=self.name)
+        return Work(
+            evaluate=min(examples, probe.get("images", examples))
+            * setting_passes(probe["setting"], setting, self.families)
+        )
+
     def _examples(self, dataset: str) -> int:
         test = self.images(dataset)["test"]
         return min(test, self.scale["evaluation"]["limit"] or test)
@@ -159,6 +172,9 @@ def _passes(load: Workload, grid: Grid) -> Iterator[tuple]:
         yield evaluation_path(scale, each), "evaluation", each.run, each.suite, (run_path(scale, each.run),), work
     for run in grid.gates:
         yield gate_path(scale, run), "gate", run, None, (run_path(scale, run),), load.gates(run.dataset)
+    for probe in grid.probes:
+        work = load.probe(probe.run.dataset, probe.name)
+        yield probe_path(scale, probe), "probe", probe.run, None, (run_path(scale, probe.run),), work
 
 
 def run_path(scale: str, run: Run) -> str:
@@ -171,3 +187,7 @@ def evaluation_path(scale: str, evaluation: Evaluation) -> str:
 
 def gate_path(scale: str, run: Run) -> str:
     return str(paths.gates(scale, run))
+
+
+def probe_path(scale: str, probe: Probe) -> str:
+    return str(paths.probe(scale, probe.run, probe.name))

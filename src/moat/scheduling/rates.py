@@ -86,7 +86,7 @@ class Rates:
             if amount:
                 rate = self.of(kind, job)
                 parts.append((amount / rate.value, rate.source))
-        return self.planner["start_up"] + sum(seconds for seconds, _ in parts), max(parts)[1]
+        return self.planner["start_up"] + sum(seconds for seconds, _ in parts), max(parts, default=(0.0, "shipped"))[1]
 
 
 def precision_of(wanted: str, hardware: str) -> str:
