@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 
@@ -128,15 +129,15 @@ class Table:
         """All cells, and what may explain them."""
         return (each for cell in self.cells for each in cell.each())
 
-    @property
+    @cached_property
     def evaluations(self) -> tuple[Evaluation, ...]:
         return unique(evaluation for cell in self.measured for evaluation in cell.evaluations)
 
-    @property
+    @cached_property
     def runs(self) -> tuple[Run, ...]:
         return unique(run for cell in self.measured for run in cell.runs)
 
-    @property
+    @cached_property
     def gates(self) -> tuple[Run, ...]:
         return unique(run for cell in self.measured for run in cell.gates)
 
@@ -171,19 +172,19 @@ class Figure:
         """The cells of all lines, and what may explain them."""
         return (each for line in self.lines for each in line.cell.each())
 
-    @property
+    @cached_property
     def evaluations(self) -> tuple[Evaluation, ...]:
         return unique(evaluation for cell in self.measured for evaluation in cell.evaluations)
 
-    @property
+    @cached_property
     def runs(self) -> tuple[Run, ...]:
         return unique(run for cell in self.measured for run in cell.runs)
 
-    @property
+    @cached_property
     def gates(self) -> tuple[Run, ...]:
         return unique(run for cell in self.measured for run in cell.gates)
 
-    @property
+    @cached_property
     def probes(self) -> tuple[Probe, ...]:
         return unique(probe for cell in self.measured for probe in cell.probes)
 

@@ -6,6 +6,7 @@ share are listed once; what a cell's run starts from (``needs:`` in its recipe) 
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from moat.config.cells import Cell, Evaluation, Figure, Line, Probe, Run, Table, unique
@@ -31,17 +32,17 @@ class Grid:
     evaluations: tuple[Evaluation, ...]
     needs: Mapping[Run, Mapping[str, Run]] = field(hash=False)
 
-    @property
+    @cached_property
     def gates(self) -> tuple[Run, ...]:
         """The runs whose gates are checked: those whose accuracy a table or figure shows."""
         return unique(run for item in (*self.tables, *self.figures) for run in item.gates)
 
-    @property
+    @cached_property
     def probes(self) -> tuple[Probe, ...]:
         """What figures need of models themselves."""
         return unique(probe for figure in self.figures for probe in figure.probes)
 
-    @property
+    @cached_property
     def datasets(self) -> tuple[str, ...]:
         return unique(run.dataset for run in self.runs)
 
