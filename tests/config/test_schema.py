@@ -238,7 +238,7 @@ def test_the_digest_of_a_run_changes_exactly_with_what_decides_its_weights(proje
     ],
 )
 def test_a_scale_shortens_attacks_of_training(project, method, key, steps, step_size):
-    edit(project, "config/scales/quickstart.yaml", "max_attack_steps: 3", "max_attack_steps: 5")
+    edit(project, "config/scales/quickstart.yaml", "max_attack_steps: 2", "max_attack_steps: 5")
     if method == "trades":
         edit(project, "config/scales/quickstart.yaml", "recipes:", "recipes:\n  trades: {attack: {steps: 7}}")
     attack = resolve_recipe(project, "quickstart", method)[key]
