@@ -1,13 +1,16 @@
 """`moat bench`: that it measures real updates, says what of, and feeds the planner. No time is asserted."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 
 from moat import benchmarking, cli
+from moat.benchmarking import train
 from moat.config.project import Project
+from moat.scheduling import locks
 from moat.scheduling.rates import Rates
 
 ROOT = Path(__file__).parents[2]
@@ -24,6 +27,19 @@ def project(tmp_path):
 def bench(project, capsys, *options):
     assert cli.main(["--project", str(project), "bench", *options]) == 0
     return capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("device", "leased"), [("auto", "a"), ("cuda", "a"), ("cpu", None)])
+def test_it_leases_a_gpu_like_a_job(project, capsys, monkeypatch, tmp_path, device, leased):
+    monkeypatch.setenv("MOAT_GPUS", "a")
+    monkeypatch.setenv("MOAT_LOCKS", str(locks.make_folder(tmp_path / "locks")))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    seen = []
+    monkeypatch.setattr(
+        train, "measure", lambda options: seen.append(os.getenv("CUDA_VISIBLE_DEVICES")) or {"rows": []}
+    )
+    bench(project, capsys, "train", "--device", device, "--json")
+    assert seen == [leased]
 
 
 def test_rates_of_training_and_evaluation_add_up(project, capsys):

@@ -6,6 +6,8 @@ Options of a benchmark come after its name: `moat bench train --help`.
 import sys
 from pathlib import Path
 
+from moat import devices
+
 HELP = "measure how fast this machine trains, attacks, reads data, plans"
 
 
@@ -49,6 +51,9 @@ def _measure(arguments) -> int:
     module.add_arguments(parser)
     options = parser.parse_args(arguments.options)
     options.project = arguments.project
+    if hasattr(options, "device"):
+        options.until_end = arguments.until_end
+        devices.lease(options)
     options.command = " ".join(["moat", "bench", arguments.benchmark, *_without_notes(arguments.options)])
     content = module.measure(options)
     if options.record:

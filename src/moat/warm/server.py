@@ -18,9 +18,10 @@ from moat.warm.client import ACCEPTED, ENDED, REFUSED
 
 # What jobs import; all that it takes to train, attack and judge, to tabulate and to draw.
 IMPORTED = (
-    "torch", "pandas", "pyarrow.parquet", "scipy.stats", "safetensors.torch", "jsonschema", "moat.subjects",
-    "moat.training.runs", "moat.evaluation.records", "moat.evaluation.gates", "moat.reporting.results",
-    "matplotlib.figure",
+    # The second is imported by the first step of any optimizer.
+    "torch", "torch._dynamo", "pandas", "pyarrow.parquet", "scipy.stats", "safetensors.torch", "jsonschema",
+    "moat.subjects", "moat.training.runs", "moat.evaluation.records", "moat.evaluation.gates",
+    "moat.reporting.results", "matplotlib.figure",
 )  # fmt: skip
 _PACKAGE = Path(__file__).parent.parent
 _PARENT_DEATH_SIGNAL = 1
