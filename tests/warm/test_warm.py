@@ -15,7 +15,13 @@ from moat.warm import VARIABLE
 PYTHON_PATH = Path(moat.__file__).parent.parent
 
 # A server whose jobs are lines of Python instead of moat's commands, and which has nothing to import first.
-SERVER = """
+# Both take signals as from a terminal, also where these tests run in the background, which ignores some.
+TERMINAL = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+"""
+SERVER = f"""{TERMINAL}
 import sys
 import moat.cli
 from moat.warm import server
@@ -23,7 +29,7 @@ moat.cli.main = lambda argv: exec(argv[1]) or 0
 server.IMPORTED = ()
 sys.exit(server.main())
 """
-COMMAND = """
+COMMAND = f"""{TERMINAL}
 import sys
 from moat.warm.client import run_warm
 code = run_warm(sys.argv[1:])
