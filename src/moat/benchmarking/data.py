@@ -3,6 +3,7 @@
 An epoch of each in turn; the loader has no workers, for CPU time is what is compared.
 """
 
+import importlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -41,9 +42,9 @@ def measure(arguments) -> dict[str, Any]:
 def _peer(images, labels: list[int]) -> Callable[[], None]:
     """An epoch of torchvision's CIFAR10 over these images, as training scripts of the field write it."""
     import torch
-    from torchvision import datasets, transforms
 
-    import moat.torchvision_ops  # noqa: F401 - before torchvision
+    importlib.import_module("moat.torchvision_ops")  # Before torchvision, which may not import without it.
+    from torchvision import datasets, transforms
 
     steps = [transforms.RandomCrop(32, padding=4), transforms.RandomHorizontalFlip(), transforms.ToTensor()]
     # Without its files: only what __getitem__ uses is set.
