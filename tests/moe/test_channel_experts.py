@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from moat.errors import ConfigError, MoatError
 from moat.moe import ChannelExpertConv2d, build_moe_cnn
+from moat.moe.channel_experts import gated_relu
 from moat.moe.routing import Sorting
 
 EXACT = {"rtol": 1e-12, "atol": 1e-12}
@@ -51,6 +52,25 @@ def test_the_layer_equals_the_definition_for_every_split(routes, channels_last):
     for ours, theirs in zip(
         torch.autograd.grad(y, inputs, upstream), torch.autograd.grad(expected, inputs, upstream), strict=True
     ):
+        torch.testing.assert_close(ours, theirs, **EXACT)
+
+
+def test_one_gated_relu_stands_for_the_gates_of_both_convolutions_around_it():
+    torch.manual_seed(0)
+    first, second = (ChannelExpertConv2d(4, 4, 3, experts=2, padding=1).double() for _ in range(2))
+    for conv in (first, second):
+        conv.bias = torch.nn.Parameter(draw(4, seed=3))
+        conv.requires_grad_(False)
+    groups, upstream = ((0, 3), (1, 2)), draw(5, 4, 6, 6, seed=4)
+    x, gate = draw(5, 4, 6, 6, seed=1).requires_grad_(), torch.ones(5, dtype=torch.float64, requires_grad=True)
+
+    def gradients(y: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return torch.autograd.grad(y, (x, gate), upstream)
+
+    one = second.forward_sorted(gated_relu(first.forward_sorted(x, groups), gate, first.bias), groups)
+    both = second.forward_sorted(F.relu(first.forward_sorted(x, groups, gate)), groups, gate)
+    assert torch.equal(one, both)
+    for ours, theirs in zip(gradients(one), gradients(both), strict=True):
         torch.testing.assert_close(ours, theirs, **EXACT)
 
 

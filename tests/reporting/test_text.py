@@ -1,6 +1,9 @@
 """Markdown and LaTeX say what the CSV says, and nothing bare."""
 
+import os
 import re
+import shutil
+import subprocess
 from types import SimpleNamespace
 
 import jinja2
@@ -10,6 +13,9 @@ from reporting_tree import ROOT, cells, expected_text
 from moat.reporting import latex, markdown
 from moat.reporting.layout import _mark
 from moat.reporting.records import duration, quantity, show
+
+# What a table says that it needs.
+NEEDED = re.compile(r"^% needs \\usepackage\{(.*)\}$", re.M)
 
 
 @pytest.mark.parametrize("name", ["unified-leaderboard", "dramoe-table2"])
@@ -44,12 +50,28 @@ def test_latex_agrees_with_the_csv_and_is_well_formed(built, name):
     columns = re.search(r"\\begin\{tabular\}\{(l(r+))\}", text).group(1)
     body = text.split("\\midrule\n")[1].split("\\bottomrule")[0].splitlines()
     assert all(line.endswith(" \\\\") and len(re.findall(r"(?<!\\)&", line)) == len(columns) - 1 for line in body)
-    measured = [line for line in body if not line.startswith(" & ")]
+    measured = [line for line in body if not line.startswith((" & ", "\\emph{"))]
     printed = [cell for line in measured for cell in re.split(r"(?<!\\)&", line.removesuffix(" \\\\"))[1:]]
     said = [re.sub(r"\\textsuperscript\{.*?\}", "", cell).strip() for cell in printed]
     assert said == [expected_text(row) for row in content.to_dict("records")]
     assert "the gate monotone-epsilon failed" in text
     assert f"\\label{{tab:{name}}}" in text
+
+
+def test_latex_compiles_and_fits_the_page(built, tmp_path):
+    if not shutil.which("pdflatex"):
+        assert "MOAT_NEED_LATEX" not in os.environ, "pdflatex was installed for this test, and is not found"
+        pytest.skip("LaTeX tables are not compiled: there is no pdflatex (Debian: texlive-latex-recommended)")
+    tables = sorted((built.base / "tables").glob("*.tex"))
+    packages = {name for table in tables for name in NEEDED.search(table.read_text()).group(1).split(",")}
+    document = "\\documentclass{article}\n\\usepackage{%s}\n\\begin{document}\n%s\n\\end{document}\n"
+    inputs = [f"\\input{{{table}}}\\clearpage" for table in tables]
+    (tmp_path / "all.tex").write_text(document % (",".join(sorted(packages)), "\n".join(inputs)))
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "all.tex"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, errors="replace")
+    assert done.returncode == 0, done.stdout[-2000:]
+    too_wide = [float(points) for points in re.findall(r"Overfull \\hbox \(([\d.]+)pt", done.stdout)]
+    assert not [points for points in too_wide if points > 20], done.stdout
 
 
 @pytest.mark.parametrize("suffix", ["md", "tex"])

@@ -12,6 +12,7 @@ import torch
 from torch import fx, nn
 
 from moat.errors import MoatError
+from moat.nets.packed import PackedConv2d, can_be_packed
 
 log = logging.getLogger(__name__)
 
@@ -22,8 +23,9 @@ TOLERANCE = 1e-3
 def for_attack(model: nn.Module, example: torch.Tensor | None = None) -> nn.Module:
     """A copy of ``model``, as it is now, to compute an attack's gradients with; other attack libraries may use it too.
 
-    Its parameters are frozen, it is in evaluation mode and channels last, and every batch norm that follows a
-    convolution (plain, masked, or of channel experts) and nothing else is folded into it. It keeps the class and the
+    Its parameters are frozen, it is in evaluation mode and channels last, every batch norm that follows a convolution
+    (plain, masked, or of channel experts) and nothing else is folded into it, and on a CPU the convolutions' weights
+    are kept as oneDNN orders them. It keeps the class and the
     methods of ``model`` (``route_logits``, ``features``); its state dict is not the model's.
 
     Args:
@@ -53,6 +55,7 @@ class AttackCopy:
             _replace(self.copy, convolution, _with_bias(self.copy.get_submodule(convolution)))
             _replace(self.copy, norm, _Through())
         self.copy.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+        _pack(self.copy)
         source, target = model.get_submodule, self.copy.get_submodule
         self._folded = [(source(c), source(n), target(c)) for c, n in pairs]
         self._copied = list(self._tensors_left(pairs))
@@ -82,7 +85,7 @@ def foldable(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, str]]:
     declares in ``FOLDS`` and those in the graphs of its children.
     """
     try:
-        graph = _Tracer().trace(model)
+        graph = Tracer().trace(model)
     except Exception:  # Whatever a forward pass does with a stand-in for its input, its children may still be plain.
         for convolution, norm in getattr(model, "FOLDS", ()):
             if _can_fold(model.get_submodule(convolution), model.get_submodule(norm)):
@@ -101,7 +104,7 @@ def foldable(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, str]]:
             yield f"{prefix}{names[0]}", f"{prefix}{names[1]}"
 
 
-class _Tracer(fx.Tracer):
+class Tracer(fx.Tracer):
     """Looks into every module but convolutions and torch's own."""
 
     def is_leaf_module(self, module: nn.Module, qualified_name: str) -> bool:
@@ -123,6 +126,14 @@ def _can_fold(convolution: nn.Module, norm: nn.Module) -> bool:
 def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
     parent, _, attribute = name.rpartition(".")
     setattr(model.get_submodule(parent), attribute, module)
+
+
+def _pack(model: nn.Module) -> None:
+    for name, module in list(model.named_modules()):
+        if hasattr(module, "forward_sorted"):
+            module.pack()
+        elif name and can_be_packed(module):
+            _replace(model, name, PackedConv2d.of(module))
 
 
 def _with_bias(convolution: nn.Module) -> nn.Module:

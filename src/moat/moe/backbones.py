@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from moat.moe.channel_experts import ChannelExpertConv2d
+from moat.moe.channel_experts import ChannelExpertConv2d, gated_relu
 from moat.moe.norms import make_norm
 from moat.moe.routing import Groups
 from moat.nets.classifier import conv1x1, conv3x3, global_average, scale_channels
@@ -39,6 +39,10 @@ class MoeBasicBlock(nn.Module):
             self.shortcut = nn.Sequential(conv1x1(in_channels, out_channels, stride), nn.BatchNorm2d(out_channels))
 
     def forward(self, x: torch.Tensor, groups: Groups, gate: torch.Tensor | None) -> torch.Tensor:
+        if gate is not None and self.conv1.bias is not None:  # bn1 is folded
+            y = gated_relu(self.conv1.forward_sorted(x, groups), gate, self.conv1.bias)
+            y = self.bn2(self.conv2.forward_sorted(y, groups), groups) + self.shortcut(x)
+            return F.relu(y, inplace=True)
         y = F.relu(self.bn1(self.conv1.forward_sorted(x, groups, gate), groups))
         return F.relu(self.bn2(self.conv2.forward_sorted(y, groups, gate), groups) + self.shortcut(x))
 

@@ -6,6 +6,7 @@ from torch.nn import functional as F
 
 from moat.errors import ConfigError
 from moat.moe.routing import Groups, Sorting
+from moat.nets.packed import PackedWeight
 
 
 class ChannelExpertConv2d(nn.Module):
@@ -41,11 +42,16 @@ class ChannelExpertConv2d(nn.Module):
         self.weight = nn.Parameter(torch.empty(experts * out_channels, in_channels, kernel_size, kernel_size))
         # None, but in a copy into which a batch norm is folded: (out_channels,), shared by the experts.
         self.register_parameter("bias", None)
+        self.packed: list[PackedWeight] = []
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Kaiming normal over the fan out of all experts together, as of the dense layer that they tile."""
         nn.init.kaiming_normal_(self.weight, mode="fan_out", nonlinearity="relu")
+
+    def pack(self) -> None:
+        """Keep each expert's filters packed from now on: in a copy whose weight needs no gradient."""
+        self.packed = [PackedWeight((self.stride,) * 2, (self.padding,) * 2) for _ in range(self.experts)]
 
     def forward(self, x: torch.Tensor, route: torch.Tensor, gate: torch.Tensor | None = None) -> torch.Tensor:
         """The selected experts' outputs (B, out_channels, H', W') for samples in any order.
@@ -69,11 +75,15 @@ class ChannelExpertConv2d(nn.Module):
         filters = self.weight.split(self.out_channels)
         parts = x.split([size for _, size in groups]) if len(groups) > 1 else (x,)
         outputs = [
-            F.conv2d(part, filters[expert], self.bias, stride=self.stride, padding=self.padding)
-            for part, (expert, _) in zip(parts, groups, strict=True)
+            self._convolve(part, expert, filters[expert]) for part, (expert, _) in zip(parts, groups, strict=True)
         ]
         y = torch.cat(outputs) if len(outputs) > 1 else outputs[0]
         return y if gate is None else _Gated.apply(y, gate, self.bias)
+
+    def _convolve(self, x: torch.Tensor, expert: int, weight: torch.Tensor) -> torch.Tensor:
+        if self.packed:
+            return self.packed[expert].conv2d(x, weight, self.bias)
+        return F.conv2d(x, weight, self.bias, stride=self.stride, padding=self.padding)
 
     def extra_repr(self) -> str:
         return (
@@ -102,6 +112,40 @@ class _Gated(torch.autograd.Function):
         (y,) = ctx.saved_tensors
         products = _inner_products(gradient, y)
         if ctx.bias is not None:
+            products = products - gradient.sum((2, 3)) @ ctx.bias.to(gradient.dtype)
+        return gradient, products, None
+
+
+def gated_relu(z: torch.Tensor, gate: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    """``relu(z)`` between two channel-expert convolutions in evaluation mode, with the gradient of both their gates.
+
+    Call it, instead of giving ``gate`` to the convolutions, where ``z`` (B, C, H, W) comes from the first, whose
+    ``bias`` (C,) is a folded batch norm's, and goes nowhere but through here into the second, which has none before its
+    gate. A convolution is linear, so the second's inner product of gradient and output is that of its input; and the
+    first's is the same but for the bias, for relu changes neither gradient nor value where it passes. So one inner
+    product is enough for two layers, and no output has to be kept for it.
+
+    ``z`` is overwritten.
+    """
+    return _GatedRelu.apply(z, gate, bias)
+
+
+class _GatedRelu(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, z: torch.Tensor, gate: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        ctx.mark_dirty(z)
+        z.relu_()
+        ctx.save_for_backward(z)
+        ctx.bias = bias
+        return z
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, gradient: torch.Tensor):
+        (a,) = ctx.saved_tensors
+        products = 2 * _inner_products(gradient, a) if ctx.needs_input_grad[1] else None
+        gradient = torch.ops.aten.threshold_backward(gradient, a, 0)
+        if products is not None:
             products = products - gradient.sum((2, 3)) @ ctx.bias.to(gradient.dtype)
         return gradient, products, None
 

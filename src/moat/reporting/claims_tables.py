@@ -34,8 +34,9 @@ def to_markdown(claims: Sequence[Mapping[str, Any]]) -> str:
 
 def to_latex(claims: Sequence[Mapping[str, Any]]) -> str:
     """A ``longtable``, because it is longer than a page; needs the packages booktabs, longtable and array."""
-    width = 0.92 / len(HEADINGS)
-    columns = "".join(f">{{\\raggedright\\arraybackslash}}p{{{width:.3f}\\linewidth}}" for _ in HEADINGS)
+    # All columns together are as wide as the page, the space between them included.
+    column = f"p{{\\dimexpr{1 / len(HEADINGS):.4f}\\linewidth-2\\tabcolsep\\relax}}"
+    columns = f">{{\\raggedright\\arraybackslash}}{column}" * len(HEADINGS)
     lines = [
         "% needs \\usepackage{booktabs,longtable,array}",
         "{\\footnotesize",

@@ -1,4 +1,4 @@
-"""Tables as LaTeX, for ``\\usepackage{booktabs}``."""
+"""Tables as LaTeX, for ``\\usepackage{booktabs,graphicx}``."""
 
 from moat.reporting.layout import Entry, Layout
 
@@ -17,22 +17,29 @@ _ESCAPES = {
 }
 
 
+# As wide as it is, or as the page where that is less.
+_AT_MOST_THE_PAGE = r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%"
+
+
 def render(layout: Layout) -> str:
-    """A ``table`` float. Published numbers stand on a line of their own, in italics, below what was measured."""
+    """A ``table`` float, shrunk where it is wider than the page. Published numbers stand on a line of their own, in
+    italics, below what was measured.
+    """
     table = layout.table
     lines = [
-        "% needs \\usepackage{booktabs}",
+        "% needs \\usepackage{booktabs,graphicx}",
         "\\begin{table}",
         "\\centering\\small",
         f"\\caption{{{escape(table.title)}. {escape(table.caption)}}}",
         f"\\label{{tab:{_label(table.study)}-{_label(table.name)}}}",
+        _AT_MOST_THE_PAGE,
         f"\\begin{{tabular}}{{l{'r' * len(table.columns)}}}",
         "\\toprule",
         _line(["", *map(escape, table.columns)]),
         "\\midrule",
         *(line for label, entries in layout.rows for line in _row(label, entries)),
         "\\bottomrule",
-        "\\end{tabular}",
+        "\\end{tabular}}",
     ]
     if layout.notes:
         notes = (f"\\textsuperscript{{{mark}}} {escape(text)}." for mark, text in layout.notes)
@@ -52,8 +59,16 @@ def _row(label: str, entries: tuple[Entry, ...]) -> list[str]:
     lines = [_line([escape(label), *map(_entry, entries)])]
     for said in ([e.comparison for e in entries], [e.explanation for e in entries]):
         if any(said):
-            lines.append(_line(["", *(f"\\emph{{{escape(text)}}}" if text else "" for text in said)]))
+            lines.append(_line([f"\\emph{{{escape(text)}}}" if text else "" for text in _headed(said)]))
     return lines
+
+
+def _headed(said: list[str | None]) -> list[str | None]:
+    """Label and cells of a line. Its label is the first word ("published") where that is the same in all of them."""
+    first = {text.partition(" ")[0] for text in said if text}
+    if len(first) > 1 or any("; " in text for text in said if text):
+        return ["", *said]
+    return [*first, *(text and text.partition(" ")[2] for text in said)]
 
 
 def _entry(entry: Entry) -> str:

@@ -9,6 +9,8 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
+from moat.attacks.folding import Tracer
+
 # What works on each pixel by itself, and what is called for it: nothing here may write to its input.
 POINTWISE = {
     F.relu: F.relu,
@@ -72,7 +74,7 @@ def local_graph(net: nn.Module) -> LocalGraph | None:
     if any(module._forward_hooks or module._forward_pre_hooks for module in net.modules()):
         return None
     try:
-        graph = fx.Tracer().trace(net)
+        graph = Tracer().trace(net)
     except Exception:  # Whatever a forward pass does with a stand-in for its input: then nothing is known of it.
         return None
     own = {**dict(net.named_parameters()), **dict(net.named_buffers())}

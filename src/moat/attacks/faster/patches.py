@@ -13,6 +13,7 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from moat.attacks.faster.local_graph import LocalGraph, local_graph
+from moat.nets.packed import PackedConv2d
 
 # Of a map: from this share on it is computed whole, because cutting windows out costs, too.
 WHOLE = 0.7
@@ -152,6 +153,8 @@ class Patched(Whole):
         border = (seen.left - left, right - seen.left - seen.width, seen.top - top, bottom - seen.top - seen.height)
         if any(border):
             around = F.pad(around, border)
+        if isinstance(conv, PackedConv2d):
+            return conv(around, padded=False)
         return F.conv2d(around, conv.weight, conv.bias, conv.stride, 0, conv.dilation, conv.groups)
 
 
