@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from moat import attacks, nets
 from moat.attacks.faster.patches import Patched, Whole, Window, evaluator
 from moat.attacks.package import Attacked, examples_are_independent
+from moat.nets import packed
 
 
 class Odd(nn.Module):
@@ -80,7 +81,9 @@ def assert_same_logits(values, model, tolerance=1e-5):
         ("wrn-28-10", {"width": 1 / 10}), ("vgg19", {"width": 1 / 8}),
     ],
 )  # fmt: skip
-def test_patches_give_the_logits_of_whole_images(arch, options):
+@pytest.mark.parametrize("worth", [0, packed.WORTH])
+def test_patches_give_the_logits_of_whole_images(arch, options, worth, monkeypatch):
+    monkeypatch.setattr(packed, "WORTH", worth)
     torch.manual_seed(0)
     model = nets.build(arch, 10, image_size=32, **options)
     for module in model.modules():

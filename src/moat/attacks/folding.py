@@ -12,7 +12,7 @@ import torch
 from torch import fx, nn
 
 from moat.errors import MoatError
-from moat.nets.packed import PackedConv2d, can_be_packed
+from moat.nets.packed import PackedConv2d, can_be_packed, worth_packing
 
 log = logging.getLogger(__name__)
 
@@ -132,7 +132,7 @@ def _pack(model: nn.Module) -> None:
     for name, module in list(model.named_modules()):
         if hasattr(module, "forward_sorted"):
             module.pack()
-        elif name and can_be_packed(module):
+        elif name and can_be_packed(module) and worth_packing(module.weight):
             _replace(model, name, PackedConv2d.of(module))
 
 

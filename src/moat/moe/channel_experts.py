@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from moat.errors import ConfigError
 from moat.moe.routing import Groups, Sorting
-from moat.nets.packed import PackedWeight
+from moat.nets.packed import PackedWeight, worth_packing
 
 
 class ChannelExpertConv2d(nn.Module):
@@ -50,8 +50,9 @@ class ChannelExpertConv2d(nn.Module):
         nn.init.kaiming_normal_(self.weight, mode="fan_out", nonlinearity="relu")
 
     def pack(self) -> None:
-        """Keep each expert's filters packed from now on: in a copy whose weight needs no gradient."""
-        self.packed = [PackedWeight((self.stride,) * 2, (self.padding,) * 2) for _ in range(self.experts)]
+        """Keep each expert's filters packed from now on, where that pays: in a copy whose weight needs no gradient."""
+        if worth_packing(self.weight[: self.out_channels]):
+            self.packed = [PackedWeight((self.stride,) * 2, (self.padding,) * 2) for _ in range(self.experts)]
 
     def forward(self, x: torch.Tensor, route: torch.Tensor, gate: torch.Tensor | None = None) -> torch.Tensor:
         """The selected experts' outputs (B, out_channels, H', W') for samples in any order.

@@ -12,6 +12,8 @@ from torch import nn
 from torch.nn import functional as F
 
 _OPS = torch.ops.mkldnn
+# Below so many weights, to order them costs less than to look whether they are ordered (measured: 128 x 64 x 3 x 3).
+WORTH = 2**16
 
 
 class PackedWeight:
@@ -88,6 +90,11 @@ class PackedConv2d(nn.Conv2d):
     def forward(self, x: torch.Tensor, *, padded: bool = True) -> torch.Tensor:
         """As a ``Conv2d``; not ``padded``: of images (B, C, H, W) that have their border already."""
         return self.packed.conv2d(x, self.weight, self.bias, padded=padded)
+
+
+def worth_packing(weight: torch.Tensor) -> bool:
+    """Whether calls become faster by it."""
+    return weight.device.type == "cpu" and weight.numel() >= WORTH
 
 
 def can_be_packed(convolution: nn.Module) -> bool:
