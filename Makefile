@@ -33,7 +33,7 @@ pull: $(DVC)
 test: $(READY) $(DVC)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile
 
-# Whole pipelines through DVC and through a dozen injected faults: some minutes, not part of `make test`.
+# Whole pipelines, through DVC and through a dozen injected faults: some minutes more.
 test-long: $(READY) $(DVC)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile -m long
 

@@ -9,12 +9,14 @@ from pyautoattack.fab_pt import FABAttack_PT
 from pyautoattack.square import SquareAttack
 from scipy.optimize import linprog
 from torch import nn
+from torch.nn import functional as F
 
 from moat import attacks
 from moat.attacks.faster.apgd import Apgd, ApgdTargeted
 from moat.attacks.faster.fab import Fab
 from moat.attacks.faster.fab_projection import project_linf
 from moat.attacks.faster.square import SquareSearch
+from moat.attacks.low_precision import for_low_precision_attack
 from moat.attacks.package import Attacked, FlagLogger
 
 EPS = 12 / 255
@@ -169,6 +171,42 @@ def test_a_net_without_defence_is_left_as_soon_as_all_is_broken(trained, few):
         assert (trained(found).argmax(1) != few[1]).all()
     # Judged twice, checked seven times, attacked by a handful of the hundred steps of the first attack.
     assert model.seen < 30 * len(few[0]), model.seen / len(few[0])
+
+
+def square(model, for_search, x, y, eps):
+    """Which examples withstand a Square that searches with a copy."""
+    attacked = Attacked(model, for_search)
+    search = SquareSearch(attacked, norm="Linf", eps=eps, seed=0, n_queries=100, resc_schedule=False)
+    with attacks.steps.frozen(model), torch.no_grad():
+        return model(search.perturb(x, y)).argmax(1) == y
+
+
+def test_square_in_bf16_finds_what_float32_finds_within_noise(trained, digits):
+    x, y = digits[0][1280:1380], digits[1][1280:1380]
+    robust = [square(trained, copied, x, y, EPS) for copied in (None, for_low_precision_attack(trained))]
+    assert 0.1 < robust[0].float().mean() < 0.9
+    assert (robust[0] != robust[1]).float().mean() <= 0.1
+
+
+def test_a_copy_that_takes_all_for_broken_does_not_end_the_search(trained, digits):
+    """Low precision's word is not taken for it: it goes on until full precision confirms."""
+    of_class = digits[1] == 3
+    x, y = digits[0][of_class][:40], digits[1][of_class][:40]
+    robust = square(trained, nn.Sequential(attacks.for_attack(trained), Lowered(3)), x, y, 3 * EPS)
+    with torch.no_grad():
+        right = trained(x).argmax(1) == y
+    assert (right & ~robust).float().mean() > 0.15
+
+
+class Lowered(nn.Module):
+    """The logit of one class is less than all others."""
+
+    def __init__(self, label):
+        super().__init__()
+        self.label = label
+
+    def forward(self, z):
+        return z - 100 * F.one_hot(torch.tensor(self.label), z.shape[1])
 
 
 def test_bf16_finds_what_float32_finds_within_noise(trained, digits):

@@ -7,6 +7,7 @@ from torch.nn import functional as F
 
 from moat import attacks, nets
 from moat.attacks.faster.patches import Patched, Whole, Window, evaluator
+from moat.attacks.low_precision import for_low_precision_attack
 from moat.attacks.package import Attacked, examples_are_independent
 from moat.nets import packed
 
@@ -98,3 +99,18 @@ def test_patches_give_the_logits_of_whole_images(arch, options, worth, monkeypat
             values = evaluator(net, net, torch.rand(3, 3, 32, 32), smallest=Window(0, 0, 3, 3))
             assert type(values) is Patched and values.known
             assert_same_logits(values, net, 1e-4)
+
+
+def test_patches_of_a_copy_in_low_precision_are_near_those_of_whole_images():
+    torch.manual_seed(0)
+    net = for_low_precision_attack(nets.build("resnet18", 10, image_size=32, width=1 / 8))
+    with torch.no_grad():
+        searched = Attacked(net)
+        values = evaluator(searched, net, torch.rand(3, 3, 32, 32), smallest=Window(0, 0, 3, 3))
+        assert type(values) is Patched and values.known
+        window, patch = Window(3, 5, 9, 9), torch.rand(3, 3, 9, 9)
+        changed = values.images.clone()
+        window.of(changed).copy_(patch)
+        found, expected = values.propose(window, patch), net(changed)
+        assert found.dtype == torch.float32
+        assert (found - expected).abs().max() < 0.02 * expected.abs().max()

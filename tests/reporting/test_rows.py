@@ -5,6 +5,7 @@ import pytest
 from reporting_tree import rows
 
 from moat.errors import DataError
+from moat.evaluation.records import write_rows
 from moat.reporting.rows import Rows
 
 
@@ -25,6 +26,31 @@ def test_the_order_of_the_rows_does_not_matter(tmp_path, order):
     for setting, part in frame.groupby("setting"):
         assert np.array_equal(found.index[setting], np.arange(50))
         assert np.array_equal(found.correct[setting], part["correct"])
+
+
+@pytest.mark.parametrize("share", [0.05, 0.3, 0.5])
+def test_wrong_bytes_in_what_is_read_are_noticed(tmp_path, share):
+    import pyarrow.parquet
+
+    path = tmp_path / "rows.parquet"
+    write_rows(path, rows("dramoe", {"clean": 0.9}, 2000, seed=1))
+    whole = Rows(path)
+    group = pyarrow.parquet.read_metadata(path).row_group(0)
+    columns = {group.column(number).path_in_schema: group.column(number) for number in range(group.num_columns)}
+    for name in ("setting", "index", "correct"):
+        column, content = columns[name], bytearray(path.read_bytes())
+        # Past the page's header, which is some tens of bytes long.
+        at = column.data_page_offset + 60 + int(share * max(column.total_compressed_size - 60, 1))
+        content[at] ^= 0x10
+        (tmp_path / "damaged.parquet").write_bytes(content)
+        try:
+            found = Rows(tmp_path / "damaged.parquet")
+        except DataError as error:
+            assert "damaged.parquet" in str(error) and "made again" in str(error)
+        else:
+            # What the flipped bit belongs to was not read.
+            assert all(np.array_equal(found.correct[key], whole.correct[key]) for key in whole.correct)
+            assert at >= column.data_page_offset + column.total_compressed_size
 
 
 @pytest.mark.parametrize("again", [slice(0, 1), slice(49, 50), slice(60, 61)])

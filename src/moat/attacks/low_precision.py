@@ -38,14 +38,20 @@ def for_low_precision_attack(
         if isinstance(module, nn.Conv2d) or hasattr(module, "forward_sorted"):
             module.to(dtype)
         if isinstance(module, (nn.Conv2d, nn.Linear)):
-            module.register_forward_pre_hook(_to_own_type)
-    copied.register_forward_hook(_to_float32)
+            module.register_forward_pre_hook(to_own_type)
+    copied.register_forward_hook(to_float32)
     return copied
 
 
-def _to_own_type(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+def only_casts(module: nn.Module) -> bool:
+    """Whether its hooks, if it has any, are those of a copy in low precision."""
+    hooks = {*module._forward_hooks.values(), *module._forward_pre_hooks.values()}
+    return hooks <= {to_own_type, to_float32}
+
+
+def to_own_type(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
     return tuple(x.to(module.weight.dtype) for x in inputs)
 
 
-def _to_float32(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+def to_float32(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
     return output.float()

@@ -38,17 +38,23 @@ class Attacked:
 
     Attributes:
         model: the module that is called; for ``net`` of :class:`moat.attacks.faster.square.SquareSearch`.
-        low_precision: whether gradients are those of ``for_gradients``, not of ``model``.
+        low_precision: whether what it searches with is ``for_search``, not ``model``: gradients, and what
+            :attr:`searched` gives. All else, verdicts above all, is the model's.
     """
 
-    def __init__(self, model: torch.nn.Module, for_gradients: torch.nn.Module | None = None):
-        self.model, self.for_gradients = model, for_gradients
-        self.low_precision = for_gradients is not None
+    def __init__(self, model: torch.nn.Module, for_search: torch.nn.Module | None = None):
+        self.model, self.for_search = model, for_search
+        self.low_precision = for_search is not None
+
+    @property
+    def searched(self) -> "Attacked":
+        """What the next step of a search without gradients is found with."""
+        return Attacked(self.for_search) if self.low_precision else self
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         with torch.autocast(x.device.type, enabled=False):
             differentiated = self.low_precision and x.requires_grad and torch.is_grad_enabled()
-            z = self.for_gradients(x) if differentiated else self.model(x)
+            z = self.for_search(x) if differentiated else self.model(x)
         z = z.float()
         return z if z.requires_grad else z.clone()
 

@@ -36,7 +36,8 @@ def _to_parquet(frame: pd.DataFrame, metadata: Mapping[str, Any]) -> bytes:
     """The content of a parquet file; ``metadata`` (JSON content) goes into its schema."""
     table = pa.Table.from_pandas(frame, preserve_index=False)
     content = io.BytesIO()
-    pq.write_table(table.replace_schema_metadata({_KEY: json.dumps(metadata)}), content, compression="zstd")
+    table = table.replace_schema_metadata({_KEY: json.dumps(metadata)})
+    pq.write_table(table, content, compression="zstd", write_page_checksum=True)
     return content.getvalue()
 
 

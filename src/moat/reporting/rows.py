@@ -76,7 +76,9 @@ def confidence(rows: Rows, settings: Settings) -> tuple[float, float, int]:
     rows.matrix(settings)
     wanted = [("setting", "in", list(settings))]
     try:
-        table = pyarrow.parquet.read_table(rows.path, columns=["confidence"], filters=wanted)
+        table = pyarrow.parquet.read_table(
+            rows.path, columns=["confidence"], filters=wanted, page_checksum_verification=True
+        )
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(f"{rows.path}: no column 'confidence' can be read ({error})") from error
     values = table["confidence"].to_numpy().astype(np.float64)
@@ -98,11 +100,13 @@ def _read(path: Path) -> tuple[np.ndarray, list[str], np.ndarray, np.ndarray]:
     import pyarrow.parquet
 
     try:
-        table = pyarrow.parquet.read_table(path, columns=_COLUMNS, read_dictionary=["setting"])
+        table = pyarrow.parquet.read_table(
+            path, columns=_COLUMNS, read_dictionary=["setting"], page_checksum_verification=True
+        )
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file; `moat evaluate … --out {path}` makes it") from error
     except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"{path}: not a readable parquet file ({error})") from error
+        raise DataError(f"{path}: not a readable parquet file ({error}); delete it, and it is made again") from error
     missing = [column for column in _COLUMNS if column not in table.column_names]
     if missing:
         raise DataError(f"{path}: no column {missing[0]!r}; it has {', '.join(table.column_names)}")

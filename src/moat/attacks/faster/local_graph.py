@@ -10,6 +10,7 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from moat.attacks.folding import Tracer
+from moat.attacks.low_precision import only_casts
 
 # What works on each pixel by itself, and what is called for it: nothing here may write to its input.
 POINTWISE = {
@@ -71,7 +72,7 @@ class LocalGraph:
 
 def local_graph(net: nn.Module) -> LocalGraph | None:
     """The graph of ``net.forward``; None for a net that has none that is the same for all images."""
-    if any(module._forward_hooks or module._forward_pre_hooks for module in net.modules()):
+    if not all(only_casts(module) for module in net.modules()):
         return None
     try:
         graph = Tracer().trace(net)

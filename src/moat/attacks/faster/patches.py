@@ -153,6 +153,7 @@ class Patched(Whole):
         border = (seen.left - left, right - seen.left - seen.width, seen.top - top, bottom - seen.top - seen.height)
         if any(border):
             around = F.pad(around, border)
+        around = around.to(conv.weight.dtype)
         if isinstance(conv, PackedConv2d):
             return conv(around, padded=False)
         return F.conv2d(around, conv.weight, conv.bias, conv.stride, 0, conv.dilation, conv.groups)

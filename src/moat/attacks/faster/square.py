@@ -50,8 +50,9 @@ class SquareSearch(SquareAttack):
         """Queries on a few examples until all are broken or the squares are used up."""
         found, at = start.clone(), torch.arange(len(x), device=x.device)
         lower, upper = (x - self.eps).clamp_(0, 1), (x + self.eps).clamp_(0, 1)
-        values = evaluator(self.predict, self.predict.model, start, smallest=squares[-1].window)
-        margin = _margins(values.logits, y)
+        searched = self.predict.searched
+        values = evaluator(searched, searched.model, start, smallest=squares[-1].window)
+        margin = self._confirmed(_margins(values.logits, y), values.images, y)
         for window, move in squares:
             idle = margin <= 0
             waiting = int(idle.sum())
@@ -66,10 +67,17 @@ class SquareSearch(SquareAttack):
             tried = _margins(values.propose(window, patch), y)
             rows = torch.nonzero((tried < margin) & (margin > 0))[:, 0]
             if len(rows):
-                margin[rows] = tried[rows]
                 values.accept(rows)
+                margin[rows] = self._confirmed(tried[rows], values.images[rows], y[rows])
         found[at] = values.images
         return found
+
+    def _confirmed(self, margin: torch.Tensor, images: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """The margins (B,) found in low precision, but full precision's where they say that an example is broken."""
+        broken = margin <= 0
+        if not self.predict.low_precision or not broken.any():
+            return margin
+        return margin.masked_scatter(broken, _margins(self.predict(images[broken]), y[broken]))
 
 
 def _margins(logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
