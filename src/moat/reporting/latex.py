@@ -18,7 +18,7 @@ _ESCAPES = {
 
 
 # As wide as it is, or as the page where that is less.
-_AT_MOST_THE_PAGE = r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%"
+_AT_MOST_THE_PAGE = r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{"
 
 
 def render(layout: Layout) -> str:
@@ -32,8 +32,7 @@ def render(layout: Layout) -> str:
         "\\centering\\small",
         f"\\caption{{{escape(table.title)}. {escape(table.caption)}}}",
         f"\\label{{tab:{_label(table.study)}-{_label(table.name)}}}",
-        _AT_MOST_THE_PAGE,
-        f"\\begin{{tabular}}{{l{'r' * len(table.columns)}}}",
+        f"{_AT_MOST_THE_PAGE}\\begin{{tabular}}{{l{'r' * len(table.columns)}}}",
         "\\toprule",
         _line(["", *map(escape, table.columns)]),
         "\\midrule",
