@@ -90,6 +90,15 @@ def test_a_changed_weight_is_packed_anew(change):
         assert not torch.allclose(ours, old)
 
 
+def test_another_weight_is_noticed_where_the_old_one_has_lain():
+    packed = pair(8, 8, 3, 1, 1)[1]
+    x = torch.rand(1, 8, 8, 8)
+    for value in range(1, 30):
+        packed.weight = None
+        packed.weight = nn.Parameter(torch.full((8, 8, 3, 3), float(value)), requires_grad=False)
+        torch.testing.assert_close(packed(x), F.conv2d(x, packed.weight, packed.bias, padding=1), rtol=1e-4, atol=1e-3)
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_other_types_follow_the_parameters(dtype):
     plain, packed = pair(4, 8, 3, 1, 1)

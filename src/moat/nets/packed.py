@@ -19,6 +19,8 @@ WORTH = 2**16
 class PackedWeight:
     """A convolution's weight for both directions, packed when first needed and anew where it has changed since.
 
+    A change is told by the tensor's version and place: what is written through ``.data`` is not noticed.
+
     Args: (as of ``torch.nn.functional.conv2d``)
         stride, padding, dilation: pairs of whole numbers.
     """
@@ -28,7 +30,7 @@ class PackedWeight:
         self._forget()
 
     def _forget(self) -> None:
-        self._version, self._forward, self._backward = None, None, None
+        self._version, self._kept, self._forward, self._backward = None, None, None, None
 
     def __getstate__(self):
         # oneDNN's tensors can be neither copied nor saved.
@@ -50,7 +52,8 @@ class PackedWeight:
         version = weight._version, weight.data_ptr(), weight.dtype
         if version != self._version:
             self._forget()
-            self._version = version
+            # As long as this memory is held, no other weight can lie in the same place.
+            self._version, self._kept = version, weight.detach()
         if padded and x.requires_grad:
             return _Packed.apply(x, weight, bias, self)
         return self.forward(x, weight, bias, padding)
