@@ -98,3 +98,11 @@ def test_the_command_line_starts_without_torch():
         "('torch', 'pandas', 'numpy', 'matplotlib', 'sklearn', 'jsonschema')])"  # fmt: skip
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_fresh_clone_has_no_results_of_the_quickstart():
+    """With its tables there, `make quickstart` would find nothing to train, and write a page of what was not run."""
+    listed = subprocess.run(["git", "ls-files", "results"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("not a git checkout: what a clone holds is not looked at")
+    assert {line.split("/")[1] for line in listed.stdout.splitlines()} <= {"mini"}
