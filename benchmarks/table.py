@@ -64,6 +64,8 @@ def met(row: dict) -> str:
 def equality(row: dict) -> str:
     """What the same command found of both doing the same."""
     exact = row.get("exact") or {}
+    if isinstance(exact, str):  # AutoAttack says it in words
+        return exact
     said = [f"{float(exact[key]):.0e} in float64" for key in exact if key == "float64_largest_difference"]
     of_parts = [value for key, value in exact.items() if key.startswith("float64_") and key.endswith("_ours")]
     said += [f"{max(of_parts):.0e} in float64"] if of_parts else []
