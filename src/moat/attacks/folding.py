@@ -25,8 +25,8 @@ def for_attack(model: nn.Module, example: torch.Tensor | None = None) -> nn.Modu
 
     Its parameters are frozen, it is in evaluation mode and channels last, every batch norm that follows a convolution
     (plain, masked, or of channel experts) and nothing else is folded into it, and on a CPU the convolutions' weights
-    are kept as oneDNN orders them. It keeps the class and the
-    methods of ``model`` (``route_logits``, ``features``); its state dict is not the model's.
+    are kept as oneDNN orders them. It keeps the class and the methods of ``model`` (``route_logits``, ``features``);
+    its state dict is not the model's.
 
     Args:
         model: any classifier. One that cannot be copied is returned as it is.

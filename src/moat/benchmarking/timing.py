@@ -1,6 +1,7 @@
 """Seconds of a call: warmed up, repeated, contenders taking turns; and what ran them."""
 
 import contextlib
+import functools
 import os
 import statistics
 import struct
@@ -17,25 +18,23 @@ from moat.errors import MoatError
 
 
 def seconds(
-    calls: Mapping[str, Callable[[], Any]], *, repeats: int, warm_up: int, device: torch.device, clock=time.perf_counter
+    calls: Mapping[str, Callable[[], Any]], *, repeats: int, warm_up: int, device: torch.device
 ) -> dict[str, list[float]]:
     """Name -> seconds of each repeat. The calls take turns, so that a busy machine slows all of them alike.
 
     Args:
         warm_up: rounds that are not counted.
         device: a GPU is waited for before the clock is read.
-        clock: a function that gives seconds.
     """
-    measured: dict[str, list[float]] = {name: [] for name in calls}
-    for repeat in range(warm_up + repeats):
-        for name, call in calls.items():
-            _wait(device)
-            started = clock()
-            call()
-            _wait(device)
-            if repeat >= warm_up:
-                measured[name].append(clock() - started)
-    return measured
+
+    def timed(call: Callable[[], Any]) -> float:
+        _wait(device)
+        started = time.perf_counter()
+        call()
+        _wait(device)
+        return time.perf_counter() - started
+
+    return _in_turns({name: functools.partial(timed, call) for name, call in calls.items()}, repeats, warm_up)
 
 
 def cpu_seconds(calls: Mapping[str, Callable[[], Any]], *, repeats: int, warm_up: int = 1) -> dict[str, list[float]]:
@@ -44,15 +43,15 @@ def cpu_seconds(calls: Mapping[str, Callable[[], Any]], *, repeats: int, warm_up
     What others do on the machine hardly changes CPU time. In one process the contenders would share a heap: memory that
     one has freed spares the next the page faults that its users have.
     """
-    measured: dict[str, list[float]] = {name: [] for name in calls}
     with contextlib.ExitStack() as stack:
         workers = {name: stack.enter_context(_Worker(call)) for name, call in calls.items()}
-        for repeat in range(warm_up + repeats):
-            for name, worker in workers.items():
-                taken = worker.cpu_seconds()
-                if repeat >= warm_up:
-                    measured[name].append(taken)
-    return measured
+        return _in_turns({name: worker.cpu_seconds for name, worker in workers.items()}, repeats, warm_up)
+
+
+def _in_turns(timed: Mapping[str, Callable[[], float]], repeats: int, warm_up: int) -> dict[str, list[float]]:
+    """What each says, round by round, without the first ``warm_up`` rounds."""
+    rounds = [{name: call() for name, call in timed.items()} for _ in range(warm_up + repeats)]
+    return {name: [taken[name] for taken in rounds[warm_up:]] for name in timed}
 
 
 class _Worker:

@@ -111,10 +111,7 @@ class _Gated(torch.autograd.Function):
         if not ctx.needs_input_grad[1]:
             return gradient, None, None
         (y,) = ctx.saved_tensors
-        products = _inner_products(gradient, y)
-        if ctx.bias is not None:
-            products = products - gradient.sum((2, 3)) @ ctx.bias.to(gradient.dtype)
-        return gradient, products, None
+        return gradient, _gate_gradient(gradient, y, ctx.bias), None
 
 
 def gated_relu(z: torch.Tensor, gate: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
@@ -144,11 +141,14 @@ class _GatedRelu(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, gradient: torch.Tensor):
         (a,) = ctx.saved_tensors
-        products = 2 * _inner_products(gradient, a) if ctx.needs_input_grad[1] else None
         gradient = torch.ops.aten.threshold_backward(gradient, a, 0)
-        if products is not None:
-            products = products - gradient.sum((2, 3)) @ ctx.bias.to(gradient.dtype)
-        return gradient, products, None
+        return gradient, _gate_gradient(gradient, a, ctx.bias, 2) if ctx.needs_input_grad[1] else None, None
+
+
+def _gate_gradient(gradient: torch.Tensor, y: torch.Tensor, bias: torch.Tensor | None, gates: int = 1) -> torch.Tensor:
+    """What so many gates (B,) get together that all let ``y`` pass; only the first stands before a ``bias`` in it."""
+    products = gates * _inner_products(gradient, y)
+    return products if bias is None else products - gradient.sum((2, 3)) @ bias.to(gradient.dtype)
 
 
 def _inner_products(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
