@@ -51,8 +51,9 @@ class ChannelExpertConv2d(nn.Module):
 
     def pack(self) -> None:
         """Keep each expert's filters packed from now on, where that pays: in a copy whose weight needs no gradient."""
-        if worth_packing(self.weight[: self.out_channels]):
-            self.packed = [PackedWeight((self.stride,) * 2, (self.padding,) * 2) for _ in range(self.experts)]
+        how = (self.stride,) * 2, (self.padding,) * 2
+        if worth_packing(self.weight[: self.out_channels], *how):
+            self.packed = [PackedWeight(*how) for _ in range(self.experts)]
 
     def forward(self, x: torch.Tensor, route: torch.Tensor, gate: torch.Tensor | None = None) -> torch.Tensor:
         """The selected experts' outputs (B, out_channels, H', W') for samples in any order.

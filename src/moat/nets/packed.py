@@ -1,15 +1,19 @@
-"""Convolutions of fixed weights, kept in the order in which oneDNN computes with them.
+"""Convolutions of fixed weights, kept in the form in which the fastest kernel at hand computes with them.
 
-On a CPU, oneDNN brings a convolution's weights into an order of its own in every call, forwards and backwards. Where
-the weights stay the same over many calls, as over an attack's steps, once is enough. The results are PyTorch's, but for
-the order in which the gradient is summed. Other devices and types are served by PyTorch's own convolution.
+Where the weights stay the same over many calls, as over an attack's steps, they need to be brought into that form but
+once. On a CPU that is :mod:`moat.nets.winograd`'s where it serves the convolution, or else the order of oneDNN, which
+PyTorch would bring them into in every call. The results are PyTorch's, up to rounding. Other devices and types are
+served by PyTorch's own convolution.
 """
 
 import functools
+from collections.abc import Callable
 
 import torch
 from torch import nn
 from torch.nn import functional as F
+
+from moat.nets import winograd
 
 _OPS = torch.ops.mkldnn
 # Below so many weights, to order them costs less than to look whether they are ordered (measured: 128 x 64 x 3 x 3).
@@ -30,7 +34,7 @@ class PackedWeight:
         self._forget()
 
     def _forget(self) -> None:
-        self._version, self._kept, self._forward, self._backward = None, None, None, None
+        self._version, self._kept, self._forms = None, None, {}
 
     def __getstate__(self):
         # oneDNN's tensors can be neither copied nor saved.
@@ -40,64 +44,90 @@ class PackedWeight:
         self.__init__(**state)
 
     def conv2d(
-        self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, *, padded: bool = True
+        self,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        *,
+        padded: bool = True,
+        residual: torch.Tensor | None = None,
+        relu: bool = False,
     ) -> torch.Tensor:
-        """The convolution (without groups) of ``x`` (B, C, H, W); a gradient reaches ``x`` alone.
+        """The convolution (without groups) of ``x`` (B, C, H, W), plus ``residual``, through relu where it says so.
 
-        Where it is not ``padded``, ``x`` has its border already, and needs no gradient.
+        A gradient reaches ``x`` and ``residual`` alone. Where it is not ``padded``, ``x`` has its border already, and
+        needs no gradient.
         """
         padding = self.padding if padded else [0, 0]
         if not _can_pack(x, weight):
-            return F.conv2d(x, weight, bias, self.stride, padding, self.dilation)
+            return _finished(F.conv2d(x, weight, bias, self.stride, padding, self.dilation), residual, relu)
         version = weight._version, weight.data_ptr(), weight.dtype
         if version != self._version:
             self._forget()
             # As long as this memory is held, no other weight can lie in the same place.
             self._version, self._kept = version, weight.detach()
-        if padded and x.requires_grad:
-            return _Packed.apply(x, weight, bias, self)
-        return self.forward(x, weight, bias, padding)
+            self._winograd = winograd.takes(weight, self.stride, self.dilation, self.padding)
+        if padded and torch.is_grad_enabled() and (x.requires_grad or (residual is not None and residual.requires_grad)):
+            return _Packed.apply(x, residual, weight, bias, self, relu)
+        return self.forward(x, weight, bias, padding, residual, relu)
 
-    def forward(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, padding) -> torch.Tensor:
-        if self._forward is None:
-            self._forward = _OPS._reorder_convolution_weight(
-                weight.detach(), self.padding, self.stride, self.dilation, 1, list(x.shape)
-            )
-        return _convolve(x, self._forward, bias, padding, self.stride, self.dilation)
+    def forward(self, x, weight, bias, padding, residual=None, relu: bool = False) -> torch.Tensor:
+        """:meth:`conv2d` without gradient."""
+        if self._winograd and winograd.pays(weight, x, padding[0]):
+            form = self._form("forward, winograd", lambda: winograd.transformed(weight))
+            done = {"residual": residual, "relu": relu}
+            return winograd.convolve(x, form, len(weight), bias, padding=padding[0], **done)
+        how = self.padding, self.stride, self.dilation, 1, list(x.shape)
+        form = self._form("forward", lambda: _OPS._reorder_convolution_weight(weight.detach(), *how))
+        return _finished(_convolve(x, form, bias, padding, self.stride, self.dilation), residual, relu)
 
-    def backward(self, gradient: torch.Tensor, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        """The gradient of ``x``; where the stride is 1, by a convolution with the mirrored weight."""
+    def backward(self, gradient, x, weight, mask: torch.Tensor | None = None) -> torch.Tensor:
+        """The gradient of ``x`` from the output's, which is 0 where the ``mask`` is not above 0.
+
+        Where the stride is 1, it is a convolution with the mirrored weight.
+        """
         reach = [d * (size - 1) - p for d, size, p in zip(self.dilation, weight.shape[2:], self.padding, strict=True)]
+        if self._winograd and winograd.pays(weight, gradient, reach[0]):
+            form = self._form("backward, winograd", lambda: winograd.transformed(weight.flip(2, 3).transpose(0, 1)))
+            return winograd.convolve(gradient, form, weight.shape[1], padding=reach[0], mask=mask)
+        if mask is not None:
+            gradient = _masked(gradient, mask)
         if self.stride != [1, 1] or min(reach) < 0:
             more = self.stride, self.padding, self.dilation, False, [0, 0], 1, [True, False, False]
             return torch.ops.aten.convolution_backward(gradient, x, weight, None, *more)[0]
-        if self._backward is None:
-            self._backward = _OPS._reorder_convolution_weight(
-                _mirrored(weight.detach()), reach, [1, 1], self.dilation, 1, list(gradient.shape)
-            )
-        return _convolve(gradient, self._backward, None, reach, [1, 1], self.dilation)
+        how = reach, [1, 1], self.dilation, 1, list(gradient.shape)
+        form = self._form("backward", lambda: _OPS._reorder_convolution_weight(_mirrored(weight.detach()), *how))
+        return _convolve(gradient, form, None, reach, [1, 1], self.dilation)
+
+    def _form(self, name: str, make: Callable[[], torch.Tensor]) -> torch.Tensor:
+        if name not in self._forms:
+            self._forms[name] = make()
+        return self._forms[name]
 
 
 class PackedConv2d(nn.Conv2d):
     """A ``Conv2d`` whose weight is kept packed. Its parameters must need no gradient."""
 
     @classmethod
-    def of(cls, convolution: nn.Conv2d) -> "PackedConv2d":
+    def of(cls, convolution: nn.Conv2d, *, relu: bool = False) -> "PackedConv2d":
         """``convolution`` (without groups, padded with zeros) with a packed weight; the parameters are its own."""
         keys = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation")
         packed = cls(**{key: getattr(convolution, key) for key in keys}, bias=False, device="meta")
         packed.weight, packed.bias = convolution.weight, convolution.bias
+        packed.relu = relu
         packed.packed = PackedWeight(packed.stride, packed.padding, packed.dilation)
         return packed.train(convolution.training)
 
-    def forward(self, x: torch.Tensor, *, padded: bool = True) -> torch.Tensor:
-        """As a ``Conv2d``; not ``padded``: of images (B, C, H, W) that have their border already."""
-        return self.packed.conv2d(x, self.weight, self.bias, padded=padded)
+    def forward(self, x: torch.Tensor, residual: torch.Tensor | None = None, *, padded: bool = True) -> torch.Tensor:
+        """As a ``Conv2d``, plus ``residual``; not ``padded``: of images (B, C, H, W) that have their border already."""
+        return self.packed.conv2d(x, self.weight, self.bias, padded=padded, residual=residual, relu=self.relu)
 
 
-def worth_packing(weight: torch.Tensor) -> bool:
+def worth_packing(weight: torch.Tensor, stride, padding, dilation=(1, 1)) -> bool:
     """Whether calls become faster by it."""
-    return weight.device.type == "cpu" and weight.numel() >= WORTH
+    if weight.device.type != "cpu":
+        return False
+    return weight.numel() >= WORTH or winograd.takes(weight, stride, dilation, padding)
 
 
 def can_be_packed(convolution: nn.Module) -> bool:
@@ -109,15 +139,30 @@ def can_be_packed(convolution: nn.Module) -> bool:
 
 class _Packed(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, packed: PackedWeight):
-        ctx.save_for_backward(x, weight)
+    def forward(ctx, x, residual, weight, bias, packed: PackedWeight, relu: bool) -> torch.Tensor:
+        y = packed.forward(x, weight, bias, packed.padding, residual, relu)
+        ctx.save_for_backward(x, weight, y if relu else None)
         ctx.packed = packed
-        return packed.forward(x, weight, bias, packed.padding)
+        return y
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, gradient: torch.Tensor):
-        return ctx.packed.backward(gradient, *ctx.saved_tensors), None, None, None
+        x, weight, y = ctx.saved_tensors
+        if y is not None and ctx.needs_input_grad[1]:
+            gradient, y = _masked(gradient, y), None
+        of_x = ctx.packed.backward(gradient, x, weight, y) if ctx.needs_input_grad[0] else None
+        return of_x, gradient if ctx.needs_input_grad[1] else None, None, None, None, None
+
+
+def _masked(gradient: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """The gradient before a relu that gave ``y``."""
+    return torch.ops.aten.threshold_backward(gradient, y, 0)
+
+
+def _finished(y: torch.Tensor, residual: torch.Tensor | None, relu: bool) -> torch.Tensor:
+    y = y if residual is None else y + residual
+    return F.relu(y, inplace=residual is not None) if relu else y
 
 
 def _mirrored(weight: torch.Tensor) -> torch.Tensor:

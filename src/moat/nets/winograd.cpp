@@ -1,0 +1,340 @@
+// 3x3 convolutions of stride 1 by Winograd's F(4x4, 3x3), in float32, channels last.
+//
+// Sources: Lavin and Gray, Fast Algorithms for Convolutional Neural Networks, arXiv 1509.09308 (the method);
+// Barabasz et al., Error Analysis and Improving the Accuracy of Winograd Convolution, arXiv 1803.10986 (why the points
+// matter). The points are 0, +-5/8, +-3/2 and infinity: 2.5 times the rounding of a direct convolution, where the usual
+// 0, +-1, +-2 have five times as much. A tile of 4x4 outputs takes 36 multiplications a pair of channels, not 144.
+//
+// Every output is the sum of the same products in the same order, whatever else is in the batch and however many
+// threads there are: an image's result depends on the image alone.
+//
+// Compiled once for each instruction set by hatch_build.py, called by moat.nets.winograd.
+#include <algorithm>
+#include <cstdint>
+#include <thread>
+#include <vector>
+
+#define INLINE inline __attribute__((always_inline))
+#ifdef __clang__
+#define UNROLL _Pragma("unroll")
+#else
+#define UNROLL _Pragma("GCC unroll 36")
+#endif
+
+namespace {
+
+constexpr int OUT = 4, IN = 6, POINTS = IN * IN;
+constexpr float A = 0.625f, B = 1.5f, A2 = A * A, B2 = B * B;
+
+// From a filter's three taps in one dimension to its values at the points.
+constexpr double NA = 1 / (2.0 * A2 * (A2 - B2)), NB = 1 / (2.0 * B2 * (B2 - A2));
+constexpr double G[IN][3] = {{1 / (double(A2) * B2), 0, 0},  {NA, A *NA, A2 *NA},  {NA, -A *NA, A2 *NA},
+                             {NB, B *NB, B2 *NB}, {NB, -B *NB, B2 *NB}, {0, 0, 1}};
+
+// Rows of accumulators that fit the registers beside a panel of two vectors, and of one.
+#ifdef __AVX512F__
+constexpr int ROWS_OF_2 = 12, ROWS_OF_1 = 24;
+#else
+constexpr int ROWS_OF_2 = 6, ROWS_OF_1 = 12;
+#endif
+
+struct Problem {
+  const float *x, *mask;  // (batch, height, width, channels); where the mask is not above 0, x is taken to be 0
+  const float *weight;    // as moat_winograd_weight lays it
+  const float *bias, *residual;
+  float *y;  // (batch, height + 2 padding - 2, width + 2 padding - 2, filters)
+  int64_t batch, height, width, channels, filters, padding;
+  bool relu;
+  int64_t out_height() const { return height + 2 * padding - 2; }
+  int64_t out_width() const { return width + 2 * padding - 2; }
+  int64_t tiles_down() const { return (out_height() + OUT - 1) / OUT; }
+  int64_t tiles_across() const { return (out_width() + OUT - 1) / OUT; }
+  int64_t tiles() const { return batch * tiles_down() * tiles_across(); }
+  // Where in x and in y the row of tiles begins that a tile belongs to.
+  int64_t row_of_x(int64_t tile) const {
+    const int64_t row = tile / tiles_across();
+    return (row / tiles_down() * height + row % tiles_down() * OUT) * width * channels;
+  }
+  int64_t row_of_y(int64_t tile) const {
+    const int64_t row = tile / tiles_across();
+    return (row / tiles_down() * out_height() + row % tiles_down() * OUT) * out_width() * filters;
+  }
+};
+
+// A tile's place: in which image, and how many tiles are above it and before it.
+struct Tile {
+  int64_t image, down, across;
+  Tile(const Problem &p, int64_t number)
+      : image(number / p.tiles_across() / p.tiles_down()),
+        down(number / p.tiles_across() % p.tiles_down()),
+        across(number % p.tiles_across()) {}
+  INLINE void advance(int64_t tiles_down, int64_t tiles_across) {
+    if (++across < tiles_across) return;
+    across = 0;
+    if (++down < tiles_down) return;
+    down = 0;
+    image++;
+  }
+};
+
+// What is asked of memory ahead, a share at a time, while the processor multiplies.
+struct Ahead {
+  const float *data;
+  int64_t first, last;
+  template <int WRITE>
+  INLINE void fetch(int64_t point) const {
+    if (!data) return;
+    const int64_t lines = (last - first + 15) / 16, from = lines * point / POINTS, to = lines * (point + 1) / POINTS;
+    for (int64_t n = from; n < to; n++) __builtin_prefetch(data + first + n * 16, WRITE, 2);
+  }
+};
+
+template <int L>
+struct Lanes {
+  // Unaligned: a map of 8 channels need not begin at a multiple of anything.
+  typedef float V __attribute__((vector_size(4 * L), aligned(4), may_alias));
+  static INLINE V load(const float *p) { return *(const V *)p; }
+  static INLINE void store(float *p, V v) { *(V *)p = v; }
+  static INLINE V above_zero(V v, V by) { return by > V{} ? v : V{}; }
+
+  // One dimension of the input's transform: six values to six points.
+  static INLINE void to_points(V *t, int step, const V *d) {
+    V even_a = d[4] - B2 * d[2], odd_a = d[3] - B2 * d[1], even_b = d[4] - A2 * d[2], odd_b = d[3] - A2 * d[1];
+    t[0] = (A2 * B2) * d[0] + (d[4] - (A2 + B2) * d[2]);
+    t[step] = even_a + A * odd_a;
+    t[2 * step] = even_a - A * odd_a;
+    t[3 * step] = even_b + B * odd_b;
+    t[4 * step] = even_b - B * odd_b;
+    t[5 * step] = (A2 * B2) * d[1] + (d[5] - (A2 + B2) * d[3]);
+  }
+
+  // One dimension of the output's: six points to four values.
+  static INLINE void from_points(V *y, int step, const V *m) {
+    V even_a = m[1] + m[2], odd_a = m[1] - m[2], even_b = m[3] + m[4], odd_b = m[3] - m[4];
+    y[0] = m[0] + even_a + even_b;
+    y[step] = A * odd_a + B * odd_b;
+    y[2 * step] = A2 * even_a + B2 * even_b;
+    y[3 * step] = (A2 * A) * odd_a + ((B2 * B) * odd_b + m[5]);
+  }
+
+  // `v` is (point, channels / L, tiles, L) from this tile on; `at(i, j, k)` the pixel's lanes from channel k on.
+  template <class At>
+  static INLINE void tile_to_points(At at, int64_t channels, float *v, int64_t plane, int64_t chunk) {
+    for (int64_t k = 0; k < channels; k += L, v += chunk) {
+      V d[POINTS];
+      UNROLL for (int j = 0; j < IN; j++) {
+        V column[IN];
+        UNROLL for (int i = 0; i < IN; i++) column[i] = at(i, j, k);
+        to_points(d + j, IN, column);
+      }
+      UNROLL for (int i = 0; i < IN; i++) {
+        V t[IN];
+        to_points(t, 1, d + i * IN);
+        UNROLL for (int j = 0; j < IN; j++) store(v + (i * IN + j) * plane, t[j]);
+      }
+    }
+  }
+
+  template <bool MASKED>
+  static void read_tile(const Problem p, const Tile tile, float *v, int64_t plane, int64_t chunk) {
+    const int64_t top = tile.down * OUT - p.padding, left = tile.across * OUT - p.padding;
+    const int64_t row = p.width * p.channels, corner = (tile.image * p.height + top) * row + left * p.channels;
+    const float *x = p.x + corner, *mask = MASKED ? p.mask + corner : nullptr;
+    auto pixel = [=](int64_t i, int64_t j, int64_t k) {
+      const int64_t place = i * row + j * p.channels + k;
+      return MASKED ? above_zero(load(x + place), load(mask + place)) : load(x + place);
+    };
+    if (top >= 0 && left >= 0 && top + IN <= p.height && left + IN <= p.width) {
+      tile_to_points(pixel, p.channels, v, plane, chunk);
+      return;
+    }
+    const int64_t above = std::max<int64_t>(-top, 0), below = p.height - top;
+    const int64_t before = std::max<int64_t>(-left, 0), behind = p.width - left;
+    auto or_zero = [=](int64_t i, int64_t j, int64_t k) {
+      return i >= above && i < below && j >= before && j < behind ? pixel(i, j, k) : V{};
+    };
+    tile_to_points(or_zero, p.channels, v, plane, chunk);
+  }
+
+  static INLINE void finish(const Problem p, int64_t place, V value) {
+    if (p.residual) value += load(p.residual + place);
+    store(p.y + place, p.relu ? above_zero(value, value) : value);
+  }
+
+  static void write_tile(const Problem p, const Tile tile, const float *m, int64_t plane, int64_t chunk) {
+    const int64_t top = tile.down * OUT, left = tile.across * OUT;
+    const int64_t h = std::min<int64_t>(OUT, p.out_height() - top), w = std::min<int64_t>(OUT, p.out_width() - left);
+    const int64_t row = p.out_width() * p.filters;
+    int64_t corner = (tile.image * p.out_height() + top) * row + left * p.filters;
+    for (int64_t k = 0; k < p.filters; k += L, m += chunk, corner += L) {
+      V t[OUT * IN];
+      UNROLL for (int j = 0; j < IN; j++) {
+        V column[IN];
+        UNROLL for (int i = 0; i < IN; i++) column[i] = load(m + (i * IN + j) * plane);
+        from_points(t + j, IN, column);
+      }
+      const V bias = p.bias ? load(p.bias + k) : V{};
+      UNROLL for (int i = 0; i < OUT; i++) {
+        V values[OUT];
+        from_points(values, 1, t + i * IN);
+        if (h == OUT && w == OUT) {
+          UNROLL for (int j = 0; j < OUT; j++) finish(p, corner + i * row + j * p.filters, values[j] + bias);
+        } else if (i < h) {
+          for (int j = 0; j < w; j++) finish(p, corner + i * row + j * p.filters, values[j] + bias);
+        }
+      }
+    }
+  }
+
+  // m (N chunks, ROWS, L) = v (channels / L chunks, ROWS, L) times a panel (channels, N * L) of the weight.
+  template <int ROWS, int N>
+  static void multiply(const float *v, const float *u, int64_t channels, float *m, int64_t chunk) {
+    V sums[ROWS][N] = {};
+    for (int64_t k = 0; k < channels; k += L, v += chunk) {
+      _Pragma("GCC unroll 2") for (int c = 0; c < L; c++, u += N * L) {
+        V factors[N];
+        UNROLL for (int n = 0; n < N; n++) factors[n] = load(u + n * L);
+        UNROLL for (int i = 0; i < ROWS; i++) {
+          UNROLL for (int n = 0; n < N; n++) sums[i][n] += v[i * L + c] * factors[n];
+        }
+      }
+    }
+    UNROLL for (int i = 0; i < ROWS; i++) {
+      UNROLL for (int n = 0; n < N; n++) store(m + i * L + n * chunk, sums[i][n]);
+    }
+  }
+
+  template <int ROWS, int N>
+  static void multiply_rest(int64_t rows, const float *v, const float *u, int64_t channels, float *m, int64_t chunk) {
+    if constexpr (ROWS > 0) {
+      if (rows == ROWS)
+        multiply<ROWS, N>(v, u, channels, m, chunk);
+      else
+        multiply_rest<ROWS - 1, N>(rows, v, u, channels, m, chunk);
+    }
+  }
+
+  template <int ROWS, int N>
+  static void multiply_all(int64_t rows, const float *v, const float *u, int64_t channels, float *m, int64_t chunk) {
+    for (; rows >= ROWS; rows -= ROWS, v += ROWS * L, m += ROWS * L) multiply<ROWS, N>(v, u, channels, m, chunk);
+    multiply_rest<ROWS - 1, N>(rows, v, u, channels, m, chunk);
+  }
+
+  static void convolve(const Problem &p, int64_t first, int64_t last, int64_t at_once, float *scratch) {
+    // A vector more for each point: planes a multiple of 4096 bytes apart would share few places of the cache.
+    const int64_t chunk = at_once * L, read = at_once * p.channels + L, written = at_once * p.filters + L;
+    const int64_t down = p.tiles_down(), across = p.tiles_across();
+    float *v = scratch, *m = scratch + POINTS * read;
+    for (int64_t tile = first; tile < last; tile += at_once) {
+      const int64_t count = std::min(at_once, last - tile);
+      Tile place(p, tile);
+      for (int64_t i = 0; i < count; i++, place.advance(down, across)) {
+        if (p.mask)
+          read_tile<true>(p, place, v + i * L, read, chunk);
+        else
+          read_tile<false>(p, place, v + i * L, read, chunk);
+      }
+      const int64_t next = tile + count, after = std::min(next + at_once, last);
+      const Ahead x{p.x, p.row_of_x(next), p.row_of_x(after)}, mask{p.mask, x.first, x.last};
+      const Ahead y{p.y, p.row_of_y(tile), p.row_of_y(next)}, residual{p.residual, y.first, y.last};
+      for (int64_t point = 0; point < POINTS; point++) {
+        x.fetch<0>(point), mask.fetch<0>(point), y.fetch<1>(point), residual.fetch<0>(point);
+        const float *u = p.weight + point * p.channels * p.filters, *from = v + point * read;
+        float *to = m + point * written;
+        int64_t k = 0;
+        for (; k + 2 * L <= p.filters; k += 2 * L)
+          multiply_all<ROWS_OF_2, 2>(count, from, u + k * p.channels, p.channels, to + k / L * chunk, chunk);
+        if (k < p.filters)
+          multiply_all<ROWS_OF_1, 1>(count, from, u + k * p.channels, p.channels, to + k / L * chunk, chunk);
+      }
+      place = Tile(p, tile);
+      for (int64_t i = 0; i < count; i++, place.advance(down, across)) write_tile(p, place, m + i * L, written, chunk);
+    }
+  }
+
+  // Filters (filters, channels, 3, 3) by their strides -> (point, panel of two or one vectors, channels, panel).
+  static void transform(const float *w, const int64_t *strides, int64_t channels, int64_t filters, float *u) {
+    float some[POINTS][SOME][L];
+    for (int64_t k = 0; k < filters; k += L) {
+      const int64_t in_pairs = filters / (2 * L) * 2 * L, panel = k < in_pairs ? 2 * L : L;
+      const int64_t begin = k / panel * panel, offset = k - begin;
+      for (int64_t c = 0; c < channels; c += SOME) {
+        for (int64_t n = 0; n < SOME; n++) transform_lanes(w + k * strides[0] + (c + n) * strides[1], strides, &some[0][n][0]);
+        // Some channels at a time: what follows each other is written at once.
+        for (int point = 0; point < POINTS; point++) {
+          float *to = u + point * channels * filters + begin * channels + c * panel + offset;
+          for (int64_t n = 0; n < SOME; n++, to += panel) store(to, load(some[point][n]));
+        }
+      }
+    }
+  }
+
+  static constexpr int64_t SOME = 8;
+
+  static void transform_lanes(const float *w, const int64_t *strides, float *u) {
+    double g[3][3][L], t[IN][3][L];
+    for (int i = 0; i < 3; i++)
+      for (int j = 0; j < 3; j++)
+        for (int lane = 0; lane < L; lane++) g[i][j][lane] = w[lane * strides[0] + i * strides[2] + j * strides[3]];
+    for (int i = 0; i < IN; i++)
+      for (int j = 0; j < 3; j++)
+        for (int lane = 0; lane < L; lane++)
+          t[i][j][lane] = G[i][0] * g[0][j][lane] + G[i][1] * g[1][j][lane] + G[i][2] * g[2][j][lane];
+    for (int i = 0; i < IN; i++)
+      for (int j = 0; j < IN; j++, u += SOME * L)
+        for (int lane = 0; lane < L; lane++)
+          u[lane] = float(G[j][0] * t[i][0][lane] + G[j][1] * t[i][1][lane] + G[j][2] * t[i][2][lane]);
+  }
+};
+
+bool wide(int64_t channels, int64_t filters) {
+#ifdef __AVX512F__
+  return channels % 16 == 0 && filters % 16 == 0;
+#else
+  return false;
+#endif
+}
+
+}  // namespace
+
+extern "C" {
+
+// The hash of this file, by which a library that was compiled from another is told.
+const char *moat_winograd_source() { return SOURCE; }
+
+// Floats that one thread needs beside its input and output.
+int64_t moat_winograd_scratch(int64_t channels, int64_t filters, int64_t at_once) {
+  return POINTS * (at_once * (channels + filters) + 2 * 16);
+}
+
+// `u`: 36 * channels * filters floats; both numbers must be multiples of 8. `strides`: of `w` (filters, channels, 3, 3).
+void moat_winograd_weight(const float *w, const int64_t *strides, int64_t channels, int64_t filters, float *u) {
+  if (wide(channels, filters))
+    Lanes<16>::transform(w, strides, channels, filters, u);
+  else
+    Lanes<8>::transform(w, strides, channels, filters, u);
+}
+
+// y = convolution of x (0 where `mask` is given and not above 0), plus bias, plus residual, cut at 0 if `relu`.
+// `scratch`: of each thread in turn; `at_once`: tiles that a thread works on together.
+void moat_winograd_convolve(const float *x, const float *mask, const float *weight, const float *bias,
+                            const float *residual, float *y, int64_t batch, int64_t height, int64_t width,
+                            int64_t channels, int64_t filters, int64_t padding, int64_t relu, int64_t at_once,
+                            int64_t threads, float *scratch) {
+  const Problem p{x,      mask,  weight,   bias,    residual, y,        batch,
+                  height, width, channels, filters, padding,  relu != 0};
+  auto work = [&p, at_once](int64_t first, int64_t last, float *scratch) {
+    if (wide(p.channels, p.filters))
+      Lanes<16>::convolve(p, first, last, at_once, scratch);
+    else
+      Lanes<8>::convolve(p, first, last, at_once, scratch);
+  };
+  const int64_t blocks = (p.tiles() + at_once - 1) / at_once, share = (blocks + threads - 1) / threads * at_once;
+  const int64_t size = moat_winograd_scratch(channels, filters, at_once);
+  std::vector<std::thread> helpers;
+  for (int64_t n = 1; n * share < p.tiles(); n++)
+    helpers.emplace_back(work, n * share, std::min((n + 1) * share, p.tiles()), scratch + n * size);
+  work(0, std::min(share, p.tiles()), scratch);
+  for (auto &helper : helpers) helper.join();
+}
+}

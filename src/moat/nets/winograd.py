@@ -1,0 +1,134 @@
+"""3x3 convolutions of stride 1 in float32 on a CPU, by Winograd's F(4x4, 3x3): two to three times oneDNN's speed.
+
+The work is done by ``winograd.cpp``, which is compiled when moat is installed (``hatch_build.py``), once for each
+instruction set. Where there was no compiler, or the processor has neither AVX-512 nor AVX2, there is no library, and
+convolutions stay PyTorch's.
+"""
+
+import ctypes
+import functools
+import hashlib
+import logging
+import math
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+log = logging.getLogger(__name__)
+
+SOURCE = Path(__file__).with_suffix(".cpp")
+# What torch calls the processor's instruction set -> the library that is compiled for it.
+LIBRARIES = {"AVX512": "avx512", "AVX2": "avx2"}
+# Values that are transformed together for each channel: 4x4 outputs take 6x6 inputs.
+POINTS = 36
+# Channels and filters come in multiples of this.
+LANES = 8
+# Tiles that a thread works on together: few enough that what it remembers of them stays in the cache.
+TILES, MOST_TILES = 24, 96
+# With fewer tiles, a weight of so many numbers takes longer to read than to compute with.
+FEW_TILES, MUCH_WEIGHT = 4, 2**20
+
+_scratch = threading.local()
+
+
+def source_hash() -> str:
+    """By which a library knows what it was compiled from."""
+    return hashlib.sha256(SOURCE.read_bytes()).hexdigest()[:16]
+
+
+def library_path(instructions: str, folder: Path = SOURCE.parent / "compiled") -> Path:
+    """Where the library for "avx512" or "avx2" lies."""
+    return folder / f"winograd_{instructions}.so"
+
+
+@functools.cache
+def library() -> ctypes.CDLL | None:
+    """The library for this processor; None where there is none, or where it was compiled from another source."""
+    instructions = LIBRARIES.get(torch.backends.cpu.get_cpu_capability())
+    if instructions is None or not library_path(instructions).exists():
+        return None
+    found = ctypes.CDLL(str(library_path(instructions)))
+    found.moat_winograd_source.restype = ctypes.c_char_p
+    if found.moat_winograd_source().decode() != source_hash():
+        log.warning("%s was compiled from another winograd.cpp: install moat again", library_path(instructions))
+        return None
+    pointer, number = ctypes.c_void_p, ctypes.c_int64
+    found.moat_winograd_scratch.argtypes, found.moat_winograd_scratch.restype = [number] * 3, number
+    found.moat_winograd_weight.argtypes = [pointer, number * 4, number, number, pointer]
+    found.moat_winograd_convolve.argtypes = [pointer] * 6 + [number] * 9 + [pointer]
+    for function in (found.moat_winograd_weight, found.moat_winograd_convolve):
+        function.restype = None
+    return found
+
+
+def takes(weight: torch.Tensor, stride: Sequence[int], dilation: Sequence[int], padding: Sequence[int]) -> bool:
+    """Whether :func:`convolve` computes the convolution with this weight (filters, channels, height, width)."""
+    if weight.device.type != "cpu" or weight.dtype != torch.float32 or weight.shape[2:] != (3, 3):
+        return False
+    if any(size % LANES for size in weight.shape[:2]) or {*stride, *dilation} != {1}:
+        return False
+    return padding[0] == padding[1] and padding[0] in (0, 1, 2) and library() is not None
+
+
+def pays(weight: torch.Tensor, x: torch.Tensor, padding: int) -> bool:
+    """Whether :func:`convolve` is the faster way for images ``x`` (B, C, H, W): a few tiles don't repay much weight."""
+    tiles = len(x) * math.prod(-(-(size + 2 * padding - 2) // 4) for size in x.shape[2:])
+    return tiles >= FEW_TILES or weight.numel() < MUCH_WEIGHT
+
+
+def transformed(weight: torch.Tensor) -> torch.Tensor:
+    """The weight (filters, channels, 3, 3) as :func:`convolve` wants it; rounded once, from float64."""
+    filters, channels = weight.shape[:2]
+    found = weight.new_empty(POINTS * filters * channels)
+    strides = (ctypes.c_int64 * 4)(*weight.stride())
+    library().moat_winograd_weight(weight.data_ptr(), strides, channels, filters, found.data_ptr())
+    return found
+
+
+def convolve(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    filters: int,
+    bias: torch.Tensor | None = None,
+    *,
+    padding: int = 1,
+    mask: torch.Tensor | None = None,
+    residual: torch.Tensor | None = None,
+    relu: bool = False,
+) -> torch.Tensor:
+    """``relu(conv2d(x * (mask > 0)) + bias + residual)`` in channels last (B, filters, H', W'), without gradient.
+
+    An image's result depends neither on the others nor on the number of threads. A pixel that is not a number makes
+    the results around it, up to five pixels away, not numbers.
+
+    Args:
+        x: (B, channels, H, W), float32.
+        weight: from :func:`transformed`.
+        padding: zeros around the image.
+        mask: as ``x``; where it is not above 0, x counts as 0.
+        residual: as the result.
+    """
+    x, mask, residual = (
+        each if each is None else each.contiguous(memory_format=torch.channels_last) for each in (x, mask, residual)
+    )
+    batch, channels, height, width = x.shape
+    size = batch, filters, height + 2 * padding - 2, width + 2 * padding - 2
+    y = torch.empty(size, dtype=x.dtype, memory_format=torch.channels_last)
+    if not y.numel():
+        return y
+    at_once = TILES * min(max(math.isqrt(channels * filters) // 64, 1), MOST_TILES // TILES)
+    threads = torch.get_num_threads()
+    scratch = _scratch_of(threads * library().moat_winograd_scratch(channels, filters, at_once))
+    places = [None if each is None else each.data_ptr() for each in (x, mask, weight, bias, residual, y)]
+    sizes = (batch, height, width, channels, filters, padding, relu, at_once, threads)
+    library().moat_winograd_convolve(*places, *sizes, scratch.data_ptr())
+    return y
+
+
+def _scratch_of(size: int) -> torch.Tensor:
+    """At least ``size`` floats, this thread's own; the same ones every time, so that they stay in the cache."""
+    if getattr(_scratch, "floats", None) is None or _scratch.floats.numel() < size:
+        _scratch.floats = torch.empty(size)
+    return _scratch.floats
