@@ -39,10 +39,10 @@ class MoeBasicBlock(nn.Module):
             self.shortcut = nn.Sequential(conv1x1(in_channels, out_channels, stride), nn.BatchNorm2d(out_channels))
 
     def forward(self, x: torch.Tensor, groups: Groups, gate: torch.Tensor | None) -> torch.Tensor:
-        if gate is not None and self.conv1.bias is not None:  # bn1 is folded
-            y = gated_relu(self.conv1.forward_sorted(x, groups), gate, self.conv1.bias)
-            y = self.bn2(self.conv2.forward_sorted(y, groups), groups) + self.shortcut(x)
-            return F.relu(y, inplace=True)
+        if self.conv1.bias is not None and self.conv2.bias is not None:  # both norms are folded
+            y = self.conv1.forward_sorted(x, groups, relu=gate is None)
+            y = y if gate is None else gated_relu(y, gate, self.conv1.bias)
+            return self.conv2.forward_sorted(y, groups, residual=self.shortcut(x), relu=True)
         y = F.relu(self.bn1(self.conv1.forward_sorted(x, groups, gate), groups))
         return F.relu(self.bn2(self.conv2.forward_sorted(y, groups, gate), groups) + self.shortcut(x))
 

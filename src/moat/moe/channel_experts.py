@@ -71,21 +71,37 @@ class ChannelExpertConv2d(nn.Module):
         gate = None if gate is None else sorting.sort(gate)
         return sorting.unsort(self.forward_sorted(sorting.sort(x), sorting.groups, gate))
 
-    def forward_sorted(self, x: torch.Tensor, groups: Groups, gate: torch.Tensor | None = None) -> torch.Tensor:
-        """:meth:`forward` for a sorted batch: one convolution per slice, no gather, no waiting for the device."""
+    def forward_sorted(
+        self,
+        x: torch.Tensor,
+        groups: Groups,
+        gate: torch.Tensor | None = None,
+        *,
+        residual: torch.Tensor | None = None,
+        relu: bool = False,
+    ) -> torch.Tensor:
+        """:meth:`forward` for a sorted batch: one convolution per slice, no gather, no waiting for the device.
+
+        Without a gate it also adds a ``residual`` of the output's shape and goes through relu, in that order.
+        """
         # split, not slices: its backward writes the gradient of the whole weight once, zeros for unused experts.
         filters = self.weight.split(self.out_channels)
-        parts = x.split([size for _, size in groups]) if len(groups) > 1 else (x,)
+        sizes = [size for _, size in groups]
+        parts = x.split(sizes) if len(groups) > 1 else (x,)
+        residuals = [None] * len(groups) if residual is None else residual.split(sizes)
         outputs = [
-            self._convolve(part, expert, filters[expert]) for part, (expert, _) in zip(parts, groups, strict=True)
+            self._convolve(part, expert, filters[expert], added, relu)
+            for part, (expert, _), added in zip(parts, groups, residuals, strict=True)
         ]
         y = torch.cat(outputs) if len(outputs) > 1 else outputs[0]
         return y if gate is None else _Gated.apply(y, gate, self.bias)
 
-    def _convolve(self, x: torch.Tensor, expert: int, weight: torch.Tensor) -> torch.Tensor:
+    def _convolve(self, x, expert: int, weight: torch.Tensor, residual: torch.Tensor | None, relu: bool):
         if self.packed:
-            return self.packed[expert].conv2d(x, weight, self.bias)
-        return F.conv2d(x, weight, self.bias, stride=self.stride, padding=self.padding)
+            return self.packed[expert].conv2d(x, weight, self.bias, residual=residual, relu=relu)
+        y = F.conv2d(x, weight, self.bias, stride=self.stride, padding=self.padding)
+        y = y if residual is None else y + residual
+        return F.relu(y) if relu else y
 
     def extra_repr(self) -> str:
         return (

@@ -61,19 +61,21 @@ class PackedWeight:
         padding = self.padding if padded else [0, 0]
         if not _can_pack(x, weight):
             return _finished(F.conv2d(x, weight, bias, self.stride, padding, self.dilation), residual, relu)
+        if residual is not None and list(residual.shape) != self._shape(x, weight, padding):
+            return _finished(self.conv2d(x, weight, bias, padded=padded), residual, relu)
         version = weight._version, weight.data_ptr(), weight.dtype
         if version != self._version:
             self._forget()
             # As long as this memory is held, no other weight can lie in the same place.
             self._version, self._kept = version, weight.detach()
-            self._winograd = winograd.takes(weight, self.stride, self.dilation, self.padding)
+            self._winograd = self._takes(weight)
         if padded and torch.is_grad_enabled() and (x.requires_grad or (residual is not None and residual.requires_grad)):
             return _Packed.apply(x, residual, weight, bias, self, relu)
         return self.forward(x, weight, bias, padding, residual, relu)
 
     def forward(self, x, weight, bias, padding, residual=None, relu: bool = False) -> torch.Tensor:
         """:meth:`conv2d` without gradient."""
-        if self._winograd and winograd.pays(weight, x, padding[0]):
+        if self._winograd[0] and winograd.pays(weight, x, padding[0]):
             form = self._form("forward, winograd", lambda: winograd.transformed(weight))
             done = {"residual": residual, "relu": relu}
             return winograd.convolve(x, form, len(weight), bias, padding=padding[0], **done)
@@ -86,8 +88,8 @@ class PackedWeight:
 
         Where the stride is 1, it is a convolution with the mirrored weight.
         """
-        reach = [d * (size - 1) - p for d, size, p in zip(self.dilation, weight.shape[2:], self.padding, strict=True)]
-        if self._winograd and winograd.pays(weight, gradient, reach[0]):
+        reach = self._reach(weight)
+        if self._winograd[1] and winograd.pays(weight, gradient, reach[0]):
             form = self._form("backward, winograd", lambda: winograd.transformed(weight.flip(2, 3).transpose(0, 1)))
             return winograd.convolve(gradient, form, weight.shape[1], padding=reach[0], mask=mask)
         if mask is not None:
@@ -99,6 +101,22 @@ class PackedWeight:
         form = self._form("backward", lambda: _OPS._reorder_convolution_weight(_mirrored(weight.detach()), *how))
         return _convolve(gradient, form, None, reach, [1, 1], self.dilation)
 
+    def _reach(self, weight: torch.Tensor) -> list[int]:
+        """The padding of the convolution that gives the gradient, where the stride is 1."""
+        return [d * (size - 1) - p for d, size, p in zip(self.dilation, weight.shape[2:], self.padding, strict=True)]
+
+    def _takes(self, weight: torch.Tensor) -> tuple[bool, bool]:
+        """Whether Winograd serves the convolution, and its gradient."""
+        # Few filters would be padded: a gradient of three channels is cheaper so all the same, but nothing else is.
+        forward = len(weight) % winograd.LANES == 0 and winograd.takes(weight, self.stride, self.dilation, self.padding)
+        backward = winograd.takes(weight.transpose(0, 1), self.stride, self.dilation, self._reach(weight))
+        return forward, backward
+
+    def _shape(self, x: torch.Tensor, weight: torch.Tensor, padding: list[int]) -> list[int]:
+        """The output's."""
+        sides = zip(x.shape[2:], weight.shape[2:], padding, self.stride, self.dilation, strict=True)
+        return [len(x), len(weight), *((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, p, s, d in sides)]
+
     def _form(self, name: str, make: Callable[[], torch.Tensor]) -> torch.Tensor:
         if name not in self._forms:
             self._forms[name] = make()
@@ -109,25 +127,34 @@ class PackedConv2d(nn.Conv2d):
     """A ``Conv2d`` whose weight is kept packed. Its parameters must need no gradient."""
 
     @classmethod
-    def of(cls, convolution: nn.Conv2d, *, relu: bool = False) -> "PackedConv2d":
+    def of(cls, convolution: nn.Conv2d) -> "PackedConv2d":
         """``convolution`` (without groups, padded with zeros) with a packed weight; the parameters are its own."""
         keys = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation")
         packed = cls(**{key: getattr(convolution, key) for key in keys}, bias=False, device="meta")
         packed.weight, packed.bias = convolution.weight, convolution.bias
-        packed.relu = relu
         packed.packed = PackedWeight(packed.stride, packed.padding, packed.dilation)
         return packed.train(convolution.training)
 
-    def forward(self, x: torch.Tensor, residual: torch.Tensor | None = None, *, padded: bool = True) -> torch.Tensor:
-        """As a ``Conv2d``, plus ``residual``; not ``padded``: of images (B, C, H, W) that have their border already."""
-        return self.packed.conv2d(x, self.weight, self.bias, padded=padded, residual=residual, relu=self.relu)
+    def forward(
+        self,
+        x: torch.Tensor,
+        residual: torch.Tensor | None = None,
+        *,
+        relu: bool = False,
+        padded: bool = True,
+    ) -> torch.Tensor:
+        """As a ``Conv2d``, plus ``residual`` of the output's shape, through relu where it says so.
+
+        Not ``padded``: of images (B, C, H, W) that have their border already.
+        """
+        return self.packed.conv2d(x, self.weight, self.bias, padded=padded, residual=residual, relu=relu)
 
 
 def worth_packing(weight: torch.Tensor, stride, padding, dilation=(1, 1)) -> bool:
     """Whether calls become faster by it."""
     if weight.device.type != "cpu":
         return False
-    return weight.numel() >= WORTH or winograd.takes(weight, stride, dilation, padding)
+    return weight.numel() >= WORTH or any(PackedWeight(stride, padding, dilation)._takes(weight))
 
 
 def can_be_packed(convolution: nn.Module) -> bool:

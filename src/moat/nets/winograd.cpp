@@ -24,6 +24,8 @@
 namespace {
 
 constexpr int OUT = 4, IN = 6, POINTS = IN * IN;
+// Tiles that a thread works on together: few enough that what it remembers of them stays in the first cache.
+constexpr int TILES = 8;
 constexpr float A = 0.625f, B = 1.5f, A2 = A * A, B2 = B * B;
 
 // From a filter's three taps in one dimension to its values at the points.
@@ -31,18 +33,14 @@ constexpr double NA = 1 / (2.0 * A2 * (A2 - B2)), NB = 1 / (2.0 * B2 * (B2 - A2)
 constexpr double G[IN][3] = {{1 / (double(A2) * B2), 0, 0},  {NA, A *NA, A2 *NA},  {NA, -A *NA, A2 *NA},
                              {NB, B *NB, B2 *NB}, {NB, -B *NB, B2 *NB}, {0, 0, 1}};
 
-// Rows of accumulators that fit the registers beside a panel of two vectors, and of one.
-#ifdef __AVX512F__
-constexpr int ROWS_OF_2 = 12, ROWS_OF_1 = 24;
-#else
-constexpr int ROWS_OF_2 = 6, ROWS_OF_1 = 12;
-#endif
-
+// Of images and maps of type T.
+template <class T>
 struct Problem {
-  const float *x, *mask;  // (batch, height, width, channels); where the mask is not above 0, x is taken to be 0
-  const float *weight;    // as moat_winograd_weight lays it
-  const float *bias, *residual;
-  float *y;  // (batch, height + 2 padding - 2, width + 2 padding - 2, filters)
+  const T *x, *mask;    // (batch, height, width, channels); where the mask is not above 0, x is taken to be 0
+  const float *weight;  // as moat_winograd_weight lays it
+  const float *bias;
+  const T *residual;
+  T *y;  // (batch, height + 2 padding - 2, width + 2 padding - 2, filters)
   int64_t batch, height, width, channels, filters, padding;
   bool relu;
   int64_t out_height() const { return height + 2 * padding - 2; }
@@ -64,7 +62,8 @@ struct Problem {
 // A tile's place: in which image, and how many tiles are above it and before it.
 struct Tile {
   int64_t image, down, across;
-  Tile(const Problem &p, int64_t number)
+  template <class T>
+  Tile(const Problem<T> &p, int64_t number)
       : image(number / p.tiles_across() / p.tiles_down()),
         down(number / p.tiles_across() % p.tiles_down()),
         across(number % p.tiles_across()) {}
@@ -78,23 +77,57 @@ struct Tile {
 };
 
 // What is asked of memory ahead, a share at a time, while the processor multiplies.
+template <class T>
 struct Ahead {
-  const float *data;
+  const T *data;
   int64_t first, last;
-  template <int WRITE>
+  static constexpr int64_t LINE = 64 / sizeof(T);
   INLINE void fetch(int64_t point) const {
     if (!data) return;
-    const int64_t lines = (last - first + 15) / 16, from = lines * point / POINTS, to = lines * (point + 1) / POINTS;
-    for (int64_t n = from; n < to; n++) __builtin_prefetch(data + first + n * 16, WRITE, 2);
+    const int64_t lines = (last - first + LINE - 1) / LINE, from = lines * point / POINTS, to = lines * (point + 1) / POINTS;
+    for (int64_t n = from; n < to; n++) __builtin_prefetch(data + first + n * LINE, 0, 2);
   }
+};
+
+struct bfloat16 {
+  uint16_t bits;
+};
+
+// Vectors of L numbers. Unaligned: a map of 8 channels need not begin at a multiple of anything.
+template <int L>
+struct Vectors;
+template <>
+struct Vectors<8> {
+  typedef float Float __attribute__((vector_size(32), aligned(4), may_alias));
+  typedef uint32_t Bits __attribute__((vector_size(32)));
+  typedef uint16_t Half __attribute__((vector_size(16), aligned(2), may_alias));
+  static INLINE Bits widened(Half h) { return __builtin_convertvector(h, Bits); }
+  static INLINE Half narrowed(Bits b) { return __builtin_convertvector(b, Half); }
+};
+template <>
+struct Vectors<16> {
+  typedef float Float __attribute__((vector_size(64), aligned(4), may_alias));
+  typedef uint32_t Bits __attribute__((vector_size(64)));
+  typedef uint16_t Half __attribute__((vector_size(32), aligned(2), may_alias));
+  static INLINE Bits widened(Half h) { return __builtin_convertvector(h, Bits); }
+  static INLINE Half narrowed(Bits b) { return __builtin_convertvector(b, Half); }
 };
 
 template <int L>
 struct Lanes {
-  // Unaligned: a map of 8 channels need not begin at a multiple of anything.
-  typedef float V __attribute__((vector_size(4 * L), aligned(4), may_alias));
+  using V = typename Vectors<L>::Float;
+  using Bits = typename Vectors<L>::Bits;
+  using Half = typename Vectors<L>::Half;
   static INLINE V load(const float *p) { return *(const V *)p; }
   static INLINE void store(float *p, V v) { *(V *)p = v; }
+
+  // bfloat16 is float32's upper half.
+  static INLINE V load(const bfloat16 *p) { return (V)(Vectors<L>::widened(*(const Half *)p) << 16); }
+  static INLINE void store(bfloat16 *p, V v) {
+    const Bits bits = (Bits)v, rounded = bits + 0x7fff + (bits >> 16 & 1);
+    // What is not a number stays that, however it would be rounded.
+    *(Half *)p = Vectors<L>::narrowed((v == v ? rounded : bits | 0x400000) >> 16);
+  }
   static INLINE V above_zero(V v, V by) { return by > V{} ? v : V{}; }
 
   // One dimension of the input's transform: six values to six points.
@@ -117,10 +150,13 @@ struct Lanes {
     y[3 * step] = (A2 * A) * odd_a + ((B2 * B) * odd_b + m[5]);
   }
 
-  // `v` is (point, channels / L, tiles, L) from this tile on; `at(i, j, k)` the pixel's lanes from channel k on.
+  // What is remembered of L channels of some tiles: (POINTS, TILES, L).
+  static constexpr int64_t POINT = TILES * L, CHUNK = POINTS * POINT;
+
+  // `v`: (channels / L) chunks, from this tile on; `at(i, j, k)`: the pixel's lanes from channel k on.
   template <class At>
-  static INLINE void tile_to_points(At at, int64_t channels, float *v, int64_t plane, int64_t chunk) {
-    for (int64_t k = 0; k < channels; k += L, v += chunk) {
+  static INLINE void tile_to_points(At at, int64_t channels, float *v) {
+    for (int64_t k = 0; k < channels; k += L, v += CHUNK) {
       V d[POINTS];
       UNROLL for (int j = 0; j < IN; j++) {
         V column[IN];
@@ -130,22 +166,22 @@ struct Lanes {
       UNROLL for (int i = 0; i < IN; i++) {
         V t[IN];
         to_points(t, 1, d + i * IN);
-        UNROLL for (int j = 0; j < IN; j++) store(v + (i * IN + j) * plane, t[j]);
+        UNROLL for (int j = 0; j < IN; j++) store(v + (i * IN + j) * POINT, t[j]);
       }
     }
   }
 
-  template <bool MASKED>
-  static void read_tile(const Problem p, const Tile tile, float *v, int64_t plane, int64_t chunk) {
+  template <bool MASKED, class T>
+  static void read_tile(const Problem<T> p, const Tile tile, float *v) {
     const int64_t top = tile.down * OUT - p.padding, left = tile.across * OUT - p.padding;
     const int64_t row = p.width * p.channels, corner = (tile.image * p.height + top) * row + left * p.channels;
-    const float *x = p.x + corner, *mask = MASKED ? p.mask + corner : nullptr;
+    const T *x = p.x + corner, *mask = MASKED ? p.mask + corner : nullptr;
     auto pixel = [=](int64_t i, int64_t j, int64_t k) {
       const int64_t place = i * row + j * p.channels + k;
       return MASKED ? above_zero(load(x + place), load(mask + place)) : load(x + place);
     };
     if (top >= 0 && left >= 0 && top + IN <= p.height && left + IN <= p.width) {
-      tile_to_points(pixel, p.channels, v, plane, chunk);
+      tile_to_points(pixel, p.channels, v);
       return;
     }
     const int64_t above = std::max<int64_t>(-top, 0), below = p.height - top;
@@ -153,24 +189,26 @@ struct Lanes {
     auto or_zero = [=](int64_t i, int64_t j, int64_t k) {
       return i >= above && i < below && j >= before && j < behind ? pixel(i, j, k) : V{};
     };
-    tile_to_points(or_zero, p.channels, v, plane, chunk);
+    tile_to_points(or_zero, p.channels, v);
   }
 
-  static INLINE void finish(const Problem p, int64_t place, V value) {
+  template <class T>
+  static INLINE void finish(const Problem<T> p, int64_t place, V value) {
     if (p.residual) value += load(p.residual + place);
     store(p.y + place, p.relu ? above_zero(value, value) : value);
   }
 
-  static void write_tile(const Problem p, const Tile tile, const float *m, int64_t plane, int64_t chunk) {
+  template <class T>
+  static void write_tile(const Problem<T> p, const Tile tile, const float *m) {
     const int64_t top = tile.down * OUT, left = tile.across * OUT;
     const int64_t h = std::min<int64_t>(OUT, p.out_height() - top), w = std::min<int64_t>(OUT, p.out_width() - left);
     const int64_t row = p.out_width() * p.filters;
     int64_t corner = (tile.image * p.out_height() + top) * row + left * p.filters;
-    for (int64_t k = 0; k < p.filters; k += L, m += chunk, corner += L) {
+    for (int64_t k = 0; k < p.filters; k += L, m += CHUNK, corner += L) {
       V t[OUT * IN];
       UNROLL for (int j = 0; j < IN; j++) {
         V column[IN];
-        UNROLL for (int i = 0; i < IN; i++) column[i] = load(m + (i * IN + j) * plane);
+        UNROLL for (int i = 0; i < IN; i++) column[i] = load(m + (i * IN + j) * POINT);
         from_points(t + j, IN, column);
       }
       const V bias = p.bias ? load(p.bias + k) : V{};
@@ -186,11 +224,11 @@ struct Lanes {
     }
   }
 
-  // m (N chunks, ROWS, L) = v (channels / L chunks, ROWS, L) times a panel (channels, N * L) of the weight.
+  // One point of N chunks of m, for the first ROWS tiles: those of v times a panel (channels, N * L) of the weight.
   template <int ROWS, int N>
-  static void multiply(const float *v, const float *u, int64_t channels, float *m, int64_t chunk) {
+  static void multiply(const float *v, const float *u, int64_t channels, float *m) {
     V sums[ROWS][N] = {};
-    for (int64_t k = 0; k < channels; k += L, v += chunk) {
+    for (int64_t k = 0; k < channels; k += L, v += CHUNK) {
       _Pragma("GCC unroll 2") for (int c = 0; c < L; c++, u += N * L) {
         V factors[N];
         UNROLL for (int n = 0; n < N; n++) factors[n] = load(u + n * L);
@@ -200,55 +238,45 @@ struct Lanes {
       }
     }
     UNROLL for (int i = 0; i < ROWS; i++) {
-      UNROLL for (int n = 0; n < N; n++) store(m + i * L + n * chunk, sums[i][n]);
+      UNROLL for (int n = 0; n < N; n++) store(m + i * L + n * CHUNK, sums[i][n]);
     }
   }
 
-  template <int ROWS, int N>
-  static void multiply_rest(int64_t rows, const float *v, const float *u, int64_t channels, float *m, int64_t chunk) {
-    if constexpr (ROWS > 0) {
-      if (rows == ROWS)
-        multiply<ROWS, N>(v, u, channels, m, chunk);
-      else
-        multiply_rest<ROWS - 1, N>(rows, v, u, channels, m, chunk);
-    }
+  template <int N, int ROWS = TILES>
+  static INLINE void multiply_some(int64_t rows, const float *v, const float *u, int64_t channels, float *m) {
+    if (rows == ROWS)
+      multiply<ROWS, N>(v, u, channels, m);
+    else if constexpr (ROWS > 1)
+      multiply_some<N, ROWS - 1>(rows, v, u, channels, m);
   }
 
-  template <int ROWS, int N>
-  static void multiply_all(int64_t rows, const float *v, const float *u, int64_t channels, float *m, int64_t chunk) {
-    for (; rows >= ROWS; rows -= ROWS, v += ROWS * L, m += ROWS * L) multiply<ROWS, N>(v, u, channels, m, chunk);
-    multiply_rest<ROWS - 1, N>(rows, v, u, channels, m, chunk);
-  }
-
-  static void convolve(const Problem &p, int64_t first, int64_t last, int64_t at_once, float *scratch) {
-    // A vector more for each point: planes a multiple of 4096 bytes apart would share few places of the cache.
-    const int64_t chunk = at_once * L, read = at_once * p.channels + L, written = at_once * p.filters + L;
+  template <class T>
+  static void convolve(const Problem<T> &p, int64_t first, int64_t last, float *scratch) {
     const int64_t down = p.tiles_down(), across = p.tiles_across();
-    float *v = scratch, *m = scratch + POINTS * read;
-    for (int64_t tile = first; tile < last; tile += at_once) {
-      const int64_t count = std::min(at_once, last - tile);
+    float *v = scratch, *m = scratch + p.channels / L * CHUNK;
+    for (int64_t tile = first; tile < last; tile += TILES) {
+      const int64_t count = std::min<int64_t>(TILES, last - tile);
       Tile place(p, tile);
       for (int64_t i = 0; i < count; i++, place.advance(down, across)) {
         if (p.mask)
-          read_tile<true>(p, place, v + i * L, read, chunk);
+          read_tile<true>(p, place, v + i * L);
         else
-          read_tile<false>(p, place, v + i * L, read, chunk);
+          read_tile<false>(p, place, v + i * L);
       }
-      const int64_t next = tile + count, after = std::min(next + at_once, last);
-      const Ahead x{p.x, p.row_of_x(next), p.row_of_x(after)}, mask{p.mask, x.first, x.last};
-      const Ahead y{p.y, p.row_of_y(tile), p.row_of_y(next)}, residual{p.residual, y.first, y.last};
+      const int64_t next = tile + count, after = std::min(next + TILES, last);
+      const Ahead<T> x{p.x, p.row_of_x(next), p.row_of_x(after)}, mask{p.mask, x.first, x.last};
+      const Ahead<T> y{p.y, p.row_of_y(tile), p.row_of_y(next)}, residual{p.residual, y.first, y.last};
       for (int64_t point = 0; point < POINTS; point++) {
-        x.fetch<0>(point), mask.fetch<0>(point), y.fetch<1>(point), residual.fetch<0>(point);
-        const float *u = p.weight + point * p.channels * p.filters, *from = v + point * read;
-        float *to = m + point * written;
+        x.fetch(point), mask.fetch(point), y.fetch(point), residual.fetch(point);
+        const float *u = p.weight + point * p.channels * p.filters, *from = v + point * POINT;
+        float *to = m + point * POINT;
         int64_t k = 0;
-        for (; k + 2 * L <= p.filters; k += 2 * L)
-          multiply_all<ROWS_OF_2, 2>(count, from, u + k * p.channels, p.channels, to + k / L * chunk, chunk);
-        if (k < p.filters)
-          multiply_all<ROWS_OF_1, 1>(count, from, u + k * p.channels, p.channels, to + k / L * chunk, chunk);
+        for (; k + 2 * L <= p.filters; k += 2 * L, u += 2 * L * p.channels, to += 2 * CHUNK)
+          multiply_some<2>(count, from, u, p.channels, to);
+        if (k < p.filters) multiply_some<1>(count, from, u, p.channels, to);
       }
       place = Tile(p, tile);
-      for (int64_t i = 0; i < count; i++, place.advance(down, across)) write_tile(p, place, m + i * L, written, chunk);
+      for (int64_t i = 0; i < count; i++, place.advance(down, across)) write_tile(p, place, m + i * L);
     }
   }
 
@@ -287,12 +315,36 @@ struct Lanes {
   }
 };
 
+int64_t scratch_of_one(int64_t channels, int64_t filters) { return POINTS * TILES * (channels + filters); }
+
 bool wide(int64_t channels, int64_t filters) {
 #ifdef __AVX512F__
   return channels % 16 == 0 && filters % 16 == 0;
 #else
   return false;
 #endif
+}
+
+template <class T>
+void convolve(const void *x, const void *mask, const float *weight, const float *bias, const void *residual, void *y,
+              int64_t batch, int64_t height, int64_t width, int64_t channels, int64_t filters, int64_t padding,
+              bool relu, int64_t threads, float *scratch) {
+  const Problem<T> p{(const T *)x, (const T *)mask, weight, bias,     (const T *)residual,
+                     (T *)y,       batch,           height, width,    channels,
+                     filters,      padding,         relu};
+  auto work = [&p](int64_t first, int64_t last, float *scratch) {
+    if (wide(p.channels, p.filters))
+      Lanes<16>::convolve(p, first, last, scratch);
+    else
+      Lanes<8>::convolve(p, first, last, scratch);
+  };
+  const int64_t blocks = (p.tiles() + TILES - 1) / TILES, share = (blocks + threads - 1) / threads * TILES;
+  const int64_t size = scratch_of_one(channels, filters);
+  std::vector<std::thread> helpers;
+  for (int64_t n = 1; n * share < p.tiles(); n++)
+    helpers.emplace_back(work, n * share, std::min((n + 1) * share, p.tiles()), scratch + n * size);
+  work(0, std::min(share, p.tiles()), scratch);
+  for (auto &helper : helpers) helper.join();
 }
 
 }  // namespace
@@ -303,8 +355,8 @@ extern "C" {
 const char *moat_winograd_source() { return SOURCE; }
 
 // Floats that one thread needs beside its input and output.
-int64_t moat_winograd_scratch(int64_t channels, int64_t filters, int64_t at_once) {
-  return POINTS * (at_once * (channels + filters) + 2 * 16);
+int64_t moat_winograd_scratch(int64_t channels, int64_t filters) {
+  return scratch_of_one(channels, filters);
 }
 
 // `u`: 36 * channels * filters floats; both numbers must be multiples of 8. `strides`: of `w` (filters, channels, 3, 3).
@@ -316,25 +368,17 @@ void moat_winograd_weight(const float *w, const int64_t *strides, int64_t channe
 }
 
 // y = convolution of x (0 where `mask` is given and not above 0), plus bias, plus residual, cut at 0 if `relu`.
-// `scratch`: of each thread in turn; `at_once`: tiles that a thread works on together.
-void moat_winograd_convolve(const float *x, const float *mask, const float *weight, const float *bias,
-                            const float *residual, float *y, int64_t batch, int64_t height, int64_t width,
-                            int64_t channels, int64_t filters, int64_t padding, int64_t relu, int64_t at_once,
+// x, mask, residual and y are float32, or bfloat16 if `half`; sums are float32's.
+// `scratch`: of each thread in turn.
+void moat_winograd_convolve(const void *x, const void *mask, const float *weight, const float *bias,
+                            const void *residual, void *y, int64_t batch, int64_t height, int64_t width,
+                            int64_t channels, int64_t filters, int64_t padding, int64_t relu, int64_t half,
                             int64_t threads, float *scratch) {
-  const Problem p{x,      mask,  weight,   bias,    residual, y,        batch,
-                  height, width, channels, filters, padding,  relu != 0};
-  auto work = [&p, at_once](int64_t first, int64_t last, float *scratch) {
-    if (wide(p.channels, p.filters))
-      Lanes<16>::convolve(p, first, last, at_once, scratch);
-    else
-      Lanes<8>::convolve(p, first, last, at_once, scratch);
-  };
-  const int64_t blocks = (p.tiles() + at_once - 1) / at_once, share = (blocks + threads - 1) / threads * at_once;
-  const int64_t size = moat_winograd_scratch(channels, filters, at_once);
-  std::vector<std::thread> helpers;
-  for (int64_t n = 1; n * share < p.tiles(); n++)
-    helpers.emplace_back(work, n * share, std::min((n + 1) * share, p.tiles()), scratch + n * size);
-  work(0, std::min(share, p.tiles()), scratch);
-  for (auto &helper : helpers) helper.join();
+  if (half)
+    convolve<bfloat16>(x, mask, weight, bias, residual, y, batch, height, width, channels, filters, padding, relu,
+                       threads, scratch);
+  else
+    convolve<float>(x, mask, weight, bias, residual, y, batch, height, width, channels, filters, padding, relu,
+                    threads, scratch);
 }
 }

@@ -23,10 +23,10 @@ SOURCE = Path(__file__).with_suffix(".cpp")
 LIBRARIES = {"AVX512": "avx512", "AVX2": "avx2"}
 # Values that are transformed together for each channel: 4x4 outputs take 6x6 inputs.
 POINTS = 36
-# Channels and filters come in multiples of this.
+# What images and maps may be.
+TYPES = (torch.float32, torch.bfloat16)
+# Channels come in multiples of this, and so many filters are computed together.
 LANES = 8
-# Tiles that a thread works on together: few enough that what it remembers of them stays in the cache.
-TILES, MOST_TILES = 24, 96
 # With fewer tiles, a weight of so many numbers takes longer to read than to compute with.
 FEW_TILES, MUCH_WEIGHT = 4, 2**20
 
@@ -55,7 +55,7 @@ def library() -> ctypes.CDLL | None:
         log.warning("%s was compiled from another winograd.cpp: install moat again", library_path(instructions))
         return None
     pointer, number = ctypes.c_void_p, ctypes.c_int64
-    found.moat_winograd_scratch.argtypes, found.moat_winograd_scratch.restype = [number] * 3, number
+    found.moat_winograd_scratch.argtypes, found.moat_winograd_scratch.restype = [number] * 2, number
     found.moat_winograd_weight.argtypes = [pointer, number * 4, number, number, pointer]
     found.moat_winograd_convolve.argtypes = [pointer] * 6 + [number] * 9 + [pointer]
     for function in (found.moat_winograd_weight, found.moat_winograd_convolve):
@@ -65,9 +65,9 @@ def library() -> ctypes.CDLL | None:
 
 def takes(weight: torch.Tensor, stride: Sequence[int], dilation: Sequence[int], padding: Sequence[int]) -> bool:
     """Whether :func:`convolve` computes the convolution with this weight (filters, channels, height, width)."""
-    if weight.device.type != "cpu" or weight.dtype != torch.float32 or weight.shape[2:] != (3, 3):
+    if weight.device.type != "cpu" or weight.dtype not in TYPES or weight.shape[2:] != (3, 3):
         return False
-    if any(size % LANES for size in weight.shape[:2]) or {*stride, *dilation} != {1}:
+    if weight.shape[1] % LANES or {*stride, *dilation} != {1}:
         return False
     return padding[0] == padding[1] and padding[0] in (0, 1, 2) and library() is not None
 
@@ -79,8 +79,11 @@ def pays(weight: torch.Tensor, x: torch.Tensor, padding: int) -> bool:
 
 
 def transformed(weight: torch.Tensor) -> torch.Tensor:
-    """The weight (filters, channels, 3, 3) as :func:`convolve` wants it; rounded once, from float64."""
-    filters, channels = weight.shape[:2]
+    """The weight (filters, channels, 3, 3) as :func:`convolve` wants it: float32, rounded once, from float64."""
+    filters, channels = _padded(len(weight)), weight.shape[1]
+    if filters > len(weight):
+        weight = torch.nn.functional.pad(weight, (0, 0, 0, 0, 0, 0, 0, filters - len(weight)))
+    weight = weight.detach().float()
     found = weight.new_empty(POINTS * filters * channels)
     strides = (ctypes.c_int64 * 4)(*weight.stride())
     library().moat_winograd_weight(weight.data_ptr(), strides, channels, filters, found.data_ptr())
@@ -100,11 +103,13 @@ def convolve(
 ) -> torch.Tensor:
     """``relu(conv2d(x * (mask > 0)) + bias + residual)`` in channels last (B, filters, H', W'), without gradient.
 
+    Images and maps may be bfloat16, too; all sums are float32's, and the result is rounded once.
+
     An image's result depends neither on the others nor on the number of threads. A pixel that is not a number makes
     the results around it, up to five pixels away, not numbers.
 
     Args:
-        x: (B, channels, H, W), float32.
+        x: (B, channels, H, W), float32 or bfloat16.
         weight: from :func:`transformed`.
         padding: zeros around the image.
         mask: as ``x``; where it is not above 0, x counts as 0.
@@ -114,17 +119,24 @@ def convolve(
         each if each is None else each.contiguous(memory_format=torch.channels_last) for each in (x, mask, residual)
     )
     batch, channels, height, width = x.shape
-    size = batch, filters, height + 2 * padding - 2, width + 2 * padding - 2
+    padded = _padded(filters)
+    if padded > filters and not (bias is residual is None):
+        raise ValueError(f"a bias or a residual of {filters} filters: only multiples of {LANES} may have one")
+    size = batch, padded, height + 2 * padding - 2, width + 2 * padding - 2
     y = torch.empty(size, dtype=x.dtype, memory_format=torch.channels_last)
-    if not y.numel():
-        return y
-    at_once = TILES * min(max(math.isqrt(channels * filters) // 64, 1), MOST_TILES // TILES)
-    threads = torch.get_num_threads()
-    scratch = _scratch_of(threads * library().moat_winograd_scratch(channels, filters, at_once))
-    places = [None if each is None else each.data_ptr() for each in (x, mask, weight, bias, residual, y)]
-    sizes = (batch, height, width, channels, filters, padding, relu, at_once, threads)
-    library().moat_winograd_convolve(*places, *sizes, scratch.data_ptr())
-    return y
+    if y.numel():
+        threads = torch.get_num_threads()
+        scratch = _scratch_of(threads * library().moat_winograd_scratch(channels, padded))
+        bias = bias if bias is None else bias.float()
+        places = [None if each is None else each.data_ptr() for each in (x, mask, weight, bias, residual, y)]
+        sizes = (batch, height, width, channels, padded, padding, relu, x.dtype == torch.bfloat16, threads)
+        library().moat_winograd_convolve(*places, *sizes, scratch.data_ptr())
+    return y if padded == filters else y[:, :filters].contiguous(memory_format=torch.channels_last)
+
+
+def _padded(filters: int) -> int:
+    """As many as are computed."""
+    return -(-filters // LANES) * LANES
 
 
 def _scratch_of(size: int) -> torch.Tensor:

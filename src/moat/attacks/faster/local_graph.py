@@ -94,6 +94,7 @@ def local_graph(net: nn.Module) -> LocalGraph | None:
 
 def _classified(source, result, computed, constants, modules) -> LocalGraph:
     local, convolutions = [source], {}
+    # A convolution's first input is what it convolves; it may have another, which it adds.
     inputs = {node: tuple(each for each in node.all_input_nodes if each not in constants) for node in computed}
     for node in computed:
         module = modules[node.target] if node.op == "call_module" else None

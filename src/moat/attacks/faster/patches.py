@@ -117,7 +117,9 @@ class Patched(Whole):
                 continue
             height, width = self.sizes[node]
             conv = self.graph.convolutions.get(node)
-            reached = _around(before) if conv is None else _reached(before[0], conv, height, width)
+            if conv is not None:
+                before[0] = _reached(before[0], conv, height, width)
+            reached = _around(before)
             small = reached.height * reached.width < WHOLE * height * width
             found[node] = reached if small and node in self.divided else None
         return found
@@ -142,8 +144,7 @@ class Patched(Whole):
 
     def _convolve(self, node: fx.Node, target: Window) -> torch.Tensor:
         """The convolution's map in ``target``, from the changed window and what is around it."""
-        conv = self.graph.convolutions[node]
-        (source,) = self.graph.inputs[node]
+        conv, source = self.graph.convolutions[node], node.args[0]
         window, known = self.windows[source], self.known[source]
         (top, bottom), (left, right) = _asked(target, conv)
         seen = _common(Window(top, left, bottom - top, right - left), Window(0, 0, *known.shape[2:]))
@@ -155,7 +156,8 @@ class Patched(Whole):
             around = F.pad(around, border)
         around = around.to(conv.weight.dtype)
         if isinstance(conv, PackedConv2d):
-            return conv(around, padded=False)
+            added = [self._within(residual, target).to(conv.weight.dtype) for residual in node.args[1:]]
+            return conv(around, *added, padded=False, **node.kwargs)
         return F.conv2d(around, conv.weight, conv.bias, conv.stride, 0, conv.dilation, conv.groups)
 
 
