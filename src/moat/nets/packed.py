@@ -7,7 +7,7 @@ served by PyTorch's own convolution.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 
 import torch
 from torch import nn
@@ -56,12 +56,16 @@ class PackedWeight:
         """The convolution (without groups) of ``x`` (B, C, H, W), plus ``residual``, through relu where it says so.
 
         A gradient reaches ``x`` and ``residual`` alone. Where it is not ``padded``, ``x`` has its border already, and
-        needs no gradient.
+        needs no gradient. Under autocast images, maps and sums are of its type, as PyTorch's own would be.
         """
         padding = self.padding if padded else [0, 0]
-        if not _can_pack(x, weight):
+        autocast = torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64
+        if autocast:
+            x = x.to(torch.get_autocast_dtype(x.device.type))
+            residual = residual if residual is None else residual.to(x.dtype)
+        if not _can_pack(x, weight) or (x.dtype != weight.dtype and not autocast):
             return _finished(F.conv2d(x, weight, bias, self.stride, padding, self.dilation), residual, relu)
-        if residual is not None and list(residual.shape) != self._shape(x, weight, padding):
+        if residual is not None and (list(residual.shape) != self._shape(x, weight, padding) or residual.dtype != x.dtype):
             return _finished(self.conv2d(x, weight, bias, padded=padded), residual, relu)
         version = weight._version, weight.data_ptr(), weight.dtype
         if version != self._version:
@@ -76,11 +80,12 @@ class PackedWeight:
     def forward(self, x, weight, bias, padding, residual=None, relu: bool = False) -> torch.Tensor:
         """:meth:`conv2d` without gradient."""
         if self._winograd[0] and winograd.pays(weight, x, padding[0]):
-            form = self._form("forward, winograd", lambda: winograd.transformed(weight))
+            form = self._form("winograd", lambda: winograd.transformed(weight))
             done = {"residual": residual, "relu": relu}
             return winograd.convolve(x, form, len(weight), bias, padding=padding[0], **done)
         how = self.padding, self.stride, self.dilation, 1, list(x.shape)
-        form = self._form("forward", lambda: _OPS._reorder_convolution_weight(weight.detach(), *how))
+        weight, bias = weight.detach(), bias if bias is None else bias.to(x.dtype)
+        form = self._form(x.dtype, lambda: _OPS._reorder_convolution_weight(weight.to(x.dtype), *how))
         return _finished(_convolve(x, form, bias, padding, self.stride, self.dilation), residual, relu)
 
     def backward(self, gradient, x, weight, mask: torch.Tensor | None = None) -> torch.Tensor:
@@ -90,15 +95,19 @@ class PackedWeight:
         """
         reach = self._reach(weight)
         if self._winograd[1] and winograd.pays(weight, gradient, reach[0]):
-            form = self._form("backward, winograd", lambda: winograd.transformed(weight.flip(2, 3).transpose(0, 1)))
+            form = self._form("mirrored, winograd", lambda: winograd.transformed(weight.flip(2, 3).transpose(0, 1)))
             return winograd.convolve(gradient, form, weight.shape[1], padding=reach[0], mask=mask)
         if mask is not None:
             gradient = _masked(gradient, mask)
         if self.stride != [1, 1] or min(reach) < 0:
             more = self.stride, self.padding, self.dilation, False, [0, 0], 1, [True, False, False]
+            weight = self._form((gradient.dtype, "plain"), lambda: weight.detach().to(gradient.dtype))
             return torch.ops.aten.convolution_backward(gradient, x, weight, None, *more)[0]
         how = reach, [1, 1], self.dilation, 1, list(gradient.shape)
-        form = self._form("backward", lambda: _OPS._reorder_convolution_weight(_mirrored(weight.detach()), *how))
+        form = self._form(
+            (gradient.dtype, "mirrored"),
+            lambda: _OPS._reorder_convolution_weight(_mirrored(weight.detach()).to(gradient.dtype), *how),
+        )
         return _convolve(gradient, form, None, reach, [1, 1], self.dilation)
 
     def _reach(self, weight: torch.Tensor) -> list[int]:
@@ -117,7 +126,7 @@ class PackedWeight:
         sides = zip(x.shape[2:], weight.shape[2:], padding, self.stride, self.dilation, strict=True)
         return [len(x), len(weight), *((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, p, s, d in sides)]
 
-    def _form(self, name: str, make: Callable[[], torch.Tensor]) -> torch.Tensor:
+    def _form(self, name: Hashable, make: Callable[[], torch.Tensor]) -> torch.Tensor:
         if name not in self._forms:
             self._forms[name] = make()
         return self._forms[name]
@@ -205,9 +214,9 @@ def _convolve(x: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | None, 
 
 
 def _can_pack(x: torch.Tensor, weight: torch.Tensor) -> bool:
-    if weight.device.type != "cpu" or weight.requires_grad or x.dtype != weight.dtype:
+    if weight.device.type != "cpu" or weight.requires_grad or not _types().issuperset((x.dtype, weight.dtype)):
         return False
-    return x.ndim == 4 and x.numel() > 0 and weight.dtype in _types()
+    return x.ndim == 4 and x.numel() > 0
 
 
 @functools.cache
