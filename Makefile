@@ -6,6 +6,8 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
+# The one C++ file, compiled when the project is installed; again when it has changed.
+BUILT  := $(VENV)/.built
 # DVC is large, and only needed to share results.
 DVC    := $(VENV)/.dvc-ready
 
@@ -15,38 +17,38 @@ LIMIT  := $(if $(filter-out 0,$(GPUS)),--resources gpu=$(GPUS))
 
 .PHONY: quickstart mini repro pull test test-long faults lint format clean
 
-quickstart: $(READY)
+quickstart: $(BUILT)
 	$(BIN)/snakemake --cores all $(LIMIT) --config scale=quickstart
 	@echo "The report: $(CURDIR)/results/quickstart/report.html"
 
-mini: $(READY)
+mini: $(BUILT)
 	$(BIN)/snakemake --cores all $(LIMIT) --config scale=mini
 	@echo "The report: $(CURDIR)/results/mini/report.html"
 
 # Through DVC (docs/dvc.md): make results anew where something changed; get those that another machine made.
-repro: $(DVC)
+repro: $(BUILT) $(DVC)
 	PATH="$(CURDIR)/$(BIN):$$PATH" SNAKEMAKE_OPTIONS="$(LIMIT)" dvc repro
 
 pull: $(DVC)
 	$(BIN)/moat pull
 
-test: $(READY) $(DVC)
+test: $(BUILT) $(DVC)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile
 
 # Whole pipelines, through DVC and through a dozen injected faults: some minutes more.
-test-long: $(READY) $(DVC)
+test-long: $(BUILT) $(DVC)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile -m long
 
 # More faults: make faults N=200 SEED=1
 N    ?= 200
 SEED ?= 1
-faults: $(READY)
+faults: $(BUILT)
 	OMP_NUM_THREADS=1 $(BIN)/python tests/faults/harness.py --faults $(N) --seed $(SEED)
 
-lint: $(READY)
+lint: $(BUILT)
 	$(BIN)/pytest tests/style
 
-format: $(READY)
+format: $(BUILT)
 	$(BIN)/ruff check --fix src tests benchmarks
 	$(BIN)/ruff format src tests benchmarks
 	$(BIN)/snakefmt workflow Snakefile
@@ -58,6 +60,11 @@ $(READY): pyproject.toml envs/requirements.lock
 	rm -rf $(VENV)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint envs/requirements.lock --editable '.[workflow,test]'
+	touch $(BUILT) $@
+
+# It says where it is compiled and where not: without a compiler moat works, slower.
+$(BUILT): hatch_build.py src/moat/nets/winograd.cpp | $(READY)
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable .
 	touch $@
 
 $(DVC): $(READY)

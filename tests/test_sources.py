@@ -25,6 +25,7 @@ def package(tmp_path):
         "nets/other.py": 'NETS = {"other": 1}\n',
         "nets/net.py": 'NETS = {"net": 1}\n"""A net."""\n\n\ndef f(x):\n    """Doc."""\n    return x + 1  # plus one\n',
         "moe/layer.py": "X = 1\n",
+        "moe/layer.cpp": "// Fast.\nint x = 1;\n",
         "attacks/pgd.py": "STEPS = 10\n",
         "attacks/fgsm.py": "from moat.attacks.steps import step\n",
         "attacks/steps.py": "STEP = 1\n",
@@ -59,6 +60,9 @@ def recorded(package, method):
         ("nets/net.py", "x + 1", "x + 2", ["nets"]),
         ("nets/net.py", "return x + 1", 'return x + len("#")', ["nets"]),
         ("moe/layer.py", "X = 1", "X = 2", ["nets"]),
+        # What is compiled belongs to the module of its name.
+        ("moe/layer.cpp", "x = 1", "x = 2", ["nets"]),
+        ("moe/layer.cpp", "// Fast.", "// Very fast.", []),
         ("attacks/pgd.py", "10", "20", ["attacks"]),
         # Used by name, and imported by what was used by name.
         ("attacks/fgsm.py", "step\n", "step\nX = 1\n", ["attacks"]),

@@ -44,6 +44,7 @@ def _torch(project: Project) -> Iterator[Check]:
     listed = ", ".join(f"{name} {version}" for name, version in versions.items())
     yield Check("versions", "ok", listed)
     yield Check("cpu", "ok", f"{os.cpu_count()} cores, torch would use {torch.get_num_threads()} threads")
+    yield _convolutions()
     if not torch.cuda.is_available():
         yield Check("gpu", "missing", "torch sees no GPU: trainings and attacks run on the CPU, in float32")
     for index in range(torch.cuda.device_count()):
@@ -51,6 +52,17 @@ def _torch(project: Project) -> Iterator[Check]:
         precision = "bf16" if torch.cuda.is_bf16_supported() else "float32"
         memory = properties.total_memory / 2**30
         yield Check("gpu", "ok", f"{index}: {properties.name}, {memory:.0f} GB, trains in {precision}")
+
+
+def _convolutions() -> Check:
+    from moat.nets import winograd
+
+    name, compiled = "cpu convolutions", winograd.instructions()
+    if compiled is not None:
+        return Check(name, "ok", f"{winograd.SOURCE.name}, compiled for {compiled}")
+    why = "there was no C++ compiler when moat was installed, or the processor has neither AVX-512 nor AVX2"
+    slow = "convolutions are PyTorch's, and attacks on a CPU take about twice as long"
+    return Check(name, "missing", f"{winograd.SOURCE.name} is not compiled ({why}): {slow}")
 
 
 def _gpu_slots(project: Project) -> Iterator[Check]:

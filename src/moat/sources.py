@@ -134,7 +134,8 @@ def _with_imports(roots: Iterable[Path], package: Path) -> set[Path]:
         path = todo.pop()
         if path not in found and path.exists():
             found.add(path)
-            todo += _imports(path, path.stat().st_mtime_ns, package)
+            if path.suffix == ".py":
+                todo += _imports(path, path.stat().st_mtime_ns, package)
     return found
 
 
@@ -148,7 +149,8 @@ def _imports(path: Path, mtime_ns: int, package: Path) -> tuple[Path, ...]:
             names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
     inside = [name.split(".")[1:] for name in names if name.startswith("moat.")]
     candidates = [file for parts in inside for file in (Path(*parts).with_suffix(".py"), Path(*parts, "__init__.py"))]
-    return tuple(package / file for file in candidates)
+    # A module may have a part that is compiled.
+    return (path.with_suffix(".cpp"), *(package / file for file in candidates))
 
 
 def _hash(files: Iterable[Path], package: Path) -> str:
@@ -164,6 +166,8 @@ def _behaviour(path: Path, mtime_ns: int) -> str:
     """The file's text without comments, docstrings and blank lines; the same on every Python version."""
     text = path.read_text(encoding="utf-8")
     lines = text.splitlines()
+    if path.suffix == ".cpp":
+        return "\n".join(line.rstrip() for line in lines if line.strip() and not line.lstrip().startswith("//"))
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
         if token.type == tokenize.COMMENT:
             row, column = token.start

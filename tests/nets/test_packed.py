@@ -1,6 +1,7 @@
 """Packed convolutions are PyTorch's, forwards and backwards, and notice when their weight changes."""
 
 import copy
+import functools
 
 import pytest
 import torch
@@ -20,6 +21,10 @@ CONVOLUTIONS = [
     (4, 5, 3, 1, 2, 2),
     (4, 5, 2, 1, 3, 1),  # padded further than it reaches
     (6, 6, 5, (1, 2), 2, 1),
+    (8, 24, 3, 1, 1, 1),  # what Winograd serves
+    (16, 32, 3, 1, 0, 1),
+    (16, 16, 3, 1, 2, 1),
+    (64, 64, 3, 1, 1, 1),
 ]
 
 
@@ -97,6 +102,62 @@ def test_another_weight_is_noticed_where_the_old_one_has_lain():
         packed.weight = None
         packed.weight = nn.Parameter(torch.full((8, 8, 3, 3), float(value)), requires_grad=False)
         torch.testing.assert_close(packed(x), F.conv2d(x, packed.weight, packed.bias, padding=1), rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("summed", [False, True])
+@pytest.mark.parametrize("sizes", CONVOLUTIONS)
+def test_sum_and_relu_behind_it(sizes, summed, relu):
+    plain, packed = pair(*sizes)
+    x = torch.rand(2, sizes[0], 9, 10)
+    other = torch.rand_like(plain(x)) if summed else None
+
+    def by_hand(x, residual=None):
+        y = plain(x) if residual is None else plain(x) + residual
+        return F.relu(y) if relu else y
+
+    given = [each.clone().requires_grad_() for each in (x, other) if each is not None]
+    found = []
+    for call in (functools.partial(packed, relu=relu), by_hand):
+        y = call(*given)
+        factors = torch.linspace(-1, 1, y.numel()).view_as(y)
+        found.append((y, *torch.autograd.grad((y * factors).sum(), given)))
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=2e-5)
+    if summed:
+        (only,) = torch.autograd.grad(packed(x, given[1], relu=relu).sum(), given[1])
+        torch.testing.assert_close(only, (by_hand(x, other) > 0).float() if relu else torch.ones_like(other))
+
+
+def test_a_summand_of_another_shape_is_spread_as_by_pytorch():
+    plain, packed = pair(8, 8, 3, 1, 1)
+    x, other = torch.rand(2, 8, 6, 6), torch.rand(8, 1, 1, requires_grad=True)
+    ours, theirs = packed(x, other, relu=True), F.relu(plain(x) + other)
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    gradients = [torch.autograd.grad(each.sum(), other)[0] for each in (ours, theirs)]
+    assert gradients[0].shape == other.shape
+    torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("sizes", CONVOLUTIONS)
+def test_under_autocast_it_is_of_its_type(sizes):
+    plain, packed = pair(*sizes)
+    x = torch.rand(2, sizes[0], 9, 10)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = [outcome(each, x) for each in (plain, packed)]
+        wide = packed(x.double().float())
+    assert wide.dtype == torch.bfloat16
+    for ours, theirs in zip(*found, strict=True):
+        assert ours.dtype == theirs.dtype
+        torch.testing.assert_close(ours, theirs, rtol=0.02, atol=0.02 * float(theirs.abs().max()))
+
+
+def test_types_that_do_not_fit_are_refused_as_by_pytorch():
+    plain, packed = pair(8, 8, 3, 1, 1)
+    x = torch.rand(2, 8, 6, 6)
+    for each in (plain, packed):
+        with pytest.raises(RuntimeError, match="type"):
+            each(x.bfloat16())
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])

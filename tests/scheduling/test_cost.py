@@ -18,6 +18,7 @@ from moat.errors import ConfigError, DataError
 from moat.evaluation import evaluate, verify
 from moat.evaluation.evidence import Budget
 from moat.methods.base import Step
+from moat.nets import winograd
 from moat.scheduling import macs
 from moat.scheduling.cost import gates_passes, setting_passes, training_passes, validation_passes
 from moat.scheduling.jobs import Workload, jobs_of, prepared_images
@@ -28,6 +29,12 @@ PROJECT = Project(ROOT)
 FAMILIES = PROJECT.planner()["attacks"]
 # The gradient of the first layer's input, which training does not need, is counted by the model.
 CLOSE = 0.12
+
+
+@pytest.fixture(autouse=True)
+def pytorchs_convolutions(monkeypatch):
+    """Only they are seen by a counter of PyTorch's operations."""
+    monkeypatch.setattr(winograd, "library", lambda: None)
 
 
 def small(name):

@@ -134,7 +134,7 @@ def _pack(model: nn.Module) -> None:
     for name, module in list(model.named_modules()):
         if hasattr(module, "forward_sorted"):
             module.pack()
-        elif name and can_be_packed(module) and worth_packing(module.weight, module.stride, module.padding, module.dilation):
+        elif name and can_be_packed(module) and worth_packing(module):
             _replace(model, name, PackedConv2d.of(module))
 
 

@@ -13,11 +13,11 @@ from torch.nn import functional as F
 from moat.nets.packed import PackedConv2d
 
 RELUS = {F.relu, torch.relu}
-SUMS = {operator.add, operator.iadd, torch.add}
+SUMS = {operator.add, torch.add}  # `+=` is traced as the first
 
 
 def fuse(model: nn.Module, tracer: type[fx.Tracer]) -> None:
-    """Let every packed convolution of ``model`` do the sum and the relu behind it, where nothing else uses what it gave.
+    """Let packed convolutions of ``model`` do the sum and the relu behind them, where nothing else uses what they gave.
 
     Modules keep their class, their children and their other methods: only ``forward`` becomes another one, for modules
     of which it is always the same. It must have no side effects, nor may what it calls have hooks.
@@ -88,8 +88,6 @@ def _take_sum(graph: fx.Graph, node: fx.Node, modules: dict[str, nn.Module]) -> 
     """``node + other``, used by nothing else, becomes one call with ``other`` as residual, in the sum's place."""
     total = _only_user(node, SUMS)
     if total is None or len(total.args) != 2 or total.kwargs or len(node.args) != 1:
-        return None
-    if total.target is operator.iadd and total.args[0] is not node:
         return None
     other = total.args[1] if total.args[0] is node else total.args[0]
     if not isinstance(other, fx.Node) or other is node or _may_be_written(node.args[0], node, total, modules):

@@ -68,7 +68,8 @@ def _attacks(arguments, wanted, width: int, about: dict, numbers: list[int]) -> 
     def ours(net) -> None:
         pgd(net, updates.channels_last(x), y, **settings)
 
-    calls |= {"float32": lambda: ours(folded.refresh()), "bf16": lambda: ours(half)}
+    mine = {"float32": lambda: ours(folded.refresh()), "bf16": lambda: ours(half)}
+    calls |= {name: timing.as_in_jobs(call) for name, call in mine.items()}
     taken = timing.cpu_seconds(calls, repeats=arguments.repeats)
     about = {**about, "peer_versions": versions, "ms_per_image": updates.milliseconds(taken, about["batch_size"])}
     exact = _exactness(model, settings)
@@ -174,7 +175,7 @@ def _trades(arguments, root: Path, wanted, width: int, about: dict) -> dict[str,
         start = x + 0.001 * torch.randn_like(x)
         textbook.trades_step(model, optimizer, x, y, start, **attack)
 
-    calls = {"ours": updates.repeated(method, x, y), "theirs": theirs}
+    calls = {"ours": timing.as_in_jobs(updates.repeated(method, x, y)), "theirs": theirs}
     taken = timing.cpu_seconds(calls, repeats=arguments.repeats)
     found = timing.ratio(taken["theirs"], taken["ours"])
     milliseconds = updates.milliseconds(taken, about["batch_size"])

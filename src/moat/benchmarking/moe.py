@@ -75,7 +75,7 @@ def _update(arguments, root: Path, wanted) -> list[dict[str, Any]]:
     theirs = MaskedTrainer(model, recipe, updates.attack_of(recipe))
     load = loads(model.eval(), x)
     method = updates.begin("advmoe", recipe, model)
-    ours = updates.repeated(method, x, y)
+    ours = timing.as_in_jobs(updates.repeated(method, x, y))
     taken = timing.cpu_seconds(
         {"routed": ours, "masked": lambda: theirs.update(x, y, (_near(x), _near(x)))}, repeats=arguments.repeats
     )
@@ -135,7 +135,7 @@ def attack_calls(width: int, experts: int, images: int, recipe, ratio: float = 0
     """ADVMoE's attack on a batch, "routed" and "masked", on the same weights; and how many images each expert gets."""
     import torch
 
-    from moat.benchmarking import updates
+    from moat.benchmarking import timing, updates
     from moat.benchmarking.masked import MaskedTrainer, loads
 
     x, y = updates.batch(images)
@@ -144,7 +144,7 @@ def attack_calls(width: int, experts: int, images: int, recipe, ratio: float = 0
     method, theirs = updates.begin("advmoe", recipe, model), MaskedTrainer(model, recipe, updates.attack_of(recipe))
     last, generator = updates.channels_last(x), torch.Generator()
     calls = {
-        "routed": lambda: method.adversarial(last, y, generator),
+        "routed": timing.as_in_jobs(lambda: method.adversarial(last, y, generator)),
         "masked": lambda: theirs.adversarial(x, _near(x)),
     }
     return calls, load
@@ -185,6 +185,7 @@ def _against_dense(arguments, root: Path, wanted) -> list[dict[str, Any]]:
         name: updates.repeated(updates.begin(name, updates.standing_still(_recipe(arguments, root, name)), net), x, y)
         for name, net in (("advmoe", model), ("trades", dense))
     }
+    calls = {name: timing.as_in_jobs(call) for name, call in calls.items()}
     taken = timing.cpu_seconds(calls, repeats=arguments.repeats)
     found = timing.ratio(taken["trades"], taken["advmoe"])
     about = {"load": load, "steps": arguments.steps, "ms_per_image": updates.milliseconds(taken, len(x))}

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from moat import provenance
+from moat import devices, provenance
 from moat.errors import MoatError
 
 
@@ -46,6 +46,16 @@ def cpu_seconds(calls: Mapping[str, Callable[[], Any]], *, repeats: int, warm_up
     with contextlib.ExitStack() as stack:
         workers = {name: stack.enter_context(_Worker(call)) for name, call in calls.items()}
         return _in_turns({name: worker.cpu_seconds for name, worker in workers.items()}, repeats, warm_up)
+
+
+def as_in_jobs(call: Callable[[], Any]) -> Callable[[], Any]:
+    """``call`` in a process that has been set up as those of moat's commands are (:mod:`moat.devices`)."""
+
+    def made() -> Any:
+        devices.keep_freed_memory()
+        return call()
+
+    return made
 
 
 def _in_turns(timed: Mapping[str, Callable[[], float]], repeats: int, warm_up: int) -> dict[str, list[float]]:

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from moat.errors import ConfigError
 from moat.moe.routing import Groups, Sorting
-from moat.nets.packed import PackedWeight, worth_packing
+from moat.nets.packed import PackedWeight
 
 
 class ChannelExpertConv2d(nn.Module):
@@ -51,9 +51,8 @@ class ChannelExpertConv2d(nn.Module):
 
     def pack(self) -> None:
         """Keep each expert's filters packed from now on, where that pays: in a copy whose weight needs no gradient."""
-        how = (self.stride,) * 2, (self.padding,) * 2
-        if worth_packing(self.weight[: self.out_channels], *how):
-            self.packed = [PackedWeight(*how) for _ in range(self.experts)]
+        packed = [PackedWeight((self.stride,) * 2, (self.padding,) * 2) for _ in range(self.experts)]
+        self.packed = packed if packed[0].pays(self.weight[: self.out_channels]) else []
 
     def forward(self, x: torch.Tensor, route: torch.Tensor, gate: torch.Tensor | None = None) -> torch.Tensor:
         """The selected experts' outputs (B, out_channels, H', W') for samples in any order.

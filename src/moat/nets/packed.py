@@ -65,7 +65,7 @@ class PackedWeight:
             residual = residual if residual is None else residual.to(x.dtype)
         if not _can_pack(x, weight) or (x.dtype != weight.dtype and not autocast):
             return _finished(F.conv2d(x, weight, bias, self.stride, padding, self.dilation), residual, relu)
-        if residual is not None and (list(residual.shape) != self._shape(x, weight, padding) or residual.dtype != x.dtype):
+        if residual is not None and not self._is_output(residual, x, weight, padding):
             return _finished(self.conv2d(x, weight, bias, padded=padded), residual, relu)
         version = weight._version, weight.data_ptr(), weight.dtype
         if version != self._version:
@@ -73,7 +73,8 @@ class PackedWeight:
             # As long as this memory is held, no other weight can lie in the same place.
             self._version, self._kept = version, weight.detach()
             self._winograd = self._takes(weight)
-        if padded and torch.is_grad_enabled() and (x.requires_grad or (residual is not None and residual.requires_grad)):
+        needed = x.requires_grad or (residual is not None and residual.requires_grad)
+        if padded and needed and torch.is_grad_enabled():
             return _Packed.apply(x, residual, weight, bias, self, relu)
         return self.forward(x, weight, bias, padding, residual, relu)
 
@@ -89,7 +90,7 @@ class PackedWeight:
         return _finished(_convolve(x, form, bias, padding, self.stride, self.dilation), residual, relu)
 
     def backward(self, gradient, x, weight, mask: torch.Tensor | None = None) -> torch.Tensor:
-        """The gradient of ``x`` from the output's, which is 0 where the ``mask`` is not above 0.
+        """The gradient of ``x`` from the output's, which counts as 0 where the ``mask`` is 0 or below.
 
         Where the stride is 1, it is a convolution with the mirrored weight.
         """
@@ -110,6 +111,10 @@ class PackedWeight:
         )
         return _convolve(gradient, form, None, reach, [1, 1], self.dilation)
 
+    def pays(self, weight: torch.Tensor) -> bool:
+        """Whether calls with this weight become faster by packing it."""
+        return weight.device.type == "cpu" and (weight.numel() >= WORTH or any(self._takes(weight)))
+
     def _reach(self, weight: torch.Tensor) -> list[int]:
         """The padding of the convolution that gives the gradient, where the stride is 1."""
         return [d * (size - 1) - p for d, size, p in zip(self.dilation, weight.shape[2:], self.padding, strict=True)]
@@ -121,10 +126,11 @@ class PackedWeight:
         backward = winograd.takes(weight.transpose(0, 1), self.stride, self.dilation, self._reach(weight))
         return forward, backward
 
-    def _shape(self, x: torch.Tensor, weight: torch.Tensor, padding: list[int]) -> list[int]:
-        """The output's."""
+    def _is_output(self, y: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, padding: list[int]) -> bool:
+        """Whether ``y`` has shape and type of the convolution of ``x``."""
         sides = zip(x.shape[2:], weight.shape[2:], padding, self.stride, self.dilation, strict=True)
-        return [len(x), len(weight), *((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, p, s, d in sides)]
+        shape = len(x), len(weight), *((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, p, s, d in sides)
+        return y.shape == shape and y.dtype == x.dtype
 
     def _form(self, name: Hashable, make: Callable[[], torch.Tensor]) -> torch.Tensor:
         if name not in self._forms:
@@ -159,11 +165,9 @@ class PackedConv2d(nn.Conv2d):
         return self.packed.conv2d(x, self.weight, self.bias, padded=padded, residual=residual, relu=relu)
 
 
-def worth_packing(weight: torch.Tensor, stride, padding, dilation=(1, 1)) -> bool:
-    """Whether calls become faster by it."""
-    if weight.device.type != "cpu":
-        return False
-    return weight.numel() >= WORTH or any(PackedWeight(stride, padding, dilation)._takes(weight))
+def worth_packing(convolution: nn.Conv2d) -> bool:
+    """Whether calls become faster by :meth:`PackedConv2d.of`."""
+    return PackedWeight(convolution.stride, convolution.padding, convolution.dilation).pays(convolution.weight)
 
 
 def can_be_packed(convolution: nn.Module) -> bool:

@@ -36,7 +36,7 @@ constexpr double G[IN][3] = {{1 / (double(A2) * B2), 0, 0},  {NA, A *NA, A2 *NA}
 // Of images and maps of type T.
 template <class T>
 struct Problem {
-  const T *x, *mask;    // (batch, height, width, channels); where the mask is not above 0, x is taken to be 0
+  const T *x, *mask;    // (batch, height, width, channels); where the mask is 0 or below, x is taken to be 0
   const float *weight;  // as moat_winograd_weight lays it
   const float *bias;
   const T *residual;
@@ -128,7 +128,8 @@ struct Lanes {
     // What is not a number stays that, however it would be rounded.
     *(Half *)p = Vectors<L>::narrowed((v == v ? rounded : bits | 0x400000) >> 16);
   }
-  static INLINE V above_zero(V v, V by) { return by > V{} ? v : V{}; }
+  // As PyTorch's relu and its gradient do it: what is not a number is not below 0.
+  static INLINE V above_zero(V v, V by) { return by <= V{} ? V{} : v; }
 
   // One dimension of the input's transform: six values to six points.
   static INLINE void to_points(V *t, int step, const V *d) {
@@ -367,7 +368,7 @@ void moat_winograd_weight(const float *w, const int64_t *strides, int64_t channe
     Lanes<8>::transform(w, strides, channels, filters, u);
 }
 
-// y = convolution of x (0 where `mask` is given and not above 0), plus bias, plus residual, cut at 0 if `relu`.
+// y = convolution of x (0 where `mask` is given and 0 or below), plus bias, plus residual, cut at 0 if `relu`.
 // x, mask, residual and y are float32, or bfloat16 if `half`; sums are float32's.
 // `scratch`: of each thread in turn.
 void moat_winograd_convolve(const void *x, const void *mask, const float *weight, const float *bias,

@@ -63,6 +63,11 @@ def library() -> ctypes.CDLL | None:
     return found
 
 
+def instructions() -> str | None:
+    """What the library in use was compiled for, "avx512" or "avx2"; None where none is."""
+    return LIBRARIES[torch.backends.cpu.get_cpu_capability()] if library() is not None else None
+
+
 def takes(weight: torch.Tensor, stride: Sequence[int], dilation: Sequence[int], padding: Sequence[int]) -> bool:
     """Whether :func:`convolve` computes the convolution with this weight (filters, channels, height, width)."""
     if weight.device.type != "cpu" or weight.dtype not in TYPES or weight.shape[2:] != (3, 3):
@@ -101,7 +106,7 @@ def convolve(
     residual: torch.Tensor | None = None,
     relu: bool = False,
 ) -> torch.Tensor:
-    """``relu(conv2d(x * (mask > 0)) + bias + residual)`` in channels last (B, filters, H', W'), without gradient.
+    """``relu(conv2d(x where mask > 0) + bias + residual)`` in channels last (B, filters, H', W'), without gradient.
 
     Images and maps may be bfloat16, too; all sums are float32's, and the result is rounded once.
 
@@ -112,7 +117,7 @@ def convolve(
         x: (B, channels, H, W), float32 or bfloat16.
         weight: from :func:`transformed`.
         padding: zeros around the image.
-        mask: as ``x``; where it is not above 0, x counts as 0.
+        mask: as ``x``; where it is 0 or below, x counts as 0.
         residual: as the result.
     """
     x, mask, residual = (
