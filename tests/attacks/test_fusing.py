@@ -1,7 +1,9 @@
 """Convolutions do the sums and relus behind them: where nothing else sees what is between, and only there."""
 
 import copy
+import random
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -101,6 +103,34 @@ def test_hooks_are_still_called():
     fuse(net, Tracer)
     net(torch.randn(1, 8, 4, 4))
     assert called == ["convolution"] and made_of(net) == {("0.0", False, True)}
+
+
+class Counting(nn.Module):
+    """Every other call goes another way."""
+
+    def __init__(self):
+        super().__init__()
+        self.block, self.conv, self.calls = nn.Sequential(conv(), nn.ReLU()), conv(), 0
+
+    def forward(self, x):
+        self.calls += 1
+        return F.relu(self.conv(self.block(x))) if self.calls % 2 else self.conv(self.block(x))
+
+
+class Chance(Counting):
+    def forward(self, x):
+        return F.relu(self.conv(self.block(x))) if self.draw() < 0.5 else self.conv(self.block(x))
+
+
+@pytest.mark.parametrize("draw", [None, random.random, np.random.rand, lambda: float(torch.rand(()))])
+def test_what_is_not_the_same_every_time_stays_as_it_is(draw):
+    torch.manual_seed(0)
+    net = nn.Sequential(Counting() if draw is None else Chance())
+    net[0].draw = draw
+    fuse(net, Tracer)
+    assert "forward" not in vars(net[0]) and "forward" in vars(net[0].block)
+    x = torch.randn(1, 8, 4, 4)
+    assert {bool((net(x) < 0).any()) for _ in range(40)} == {True, False}
 
 
 class Scaled(nn.Module):

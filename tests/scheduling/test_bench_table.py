@@ -12,6 +12,7 @@ import torch
 import moat.nets
 from moat import cli
 from moat.benchmarking import records, trained
+from moat.nets import winograd
 
 ROOT = Path(__file__).parents[2]
 TINY = ("--repeats", "2", "--json")
@@ -40,6 +41,16 @@ def rows(project, capsys):
         return {(row["id"], row["case"]): row for row in json.loads(capsys.readouterr().out)["rows"]}
 
     return run
+
+
+def test_compiled_convolution_is_compared_in_rounding_too(project, capsys):
+    if winograd.library() is None:
+        pytest.skip("winograd.cpp is not compiled here")
+    assert cli.main(["--project", str(project), "bench", "convolution", "--layers", "1", *TINY]) == 0
+    (row,) = json.loads(capsys.readouterr().out)["rows"]
+    assert {"winograd", "oneDNN", "oneDNN, ordered"} <= row["us_per_image"].keys() == row["rounding"].keys()
+    assert 0 < row["rounding"]["winograd"] < 4 * row["rounding"]["oneDNN"] < 1e-6
+    assert 0 < row["low"] <= row["ratio"] <= row["high"] and row["compiled_for"] == winograd.instructions()
 
 
 def test_attacks_are_equal_and_a_missing_library_is_said(rows, monkeypatch, tmp_path):

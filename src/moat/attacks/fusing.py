@@ -4,8 +4,10 @@ Only packed convolutions take a residual and a relu; see :class:`moat.nets.packe
 """
 
 import operator
+import random
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import fx, nn
 from torch.nn import functional as F
@@ -19,40 +21,38 @@ SUMS = {operator.add, torch.add}  # `+=` is traced as the first
 def fuse(model: nn.Module, tracer: type[fx.Tracer]) -> None:
     """Let packed convolutions of ``model`` do the sum and the relu behind them, where nothing else uses what they gave.
 
-    Modules keep their class, their children and their other methods: only ``forward`` becomes another one, for modules
-    of which it is always the same. It must have no side effects, nor may what it calls have hooks.
+    Modules keep their class, their children and their other methods; only ``forward`` becomes another one. It stays as
+    it is in modules that count or draw random numbers when they are called, use tensors of their own, or call what has
+    hooks.
 
     Args:
         tracer: of the graphs; it does not look into convolutions.
     """
     if isinstance(model, PackedConv2d) or not any(isinstance(module, PackedConv2d) for module in model.modules()):
         return
+    # What lies within a child is its own business: then its other callers have it, too.
+    for child in model.children():
+        fuse(child, tracer)
+    graph = _traced(model, tracer)
+    if graph is not None and _can_be_replaced(model, graph) and _fused(graph, dict(model.named_modules())):
+        # In the instance's dictionary, so that it becomes no child of the module.
+        model.__dict__["forward"] = fx.GraphModule(model, graph).forward
+
+
+def _traced(model: nn.Module, tracer: type[fx.Tracer]) -> fx.Graph | None:
+    """The graph of a forward pass; None for one that is not the same every time."""
+    before = _state(model)
     try:
         graph = tracer().trace(model)
     except Exception:  # Whatever a forward pass does with a stand-in for its input, its children may still be plain.
-        graph = None
-    children = list(model.children())
-    if graph is None or not _can_be_replaced(model, graph):
-        for child in children:
-            fuse(child, tracer)
-        return
-    modules = dict(model.named_modules())
-    fused = _fused(graph, modules)
-    if fused and fused > sum(_fusable(child, tracer) for child in children):
-        # In the instance's dictionary, so that it becomes no child of the module.
-        model.__dict__["forward"] = fx.GraphModule(model, graph).forward
-    elif fused:
-        for child in children:
-            fuse(child, tracer)
+        return None
+    return graph if _state(model) == before else None
 
 
-def _fusable(model: nn.Module, tracer: type[fx.Tracer]) -> int:
-    """How many convolutions of ``model`` would be changed by its graph alone."""
-    try:
-        graph = tracer().trace(model)
-    except Exception:
-        return sum(_fusable(child, tracer) for child in model.children())
-    return _fused(graph, dict(model.named_modules()))
+def _state(model: nn.Module) -> tuple:
+    """What a forward pass may count with, and where random numbers stand."""
+    plain = [{k: v for k, v in vars(module).items() if isinstance(v, (int, float, str))} for module in model.modules()]
+    return plain, random.getstate(), np.random.get_state()[1].tobytes(), torch.get_rng_state().numpy().tobytes()
 
 
 def _can_be_replaced(model: nn.Module, graph: fx.Graph) -> bool:
@@ -63,16 +63,18 @@ def _can_be_replaced(model: nn.Module, graph: fx.Graph) -> bool:
     return not hooked and not any(node.op == "get_attr" for node in graph.nodes)
 
 
-def _fused(graph: fx.Graph, modules: dict[str, nn.Module]) -> int:
-    """Changes the graph; how many convolutions got something to do."""
+def _fused(graph: fx.Graph, modules: dict[str, nn.Module]) -> bool:
+    """Change the graph; whether a convolution got something to do."""
     _drop_identities(graph, modules)
     convolutions = [
         node for node in graph.nodes if node.op == "call_module" and isinstance(modules[node.target], PackedConv2d)
     ]
     # Of two convolutions that are summed up, the larger one does it.
     convolutions.sort(key=lambda node: modules[node.target].weight.numel(), reverse=True)
-    found = [_take_relu(graph, _take_sum(graph, node, modules) or node, modules) for node in convolutions]
-    changed = sum(node not in convolutions or bool(node.kwargs) for node in found)
+    changed = False
+    for node in convolutions:
+        total = _take_sum(graph, node, modules)
+        changed |= _take_relu(graph, total or node, modules) or total is not None
     graph.lint()
     return changed
 
@@ -87,7 +89,7 @@ def _drop_identities(graph: fx.Graph, modules: dict[str, nn.Module]) -> None:
 def _take_sum(graph: fx.Graph, node: fx.Node, modules: dict[str, nn.Module]) -> fx.Node | None:
     """``node + other``, used by nothing else, becomes one call with ``other`` as residual, in the sum's place."""
     total = _only_user(node, SUMS)
-    if total is None or len(total.args) != 2 or total.kwargs or len(node.args) != 1:
+    if total is None or len(total.args) != 2 or total.kwargs or len(node.args) != 1 or node.kwargs:
         return None
     other = total.args[1] if total.args[0] is node else total.args[0]
     if not isinstance(other, fx.Node) or other is node or _may_be_written(node.args[0], node, total, modules):
@@ -100,15 +102,16 @@ def _take_sum(graph: fx.Graph, node: fx.Node, modules: dict[str, nn.Module]) -> 
     return new
 
 
-def _take_relu(graph: fx.Graph, node: fx.Node, modules: dict[str, nn.Module]) -> fx.Node:
+def _take_relu(graph: fx.Graph, node: fx.Node, modules: dict[str, nn.Module]) -> bool:
     """A relu that alone uses the node becomes part of it."""
     users = [user for user in node.users if user.op == "call_module" and isinstance(modules[user.target], nn.ReLU)]
     relu = users[0] if len(node.users) == len(users) == 1 else _only_user(node, RELUS)
-    if relu is not None and not node.kwargs:
-        node.kwargs = {"relu": True}
-        relu.replace_all_uses_with(node)
-        graph.erase_node(relu)
-    return node
+    if relu is None or node.kwargs:
+        return False
+    node.kwargs = {"relu": True}
+    relu.replace_all_uses_with(node)
+    graph.erase_node(relu)
+    return True
 
 
 def _may_be_written(value: fx.Node, first: fx.Node, last: fx.Node, modules: dict[str, nn.Module]) -> bool:

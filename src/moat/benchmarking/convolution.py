@@ -1,0 +1,89 @@
+"""The compiled 3x3 convolution against PyTorch's on a CPU, in time and in rounding: layer by layer of a ResNet-18.
+
+PyTorch's is oneDNN's: as everybody calls it, and with weights that oneDNN has in its own order already. NNPACK, which
+PyTorch has too, is the library with a Winograd convolution that could have been taken instead.
+"""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from moat.benchmarking import records
+
+HELP = "the compiled convolution against oneDNN's and NNPACK's, layer by layer"
+COLUMNS = ("case", "ratio", "low", "high", "n", "us_per_image", "rounding")
+# Channels, height and width, images.
+LAYERS = [
+    (8, 32, 64), (16, 32, 64), (32, 16, 64), (64, 8, 64), (128, 4, 64),
+    (64, 32, 16), (128, 16, 16), (256, 8, 16), (512, 4, 16),
+]  # fmt: skip
+
+
+def add_arguments(parser) -> None:
+    parser.add_argument("--layers", type=int, metavar="N", help="of the list only the first N")
+    parser.add_argument("--repeats", type=int, default=15, metavar="N", help="timed rounds (default: 15)")
+
+
+def measure(arguments) -> dict[str, Any]:
+    """A row per layer: how many times faster than oneDNN with ordered weights.
+
+    Raises:
+        ConfigError: the convolution is not compiled here.
+    """
+    import torch
+
+    from moat.benchmarking import timing
+    from moat.errors import ConfigError
+    from moat.nets import winograd
+
+    if winograd.library() is None:
+        raise ConfigError("moat bench convolution: nothing is compiled here; `moat doctor` says why")
+    torch.set_num_threads(1)
+    shared = {"compiled_for": winograd.instructions(), **records.conditions(Path(arguments.project), arguments)}
+    rows = [{**_layer(*layer, arguments.repeats), **shared} for layer in LAYERS[: arguments.layers]]
+    return {"benchmark": "convolution", **timing.machine(torch.device("cpu")), "rows": rows}
+
+
+def _layer(channels: int, size: int, images: int, repeats: int) -> dict[str, Any]:
+    import torch
+    from torch.nn import functional as F
+
+    from moat.benchmarking import timing, updates
+
+    print(f"moat bench convolution: {channels} channels, {size} x {size}", file=sys.stderr)
+    torch.manual_seed(0)
+    x = updates.channels_last(torch.randn(images, channels, size, size).relu())
+    weight, bias = torch.randn(channels, channels, 3, 3) / (9 * channels) ** 0.5, torch.zeros(channels)
+    exact = F.conv2d(x.double(), weight.double(), padding=1)
+    calls = _contenders(x, weight, bias)
+    taken = timing.cpu_seconds(calls, repeats=repeats)
+    errors = {name: float((call() - exact).square().mean().sqrt() / exact.std()) for name, call in calls.items()}
+    return {
+        "case": f"convolution, {channels} channels, {size} x {size}, {images} images",
+        "what": "3x3 convolution, stride 1, float32, without gradient",
+        "against": "oneDNN with ordered weights",
+        **timing.ratio(taken["oneDNN, ordered"], taken["winograd"]),
+        "us_per_image": {n: round(1e6 * timing.summary(s)["median"] / images, 1) for n, s in taken.items()},
+        # Root mean square, relative to the standard deviation of what is exact.
+        "rounding": {name: float(f"{error:.2g}") for name, error in errors.items()},
+    }
+
+
+def _contenders(x, weight, bias) -> dict[str, Callable]:
+    import torch
+    from torch.nn import functional as F
+
+    from moat.nets import winograd
+
+    last, plain, ops = weight.contiguous(memory_format=torch.channels_last), x.contiguous(), torch.ops.mkldnn
+    form, (pad, one) = winograd.transformed(weight), ([1, 1], [1, 1])
+    ordered = ops._reorder_convolution_weight(last, pad, one, one, 1, list(x.shape))
+    calls = {
+        "winograd": lambda: winograd.convolve(x, form, len(weight), bias),
+        "oneDNN, ordered": lambda: ops._convolution_pointwise(x, ordered, bias, pad, one, one, 1, "none", [], ""),
+        "oneDNN": lambda: F.conv2d(x, last, bias, padding=1),
+    }
+    if torch._nnpack_available():
+        calls["NNPACK"] = lambda: torch._nnpack_spatial_convolution(plain, weight, bias, pad)
+    return {name: torch.no_grad()(call) for name, call in calls.items()}
