@@ -11,6 +11,7 @@
 // Compiled once for each instruction set by hatch_build.py, called by moat.nets.winograd.
 #include <algorithm>
 #include <cstdint>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -339,11 +340,20 @@ void convolve(const void *x, const void *mask, const float *weight, const float 
     else
       Lanes<8>::convolve(p, first, last, scratch);
   };
+  // A thread takes longer to start than to multiply less than this.
+  const int64_t products = p.tiles() * POINTS * channels * filters, least = 1 << 22;
+  threads = std::min(threads, 1 + products / least);
   const int64_t blocks = (p.tiles() + TILES - 1) / TILES, share = (blocks + threads - 1) / threads * TILES;
   const int64_t size = scratch_of_one(channels, filters);
   std::vector<std::thread> helpers;
-  for (int64_t n = 1; n * share < p.tiles(); n++)
-    helpers.emplace_back(work, n * share, std::min((n + 1) * share, p.tiles()), scratch + n * size);
+  for (int64_t n = 1; n * share < p.tiles(); n++) {
+    const int64_t first = n * share, last = std::min(first + share, p.tiles());
+    try {
+      helpers.emplace_back(work, first, last, scratch + n * size);
+    } catch (const std::system_error &) {
+      work(first, last, scratch + n * size);  // The system has no thread to spare.
+    }
+  }
   work(0, std::min(share, p.tiles()), scratch);
   for (auto &helper : helpers) helper.join();
 }
