@@ -25,9 +25,10 @@ def for_attack(model: nn.Module, example: torch.Tensor | None = None) -> nn.Modu
     """A copy of ``model``, as it is now, to compute an attack's gradients with; other attack libraries may use it too.
 
     Its parameters are frozen, it is in evaluation mode and channels last, every batch norm that follows a convolution
-    (plain, masked, or of channel experts) and nothing else is folded into it, and on a CPU the convolutions' weights
-    are kept as oneDNN orders them. It keeps the class and the methods of ``model`` (``route_logits``, ``features``);
-    its state dict is not the model's.
+    (plain, masked, or of channel experts) and nothing else is folded into it. On a CPU the convolutions' weights are
+    kept as the fastest kernel wants them (:mod:`moat.nets.packed`), which takes up to nine times their memory, and sums
+    and relus behind a convolution are computed by it. The copy keeps the class and the methods of ``model``
+    (``route_logits``, ``features``); its state dict is not the model's.
 
     Args:
         model: any classifier. One that cannot be copied is returned as it is.
