@@ -52,7 +52,8 @@ def _traced(model: nn.Module, tracer: type[fx.Tracer]) -> fx.Graph | None:
 def _state(model: nn.Module) -> tuple:
     """What a forward pass may count with, and where random numbers stand."""
     plain = [{k: v for k, v in vars(module).items() if isinstance(v, (int, float, str))} for module in model.modules()]
-    return plain, random.getstate(), np.random.get_state()[1].tobytes(), torch.get_rng_state().numpy().tobytes()
+    _, key, *of_numpy = np.random.get_state()
+    return plain, random.getstate(), key.tobytes(), of_numpy, torch.get_rng_state().numpy().tobytes()
 
 
 def _can_be_replaced(model: nn.Module, graph: fx.Graph) -> bool:

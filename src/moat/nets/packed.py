@@ -34,7 +34,7 @@ class PackedWeight:
         self._forget()
 
     def _forget(self) -> None:
-        self._version, self._kept, self._forms = None, None, {}
+        self._version, self._kept, self._forms, self._shapes = None, None, {}, {}
 
     def __getstate__(self):
         # oneDNN's tensors can be neither copied nor saved.
@@ -72,7 +72,7 @@ class PackedWeight:
             self._forget()
             # As long as this memory is held, no other weight can lie in the same place.
             self._version, self._kept = version, weight.detach()
-            self._winograd = self._takes(weight)
+            self._winograd, self._reaches = self._takes(weight), self._reach(weight)
         needed = x.requires_grad or (residual is not None and residual.requires_grad)
         if padded and needed and torch.is_grad_enabled():
             return _Packed.apply(x, residual, weight, bias, self, relu)
@@ -94,7 +94,7 @@ class PackedWeight:
 
         Where the stride is 1, it is a convolution with the mirrored weight.
         """
-        reach = self._reach(weight)
+        reach = self._reaches
         if self._winograd[1] and winograd.pays(weight, gradient, reach[0]):
             form = self._form("mirrored, winograd", lambda: winograd.transformed(weight.flip(2, 3).transpose(0, 1)))
             return winograd.convolve(gradient, form, weight.shape[1], padding=reach[0], mask=mask)
@@ -128,9 +128,12 @@ class PackedWeight:
 
     def _is_output(self, y: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, padding: list[int]) -> bool:
         """Whether ``y`` has shape and type of the convolution of ``x``."""
-        sides = zip(x.shape[2:], weight.shape[2:], padding, self.stride, self.dilation, strict=True)
-        shape = len(x), len(weight), *((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, p, s, d in sides)
-        return y.shape == shape and y.dtype == x.dtype
+        asked = x.shape, weight.shape, *padding
+        if asked not in self._shapes:
+            sides = zip(x.shape[2:], weight.shape[2:], padding, self.stride, self.dilation, strict=True)
+            height, width = ((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, p, s, d in sides)
+            self._shapes[asked] = torch.Size((x.shape[0], weight.shape[0], height, width))
+        return y.shape == self._shapes[asked] and y.dtype == x.dtype
 
     def _form(self, name: Hashable, make: Callable[[], torch.Tensor]) -> torch.Tensor:
         if name not in self._forms:

@@ -82,8 +82,9 @@ def takes(weight: torch.Tensor, stride: Sequence[int], dilation: Sequence[int], 
 
 def pays(weight: torch.Tensor, x: torch.Tensor, padding: int) -> bool:
     """Whether :func:`convolve` is the faster way for images ``x`` (B, C, H, W): a few tiles don't repay much weight."""
-    tiles = len(x) * math.prod(-(-(size + 2 * padding - 2) // 4) for size in x.shape[2:])
-    return tiles >= FEW_TILES or weight.numel() < MUCH_WEIGHT
+    if weight.numel() < MUCH_WEIGHT:
+        return True
+    return x.shape[0] * math.prod(-(-(size + 2 * padding - 2) // 4) for size in x.shape[2:]) >= FEW_TILES
 
 
 def transformed(weight: torch.Tensor) -> torch.Tensor:
@@ -134,12 +135,18 @@ def convolve(
     y = torch.empty(size, dtype=x.dtype, memory_format=torch.channels_last)
     if y.numel():
         threads = torch.get_num_threads()
-        scratch = _scratch_of(threads * library().moat_winograd_scratch(channels, padded))
+        scratch = _scratch_of(threads * _scratch_of_one(channels, padded))
         bias = bias if bias is None else bias.float()
         places = [None if each is None else each.data_ptr() for each in (x, mask, weight, bias, residual, y)]
         sizes = (batch, height, width, channels, padded, padding, relu, x.dtype == torch.bfloat16, threads)
         library().moat_winograd_convolve(*places, *sizes, scratch.data_ptr())
     return y if padded == filters else y[:, :filters].contiguous(memory_format=torch.channels_last)
+
+
+@functools.cache
+def _scratch_of_one(channels: int, filters: int) -> int:
+    """Floats that a thread needs."""
+    return library().moat_winograd_scratch(channels, filters)
 
 
 def _padded(filters: int) -> int:
