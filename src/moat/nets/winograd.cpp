@@ -9,6 +9,10 @@
 // threads there are: an image's result depends on the image alone.
 //
 // Compiled once for each instruction set by hatch_build.py, called by moat.nets.winograd.
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+#endif
+
 #include <algorithm>
 #include <cstdint>
 #include <system_error>
@@ -125,6 +129,13 @@ struct Lanes {
   // bfloat16 is float32's upper half.
   static INLINE V load(const bfloat16 *p) { return (V)(Vectors<L>::widened(*(const Half *)p) << 16); }
   static INLINE void store(bfloat16 *p, V v) {
+#ifdef __AVX512BF16__
+    if constexpr (L == 16)
+      _mm256_storeu_si256((__m256i *)p, (__m256i)_mm512_cvtneps_pbh((__m512)v));
+    else
+      _mm_storeu_si128((__m128i *)p, (__m128i)_mm256_cvtneps_pbh((__m256)v));
+    return;
+#endif
     const Bits bits = (Bits)v, rounded = bits + 0x7fff + (bits >> 16 & 1);
     // What is not a number stays that, however it would be rounded.
     *(Half *)p = Vectors<L>::narrowed((v == v ? rounded : bits | 0x400000) >> 16);

@@ -22,8 +22,8 @@ import torch
 log = logging.getLogger(__name__)
 
 SOURCE = Path(__file__).with_suffix(".cpp")
-# What torch calls the processor's instruction set -> the library that is compiled for it.
-LIBRARIES = {"AVX512": "avx512", "AVX2": "avx2"}
+# Instruction sets that a library is compiled for, the best first.
+LEVELS = ("avx512_bf16", "avx512", "avx2")
 # Values that are transformed together for each channel: 4x4 outputs take 6x6 inputs.
 POINTS = 36
 # What images and maps may be.
@@ -42,20 +42,29 @@ def source_hash() -> str:
 
 
 def library_path(instructions: str, folder: Path = SOURCE.parent / "compiled") -> Path:
-    """Where the library for "avx512" or "avx2" lies."""
+    """Where the library for one of ``LEVELS`` lies."""
     return folder / f"winograd_{instructions}.so"
+
+
+def served() -> tuple[str, ...]:
+    """Those of ``LEVELS`` that this processor has, as torch sees it (``ATEN_CPU_CAPABILITY`` can lower that)."""
+    capability = torch.backends.cpu.get_cpu_capability()
+    if capability != "AVX512":
+        return LEVELS[2:] if capability == "AVX2" else ()
+    converts = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    return LEVELS if converts() else LEVELS[1:]
 
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
     """The library for this processor; None where there is none, or where it was compiled from another source."""
-    instructions = LIBRARIES.get(torch.backends.cpu.get_cpu_capability())
-    if instructions is None or not library_path(instructions).exists():
+    path = next((path for path in map(library_path, served()) if path.exists()), None)
+    if path is None:
         return None
-    found = ctypes.CDLL(str(library_path(instructions)))
+    found = ctypes.CDLL(str(path))
     found.moat_winograd_source.restype = ctypes.c_char_p
     if found.moat_winograd_source().decode() != source_hash():
-        log.warning("%s was compiled from another winograd.cpp: install moat again", library_path(instructions))
+        log.warning("%s was compiled from another winograd.cpp: install moat again", path)
         return None
     pointer, number = ctypes.c_void_p, ctypes.c_int64
     found.moat_winograd_scratch.argtypes, found.moat_winograd_scratch.restype = [number] * 2, number
@@ -67,8 +76,10 @@ def library() -> ctypes.CDLL | None:
 
 
 def instructions() -> str | None:
-    """What the library in use was compiled for, "avx512" or "avx2"; None where none is."""
-    return LIBRARIES[torch.backends.cpu.get_cpu_capability()] if library() is not None else None
+    """Which of ``LEVELS`` the library in use was compiled for; None where none is."""
+    if library() is None:
+        return None
+    return next(name for name in LEVELS if Path(library()._name) == library_path(name))
 
 
 def takes(weight: torch.Tensor, stride: Sequence[int], dilation: Sequence[int], padding: Sequence[int]) -> bool:
