@@ -15,6 +15,7 @@ import yaml
 FOLDER = Path(__file__).parent
 README = FOLDER / "README.md"
 BEGIN, END = "<!-- table: python benchmarks/table.py -->", "<!-- end of table -->"
+LAYERS = "<!-- convolution: python benchmarks/table.py -->", "<!-- end of convolution -->"
 HEAD = ("#", "what", "against", "floor", "aim", "measured (range, n)", "met", "equality")
 
 
@@ -79,6 +80,23 @@ def equality(row: dict) -> str:
     return "; ".join(said) or "-"
 
 
+def layers(folder: Path) -> list[str]:
+    """The compiled convolution's rows of all files, of `moat bench convolution`."""
+    lines = []
+    for path in sorted(folder.glob("*.json")):
+        for row in json.loads(path.read_text()).get("rows", []):
+            if not row.get("case", "").startswith("convolution, "):
+                continue
+            names = list(row["us_per_image"])
+            if not lines:
+                head = ["layer", "faster (range, n)", *(f"{name}: us, rounding" for name in names)]
+                lines += [_line(head), _line(["---"] * len(head))]
+            figure = f"{_times(row['ratio'])} ({row['low']:.3g} to {row['high']:.3g}, {row['n']})"
+            each = [f"{row['us_per_image'][name]:g}, {row['rounding'][name]:.1e}" for name in names]
+            lines.append(_line([row["case"].removeprefix("convolution, "), figure, *each]))
+    return lines
+
+
 def _with_case(what: str, case: str) -> str:
     return f"{what}; {case}" if case else what
 
@@ -91,11 +109,11 @@ def _line(cells) -> str:
     return f"| {' | '.join(str(cell).replace('|', '/') for cell in cells)} |"
 
 
-def page(text: str, lines: list[str]) -> str:
-    """``text`` with the lines between the two marks."""
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    return f"{before}{BEGIN}\n" + "\n".join(lines) + f"\n{END}{after}"
+def page(text: str, lines: list[str], marks: tuple[str, str] = (BEGIN, END)) -> str:
+    """``text`` with the lines between two marks."""
+    before, _, rest = text.partition(marks[0])
+    _, _, after = rest.partition(marks[1])
+    return f"{before}{marks[0]}\n" + "\n".join(lines) + f"\n{marks[1]}{after}"
 
 
 def main() -> None:
@@ -107,6 +125,7 @@ def main() -> None:
     targets = yaml.safe_load((FOLDER / "targets.yaml").read_text())
     text = README.read_text()
     new = page(text, table(targets, measured(FOLDER / "results")))
+    new = page(new, layers(FOLDER / "results"), LAYERS)
     if check:
         sys.exit(f"{README}: python benchmarks/table.py brings it up to date" if new != text else 0)
     README.write_text(new)
