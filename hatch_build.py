@@ -15,7 +15,7 @@ SOURCE = Path("src/moat/nets/winograd.cpp")
 # The library for each instruction set -> what the compiler is told of it.
 AVX512 = ["-march=x86-64-v4", "-mprefer-vector-width=512"]
 LEVELS = {"avx512_bf16": [*AVX512, "-mavx512bf16"], "avx512": AVX512, "avx2": ["-march=x86-64-v3"]}
-FLAGS = ["-O3", "-std=c++17", "-fPIC", "-shared", "-pthread", "-Wno-psabi"]
+FLAGS = ["-O3", "-std=c++17", "-ffp-contract=fast", "-fPIC", "-shared", "-pthread", "-Wno-psabi"]
 
 
 class CompileHook(BuildHookInterface):

@@ -29,14 +29,14 @@
 namespace {
 
 constexpr int OUT = 4, IN = 6, POINTS = IN * IN;
-// Tiles that a thread works on together: few enough that what it remembers of them stays in the first cache.
+// Tiles that a thread works on together: few enough that what it remembers of them stays in the nearer caches.
 constexpr int TILES = 8;
 constexpr float A = 0.625f, B = 1.5f, A2 = A * A, B2 = B * B;
 
 // From a filter's three taps in one dimension to its values at the points.
 constexpr double NA = 1 / (2.0 * A2 * (A2 - B2)), NB = 1 / (2.0 * B2 * (B2 - A2));
-constexpr double G[IN][3] = {{1 / (double(A2) * B2), 0, 0},  {NA, A *NA, A2 *NA},  {NA, -A *NA, A2 *NA},
-                             {NB, B *NB, B2 *NB}, {NB, -B *NB, B2 *NB}, {0, 0, 1}};
+constexpr double G[IN][3] = {{1 / (double(A2) * B2), 0, 0}, {NA, A * NA, A2 * NA},  {NA, -A * NA, A2 * NA},
+                             {NB, B * NB, B2 * NB},         {NB, -B * NB, B2 * NB}, {0, 0, 1}};
 
 // Of images and maps of type T.
 template <class T>
@@ -89,8 +89,8 @@ struct Ahead {
   static constexpr int64_t LINE = 64 / sizeof(T);
   INLINE void fetch(int64_t point) const {
     if (!data) return;
-    const int64_t lines = (last - first + LINE - 1) / LINE, from = lines * point / POINTS, to = lines * (point + 1) / POINTS;
-    for (int64_t n = from; n < to; n++) __builtin_prefetch(data + first + n * LINE, 0, 2);
+    const int64_t lines = (last - first + LINE - 1) / LINE, to = lines * (point + 1) / POINTS;
+    for (int64_t n = lines * point / POINTS; n < to; n++) __builtin_prefetch(data + first + n * LINE, 0, 2);
   }
 };
 
@@ -134,12 +134,13 @@ struct Lanes {
       _mm256_storeu_si256((__m256i *)p, (__m256i)_mm512_cvtneps_pbh((__m512)v));
     else
       _mm_storeu_si128((__m128i *)p, (__m128i)_mm256_cvtneps_pbh((__m256)v));
-    return;
-#endif
+#else
     const Bits bits = (Bits)v, rounded = bits + 0x7fff + (bits >> 16 & 1);
     // What is not a number stays that, however it would be rounded.
     *(Half *)p = Vectors<L>::narrowed((v == v ? rounded : bits | 0x400000) >> 16);
+#endif
   }
+
   // As PyTorch's relu and its gradient do it: what is not a number is not below 0.
   static INLINE V above_zero(V v, V by) { return by <= V{} ? V{} : v; }
 
@@ -300,7 +301,8 @@ struct Lanes {
       const int64_t in_pairs = filters / (2 * L) * 2 * L, panel = k < in_pairs ? 2 * L : L;
       const int64_t begin = k / panel * panel, offset = k - begin;
       for (int64_t c = 0; c < channels; c += SOME) {
-        for (int64_t n = 0; n < SOME; n++) transform_lanes(w + k * strides[0] + (c + n) * strides[1], strides, &some[0][n][0]);
+        for (int64_t n = 0; n < SOME; n++)
+          transform_lanes(w + k * strides[0] + (c + n) * strides[1], strides, &some[0][n][0]);
         // Some channels at a time: what follows each other is written at once.
         for (int point = 0; point < POINTS; point++) {
           float *to = u + point * channels * filters + begin * channels + c * panel + offset;
