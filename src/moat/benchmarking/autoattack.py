@@ -25,8 +25,8 @@ UNDEFENDED = Path("results/mini/runs/cifar10-jpeg/resnet18/standard/seed0")
 
 
 def add_arguments(parser) -> None:
-    what = "16, 8: trained nets, 64: by steps; undefended: an undefended net (default: %(default)s)"
-    parser.add_argument("--cases", default="16,8,64,undefended", metavar="A,B", help=what)
+    what = "width of a net; 64-steps: without verdicts; undefended: an undefended net (default: %(default)s)"
+    parser.add_argument("--cases", default="16,8,64-steps,undefended", metavar="A,B", help=what)
     parser.add_argument("--slices", type=int, default=4, metavar="N", help="of the images; repeats of the steps")
     parser.add_argument("--queries", type=int, default=5000, metavar="N", help="of Square, on both sides")
     parser.add_argument("--undefended", type=Path, default=UNDEFENDED, metavar="DIR", help="a run without defence")
@@ -46,7 +46,7 @@ def measure(arguments) -> dict[str, Any]:
     wanted, rows = records.targets(root), []
     for case in arguments.cases.split(","):
         print(f"moat bench autoattack: {case}", file=sys.stderr)
-        rows += _by_steps(arguments, wanted) if case == "64" else _whole(arguments, wanted, case)
+        rows += _by_steps(arguments, wanted) if case == "64-steps" else _whole(arguments, wanted, case)
     rows = [{**row, **records.conditions(root, arguments)} for row in rows]
     before = read_json(arguments.out)["rows"] if arguments.out and arguments.out.exists() else []
     new = {(row["id"], row["case"]) for row in rows}
@@ -63,7 +63,7 @@ def _whole(arguments, wanted, case: str) -> list[dict[str, Any]]:
 
     model, x, y = _subject(arguments, case)
     calls = {"package": _package, "float32": _ours("float32")}
-    if case == "16":
+    if case in ("16", "64"):
         calls["bf16"] = _ours("bf16")
     taken = {name: [] for name in calls}
     robust = {name: [] for name in calls}
@@ -85,14 +85,13 @@ def _whole(arguments, wanted, case: str) -> list[dict[str, Any]]:
             "exact": f"{differences} of {len(y)} verdicts differ; robust accuracy differs by {points:.2f} points",
             "precision": "float32" if name == "float32" else "bf16 gradients, judged in float32",
         }  # fmt: skip
-        number, named = _row_of(case, name)
-        rows.append(records.row(wanted, number, named, timing.ratio(taken["package"], taken[name]), **facts))
+        rows.append(records.row(wanted, *_row_of(case, name), timing.ratio(taken["package"], taken[name]), **facts))
     return rows
 
 
 def _row_of(case: str, precision: str) -> tuple[int, str]:
     if precision == "bf16":
-        return 10, ""
+        return 10, f"width {case}"
     return (11, "") if case == "undefended" else (9, f"width {case}")
 
 
@@ -104,7 +103,9 @@ def _subject(arguments, case: str):
         arguments = argparse.Namespace(**{**vars(arguments), "run_dir": arguments.undefended})
     model, x, y = trained.load(arguments)
     width = model.head.in_features // 8
-    if case in ("8", "16") and int(case) != width:
+    if case == "64":
+        model = trained.widened(model, 64 // width)
+    elif case != "undefended" and int(case) != width:
         model = narrow.train(arguments, int(case))
     return model.eval().requires_grad_(True), x, y
 
@@ -136,7 +137,7 @@ def _ours(precision: str) -> Callable:
 
 
 def _by_steps(arguments, wanted) -> list[dict[str, Any]]:
-    """Width 64: CPU seconds of each attack's steps, weighted by their numbers."""
+    """At width 64: CPU seconds of each attack's steps, weighted by their numbers."""
     from moat.attacks import for_attack
     from moat.attacks.low_precision import for_low_precision_attack
     from moat.attacks.package import Attacked
@@ -161,10 +162,10 @@ def _by_steps(arguments, wanted) -> list[dict[str, Any]]:
         whole[name] = [sum(each) for each in zip(*parts, strict=True)]
     facts = {
         "images": len(x), "how": "steps on examples that stay robust, weighted by their numbers in AutoAttack",
-        "exact": "verdicts not counted at this width", "seconds": whole, "steps": taken,
+        "exact": "verdicts not counted", "seconds": whole, "steps": taken,
     }  # fmt: skip
     return [
-        records.row(wanted, 9, "width 64", timing.ratio(whole["package"], whole["float32"]), **facts),
+        records.row(wanted, 9, "width 64, by steps", timing.ratio(whole["package"], whole["float32"]), **facts),
         records.row(wanted, 10, "width 64, by steps", timing.ratio(whole["package"], whole["bf16"]), **facts),
     ]
 
