@@ -6,10 +6,13 @@ import itertools
 import pytest
 import torch
 from masked_reference import Masked, masked_conv
+from torch import nn
 from torch.nn import functional as F
 
+from moat.attacks import AttackCopy
 from moat.errors import ConfigError, MoatError
 from moat.moe import ChannelExpertConv2d, build_moe_cnn
+from moat.moe.backbones import MoeBasicBlock
 from moat.moe.channel_experts import gated_relu
 from moat.moe.routing import Sorting
 
@@ -72,6 +75,32 @@ def test_one_gated_relu_stands_for_the_gates_of_both_convolutions_around_it():
     assert torch.equal(one, both)
     for ours, theirs in zip(gradients(one), gradients(both), strict=True):
         torch.testing.assert_close(ours, theirs, **EXACT)
+
+
+@pytest.mark.parametrize("images", [1, 9])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_packed_convolutions_compute_both_gates_gradient_along_with_the_images(images, dtype):
+    torch.manual_seed(0)
+    block = MoeBasicBlock(8, 8, 1, experts=2, norm="shared").eval()
+    block.bn1.running_mean += 0.3
+    groups = [(0, images // 3), (1, images - images // 3)] if images > 1 else [(0, 1)]
+    x, upstream = draw(images, 8, 12, 12, seed=1), draw(images, 8, 12, 12, seed=2)
+
+    def gradients(block, dtype):
+        given, gate = x.to(dtype).requires_grad_(), torch.ones(images, dtype=x.dtype, requires_grad=True)
+        y = block.to(dtype)(given, groups, gate)
+        return torch.autograd.grad(y, (given, gate), upstream.to(dtype))
+
+    holder = nn.Module()
+    holder.block = block
+    folded = AttackCopy(holder).refresh().block
+    expected = gradients(copy.deepcopy(block), torch.float64)
+    for ours, theirs in zip(gradients(folded, dtype), expected, strict=True):
+        # Where a sum is 0 to rounding, relu may pass it or not.
+        error = (ours.double() - theirs).abs().quantile(0.95)
+        assert error < (1e-5 if dtype == torch.float32 else 0.05) * theirs.std(correction=0).clamp(
+            min=theirs.abs().max()
+        )
 
 
 def test_each_sample_sees_the_dense_convolution_of_its_expert():

@@ -106,6 +106,28 @@ def test_an_image_alone_has_the_same_bits(sizes, threads):
 
 
 @compiled
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("dtype", winograd.TYPES)
+@pytest.mark.parametrize("sizes", [size for size in SIZES if size[2] % 8 == 0])
+def test_where_it_lets_nothing_pass_and_what_comes_with_it(sizes, dtype, threads):
+    x, weight, _ = case(*sizes)
+    x, form, padding = x.to(dtype), winograd.transformed(weight), sizes[-1]
+    y = winograd.convolve(x, form, len(weight), padding=padding)
+    passes, less = images(*y.shape, dtype=dtype), torch.randn(len(weight))
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        masked, sums = winograd.convolve(x, form, len(weight), padding=padding, passes=passes, less=less)
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(masked, torch.where(passes > 0, y, 0))
+    wide = winograd.convolve(x.float(), form, len(weight), padding=padding)
+    factors = 2 * passes.double() - less.double()[:, None, None]
+    expected = (torch.where(passes > 0, wide.double(), 0) * factors).sum((1, 2, 3))
+    torch.testing.assert_close(sums.double(), expected, rtol=1e-5, atol=1e-3)
+
+
+@compiled
 @pytest.mark.parametrize("relu", [False, True])
 @pytest.mark.parametrize("dtype", winograd.TYPES)
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

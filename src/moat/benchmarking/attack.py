@@ -183,19 +183,19 @@ def _trades(arguments, root: Path, wanted, width: int, about: dict) -> dict[str,
 
 
 def _both(recipe, width: int, dtype):
-    """The method on its model; and the same model as it is built, with its optimizer."""
-    import copy
-
+    """The method on its model; and the same model with PyTorch's convolutions and its optimizer."""
     import torch
 
     from moat import nets
     from moat.benchmarking import updates
+    from moat.benchmarking.plain import plain
 
     torch.manual_seed(0)
-    plain = nets.build("resnet18", 10, width=width / 64).to(dtype)
-    method = updates.begin("trades", recipe, copy.deepcopy(plain))
+    ours = nets.build("resnet18", 10, width=width / 64).to(dtype)
+    theirs = plain(ours)
+    method = updates.begin("trades", recipe, ours)
     options = {key: recipe["optimizer"][key] for key in ("lr", "momentum", "weight_decay", "nesterov")}
-    return method, plain, torch.optim.SGD(plain.parameters(), **options)
+    return method, theirs, torch.optim.SGD(theirs.parameters(), **options)
 
 
 def _same_update(recipe, attack, width: int) -> dict[str, float]:

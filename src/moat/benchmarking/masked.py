@@ -5,7 +5,6 @@ of all their channels, a gather; nothing in channels-last, which that code canno
 runs twice, by itself and inside the model. Two train-mode passes that the released code has for its log are left out.
 """
 
-import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from moat.benchmarking.plain import plain
 from moat.moe import ChannelExpertConv2d, MoeCnn
 
 
@@ -21,7 +21,7 @@ class Masked(nn.Module):
 
     def __init__(self, model: MoeCnn):
         super().__init__()
-        self.net = copy.deepcopy(model).to(memory_format=torch.contiguous_format)
+        self.net = plain(model)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.classify(x, self.net.router(x))

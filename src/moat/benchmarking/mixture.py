@@ -4,7 +4,6 @@ An attack step is forward and input gradient in evaluation mode, ours on the cop
 forward and backward of cross-entropy in training mode. All compute the same experts from the same weights.
 """
 
-import copy
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -65,14 +64,15 @@ def _nets(kind: str, width: int, dtype=None) -> dict[str, Any]:
     import torch
 
     from moat.benchmarking.grouped import Grouped
+    from moat.benchmarking.plain import plain
     from moat.moe import build_mixture
 
     torch.manual_seed(0)
     ours = build_mixture(kind, ARCHS[kind], 10, width=width / 64).experts.to(dtype or torch.float32)
-    plain, grouped = copy.deepcopy(ours), Grouped(list(ours))
-    plain.forward = lambda x: torch.stack([expert(x) for expert in plain])
+    loop, grouped = plain(ours), Grouped(list(ours))
+    loop.forward = lambda x: torch.stack([expert(x) for expert in loop])
     last = torch.channels_last
-    return {"ours": ours.to(memory_format=last), "plain": plain, "grouped": grouped.to(memory_format=last)}
+    return {"ours": ours.to(memory_format=last), "plain": loop, "grouped": grouped.to(memory_format=last)}
 
 
 def _update(name: str, net, x, y) -> Callable[[], None]:

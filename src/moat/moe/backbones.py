@@ -40,11 +40,22 @@ class MoeBasicBlock(nn.Module):
 
     def forward(self, x: torch.Tensor, groups: Groups, gate: torch.Tensor | None) -> torch.Tensor:
         if self.conv1.bias is not None and self.conv2.bias is not None:  # both norms are folded
-            y = self.conv1.forward_sorted(x, groups, relu=gate is None)
-            y = y if gate is None else gated_relu(y, gate, self.conv1.bias)
-            return self.conv2.forward_sorted(y, groups, residual=self.shortcut(x), relu=True)
+            y, gates = self._inner(x, groups, gate)
+            return self.conv2.forward_sorted(y, groups, residual=self.shortcut(x), relu=True, behind=gates)
         y = F.relu(self.bn1(self.conv1.forward_sorted(x, groups, gate), groups))
         return F.relu(self.bn2(self.conv2.forward_sorted(y, groups, gate), groups) + self.shortcut(x))
+
+    def _inner(self, x: torch.Tensor, groups: Groups, gate: torch.Tensor | None):
+        """What the second convolution of a folded block gets: its input, and the gates that it has to see to."""
+        if gate is None:
+            return self.conv1.forward_sorted(x, groups, relu=True), None
+        if not (self.conv1.packed and self.conv2.packed):
+            return gated_relu(self.conv1.forward_sorted(x, groups), gate, self.conv1.bias), None
+        y = self.conv1.forward_sorted(x, groups, relu=True, masked=True)
+        if self.conv2.takes_gates(y, groups):
+            return y, (gate, self.conv1.bias)
+        # A copy: PyTorch's relu, which the first convolution may have called, needs its result as it was.
+        return gated_relu(y.clone(), gate, self.conv1.bias), None
 
 
 class MoePreActBlock(nn.Module):

@@ -6,6 +6,7 @@ from torch.nn import functional as F
 
 from moat.errors import ConfigError
 from moat.moe.routing import Groups, Sorting
+from moat.nets.convolution import conv2d
 from moat.nets.packed import PackedWeight
 
 
@@ -78,29 +79,44 @@ class ChannelExpertConv2d(nn.Module):
         *,
         residual: torch.Tensor | None = None,
         relu: bool = False,
+        masked: bool = False,
+        behind: tuple[torch.Tensor, torch.Tensor] | None = None,
     ) -> torch.Tensor:
         """:meth:`forward` for a sorted batch: one convolution per slice, no gather, no waiting for the device.
 
         Without a gate it also adds a ``residual`` of the output's shape and goes through relu, in that order.
+
+        Args:
+            masked, behind: as ``masked`` and ``gates`` of :meth:`moat.nets.packed.PackedWeight.conv2d`, where
+                :meth:`takes_gates`.
         """
         # split, not slices: its backward writes the gradient of the whole weight once, zeros for unused experts.
         filters = self.weight.split(self.out_channels)
         sizes = [size for _, size in groups]
         parts = x.split(sizes) if len(groups) > 1 else (x,)
         residuals = [None] * len(groups) if residual is None else residual.split(sizes)
+        gates = [None] * len(groups) if behind is None else [(each, behind[1]) for each in behind[0].split(sizes)]
+        more = ({"relu": relu, "masked": masked, "gates": each} for each in gates)
         outputs = [
-            self._convolve(part, expert, filters[expert], added, relu)
-            for part, (expert, _), added in zip(parts, groups, residuals, strict=True)
+            self._convolve(part, expert, filters[expert], added, **each)
+            for part, (expert, _), added, each in zip(parts, groups, residuals, more, strict=True)
         ]
         y = torch.cat(outputs) if len(outputs) > 1 else outputs[0]
         return y if gate is None else _Gated.apply(y, gate, self.bias)
 
-    def _convolve(self, x, expert: int, weight: torch.Tensor, residual: torch.Tensor | None, relu: bool):
+    def takes_gates(self, x: torch.Tensor, groups: Groups) -> bool:
+        """Whether this convolution computes the gates' gradient along with that of ``x``."""
+        filters = self.weight[: self.out_channels]
+        return bool(self.packed) and all(self.packed[0].takes_gates(x[:size], filters) for _, size in groups)
+
+    def _convolve(self, x, expert: int, weight: torch.Tensor, residual: torch.Tensor | None, **more):
         if self.packed:
-            return self.packed[expert].conv2d(x, weight, self.bias, residual=residual, relu=relu)
-        y = F.conv2d(x, weight, self.bias, stride=self.stride, padding=self.padding)
+            return self.packed[expert].conv2d(x, weight, self.bias, residual=residual, **more)
+        how = (self.stride,) * 2, (self.padding,) * 2
+        ours = self.training and self.bias is None
+        y = conv2d(x, weight, *how) if ours else F.conv2d(x, weight, self.bias, *how)
         y = y if residual is None else y + residual
-        return F.relu(y) if relu else y
+        return F.relu(y) if more["relu"] else y
 
     def extra_repr(self) -> str:
         return (

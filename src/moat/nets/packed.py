@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from moat.nets import winograd
+from moat.nets.convolution import Conv2d
 
 _OPS = torch.ops.mkldnn
 # Below so many weights, to order them costs less than to look whether they are ordered (measured: 128 x 64 x 3 x 3).
@@ -52,11 +53,19 @@ class PackedWeight:
         padded: bool = True,
         residual: torch.Tensor | None = None,
         relu: bool = False,
+        masked: bool = False,
+        gates: tuple[torch.Tensor, torch.Tensor] | None = None,
     ) -> torch.Tensor:
         """The convolution (without groups) of ``x`` (B, C, H, W), plus ``residual``, through relu where it says so.
 
-        A gradient reaches ``x`` and ``residual`` alone. Where it is not ``padded``, ``x`` has its border already, and
-        needs no gradient. Under autocast images, maps and sums are of its type, as PyTorch's own would be.
+        A gradient reaches ``x``, ``residual`` and a gate alone. Where it is not ``padded``, ``x`` has its border
+        already, and needs no gradient. Under autocast images, maps and sums are of its type, as PyTorch's own would be.
+
+        Args:
+            masked: the gradient that comes is 0 already where the relu is.
+            gates: where :meth:`takes_gates`: a gate (B,) that stands before this convolution and before the one with
+                the given bias (C,), float32, whose relu ``x`` is. It gets the gradient of both factors together, and
+                the gradient of ``x`` is 0 where ``x`` is.
         """
         padding = self.padding if padded else [0, 0]
         autocast = torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64
@@ -66,16 +75,18 @@ class PackedWeight:
         if not _can_pack(x, weight) or (x.dtype != weight.dtype and not autocast):
             return _finished(F.conv2d(x, weight, bias, self.stride, padding, self.dilation), residual, relu)
         if residual is not None and not self._is_output(residual, x, weight, padding):
-            return _finished(self.conv2d(x, weight, bias, padded=padded), residual, relu)
+            return _finished(self.conv2d(x, weight, bias, padded=padded, gates=gates), residual, relu)
         version = weight._version, weight.data_ptr(), weight.dtype
         if version != self._version:
             self._forget()
             # As long as this memory is held, no other weight can lie in the same place.
             self._version, self._kept = version, weight.detach()
             self._winograd, self._reaches = self._takes(weight), self._reach(weight)
-        needed = x.requires_grad or (residual is not None and residual.requires_grad)
+        gate, less = gates or (None, None)
+        needed = any(each is not None and each.requires_grad for each in (x, residual, gate))
         if padded and needed and torch.is_grad_enabled():
-            return _Packed.apply(x, residual, weight, bias, self, relu)
+            less = less if less is None else less.detach().float()
+            return _Packed.apply(x, residual, weight, bias, self, relu and not masked, relu, gate, less)
         return self.forward(x, weight, bias, padding, residual, relu)
 
     def forward(self, x, weight, bias, padding, residual=None, relu: bool = False) -> torch.Tensor:
@@ -89,15 +100,24 @@ class PackedWeight:
         form = self._form(x.dtype, lambda: _OPS._reorder_convolution_weight(weight.to(x.dtype), *how))
         return _finished(_convolve(x, form, bias, padding, self.stride, self.dilation), residual, relu)
 
-    def backward(self, gradient, x, weight, mask: torch.Tensor | None = None) -> torch.Tensor:
+    def takes_gates(self, x: torch.Tensor, weight: torch.Tensor) -> bool:
+        """Whether :meth:`conv2d` does, of images like ``x``."""
+        if not _can_pack(x, weight) or self.stride != [1, 1]:
+            return False
+        return all(self._takes(weight)) and winograd.pays(weight, x, self.padding[0])
+
+    def backward(self, gradient, x, weight, mask: torch.Tensor | None = None, less: torch.Tensor | None = None):
         """The gradient of ``x`` from the output's, which counts as 0 where the ``mask`` is 0 or below.
+
+        With ``less``, the bias before the gates, it is 0 where ``x`` is, and the gates' gradient (B,) comes with it.
 
         Where the stride is 1, it is a convolution with the mirrored weight.
         """
         reach = self._reaches
         if self._winograd[1] and winograd.pays(weight, gradient, reach[0]):
             form = self._form("mirrored, winograd", lambda: winograd.transformed(weight.flip(2, 3).transpose(0, 1)))
-            return winograd.convolve(gradient, form, weight.shape[1], padding=reach[0], mask=mask)
+            gates = {} if less is None else {"passes": x, "less": less}
+            return winograd.convolve(gradient, form, weight.shape[1], padding=reach[0], mask=mask, **gates)
         if mask is not None:
             gradient = _masked(gradient, mask)
         if self.stride != [1, 1] or min(reach) < 0:
@@ -175,17 +195,17 @@ def worth_packing(convolution: nn.Conv2d) -> bool:
 
 def can_be_packed(convolution: nn.Module) -> bool:
     """Whether :meth:`PackedConv2d.of` takes it: a plain one, exactly of its class, that nobody hooked into."""
-    if type(convolution) is not nn.Conv2d or convolution._forward_hooks or convolution._forward_pre_hooks:
+    if type(convolution) not in (nn.Conv2d, Conv2d) or convolution._forward_hooks or convolution._forward_pre_hooks:
         return False
     return convolution.groups == 1 and convolution.padding_mode == "zeros" and isinstance(convolution.padding, tuple)
 
 
 class _Packed(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, residual, weight, bias, packed: PackedWeight, relu: bool) -> torch.Tensor:
+    def forward(ctx, x, residual, weight, bias, packed: PackedWeight, masks: bool, relu: bool, gate, less):
         y = packed.forward(x, weight, bias, packed.padding, residual, relu)
-        ctx.save_for_backward(x, weight, y if relu else None)
-        ctx.packed = packed
+        ctx.save_for_backward(x, weight, y if masks else None)
+        ctx.packed, ctx.less = packed, less
         return y
 
     @staticmethod
@@ -194,8 +214,12 @@ class _Packed(torch.autograd.Function):
         x, weight, y = ctx.saved_tensors
         if y is not None and ctx.needs_input_grad[1]:
             gradient, y = _masked(gradient, y), None
-        of_x = ctx.packed.backward(gradient, x, weight, y) if ctx.needs_input_grad[0] else None
-        return of_x, gradient if ctx.needs_input_grad[1] else None, None, None, None, None
+        of_x = of_gate = None
+        if ctx.less is not None:
+            of_x, of_gate = ctx.packed.backward(gradient, x, weight, y, ctx.less)
+        elif ctx.needs_input_grad[0]:
+            of_x = ctx.packed.backward(gradient, x, weight, y)
+        return of_x, gradient if ctx.needs_input_grad[1] else None, *[None] * 5, of_gate, None
 
 
 def _masked(gradient: torch.Tensor, y: torch.Tensor) -> torch.Tensor:

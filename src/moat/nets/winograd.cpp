@@ -1,4 +1,4 @@
-// 3x3 convolutions of stride 1 by Winograd's F(4x4, 3x3), in float32, channels last.
+// 3x3 convolutions of stride 1 by Winograd's F(4x4, 3x3), and the gradients of their weights, in float32, channels last.
 //
 // Sources: Lavin and Gray, Fast Algorithms for Convolutional Neural Networks, arXiv 1509.09308 (the method);
 // Barabasz et al., Error Analysis and Improving the Accuracy of Winograd Convolution, arXiv 1803.10986 (why the points
@@ -29,8 +29,9 @@
 namespace {
 
 constexpr int OUT = 4, IN = 6, POINTS = IN * IN;
-// Tiles that a thread works on together: few enough that what it remembers of them stays in the nearer caches.
-constexpr int TILES = 8;
+// Tiles that a thread works on together: few enough that what it remembers of them stays in the nearer caches. The
+// gradient of a weight sums over more, because in between it reads and writes as many numbers as the weight has.
+constexpr int TILES = 8, SUMMED = 24;
 constexpr float A = 0.625f, B = 1.5f, A2 = A * A, B2 = B * B;
 
 // From a filter's three taps in one dimension to its values at the points.
@@ -48,6 +49,10 @@ struct Problem {
   T *y;  // (batch, height + 2 padding - 2, width + 2 padding - 2, filters)
   int64_t batch, height, width, channels, filters, padding;
   bool relu;
+  const T *gradient;  // as y: of the loss with respect to it, for the gradient of the weight
+  const T *passes;    // as y: where it is 0 or below, y becomes 0
+  const float *less;  // (filters): with `passes`, products[tile] is the sum of y * (2 * passes - less)
+  float *products;    // (tiles)
   int64_t out_height() const { return height + 2 * padding - 2; }
   int64_t out_width() const { return width + 2 * padding - 2; }
   int64_t tiles_down() const { return (out_height() + OUT - 1) / OUT; }
@@ -118,7 +123,7 @@ struct Vectors<16> {
   static INLINE Half narrowed(Bits b) { return __builtin_convertvector(b, Half); }
 };
 
-template <int L>
+template <int L, int TILES = ::TILES>
 struct Lanes {
   using V = typename Vectors<L>::Float;
   using Bits = typename Vectors<L>::Bits;
@@ -207,9 +212,15 @@ struct Lanes {
   }
 
   template <class T>
-  static INLINE void finish(const Problem<T> p, int64_t place, V value) {
+  static INLINE void finish(const Problem<T> p, int64_t place, int64_t filter, V value, V &product) {
     if (p.residual) value += load(p.residual + place);
-    store(p.y + place, p.relu ? above_zero(value, value) : value);
+    if (p.relu) value = above_zero(value, value);
+    if (p.passes) {
+      const V passes = load(p.passes + place);
+      value = above_zero(value, passes);
+      product += value * (2 * passes - load(p.less + filter));
+    }
+    store(p.y + place, value);
   }
 
   template <class T>
@@ -218,6 +229,7 @@ struct Lanes {
     const int64_t h = std::min<int64_t>(OUT, p.out_height() - top), w = std::min<int64_t>(OUT, p.out_width() - left);
     const int64_t row = p.out_width() * p.filters;
     int64_t corner = (tile.image * p.out_height() + top) * row + left * p.filters;
+    V product{};
     for (int64_t k = 0; k < p.filters; k += L, m += CHUNK, corner += L) {
       V t[OUT * IN];
       UNROLL for (int j = 0; j < IN; j++) {
@@ -230,12 +242,18 @@ struct Lanes {
         V values[OUT];
         from_points(values, 1, t + i * IN);
         if (h == OUT && w == OUT) {
-          UNROLL for (int j = 0; j < OUT; j++) finish(p, corner + i * row + j * p.filters, values[j] + bias);
+          UNROLL for (int j = 0; j < OUT; j++) {
+            finish(p, corner + i * row + j * p.filters, k, values[j] + bias, product);
+          }
         } else if (i < h) {
-          for (int j = 0; j < w; j++) finish(p, corner + i * row + j * p.filters, values[j] + bias);
+          for (int j = 0; j < w; j++) finish(p, corner + i * row + j * p.filters, k, values[j] + bias, product);
         }
       }
     }
+    if (!p.products) return;
+    float sum = 0;
+    for (int lane = 0; lane < L; lane++) sum += product[lane];
+    p.products[(tile.image * p.tiles_down() + tile.down) * p.tiles_across() + tile.across] = sum;
   }
 
   // One point of N chunks of m, for the first ROWS tiles: those of v times a panel (channels, N * L) of the weight.
@@ -264,6 +282,123 @@ struct Lanes {
       multiply_some<N, ROWS - 1>(rows, v, u, channels, m);
   }
 
+  // One dimension of the gradient's: what four values of the output send back to six points.
+  static INLINE void back_to_points(V *t, int step, const V *g) {
+    V even_a = g[0] + A2 * g[2], odd_a = A * g[1] + (A2 * A) * g[3];
+    V even_b = g[0] + B2 * g[2], odd_b = B * g[1] + (B2 * B) * g[3];
+    t[0] = g[0];
+    t[step] = even_a + odd_a;
+    t[2 * step] = even_a - odd_a;
+    t[3 * step] = even_b + odd_b;
+    t[4 * step] = even_b - odd_b;
+    t[5 * step] = g[3];
+  }
+
+  // From `begin` to `end`: filters.
+  template <class T>
+  static void read_gradient(const Problem<T> &p, const Tile tile, int64_t begin, int64_t end, float *m) {
+    const int64_t top = tile.down * OUT, left = tile.across * OUT;
+    const int64_t h = p.out_height() - top, w = p.out_width() - left, row = p.out_width() * p.filters;
+    const T *corner = p.gradient + (tile.image * p.out_height() + top) * row + left * p.filters;
+    for (int64_t k = begin; k < end; k += L, m += CHUNK) {
+      V d[IN * OUT];
+      UNROLL for (int j = 0; j < OUT; j++) {
+        V column[OUT];
+        UNROLL for (int i = 0; i < OUT; i++) {
+          column[i] = i < h && j < w ? load(corner + i * row + j * p.filters + k) : V{};
+        }
+        back_to_points(d + j, OUT, column);
+      }
+      UNROLL for (int i = 0; i < IN; i++) {
+        V t[IN];
+        back_to_points(t, 1, d + i * OUT);
+        UNROLL for (int j = 0; j < IN; j++) store(m + (i * IN + j) * POINT, t[j]);
+      }
+    }
+  }
+
+  // Filters whose sums are in registers together.
+  static constexpr int TOGETHER = L / 2;
+
+  // What `count` tiles add to the sums (filters, channels) of one point, for N vectors of channels.
+  template <int N>
+  static INLINE void add_products(const float *v, const float *m, int64_t count, float *sums, int64_t channels) {
+    V total[TOGETHER][N];
+    UNROLL for (int i = 0; i < TOGETHER; i++) {
+      UNROLL for (int n = 0; n < N; n++) total[i][n] = load(sums + i * channels + n * L);
+    }
+    for (int64_t tile = 0; tile < count; tile++, v += L, m += L) {
+      V factors[N];
+      UNROLL for (int n = 0; n < N; n++) factors[n] = load(v + n * CHUNK);
+      UNROLL for (int i = 0; i < TOGETHER; i++) {
+        UNROLL for (int n = 0; n < N; n++) total[i][n] += m[i] * factors[n];
+      }
+    }
+    UNROLL for (int i = 0; i < TOGETHER; i++) {
+      UNROLL for (int n = 0; n < N; n++) store(sums + i * channels + n * L, total[i][n]);
+    }
+  }
+
+  // Sums (point, filters, channels) over some tiles, of some filters.
+  template <class T>
+  static void sum_products(const Problem<T> &p, int64_t first, int64_t last, int64_t begin, int64_t end,
+                           float *scratch, float *sums) {
+    const int64_t down = p.tiles_down(), across = p.tiles_across(), channels = p.channels;
+    float *v = scratch, *m = scratch + channels / L * CHUNK;
+    for (int64_t point = 0; point < POINTS; point++)
+      std::fill_n(sums + (point * p.filters + begin) * channels, (end - begin) * channels, 0.0f);
+    for (int64_t tile = first; tile < last; tile += TILES) {
+      const int64_t count = std::min<int64_t>(TILES, last - tile);
+      Tile place(p, tile);
+      for (int64_t i = 0; i < count; i++, place.advance(down, across)) {
+        read_tile<false>(p, place, v + i * L);
+        read_gradient(p, place, begin, end, m + i * L);
+      }
+      for (int64_t point = 0; point < POINTS; point++) {
+        const float *of_x = v + point * POINT, *of_y = m + point * POINT;
+        for (int64_t f = begin; f < end; f += TOGETHER) {
+          const float *g = of_y + (f - begin) / L * CHUNK + (f - begin) % L;
+          float *to = sums + (point * p.filters + f) * channels;
+          int64_t k = 0;
+          for (; k + 2 * L <= channels; k += 2 * L)
+            add_products<2>(of_x + k / L * CHUNK, g, count, to + k, channels);
+          if (k < channels) add_products<1>(of_x + k / L * CHUNK, g, count, to + k, channels);
+        }
+      }
+    }
+  }
+
+  // One dimension of the weight's: what six points send back to three taps.
+  static INLINE void to_taps(V *w, int step, const V *u) {
+    constexpr float na = NA, nb = NB, n0 = 1 / (double(A2) * B2);
+    V sum_a = na * (u[1] + u[2]), sum_b = nb * (u[3] + u[4]);
+    w[0] = n0 * u[0] + (sum_a + sum_b);
+    w[step] = (A * na) * (u[1] - u[2]) + (B * nb) * (u[3] - u[4]);
+    w[2 * step] = A2 * sum_a + (B2 * sum_b + u[5]);
+  }
+
+  // The weight's gradient (filters, 3, 3, channels) of some filters, from so many parts of the sums.
+  static void to_weight(const float *sums, int64_t parts, int64_t channels, int64_t filters, int64_t begin, int64_t end,
+                        float *w) {
+    const int64_t size = channels * filters;
+    for (int64_t f = begin; f < end; f++) {
+      for (int64_t k = 0; k < channels; k += L) {
+        V d[IN * 3], taps[9];
+        UNROLL for (int j = 0; j < IN; j++) {
+          V column[IN];
+          UNROLL for (int i = 0; i < IN; i++) {
+            const float *from = sums + (i * IN + j) * size + f * channels + k;
+            column[i] = load(from);
+            for (int64_t part = 1; part < parts; part++) column[i] += load(from + part * POINTS * size);
+          }
+          to_taps(d + j, IN, column);
+        }
+        UNROLL for (int i = 0; i < 3; i++) to_taps(taps + i * 3, 1, d + i * IN);
+        UNROLL for (int i = 0; i < 9; i++) store(w + (f * 9 + i) * channels + k, taps[i]);
+      }
+    }
+  }
+
   template <class T>
   static void convolve(const Problem<T> &p, int64_t first, int64_t last, float *scratch) {
     const int64_t down = p.tiles_down(), across = p.tiles_across();
@@ -280,8 +415,9 @@ struct Lanes {
       const int64_t next = tile + count, after = std::min(next + TILES, last);
       const Ahead<T> x{p.x, p.row_of_x(next), p.row_of_x(after)}, mask{p.mask, x.first, x.last};
       const Ahead<T> y{p.y, p.row_of_y(tile), p.row_of_y(next)}, residual{p.residual, y.first, y.last};
+      const Ahead<T> passes{p.passes, y.first, y.last};
       for (int64_t point = 0; point < POINTS; point++) {
-        x.fetch(point), mask.fetch(point), y.fetch(point), residual.fetch(point);
+        x.fetch(point), mask.fetch(point), y.fetch(point), residual.fetch(point), passes.fetch(point);
         const float *u = p.weight + point * p.channels * p.filters, *from = v + point * POINT;
         float *to = m + point * POINT;
         int64_t k = 0;
@@ -330,7 +466,9 @@ struct Lanes {
   }
 };
 
-int64_t scratch_of_one(int64_t channels, int64_t filters) { return POINTS * TILES * (channels + filters); }
+int64_t scratch_of_one(int64_t channels, int64_t filters, int64_t tiles = TILES) {
+  return POINTS * tiles * (channels + filters);
+}
 
 bool wide(int64_t channels, int64_t filters) {
 #ifdef __AVX512F__
@@ -340,35 +478,70 @@ bool wide(int64_t channels, int64_t filters) {
 #endif
 }
 
-template <class T>
-void convolve(const void *x, const void *mask, const float *weight, const float *bias, const void *residual, void *y,
-              int64_t batch, int64_t height, int64_t width, int64_t channels, int64_t filters, int64_t padding,
-              bool relu, int64_t threads, float *scratch) {
-  const Problem<T> p{(const T *)x, (const T *)mask, weight, bias,     (const T *)residual,
-                     (T *)y,       batch,           height, width,    channels,
-                     filters,      padding,         relu};
-  auto work = [&p](int64_t first, int64_t last, float *scratch) {
-    if (wide(p.channels, p.filters))
-      Lanes<16>::convolve(p, first, last, scratch);
-    else
-      Lanes<8>::convolve(p, first, last, scratch);
-  };
-  // A thread takes longer to start than to multiply less than this.
-  const int64_t products = p.tiles() * POINTS * channels * filters, least = 1 << 22;
-  threads = std::min(threads, 1 + products / least);
-  const int64_t blocks = (p.tiles() + TILES - 1) / TILES, share = (blocks + threads - 1) / threads * TILES;
-  const int64_t size = scratch_of_one(channels, filters);
+// A thread takes longer to start than to multiply less than this.
+int64_t useful(int64_t threads, int64_t products) { return std::min(threads, 1 + products / (1 << 22)); }
+
+// `work(n, first, last)` for the n-th of `shares` of `count` things that stay together in groups; returns how many.
+template <class Work>
+int64_t divide(int64_t count, int64_t group, int64_t shares, Work work) {
+  const int64_t groups = (count + group - 1) / group, share = (groups + shares - 1) / shares * group;
   std::vector<std::thread> helpers;
-  for (int64_t n = 1; n * share < p.tiles(); n++) {
-    const int64_t first = n * share, last = std::min(first + share, p.tiles());
+  int64_t n = 1;
+  for (; n * share < count; n++) {
+    const int64_t first = n * share, last = std::min(first + share, count);
     try {
-      helpers.emplace_back(work, first, last, scratch + n * size);
+      helpers.emplace_back(work, n, first, last);
     } catch (const std::system_error &) {
-      work(first, last, scratch + n * size);  // The system has no thread to spare.
+      work(n, first, last);  // The system has no thread to spare.
     }
   }
-  work(0, std::min(share, p.tiles()), scratch);
+  work(0, 0, std::min(share, count));
   for (auto &helper : helpers) helper.join();
+  return n;
+}
+
+template <class T>
+void convolve(const Problem<T> &p, int64_t threads, float *scratch) {
+  const int64_t size = scratch_of_one(p.channels, p.filters);
+  threads = useful(threads, p.tiles() * POINTS * p.channels * p.filters);
+  divide(p.tiles(), TILES, threads, [=](int64_t n, int64_t first, int64_t last) {
+    if (wide(p.channels, p.filters))
+      Lanes<16>::convolve(p, first, last, scratch + n * size);
+    else
+      Lanes<8>::convolve(p, first, last, scratch + n * size);
+  });
+}
+
+// The sums of a large weight are divided among the threads by filters, those of a small one by tiles.
+bool by_filters(int64_t channels, int64_t filters) { return channels * filters >= 1 << 16; }
+
+template <int L, class T>
+void weight_gradient(const Problem<T> &p, float *w, int64_t threads, float *scratch) {
+  using Summed = Lanes<L, SUMMED>;
+  const int64_t size = scratch_of_one(p.channels, p.filters, SUMMED), weight = p.channels * p.filters;
+  threads = useful(threads, p.tiles() * POINTS * weight);
+  float *sums = scratch + threads * size;
+  int64_t parts = 1;
+  if (by_filters(p.channels, p.filters)) {
+    divide(p.filters, L, threads, [=](int64_t n, int64_t begin, int64_t end) {
+      Summed::sum_products(p, 0, p.tiles(), begin, end, scratch + n * size, sums);
+    });
+  } else {
+    parts = divide(p.tiles(), SUMMED, threads, [=](int64_t n, int64_t first, int64_t last) {
+      Summed::sum_products(p, first, last, 0, p.filters, scratch + n * size, sums + n * POINTS * weight);
+    });
+  }
+  divide(p.filters, L, threads, [=](int64_t, int64_t begin, int64_t end) {
+    Summed::to_weight(sums, parts, p.channels, p.filters, begin, end, w);
+  });
+}
+
+template <class T>
+void weight_gradient(const Problem<T> &p, float *w, int64_t threads, float *scratch) {
+  if (wide(p.channels, p.filters))
+    weight_gradient<16>(p, w, threads, scratch);
+  else
+    weight_gradient<8>(p, w, threads, scratch);
 }
 
 }  // namespace
@@ -378,9 +551,14 @@ extern "C" {
 // The hash of this file, by which a library that was compiled from another is told.
 const char *moat_winograd_source() { return SOURCE; }
 
-// Floats that one thread needs beside its input and output.
-int64_t moat_winograd_scratch(int64_t channels, int64_t filters) {
-  return scratch_of_one(channels, filters);
+// Floats that so many threads need beside input and output.
+int64_t moat_winograd_scratch(int64_t channels, int64_t filters, int64_t threads) {
+  return threads * scratch_of_one(channels, filters);
+}
+
+int64_t moat_winograd_gradient_scratch(int64_t channels, int64_t filters, int64_t threads) {
+  const int64_t parts = by_filters(channels, filters) ? 1 : threads;
+  return threads * scratch_of_one(channels, filters, SUMMED) + parts * POINTS * channels * filters;
 }
 
 // `u`: 36 * channels * filters floats; both numbers must be multiples of 8. `strides`: of `w` (filters, channels, 3, 3).
@@ -391,18 +569,33 @@ void moat_winograd_weight(const float *w, const int64_t *strides, int64_t channe
     Lanes<8>::transform(w, strides, channels, filters, u);
 }
 
-// y = convolution of x (0 where `mask` is given and 0 or below), plus bias, plus residual, cut at 0 if `relu`.
+// y = convolution of x (0 where `mask` is given and 0 or below), plus bias, plus residual, cut at 0 if `relu`, and 0
+// where `passes` is given and 0 or below; with it come `products` (tiles), sums of y * (2 * passes - less).
 // x, mask, residual and y are float32, or bfloat16 if `half`; sums are float32's.
-// `scratch`: of each thread in turn.
 void moat_winograd_convolve(const void *x, const void *mask, const float *weight, const float *bias,
                             const void *residual, void *y, int64_t batch, int64_t height, int64_t width,
                             int64_t channels, int64_t filters, int64_t padding, int64_t relu, int64_t half,
-                            int64_t threads, float *scratch) {
-  if (half)
-    convolve<bfloat16>(x, mask, weight, bias, residual, y, batch, height, width, channels, filters, padding, relu,
-                       threads, scratch);
-  else
-    convolve<float>(x, mask, weight, bias, residual, y, batch, height, width, channels, filters, padding, relu,
-                    threads, scratch);
+                            int64_t threads, float *scratch, const void *passes, const float *less,
+                            float *products) {
+  auto run = [=](auto type) {
+    using T = decltype(type);
+    convolve(Problem<T>{(const T *)x, (const T *)mask, weight, bias, (const T *)residual, (T *)y, batch, height, width,
+                        channels, filters, padding, relu != 0, nullptr, (const T *)passes, less, products},
+             threads, scratch);
+  };
+  half ? run(bfloat16{}) : run(0.0f);
+}
+
+// w (filters, 3, 3, channels): of the convolution of x with it, the gradient that belongs to the result's.
+void moat_winograd_weight_gradient(const void *x, const void *gradient, float *w, int64_t batch, int64_t height,
+                                   int64_t width, int64_t channels, int64_t filters, int64_t padding, int64_t half,
+                                   int64_t threads, float *scratch) {
+  auto run = [=](auto type) {
+    using T = decltype(type);
+    weight_gradient(Problem<T>{(const T *)x, nullptr, nullptr, nullptr, nullptr, nullptr, batch, height, width,
+                               channels, filters, padding, false, (const T *)gradient, nullptr, nullptr, nullptr},
+                    w, threads, scratch);
+  };
+  half ? run(bfloat16{}) : run(0.0f);
 }
 }

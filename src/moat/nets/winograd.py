@@ -33,7 +33,7 @@ LANES = 8
 # With fewer tiles, a weight of so many numbers takes longer to read than to compute with.
 FEW_TILES, MUCH_WEIGHT = 4, 2**20
 
-_scratch = threading.local()
+_memory = threading.local()
 
 
 def source_hash() -> str:
@@ -67,10 +67,12 @@ def library() -> ctypes.CDLL | None:
         log.warning("%s was compiled from another winograd.cpp: install moat again", path)
         return None
     pointer, number = ctypes.c_void_p, ctypes.c_int64
-    found.moat_winograd_scratch.argtypes, found.moat_winograd_scratch.restype = [number] * 2, number
+    for function in (found.moat_winograd_scratch, found.moat_winograd_gradient_scratch):
+        function.argtypes, function.restype = [number] * 3, number
     found.moat_winograd_weight.argtypes = [pointer, number * 4, number, number, pointer]
-    found.moat_winograd_convolve.argtypes = [pointer] * 6 + [number] * 9 + [pointer]
-    for function in (found.moat_winograd_weight, found.moat_winograd_convolve):
+    found.moat_winograd_convolve.argtypes = [pointer] * 6 + [number] * 9 + [pointer] * 4
+    found.moat_winograd_weight_gradient.argtypes = [pointer] * 3 + [number] * 8 + [pointer]
+    for function in (found.moat_winograd_weight, found.moat_winograd_convolve, found.moat_winograd_weight_gradient):
         function.restype = None
     return found
 
@@ -95,16 +97,26 @@ def pays(weight: torch.Tensor, x: torch.Tensor, padding: int) -> bool:
     """Whether :func:`convolve` is the faster way for images ``x`` (B, C, H, W): a few tiles don't repay much weight."""
     if weight.numel() < MUCH_WEIGHT:
         return True
-    return x.shape[0] * math.prod(-(-(size + 2 * padding - 2) // 4) for size in x.shape[2:]) >= FEW_TILES
+    return count_tiles(x, padding) >= FEW_TILES
 
 
-def transformed(weight: torch.Tensor) -> torch.Tensor:
-    """The weight (filters, channels, 3, 3) as :func:`convolve` wants it: float32, rounded once, from float64."""
+def count_tiles(x: torch.Tensor, padding: int) -> int:
+    """Of 4x4 outputs, in the convolution of ``x`` (B, C, H, W)."""
+    return x.shape[0] * math.prod(-(-(size + 2 * padding - 2) // 4) for size in x.shape[2:])
+
+
+def transformed(weight: torch.Tensor, *, briefly: bool = False) -> torch.Tensor:
+    """The weight (filters, channels, 3, 3) as :func:`convolve` wants it: float32, rounded once, from float64.
+
+    Args:
+        briefly: the result is good until the next such call of this thread, which writes into the same memory.
+    """
     filters, channels = _padded(len(weight)), weight.shape[1]
     if filters > len(weight):
         weight = torch.nn.functional.pad(weight, (0, 0, 0, 0, 0, 0, 0, filters - len(weight)))
     weight = weight.detach().float()
-    found = weight.new_empty(POINTS * filters * channels)
+    size = POINTS * filters * channels
+    found = _kept("weight", size)[:size] if briefly else weight.new_empty(size)
     strides = (ctypes.c_int64 * 4)(*weight.stride())
     library().moat_winograd_weight(weight.data_ptr(), strides, channels, filters, found.data_ptr())
     return found
@@ -120,8 +132,13 @@ def convolve(
     mask: torch.Tensor | None = None,
     residual: torch.Tensor | None = None,
     relu: bool = False,
-) -> torch.Tensor:
+    passes: torch.Tensor | None = None,
+    less: torch.Tensor | None = None,
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
     """``relu(conv2d(x where mask > 0) + bias + residual)`` in channels last (B, filters, H', W'), without gradient.
+
+    With ``passes`` the result is 0 where that is 0 or below, and behind it come for each image the sums of
+    ``result * (2 * passes - less)``, float32 (B,).
 
     Images and maps may be bfloat16, too; all sums are float32's, and the result is rounded once.
 
@@ -133,31 +150,55 @@ def convolve(
         weight: from :func:`transformed`.
         padding: zeros around the image.
         mask: as ``x``; where it is 0 or below, x counts as 0.
-        residual: as the result.
+        residual, passes: as the result.
+        less: (filters,), float32.
     """
-    x, mask, residual = (
-        each if each is None else each.contiguous(memory_format=torch.channels_last) for each in (x, mask, residual)
+    x, mask, residual, passes = (
+        each if each is None else each.contiguous(memory_format=torch.channels_last)
+        for each in (x, mask, residual, passes)
     )
     batch, channels, height, width = x.shape
     padded = _padded(filters)
-    if padded > filters and not (bias is residual is None):
-        raise ValueError(f"a bias or a residual of {filters} filters: only multiples of {LANES} may have one")
+    if padded > filters and not (bias is residual is passes is None):
+        raise ValueError(f"a bias, residual or mask of {filters} filters: only multiples of {LANES} may have one")
     size = batch, padded, height + 2 * padding - 2, width + 2 * padding - 2
     y = torch.empty(size, dtype=x.dtype, memory_format=torch.channels_last)
+    products = torch.empty(batch, count_tiles(x[:1], padding)) if passes is not None else None
     if y.numel():
         threads = torch.get_num_threads()
-        scratch = _scratch_of(threads * _scratch_of_one(channels, padded))
+        scratch = _kept("scratch", _needed("moat_winograd_scratch", channels, padded, threads))
         bias = bias if bias is None else bias.float()
         places = [None if each is None else each.data_ptr() for each in (x, mask, weight, bias, residual, y)]
         sizes = (batch, height, width, channels, padded, padding, relu, x.dtype == torch.bfloat16, threads)
-        library().moat_winograd_convolve(*places, *sizes, scratch.data_ptr())
+        more = (None if each is None else each.data_ptr() for each in (passes, less, products))
+        library().moat_winograd_convolve(*places, *sizes, scratch.data_ptr(), *more)
+    if products is not None:
+        return y, products.sum(1)
     return y if padded == filters else y[:, :filters].contiguous(memory_format=torch.channels_last)
 
 
+def weight_gradient(x: torch.Tensor, gradient: torch.Tensor, *, padding: int = 1) -> torch.Tensor:
+    """Of ``conv2d(x, weight)``, the gradient of the weight (filters, channels, 3, 3), float32, channels last.
+
+    Args:
+        x: (B, channels, H, W), float32 or bfloat16.
+        gradient: (B, filters, H', W') of x's type: of the convolution. Channels and filters are multiples of 8.
+    """
+    x, gradient = (each.contiguous(memory_format=torch.channels_last) for each in (x, gradient))
+    (batch, channels, height, width), filters = x.shape, gradient.shape[1]
+    found = torch.empty(filters, channels, 3, 3, memory_format=torch.channels_last)
+    threads = torch.get_num_threads()
+    scratch = _kept("scratch", _needed("moat_winograd_gradient_scratch", channels, filters, threads))
+    sizes = (batch, height, width, channels, filters, padding, x.dtype == torch.bfloat16, threads)
+    places = (each.data_ptr() for each in (x, gradient, found))
+    library().moat_winograd_weight_gradient(*places, *sizes, scratch.data_ptr())
+    return found
+
+
 @functools.cache
-def _scratch_of_one(channels: int, filters: int) -> int:
-    """Floats that a thread needs."""
-    return library().moat_winograd_scratch(channels, filters)
+def _needed(function: str, channels: int, filters: int, threads: int) -> int:
+    """Floats of scratch."""
+    return getattr(library(), function)(channels, filters, threads)
 
 
 def _padded(filters: int) -> int:
@@ -165,8 +206,10 @@ def _padded(filters: int) -> int:
     return -(-filters // LANES) * LANES
 
 
-def _scratch_of(size: int) -> torch.Tensor:
+def _kept(name: str, size: int) -> torch.Tensor:
     """At least ``size`` floats, this thread's own; the same ones every time, so that they stay in the cache."""
-    if getattr(_scratch, "floats", None) is None or _scratch.floats.numel() < size:
-        _scratch.floats = torch.empty(size)
-    return _scratch.floats
+    kept = getattr(_memory, name, None)
+    if kept is None or kept.numel() < size:
+        kept = torch.empty(size)
+        setattr(_memory, name, kept)
+    return kept
