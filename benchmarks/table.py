@@ -49,17 +49,29 @@ def _cells(number: int, target: dict, row: dict) -> list[str]:
     about += [row.get("against", target["against"]), _times(row["floor"]), _times(row["aim"])]
     if row["ratio"] is None:
         return [*about, f"not measured: {row['not_measured']}", "-", "-"]
-    figure = f"{_times(row['ratio'])} ({row['low']:.3g} to {row['high']:.3g}, {row['n']})"
-    return [*about, figure, met(row), equality(row)]
+    return [*about, _figure(row), met(row), equality(row)]
+
+
+def _figure(measured: dict) -> str:
+    of = f"{measured['ratio']:.3g} {measured['unit']}" if "unit" in measured else _times(measured["ratio"])
+    return f"{of} ({measured['low']:.3g} to {measured['high']:.3g}, {measured['n']})"
 
 
 def met(row: dict) -> str:
     """Which of the two figures the median reaches."""
     if row["floor"] is None:
         return "-"
-    if row["ratio"] >= row["aim"]:
+    floor, aim = number(row["floor"]), number(row["aim"])
+    # Of hours and memory less is better.
+    sign = -1 if aim < floor else 1
+    if sign * row["ratio"] >= sign * aim:
         return "aim"
-    return "floor" if row["ratio"] >= row["floor"] else "**no**"
+    return "floor" if sign * row["ratio"] >= sign * floor else "**no**"
+
+
+def number(wanted: float | str) -> float:
+    """Of "45 %", "7 h" or "8 GB", the number."""
+    return float(wanted.split()[0]) if isinstance(wanted, str) else wanted
 
 
 def equality(row: dict) -> str:
@@ -90,10 +102,14 @@ def layers(folder: Path) -> list[str]:
             names = list(row["us_per_image"])
             if not lines:
                 head = ["layer", "faster (range, n)", *(f"{name}: us, rounding" for name in names)]
+                head += ["training, faster (range, n)", "ours, PyTorch's: us"]
                 lines += [_line(head), _line(["---"] * len(head))]
-            figure = f"{_times(row['ratio'])} ({row['low']:.3g} to {row['high']:.3g}, {row['n']})"
             each = [f"{row['us_per_image'][name]:g}, {row['rounding'][name]:.1e}" for name in names]
-            lines.append(_line([row["case"].removeprefix("convolution, "), figure, *each]))
+            training = [
+                _figure(row["training"]),
+                ", ".join(f"{us:g}" for us in row["training"]["us_per_image"].values()),
+            ]
+            lines.append(_line([row["case"].removeprefix("convolution, "), _figure(row), *each, *training]))
     return lines
 
 

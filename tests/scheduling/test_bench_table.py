@@ -50,7 +50,12 @@ def test_compiled_convolution_is_compared_in_rounding_too(project, capsys):
     (row,) = json.loads(capsys.readouterr().out)["rows"]
     assert {"winograd", "oneDNN", "oneDNN, ordered"} <= row["us_per_image"].keys() == row["rounding"].keys()
     assert 0 < row["rounding"]["winograd"] < 4 * row["rounding"]["oneDNN"] < 1e-6
-    assert 0 < row["low"] <= row["ratio"] <= row["high"] and row["compiled_for"] == winograd.instructions()
+    for found in (row, row["training"]):
+        assert 0 < found["low"] <= found["ratio"] <= found["high"]
+    assert row["compiled_for"] == winograd.instructions() and set(row["training"]["us_per_image"]) == {
+        "ours",
+        "PyTorch",
+    }
 
 
 def test_attacks_are_equal_and_a_missing_library_is_said(rows, monkeypatch, tmp_path):
@@ -72,12 +77,52 @@ def test_attacks_are_equal_and_a_missing_library_is_said(rows, monkeypatch, tmp_
 
 def test_routed_training_and_attack_are_the_definition(rows):
     found = rows("moe", "--width", "8", "--batch-size", "8", "--steps", "2")
-    assert list(found) == [(1, "width 8"), (2, "2 experts"), (2, "8 experts"), (3, "width 8")]
+    assert list(found) == [(1, "width 8"), (2, "2 experts"), (2, "8 experts"), (3, "width 8, batches of 8")]
     for key in ((1, "width 8"), (2, "2 experts"), (2, "8 experts")):
         assert found[key]["exact"]["float64_largest_difference"] <= 1e-12, key
     # With targets where there are some, and the released order of a router for itself and one for the model.
     assert (found[2, "8 experts"]["floor"], found[2, "8 experts"]["aim"]) == (4.5, 6.0)
     assert found[1, "width 8"]["floor"] is None
+
+
+def test_rows_about_a_gpu_are_measured_or_say_why_not(project, capsys, rows):
+    options = ("--scale", "quickstart", "--dataset", "digits", "--archs", "resnet18", "--large", "resnet18")
+    found = rows("gpu", *options, "--batch-size", "8", "--device", "cpu")
+    assert list(found) == [(14, "ResNet-18"), (15, ""), (17, ""), (18, "")]
+    # The peak of no CPU is known, and its memory is not counted.
+    assert "planner.yaml" in found[14, "ResNet-18"]["not_measured"] and found[14, "ResNet-18"]["images_per_second"] > 0
+    assert "CUDA" in found[18, ""]["not_measured"]
+    assert found[15, ""]["ratio"] > 0 and sum(found[15, ""]["load"]) == 8
+    hours = found[17, ""]
+    assert set(hours["parts"]) == {"dwf", "dwf-expert-benign", "dwf-expert-fgsm", "dwf-expert-pgd"}
+    seconds = sum(
+        part["times"] * part["epochs"] * hours["images"] / part["images_per_second"] for part in hours["parts"].values()
+    )
+    assert hours["ratio"] == pytest.approx(seconds / 3600, rel=0.02, abs=1e-3) and hours["unit"] == "h"
+
+
+def test_units_are_read_and_less_may_be_better():
+    table = script("table")
+    cases = [
+        ("35 %", "45 %", 40, "floor"),
+        ("12 h", "7 h", 6.5, "aim"),
+        ("16 GB", "8 GB", 17, "**no**"),
+        (2, 3, 3, "aim"),
+    ]
+    for floor, aim, ratio, expected in cases:
+        assert table.met({"floor": floor, "aim": aim, "ratio": ratio}) == expected
+    row = {
+        "what": "w",
+        "against": "a",
+        "floor": "12 h",
+        "aim": "7 h",
+        "ratio": 6.5,
+        "low": 6,
+        "high": 7,
+        "n": 3,
+        "unit": "h",
+    }
+    assert table._cells(17, row, row)[5] == "6.5 h (6 to 7, 3)"
 
 
 @pytest.mark.parametrize("kind", ["dwf", "mocse"])

@@ -7,7 +7,19 @@ Rows that answer to a target (``benchmarks/targets.yaml``) are made by :mod:`moa
 
 import pkgutil
 
-_SHARED = {"grouped", "masked", "models", "narrow", "peers", "records", "textbook", "timing", "trained", "updates"}
+_SHARED = {
+    "grouped",
+    "masked",
+    "models",
+    "narrow",
+    "peers",
+    "plain",
+    "records",
+    "textbook",
+    "timing",
+    "trained",
+    "updates",
+}
 
 
 def names() -> list[str]:

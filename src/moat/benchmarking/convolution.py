@@ -1,7 +1,8 @@
 """The compiled 3x3 convolution against PyTorch's on a CPU, in time and in rounding: layer by layer of a ResNet-18.
 
 PyTorch's is oneDNN's: as everybody calls it, and with weights that oneDNN has in its own order already. NNPACK, which
-PyTorch has too, is the library with a Winograd convolution that could have been taken instead.
+PyTorch has too, is the library with a Winograd convolution that could have been taken instead. In training the weight
+changes with every call, and its gradient is computed, too: there the peer is PyTorch's convolution, channels last.
 """
 
 import sys
@@ -12,7 +13,7 @@ from typing import Any
 from moat.benchmarking import records
 
 HELP = "the compiled convolution against oneDNN's and NNPACK's, layer by layer"
-COLUMNS = ("case", "ratio", "low", "high", "n", "us_per_image", "rounding")
+COLUMNS = ("case", "ratio", "low", "high", "n", "us_per_image", "rounding", "training")
 # Channels, height and width, images.
 LAYERS = [
     (8, 32, 64), (16, 32, 64), (32, 16, 64), (64, 8, 64), (128, 4, 64),
@@ -67,7 +68,25 @@ def _layer(channels: int, size: int, images: int, repeats: int) -> dict[str, Any
         "us_per_image": {n: round(1e6 * timing.summary(s)["median"] / images, 1) for n, s in taken.items()},
         # Root mean square, relative to the standard deviation of what is exact.
         "rounding": {name: float(f"{error:.2g}") for name, error in errors.items()},
+        "training": _training(x, weight, repeats),
     }
+
+
+def _training(x, weight, repeats: int) -> dict[str, Any]:
+    """Forward, and the gradients of images and weight."""
+    import torch
+    from torch.nn import functional as F
+
+    from moat.benchmarking import timing, updates
+    from moat.nets.convolution import conv2d
+
+    x, weight = x.clone().requires_grad_(), updates.channels_last(weight).requires_grad_()
+    gradient = updates.channels_last(torch.randn_like(x))
+    kinds = {"ours": lambda: conv2d(x, weight), "PyTorch": lambda: F.conv2d(x, weight, padding=1)}
+    calls = {name: lambda make=make: torch.autograd.grad(make(), (x, weight), gradient) for name, make in kinds.items()}
+    taken = timing.cpu_seconds(calls, repeats=repeats)
+    per_image = {name: round(1e6 * timing.summary(s)["median"] / len(x), 1) for name, s in taken.items()}
+    return {**timing.ratio(taken["PyTorch"], taken["ours"]), "us_per_image": per_image}
 
 
 def _contenders(x, weight, bias) -> dict[str, Callable]:

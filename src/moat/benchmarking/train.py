@@ -45,29 +45,40 @@ def measure(arguments) -> dict[str, Any]:
     rows = []
     for arch in arguments.archs.split(","):
         for method in arguments.methods.split(","):
-            rows += _rows(arguments, project, device, arch, method)
+            rows += rows_of(arguments, project, device, arch, method)
     machine = timing.machine(device)
-    _utilisation(rows, project, machine["device"], device)
+    add_utilisation(rows, project, machine["device"], device)
     content = {"benchmark": "train", **machine, "threads": arguments.threads, "rows": rows}
     if arguments.calibrate:
         content["calibration"] = str(_calibrate(project, machine, rows))
     return content
 
 
-def _rows(arguments, project, device, arch: str, method: str) -> list[dict[str, Any]]:
-    from moat.benchmarking import models, timing
+def net_and_recipe(project, scale: str, dataset: str, arch: str, method: str):
+    """A run's resolved content and its net."""
     from moat.config.grid import Run
     from moat.config.recipes import resolve_recipe, resolve_run
     from moat.scheduling.macs import net_of
 
-    run = Run(arguments.dataset, arch, method, 0)
-    resolved = resolve_run(project, arguments.scale, dataset=arguments.dataset, arch=arch, method=method, seed=0)
+    resolved = resolve_run(project, scale, dataset=dataset, arch=arch, method=method, seed=0)
+    net = net_of(project, scale, Run(dataset, arch, method, 0), resolve_recipe(project, scale, method))
+    return resolved, net
+
+
+def rows_of(
+    arguments, project, device, arch: str, method: str, kinds: tuple[str, ...] = ("train", "evaluate")
+) -> list[dict[str, Any]]:
+    """Of one method on one net, a row for each of ``kinds``; ``arguments``: those of this benchmark."""
+    from moat.benchmarking import models, timing
+    from moat.config.recipes import resolve_recipe
+
+    resolved, net = net_and_recipe(project, arguments.scale, arguments.dataset, arch, method)
     recipe = resolve_recipe(project, arguments.scale, method)
-    net = net_of(project, arguments.scale, run, recipe)
     size = arguments.batch_size or recipe["batch_size"]
     print(f"moat bench train: {arch}, {method}, batches of {size}", file=sys.stderr)
     method_object = models.begin(net, _steady(resolved["recipe"]), device)
     calls = _calls(method_object, net, size, arguments.steps, device)
+    calls = {kind: calls[kind] for kind in kinds}
     taken = timing.seconds(calls, repeats=arguments.repeats, warm_up=arguments.warm_up, device=device)
     about = {"method": method, "arch": arch, "model": net.model, "image_size": net.image_size, "batch_size": size}
     return [
@@ -135,7 +146,7 @@ def _speed(kind, net, recipe, resolved, device, images: int, taken: list[float])
     }
 
 
-def _utilisation(rows, project, device_name: str, device) -> None:
+def add_utilisation(rows, project, device_name: str, device) -> None:
     """Add the share of the data sheet's peak, where it is known, and of a large matrix product here."""
     import torch
 

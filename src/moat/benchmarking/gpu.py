@@ -1,0 +1,150 @@
+"""Rows 14, 15, 17 and 18 of the table, which are about a GPU: utilisation, routing, a whole recipe's hours, memory.
+
+Real updates of the real recipes on random images that lie on the device, as in `moat bench train`. Row 16 is not
+measured: moat captures no CUDA graphs.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from moat import devices
+from moat.benchmarking import records, train
+
+HELP = "what a GPU makes of it: utilisation, routing, hours of the DWF recipe, memory"
+COLUMNS = ("id", "case", "ratio", "unit", "low", "high", "n", "floor", "aim")
+# Arch -> the case of row 14.
+NAMES = {"resnet18": "ResNet-18", "wrn-28-10": "WRN-28-10"}
+
+
+def add_arguments(parser) -> None:
+    parser.add_argument("--rows", default="14,15,17,18", metavar="N,N", help="of the table (default: %(default)s)")
+    parser.add_argument("--scale", default="paper", help="whose recipes and widths (default: paper)")
+    parser.add_argument("--dataset", default="cifar10", help="whose images (default: cifar10)")
+    parser.add_argument("--archs", default=",".join(NAMES), metavar="A,B", help="of row 14 (default: %(default)s)")
+    parser.add_argument("--large", default="wrn-28-10", metavar="ARCH", help="of row 18 (default: %(default)s)")
+    parser.add_argument("--batch-size", type=int, default=512, metavar="N", help="of rows 14 and 15 (default: 512)")
+    parser.add_argument("--repeats", type=int, default=5, metavar="N", help="timed rounds (default: 5)")
+    devices.add_arguments(parser)
+
+
+def measure(arguments) -> dict[str, Any]:
+    """The rows; those that this device cannot measure say why."""
+    from moat.benchmarking import timing
+    from moat.config.project import Project
+
+    project, device = Project(Path(arguments.project)), devices.select(arguments.device, arguments.threads)
+    wanted, rows = records.targets(project.root), []
+    for number in map(int, arguments.rows.split(",")):
+        print(f"moat bench gpu: row {number}", file=sys.stderr)
+        rows += ROWS[number](arguments, project, device, wanted)
+    shared = records.conditions(project.root, arguments)
+    return {"benchmark": "gpu", **timing.machine(device), "rows": [{**shared, **row} for row in rows]}
+
+
+def _speed(arguments, project, device, arch: str, method: str, batch_size: int | None) -> dict[str, Any]:
+    """The row of a training in `moat bench train`."""
+    of_train = {"dataset": arguments.dataset, "scale": arguments.scale, "batch_size": batch_size}
+    options = argparse.Namespace(**of_train, repeats=arguments.repeats, warm_up=2, steps=1)
+    (row,) = train.rows_of(options, project, device, arch, method, kinds=("train",))
+    return row
+
+
+def _utilisation(arguments, project, device, wanted) -> list[dict[str, Any]]:
+    """Row 14: percent of the data sheet's peak, of TRADES in the recipe's precision."""
+    from moat.benchmarking import timing
+
+    rows = []
+    for arch in arguments.archs.split(","):
+        row = _speed(arguments, project, device, arch, "trades", arguments.batch_size)
+        train.add_utilisation([row], project, timing.machine(device)["device"], device)
+        facts = {key: row[key] for key in ("precision", "batch_size", "images_per_second", "of_matrix_product")}
+        case = NAMES.get(arch, arch)
+        if row["utilisation"] is None:
+            facts["not_measured"] = "the peak of this device is not in config/planner.yaml"
+            rows.append(records.row(wanted, 14, case, {}, **facts))
+            continue
+        rows.append(records.row(wanted, 14, case, _scaled(row["seconds"], 100 * row["utilisation"]), unit="%", **facts))
+    return rows
+
+
+def _scaled(seconds: dict[str, float], at_median: float) -> dict[str, float]:
+    """A rate's median and range, where that of the median number of seconds is known."""
+    whole = at_median * seconds["median"]
+    low, high = whole / seconds["high"], whole / seconds["low"]
+    return {"ratio": round(at_median, 3), "low": round(low, 3), "high": round(high, 3), "n": seconds["n"]}
+
+
+def _routing(arguments, project, device, wanted) -> list[dict[str, Any]]:
+    """Row 15: ADVMoE's attack in the recipe's precision, divided by its steps, against the definition's."""
+    import torch
+
+    from moat.benchmarking import models, timing, updates
+    from moat.benchmarking.masked import MaskedTrainer, balance, loads
+
+    resolved, net = train.net_and_recipe(project, arguments.scale, arguments.dataset, "resnet18", "advmoe")
+    generator, size = torch.Generator(device).manual_seed(0), arguments.batch_size
+    x = torch.rand(size, net.channels, net.image_size, net.image_size, generator=generator, device=device)
+    y = torch.arange(size, device=device) % net.classes
+    method = models.begin(net, resolved["recipe"], device)
+    balance(method.model, x)
+    attack = updates.attack_of(resolved["recipe"])
+    theirs, last = MaskedTrainer(method.model, resolved["recipe"], attack), updates.channels_last(x)
+    calls = {
+        "routed": lambda: method.adversarial(last, y, generator),
+        "masked": _at_defaults(lambda: theirs.adversarial(x, x + 0.001 * torch.randn_like(x))),
+    }
+    taken = timing.seconds(calls, repeats=arguments.repeats, warm_up=2, device=device)
+    about = {"batch_size": size, "load": loads(method.model.eval(), x), "steps": attack["steps"]}
+    about["ms_per_image_and_step"] = updates.milliseconds(taken, size * attack["steps"])
+    return [records.row(wanted, 15, "", timing.ratio(taken["masked"], taken["routed"]), **about)]
+
+
+def _at_defaults(call: Callable[[], Any]) -> Callable[[], Any]:
+    """The call with cuDNN as PyTorch sets it up: TF32, not deterministic."""
+
+    def called() -> Any:
+        from torch.backends import cudnn
+
+        with cudnn.flags(enabled=True, benchmark=False, deterministic=False, allow_tf32=True):
+            return call()
+
+    return called
+
+
+def _recipe_hours(arguments, project, device, wanted) -> list[dict[str, Any]]:
+    """Row 17: hours of DWF and the experts that it starts from, one seed, from the speed of an update of each."""
+    from moat.config.recipes import resolve_recipe
+
+    images = project.dataset(arguments.dataset)["images"]["train"]
+    needed = [need["method"] for need in resolve_recipe(project, arguments.scale, "dwf")["needs"]]
+    hours, low, high, parts = 0.0, 0.0, 0.0, {}
+    for method in ("dwf", *sorted(set(needed))):
+        row = _speed(arguments, project, device, "resnet18", method, None)
+        epochs = resolve_recipe(project, arguments.scale, method)["epochs"]
+        times = max(1, needed.count(method))
+        per_second = times * epochs * images / row["batch_size"] / 3600
+        parts[method] = {"times": times, "epochs": epochs, "images_per_second": row["images_per_second"]}
+        hours += per_second * row["seconds"]["median"]
+        low, high = low + per_second * row["seconds"]["low"], high + per_second * row["seconds"]["high"]
+    found = {"ratio": round(hours, 3), "low": round(low, 3), "high": round(high, 3), "n": arguments.repeats}
+    how = "from the time of an update of each training; validation, data and start-up not counted"
+    return [records.row(wanted, 17, "", found, unit="h", how=how, images=images, parts=parts)]
+
+
+def _memory(arguments, project, device, wanted) -> list[dict[str, Any]]:
+    """Row 18: the most memory that tensors of an update of PGD-AT take, in GB (10^9 bytes)."""
+    import torch
+
+    if device.type != "cuda":
+        return [records.row(wanted, 18, "", {}, not_measured="memory is counted on a CUDA device only")]
+    torch.cuda.reset_peak_memory_stats(device)
+    row = _speed(arguments, project, device, arguments.large, "pgd-at", None)
+    gigabytes = torch.cuda.max_memory_allocated(device) / 1e9
+    found = {key: round(gigabytes, 3) for key in ("ratio", "low", "high")} | {"n": 1}
+    return [records.row(wanted, 18, "", found, unit="GB", batch_size=row["batch_size"], precision=row["precision"])]
+
+
+ROWS = {14: _utilisation, 15: _routing, 17: _recipe_hours, 18: _memory}
