@@ -61,7 +61,7 @@ def met(row: dict) -> str:
     """Which of the two figures the median reaches."""
     if row["floor"] is None:
         return "-"
-    floor, aim = number(row["floor"]), number(row["aim"])
+    floor, aim = without_unit(row["floor"]), without_unit(row["aim"])
     # Of hours and memory less is better.
     sign = -1 if aim < floor else 1
     if sign * row["ratio"] >= sign * aim:
@@ -69,7 +69,7 @@ def met(row: dict) -> str:
     return "floor" if sign * row["ratio"] >= sign * floor else "**no**"
 
 
-def number(wanted: float | str) -> float:
+def without_unit(wanted: float | str) -> float:
     """Of "45 %", "7 h" or "8 GB", the number."""
     return float(wanted.split()[0]) if isinstance(wanted, str) else wanted
 
@@ -105,12 +105,14 @@ def layers(folder: Path) -> list[str]:
                 head += ["training, faster (range, n)", "ours, PyTorch's: us"]
                 lines += [_line(head), _line(["---"] * len(head))]
             each = [f"{row['us_per_image'][name]:g}, {row['rounding'][name]:.1e}" for name in names]
-            training = [
-                _figure(row["training"]),
-                ", ".join(f"{us:g}" for us in row["training"]["us_per_image"].values()),
-            ]
-            lines.append(_line([row["case"].removeprefix("convolution, "), _figure(row), *each, *training]))
+            lines.append(_line([row["case"].removeprefix("convolution, "), _figure(row), *each, *_training(row)]))
     return lines
+
+
+def _training(row: dict) -> tuple[str, str]:
+    if "training" not in row:
+        return "not measured", "-"
+    return _figure(row["training"]), ", ".join(f"{us:g}" for us in row["training"]["us_per_image"].values())
 
 
 def _with_case(what: str, case: str) -> str:

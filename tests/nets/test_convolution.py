@@ -5,7 +5,9 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.autograd import forward_ad
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from moat.nets import convolution, winograd
 from moat.nets.convolution import Conv2d
@@ -36,7 +38,7 @@ def calls(monkeypatch):
 
 def layer(channels: int, filters: int, padding: int = 1, **options) -> Conv2d:
     torch.manual_seed(0)
-    return Conv2d(channels, filters, 3, padding=padding, bias=False, **options)
+    return Conv2d(channels, filters, 3, **{"padding": padding, "bias": False, **options})
 
 
 def gradients(conv: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -108,7 +110,15 @@ def test_what_it_does_not_serve_has_pytorchs_bits(case, calls):
 
 @pytest.mark.parametrize(
     "options",
-    [{"stride": 2}, {"dilation": 2}, {"groups": 2}, {"padding_mode": "reflect"}, {"padding": "same"}, {"padding": 3}],
+    [
+        {"bias": True},
+        {"stride": 2},
+        {"dilation": 2},
+        {"groups": 2},
+        {"padding_mode": "reflect"},
+        {"padding": "same"},
+        {"padding": 3},
+    ],
     ids=str,
 )
 def test_other_convolutions_stay_pytorchs(options, calls):
@@ -140,6 +150,50 @@ def test_transforms_of_functions_see_pytorchs_operators():
         return torch.func.grad(of)(conv.weight.detach())
 
     assert torch.equal(loss(conv), loss(plain(conv)))
+
+
+@compiled
+def test_several_gradients_at_once_are_pytorchs():
+    conv, x = layer(8, 8), draw(16, 8, 8, 8).requires_grad_()
+    upstream = draw(3, 16, 8, 8, 8, seed=1)
+
+    def batched(conv: nn.Module) -> torch.Tensor:
+        return torch.autograd.grad(conv(x), x, upstream, is_grads_batched=True)[0]
+
+    torch.testing.assert_close(batched(conv), batched(plain(conv)), rtol=1e-4, atol=1e-5)
+
+
+def test_who_counts_or_derives_forwards_sees_pytorchs_operators(calls):
+    conv, x = layer(8, 8), draw(16, 8, 8, 8)
+    with FlopCounterMode(display=False) as counter:
+        conv(x).sum().backward()
+    assert counter.get_total_flops() >= 2 * 2 * 16 * 64 * 8 * 8 * 9
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(x, torch.ones_like(x))
+        assert forward_ad.unpack_dual(conv(dual)).tangent.shape == x.shape
+    assert not calls
+
+
+def test_images_of_other_channels_are_refused_as_by_pytorch():
+    for channels in (4, 7, 16):
+        with pytest.raises(RuntimeError, match=f"to have 8 channels, but got {channels} channels"):
+            layer(8, 8)(draw(16, channels, 8, 8))
+
+
+@compiled
+def test_the_default_type_is_of_no_influence():
+    x, gradient, form = draw(2, 8, 8, 8), draw(2, 8, 8, 8, seed=1), winograd.transformed(draw(8, 8, 3, 3))
+    asked = (
+        (lambda: winograd.weight_gradient(x, gradient)),
+        (lambda: winograd.convolve(x, form, 8, passes=x, less=x[0, :, 0, 0])),
+    )
+    before = [call() for call in asked]
+    torch.set_default_dtype(torch.float64)
+    try:
+        after = [call() for call in asked]
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(before[0], after[0]) and all(map(torch.equal, before[1], after[1]))
 
 
 @compiled
@@ -179,7 +233,7 @@ def test_a_net_trains_alike_with_it_and_without(monkeypatch):
     from moat import nets
 
     def losses(few: int) -> list[float]:
-        monkeypatch.setattr(convolution, "FEW_TILES", few)
+        monkeypatch.setattr(convolution, "REPAY", few)
         torch.manual_seed(0)
         net, x, y = nets.build("resnet18", 10, width=1 / 8), draw(16, 3, 32, 32).sigmoid(), torch.arange(16) % 10
         optimizer, found = torch.optim.SGD(net.parameters(), 0.05), []
@@ -191,6 +245,6 @@ def test_a_net_trains_alike_with_it_and_without(monkeypatch):
             found.append(float(loss.detach()))
         return found
 
-    ours, theirs = losses(convolution.FEW_TILES), losses(10**9)
+    ours, theirs = losses(convolution.REPAY), losses(10**9)
     assert ours != theirs
     assert ours == pytest.approx(theirs, rel=1e-3) and ours[-1] < 0.9 * ours[0]

@@ -152,6 +152,14 @@ def test_few_filters_are_padded_and_cut():
 
 
 @compiled
+@pytest.mark.parametrize("channels", [8, 24])
+def test_images_that_do_not_fit_the_weight_are_refused(channels):
+    form = winograd.transformed(torch.randn(16, 16, 3, 3))
+    with pytest.raises(ValueError, match=f"images of {channels} channels"):
+        winograd.convolve(images(2, channels, 8, 8), form, 16)
+
+
+@compiled
 def test_inputs_may_lie_in_any_order():
     x, weight, expected = case(2, 16, 16, 8, 8, 1)
     form = winograd.transformed(weight.contiguous(memory_format=torch.channels_last))

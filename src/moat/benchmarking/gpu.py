@@ -5,6 +5,8 @@ measured: moat captures no CUDA graphs.
 """
 
 import argparse
+import contextlib
+import gc
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -40,7 +42,7 @@ def measure(arguments) -> dict[str, Any]:
     for number in map(int, arguments.rows.split(",")):
         print(f"moat bench gpu: row {number}", file=sys.stderr)
         rows += ROWS[number](arguments, project, device, wanted)
-    shared = records.conditions(project.root, arguments)
+    shared = {**records.conditions(project.root, arguments), "threads": arguments.threads}
     return {"benchmark": "gpu", **timing.machine(device), "rows": [{**shared, **row} for row in rows]}
 
 
@@ -83,6 +85,7 @@ def _routing(arguments, project, device, wanted) -> list[dict[str, Any]]:
 
     from moat.benchmarking import models, timing, updates
     from moat.benchmarking.masked import MaskedTrainer, balance, loads
+    from moat.training.models import autocast
 
     resolved, net = train.net_and_recipe(project, arguments.scale, arguments.dataset, "resnet18", "advmoe")
     generator, size = torch.Generator(device).manual_seed(0), arguments.batch_size
@@ -99,6 +102,8 @@ def _routing(arguments, project, device, wanted) -> list[dict[str, Any]]:
     taken = timing.seconds(calls, repeats=arguments.repeats, warm_up=2, device=device)
     about = {"batch_size": size, "load": loads(method.model.eval(), x), "steps": attack["steps"]}
     about["ms_per_image_and_step"] = updates.milliseconds(taken, size * attack["steps"])
+    mixed = autocast(resolved["recipe"], device) is not contextlib.nullcontext
+    about["precision"] = f"{'bf16, router in float32' if mixed else 'float32'}; the definition's: TF32"
     return [records.row(wanted, 15, "", timing.ratio(taken["masked"], taken["routed"]), **about)]
 
 
@@ -117,18 +122,21 @@ def _at_defaults(call: Callable[[], Any]) -> Callable[[], Any]:
 def _recipe_hours(arguments, project, device, wanted) -> list[dict[str, Any]]:
     """Row 17: hours of DWF and the experts that it starts from, one seed, from the speed of an update of each."""
     from moat.config.recipes import resolve_recipe
+    from moat.scheduling.jobs import Workload
 
-    images = project.dataset(arguments.dataset)["images"]["train"]
+    images = Workload(project, arguments.scale).images(arguments.dataset)["train"]
     needed = [need["method"] for need in resolve_recipe(project, arguments.scale, "dwf")["needs"]]
     hours, low, high, parts = 0.0, 0.0, 0.0, {}
     for method in ("dwf", *sorted(set(needed))):
         row = _speed(arguments, project, device, "resnet18", method, None)
         epochs = resolve_recipe(project, arguments.scale, method)["epochs"]
         times = max(1, needed.count(method))
-        per_second = times * epochs * images / row["batch_size"] / 3600
+        # Updates, divided by the seconds of an hour.
+        updates = times * epochs * images / row["batch_size"] / 3600
         parts[method] = {"times": times, "epochs": epochs, "images_per_second": row["images_per_second"]}
-        hours += per_second * row["seconds"]["median"]
-        low, high = low + per_second * row["seconds"]["low"], high + per_second * row["seconds"]["high"]
+        parts[method]["precision"] = row["precision"]
+        hours += updates * row["seconds"]["median"]
+        low, high = low + updates * row["seconds"]["low"], high + updates * row["seconds"]["high"]
     found = {"ratio": round(hours, 3), "low": round(low, 3), "high": round(high, 3), "n": arguments.repeats}
     how = "from the time of an update of each training; validation, data and start-up not counted"
     return [records.row(wanted, 17, "", found, unit="h", how=how, images=images, parts=parts)]
@@ -140,9 +148,11 @@ def _memory(arguments, project, device, wanted) -> list[dict[str, Any]]:
 
     if device.type != "cuda":
         return [records.row(wanted, 18, "", {}, not_measured="memory is counted on a CUDA device only")]
+    gc.collect()
+    before = torch.cuda.memory_allocated(device)
     torch.cuda.reset_peak_memory_stats(device)
     row = _speed(arguments, project, device, arguments.large, "pgd-at", None)
-    gigabytes = torch.cuda.max_memory_allocated(device) / 1e9
+    gigabytes = (torch.cuda.max_memory_allocated(device) - before) / 1e9
     found = {key: round(gigabytes, 3) for key in ("ratio", "low", "high")} | {"n": 1}
     return [records.row(wanted, 18, "", found, unit="GB", batch_size=row["batch_size"], precision=row["precision"])]
 

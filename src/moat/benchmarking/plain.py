@@ -9,7 +9,10 @@ from moat.nets.convolution import Conv2d
 
 
 def plain(model: nn.Module) -> nn.Module:
-    """A copy, contiguous, whose convolutions are PyTorch's in training, too. Channel experts are left as they are."""
+    """A copy, contiguous, whose convolutions are PyTorch's in training, too.
+
+    Masked ones, and those of channel experts, are left as they are.
+    """
     copied = copy.deepcopy(model).to(memory_format=torch.contiguous_format)
     for module in copied.modules():
         if type(module) is Conv2d:

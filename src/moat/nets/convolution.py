@@ -7,14 +7,16 @@ every step: images that make few tiles do not repay that.
 
 import torch
 from torch import nn
+from torch.autograd import forward_ad
 from torch.nn import functional as F
 
 from moat.nets import winograd
 
 # Of 4x4 outputs: from so many on, the transformed weight is worth its making (measured: 12 to 16 with 256 and 512
 # channels, 8 and less with fewer).
-FEW_TILES = 16
+REPAY = 16
 ONES = (1, 1)
+PLAIN = (torch.Tensor, nn.Parameter)
 
 
 class Conv2d(nn.Conv2d):
@@ -41,38 +43,43 @@ def conv2d(
 ) -> torch.Tensor:
     """``F.conv2d`` without bias and groups; up to rounding the same, forwards and backwards.
 
-    Only calls that may need the weight's gradient are computed differently. Under autocast the weight stays float32,
-    the products and sums, too; images and maps have autocast's type.
+    Only calls that may need the weight's gradient are computed differently; then the result is channels last, and the
+    weight's gradient is computed in every backward pass, also where only that of the images is asked for. Under
+    autocast the weight stays float32, the products and sums, too; images and maps have autocast's type.
 
     Args:
         x: (B, C, H, W).
         weight: (filters, C, height, width).
     """
-    if _trains(x, weight) and _serves(x, weight, stride, padding, dilation):
-        if torch.is_autocast_enabled("cpu"):
-            x = x.to(torch.get_autocast_dtype("cpu"))
-        return _Winograd.apply(x, weight, padding[0])
+    if _trains(x, weight):
+        autocast = torch.is_autocast_enabled("cpu") and x.dtype != torch.float64
+        dtype = torch.get_autocast_dtype("cpu") if autocast else x.dtype
+        if (autocast or dtype == torch.float32) and _serves(x, dtype, weight, stride, padding, dilation):
+            return _Winograd.apply(x.to(dtype), weight, padding[0])
     return F.conv2d(x, weight, None, stride, padding, dilation)
 
 
 def _trains(x: torch.Tensor, weight: torch.Tensor) -> bool:
     """Whether this is a call on a CPU of which the weight's gradient may be asked."""
-    if not isinstance(x, torch.Tensor) or x.device.type != "cpu" or not torch.is_grad_enabled():
+    if type(x) not in PLAIN or type(weight) not in PLAIN or x.device.type != "cpu":
         return False
-    # What traces or transforms the call wants to see PyTorch's operators.
-    watched = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
-    return weight.requires_grad and not watched
+    return weight.requires_grad and torch.is_grad_enabled() and not _watched()
 
 
-def _serves(x: torch.Tensor, weight: torch.Tensor, stride, padding, dilation) -> bool:
+def _watched() -> bool:
+    """Whether something traces, counts or transforms the call, and so wants to see PyTorch's operators."""
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return True
+    return torch._C._len_torch_dispatch_stack() > 0 or forward_ad._current_level >= 0
+
+
+def _serves(x: torch.Tensor, dtype: torch.dtype, weight: torch.Tensor, stride, padding, dilation) -> bool:
     """Whether the compiled convolution computes this in all three directions, and sooner."""
-    kinds = winograd.TYPES if torch.is_autocast_enabled("cpu") else (torch.float32,)
-    kind = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
-    if x.ndim != 4 or weight.dtype != torch.float32 or kind not in kinds or len(weight) % winograd.LANES:
+    if x.ndim != 4 or x.shape[1] != weight.shape[1] or len(weight) % winograd.LANES:
         return False
-    if not winograd.takes(weight, stride, dilation, padding):
+    if dtype not in winograd.TYPES or weight.dtype != torch.float32:
         return False
-    return winograd.count_tiles(x, padding[0]) >= FEW_TILES
+    return winograd.takes(weight, stride, dilation, padding) and winograd.count_tiles(x, padding[0]) >= REPAY
 
 
 class _Winograd(torch.autograd.Function):
@@ -86,8 +93,8 @@ class _Winograd(torch.autograd.Function):
     def backward(ctx, gradient: torch.Tensor):
         x, weight = ctx.saved_tensors
         needed = list(ctx.needs_input_grad[:2])
-        if torch.is_grad_enabled():
-            # A gradient of this gradient will be asked for, which PyTorch's own has.
+        if torch.is_grad_enabled() or torch._C._functorch.is_legacy_batchedtensor(gradient):
+            # A gradient of this gradient will be asked for, or there are several at once: PyTorch's own can do that.
             more = ONES, (ctx.padding,) * 2, ONES, False, (0, 0), 1, [*needed, False]
             of_x, of_weight, _ = torch.ops.aten.convolution_backward(gradient, x, weight.to(x.dtype), None, *more)
             return of_x, of_weight if of_weight is None else of_weight.to(weight.dtype), None

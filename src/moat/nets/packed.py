@@ -102,7 +102,8 @@ class PackedWeight:
 
     def takes_gates(self, x: torch.Tensor, weight: torch.Tensor) -> bool:
         """Whether :meth:`conv2d` does, of images like ``x``."""
-        if not _can_pack(x, weight) or self.stride != [1, 1]:
+        # Forward and backward have as many tiles only where the image keeps its size.
+        if not _can_pack(x, weight) or self.padding != [1, 1]:
             return False
         return all(self._takes(weight)) and winograd.pays(weight, x, self.padding[0])
 

@@ -5,8 +5,9 @@
 // matter). The points are 0, +-5/8, +-3/2 and infinity: 2.5 times the rounding of a direct convolution, where the usual
 // 0, +-1, +-2 have five times as much. A tile of 4x4 outputs takes 36 multiplications a pair of channels, not 144.
 //
-// Every output is the sum of the same products in the same order, whatever else is in the batch and however many
-// threads there are: an image's result depends on the image alone.
+// Every output of a convolution is the sum of the same products in the same order, whatever else is in the batch and
+// however many threads there are: an image's result depends on the image alone. The gradient of a weight has the same
+// bits for the same number of threads.
 //
 // Compiled once for each instruction set by hatch_build.py, called by moat.nets.winograd.
 #ifdef __AVX512BF16__

@@ -162,8 +162,12 @@ def convolve(
     if padded > filters and not (bias is residual is passes is None):
         raise ValueError(f"a bias, residual or mask of {filters} filters: only multiples of {LANES} may have one")
     size = batch, padded, height + 2 * padding - 2, width + 2 * padding - 2
-    y = torch.empty(size, dtype=x.dtype, memory_format=torch.channels_last)
-    products = torch.empty(batch, count_tiles(x[:1], padding)) if passes is not None else None
+    if weight.numel() != POINTS * channels * padded:
+        raise ValueError(f"images of {channels} channels do not fit the weight, which is transformed for others")
+    y = torch.empty(size, dtype=x.dtype, device="cpu", memory_format=torch.channels_last)
+    products = None
+    if passes is not None:
+        products = x.new_empty(batch, count_tiles(x[:1], padding), dtype=torch.float32)
     if y.numel():
         threads = torch.get_num_threads()
         scratch = _kept("scratch", _needed("moat_winograd_scratch", channels, padded, threads))
@@ -186,7 +190,8 @@ def weight_gradient(x: torch.Tensor, gradient: torch.Tensor, *, padding: int = 1
     """
     x, gradient = (each.contiguous(memory_format=torch.channels_last) for each in (x, gradient))
     (batch, channels, height, width), filters = x.shape, gradient.shape[1]
-    found = torch.empty(filters, channels, 3, 3, memory_format=torch.channels_last)
+    shape, last = (filters, channels, 3, 3), torch.channels_last
+    found = torch.empty(shape, dtype=torch.float32, device="cpu", memory_format=last)
     threads = torch.get_num_threads()
     scratch = _kept("scratch", _needed("moat_winograd_gradient_scratch", channels, filters, threads))
     sizes = (batch, height, width, channels, filters, padding, x.dtype == torch.bfloat16, threads)
@@ -210,6 +215,6 @@ def _kept(name: str, size: int) -> torch.Tensor:
     """At least ``size`` floats, this thread's own; the same ones every time, so that they stay in the cache."""
     kept = getattr(_memory, name, None)
     if kept is None or kept.numel() < size:
-        kept = torch.empty(size)
+        kept = torch.empty(size, dtype=torch.float32, device="cpu")
         setattr(_memory, name, kept)
     return kept
