@@ -34,7 +34,7 @@ def test_every_convolution_but_the_stem_is_masked(arch):
     torch.manual_seed(0)
     net = mask_filters(nets.build(arch, 10, width=1 / 16, image_size=16), 0.5)
     first, *rest = [module for module in net.modules() if isinstance(module, nn.Conv2d)]
-    assert type(first) is nn.Conv2d and rest and all(isinstance(module, MaskedConv2d) for module in rest)
+    assert not isinstance(first, MaskedConv2d) and rest and all(isinstance(module, MaskedConv2d) for module in rest)
     x = torch.rand(2, 3, 16, 16)
     # By hand: the dense net with zeros in place of the other filters.
     with torch.no_grad():
