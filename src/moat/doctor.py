@@ -61,7 +61,7 @@ def _convolutions() -> Check:
     if compiled is not None:
         return Check(name, "ok", f"{winograd.SOURCE.name}, compiled for {compiled}")
     why = "there was no C++ compiler when moat was installed, or the processor has neither AVX-512 nor AVX2"
-    slow = "convolutions are PyTorch's, and on a CPU attacks take about twice as long, updates in float32 half as long again"
+    slow = "convolutions are PyTorch's; on a CPU attacks take twice as long, updates in float32 half as long again"
     return Check(name, "missing", f"{winograd.SOURCE.name} is not compiled ({why}): {slow}")
 
 
