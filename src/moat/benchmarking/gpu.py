@@ -121,15 +121,15 @@ def _at_defaults(call: Callable[[], Any]) -> Callable[[], Any]:
 
 def _recipe_hours(arguments, project, device, wanted) -> list[dict[str, Any]]:
     """Row 17: hours of DWF and the experts that it starts from, one seed, from the speed of an update of each."""
-    from moat.config.recipes import resolve_recipe
     from moat.scheduling.jobs import Workload
 
-    images = Workload(project, arguments.scale).images(arguments.dataset)["train"]
-    needed = [need["method"] for need in resolve_recipe(project, arguments.scale, "dwf")["needs"]]
+    work = Workload(project, arguments.scale)
+    images = work.images(arguments.dataset)["train"]
+    needed = [need["method"] for need in work.recipe("dwf")["needs"]]
     hours, low, high, parts = 0.0, 0.0, 0.0, {}
     for method in ("dwf", *sorted(set(needed))):
         row = _speed(arguments, project, device, "resnet18", method, None)
-        epochs = resolve_recipe(project, arguments.scale, method)["epochs"]
+        epochs = work.recipe(method)["epochs"]
         times = max(1, needed.count(method))
         # Updates, divided by the seconds of an hour.
         updates = times * epochs * images / row["batch_size"] / 3600
