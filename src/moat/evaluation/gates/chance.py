@@ -1,14 +1,15 @@
 """Limits that allow for chance: a share found on n examples may exceed the true one."""
 
-# How rarely an honest model may be accused: once in a hundred gates at a true share as large as the limit.
-FALSE_ALARMS = 0.01
+# How rarely an honest model may be accused: once in a thousand times at a true share as large as the limit. The grid of
+# the papers has thousands of gates, and each takes several looks: at one in a hundred, some runs would fail by chance.
+FALSE_ALARMS = 0.001
 
 
 def most_allowed(n: int, share: float) -> float:
     """The largest share of n examples that is compatible with a true ``share``, by the exact binomial test.
 
     A larger one is seen with a probability below :data:`FALSE_ALARMS` if the true share is ``share``. For 0.005:
-    3 of 100, 11 of 1,000, 67 of 10,000.
+    4 of 100, 13 of 1,000, 73 of 10,000.
     """
     from scipy.stats import binom
 
