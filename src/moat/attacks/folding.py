@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import torch
 from torch import fx, nn
 
+from moat.attacks import graphs
 from moat.attacks.fusing import fuse
 from moat.errors import MoatError
 from moat.nets.packed import PackedConv2d, can_be_packed, worth_packing
@@ -59,6 +60,8 @@ class AttackCopy:
         self.copy.eval().requires_grad_(False).to(memory_format=torch.channels_last)
         _pack(self.copy)
         fuse(self.copy, Tracer)
+        if graphs.asked_for(next(model.parameters(), torch.empty(0)).device):
+            graphs.attach(self.copy, Tracer)
         source, target = model.get_submodule, self.copy.get_submodule
         self._folded = [(source(c), source(n), target(c)) for c, n in pairs]
         self._copied = list(self._tensors_left(pairs))

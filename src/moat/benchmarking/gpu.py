@@ -1,12 +1,12 @@
-"""Rows 14, 15, 17 and 18 of the table, which are about a GPU: utilisation, routing, a whole recipe's hours, memory.
+"""Rows 14 to 18 of the table, which are about a GPU: utilisation, routing, graphs, a whole recipe's hours, memory.
 
-Real updates of the real recipes on random images that lie on the device, as in `moat bench train`. Row 16 is not
-measured: moat captures no CUDA graphs.
+Real updates of the real recipes on random images that lie on the device, as in `moat bench train`.
 """
 
 import argparse
 import contextlib
 import gc
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,14 +15,14 @@ from typing import Any
 from moat import devices
 from moat.benchmarking import records, train
 
-HELP = "what a GPU makes of it: utilisation, routing, hours of the DWF recipe, memory"
+HELP = "what a GPU makes of it: utilisation, routing, graphs, hours of the DWF recipe, memory"
 COLUMNS = ("id", "case", "ratio", "unit", "low", "high", "n", "floor", "aim")
 # Arch -> the case of row 14.
 NAMES = {"resnet18": "ResNet-18", "wrn-28-10": "WRN-28-10"}
 
 
 def add_arguments(parser) -> None:
-    parser.add_argument("--rows", default="14,15,17,18", metavar="N,N", help="of the table (default: %(default)s)")
+    parser.add_argument("--rows", default="14,15,16,17,18", metavar="N,N", help="of the table (default: %(default)s)")
     parser.add_argument("--scale", default="paper", help="whose recipes and widths (default: paper)")
     parser.add_argument("--dataset", default="cifar10", help="whose images (default: cifar10)")
     parser.add_argument("--archs", default=",".join(NAMES), metavar="A,B", help="of row 14 (default: %(default)s)")
@@ -119,6 +119,53 @@ def _at_defaults(call: Callable[[], Any]) -> Callable[[], Any]:
     return called
 
 
+def _graphs(arguments, project, device, wanted) -> list[dict[str, Any]]:
+    """Row 16: the attack of PGD-AT on batches of the recipe, its gradients replayed, against launch by launch."""
+    import torch
+
+    from moat.attacks import graphs, pgd
+    from moat.benchmarking import models, timing, updates
+
+    if device.type != "cuda":
+        return [records.row(wanted, 16, "", {}, not_measured="CUDA graphs are CUDA's")]
+    resolved, net = train.net_and_recipe(project, arguments.scale, arguments.dataset, "resnet18", "pgd-at")
+    generator, size = torch.Generator(device).manual_seed(0), resolved["recipe"]["batch_size"]
+    x = torch.rand(size, net.channels, net.image_size, net.image_size, generator=generator, device=device)
+    x, y = updates.channels_last(x), torch.arange(size, device=device) % net.classes
+    copies, attack = {}, updates.attack_of(resolved["recipe"])
+    for name, asked in (("eager", "0"), ("graphed", "1")):
+        method = models.begin(net, resolved["recipe"], device)
+        with _environment(graphs.ASKED, asked):
+            copies[name] = method.attacked()
+
+    def attacked(copied) -> Callable[[], Any]:
+        def call() -> Any:
+            with method.autocast():
+                return pgd(copied, x, y, generator=generator, **attack)
+
+        return call
+
+    # Captured in the first rounds.
+    warm_up = 2 + graphs.AFTER // attack["steps"]
+    calls = {name: attacked(copied) for name, copied in copies.items()}
+    taken = timing.seconds(calls, repeats=arguments.repeats, warm_up=warm_up, device=device)
+    about = {"batch_size": size, "steps": attack["steps"], "replayed": copies["graphed"].forward.kept > 0}
+    about["ms_per_image_and_step"] = updates.milliseconds(taken, size * attack["steps"])
+    return [records.row(wanted, 16, "", timing.ratio(taken["eager"], taken["graphed"]), **about)]
+
+
+@contextlib.contextmanager
+def _environment(name: str, value: str):
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        os.environ.pop(name)
+        if before is not None:
+            os.environ[name] = before
+
+
 def _recipe_hours(arguments, project, device, wanted) -> list[dict[str, Any]]:
     """Row 17: hours of DWF and the experts that it starts from, one seed, from the speed of an update of each."""
     from moat.scheduling.jobs import Workload
@@ -157,4 +204,4 @@ def _memory(arguments, project, device, wanted) -> list[dict[str, Any]]:
     return [records.row(wanted, 18, "", found, unit="GB", batch_size=row["batch_size"], precision=row["precision"])]
 
 
-ROWS = {14: _utilisation, 15: _routing, 17: _recipe_hours, 18: _memory}
+ROWS = {14: _utilisation, 15: _routing, 16: _graphs, 17: _recipe_hours, 18: _memory}
