@@ -4,6 +4,7 @@ A recording stands in for CUDA's graphs where there is no GPU: what was computed
 memory, without looking at Python again. That is what such a graph does, and what the code must be right about.
 """
 
+import contextlib
 import copy
 
 import pytest
@@ -15,6 +16,7 @@ import moat.nets
 from moat.attacks import AttackCopy, graphs, pgd
 from moat.attacks.folding import Tracer
 from moat.moe import build_mixture, build_moe_cnn
+from moat.nets import streams
 
 SIZE = 16
 ATTACK = {"eps": 8 / 255, "step_size": 2 / 255, "steps": 10}
@@ -61,6 +63,9 @@ def recordings(monkeypatch):
     monkeypatch.setattr(graphs, "seconds", lambda call, device: next(times))
     monkeypatch.setattr(graphs, "asked_for", lambda device: True)
     monkeypatch.setattr(graphs, "AFTER", 2)
+    monkeypatch.setattr(streams, "new_streams", lambda count: list(range(count)))
+    monkeypatch.setattr(streams, "joined", contextlib.nullcontext)
+    monkeypatch.setattr(streams, "on_stream", lambda stream, call: call())
 
 
 def net(arch="resnet18", **options) -> nn.Module:
@@ -237,6 +242,30 @@ def test_replays_that_are_no_faster_are_dropped(monkeypatch):
     for number in range(3):
         gradient(model, images(number))
     assert model.forward.kept == 0
+
+
+@pytest.mark.parametrize(("taken", "kept"), [((2.0, 1.5, 1.0), 2), ((2.0, 1.0, 1.5), 1), ((2.0, 2.0, 2.0), None)])
+def test_a_mixtures_networks_are_captured_side_by_side_where_that_is_faster(monkeypatch, taken, kept):
+    times, used = iter(taken), []
+    monkeypatch.setattr(graphs, "seconds", lambda call, device: next(times))
+    monkeypatch.setattr(streams, "on_stream", lambda stream, call: used.append(stream) or call())
+    model, expected = dwf(), dwf()
+    graphs.attach(model, Tracer)
+    for number in range(4):
+        found = gradient(model, images(number))
+        torch.testing.assert_close(found, gradient(expected, images(number)), atol=1e-12, rtol=0)
+    # Only while it is captured, and on no more streams than there are networks.
+    assert used == [0, 1]
+    assert [replay and replay.streams for replay in model.forward._kept.values()] == [kept]
+
+
+@pytest.mark.parametrize(("count", "expected"), [(1, []), (2, [0, 1, 0]), (3, [0, 1, 2]), (4, [0, 1, 2])])
+def test_parts_come_back_in_order(monkeypatch, count, expected):
+    used = []
+    monkeypatch.setattr(streams, "on_stream", lambda stream, call: used.append(stream) or call())
+    with streams.forked(count):
+        assert streams.side_by_side([lambda: "a", lambda: "b", lambda: "c"]) == ["a", "b", "c"]
+    assert used == expected
 
 
 def test_a_routed_model_is_left_alone():

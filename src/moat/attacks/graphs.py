@@ -1,10 +1,14 @@
 """Gradients by CUDA graphs: one launch forwards and one back, where small batches wait for hundreds of them.
 
 A forward pass of a ResNet-18 and its way back are about 170 launches, which take a GPU longer to be told of than to
-compute with 128 images. Off unless the environment variable ``MOAT_CUDA_GRAPHS`` is 1; ``moat bench gpu --rows 16``
-says what it is worth on the card at hand.
+compute with 128 images. The networks of a mixture are captured one after the other and side by side
+(:mod:`moat.nets.streams`); what is faster is kept.
+
+Off unless the environment variable ``MOAT_CUDA_GRAPHS`` is 1; ``moat bench gpu --rows 16`` says what it is worth on the
+card at hand.
 """
 
+import functools
 import logging
 import os
 import time
@@ -12,6 +16,8 @@ from collections.abc import Callable, Hashable
 
 import torch
 from torch import fx, nn
+
+from moat.nets.streams import forked, most_at_once
 
 log = logging.getLogger(__name__)
 
@@ -24,6 +30,8 @@ AT_MOST = 2
 TOLERANCE = 1e-3
 # How many times faster a replay must be, and how many are timed.
 WORTH, TIMED = 1.05, 10
+# On how many streams a mixture's networks are tried.
+STREAMS = (1, 3)
 
 
 def asked_for(device: torch.device) -> bool:
@@ -82,7 +90,7 @@ class Replays:
         if others or options or not (torch.is_grad_enabled() and x.requires_grad):
             return self.forward(x, *others, **options)
         replay = self._replay_of(x)
-        return self.forward(x) if replay is None else _Replayed.apply(x, replay)
+        return self.forward(x) if replay is None else replay(x)
 
     def _replay_of(self, x: torch.Tensor) -> "Replay | None":
         places = tuple(each.data_ptr() for each in (*self.model.parameters(), *self.model.buffers()))
@@ -92,14 +100,15 @@ class Replays:
         key = x.shape, x.dtype, x.device, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
         self._calls[key] = self._calls.get(key, 0) + 1
         if self._calls[key] == AFTER and len(self._kept) < AT_MOST:
-            self._kept[key] = _worthwhile(self.forward, x.detach())
+            self._kept[key] = _fastest(self.forward, x.detach())
         return self._kept.get(key)
 
 
 class Replay:
-    """A forward pass for images like ``like``, and its way back to them, captured."""
+    """A forward pass for images like ``like``, and its way back to them, captured on so many streams."""
 
-    def __init__(self, forward: Callable[[torch.Tensor], torch.Tensor], like: torch.Tensor):
+    def __init__(self, forward: Callable[[torch.Tensor], torch.Tensor], like: torch.Tensor, streams: int = 1):
+        self.streams = streams
         self.x = like.clone().requires_grad_()
         given = torch.ones_like(forward(self.x))
         self.given = given.detach()
@@ -113,11 +122,15 @@ class Replay:
         with torch.enable_grad():
             warm_up(lambda: torch.autograd.grad(ahead(), self.x, self.given), like.device)
             pool = memory_pool(like.device)
-            self._captured, self._replay_ahead = capture(ahead, pool)
+            with forked(streams):
+                self._captured, self._replay_ahead = capture(ahead, pool)
             self.gradient, self._replay_back = capture(back, pool)
         # Its way back is captured; the autograd graph is needed no longer.
         self.y = self._captured = self._captured.detach()
         self._turn = 0
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return _Replayed.apply(self, x)
 
     def ahead(self, x: torch.Tensor) -> int:
         """Compute ``y`` of the images; returns a number that tells this pass from later ones."""
@@ -136,7 +149,7 @@ class Replay:
 
 class _Replayed(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: torch.Tensor, replay: Replay) -> torch.Tensor:
+    def forward(ctx, replay: Replay, x: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(x)
         ctx.replay, ctx.turn = replay, replay.ahead(x)
         return replay.y.clone()
@@ -146,26 +159,37 @@ class _Replayed(torch.autograd.Function):
     def backward(ctx, given: torch.Tensor):
         (x,) = ctx.saved_tensors
         ctx.replay.back(x, ctx.turn, given)
-        return ctx.replay.gradient.clone(), None
+        return None, ctx.replay.gradient.clone()
 
 
-def _worthwhile(forward: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> Replay | None:
-    """A replay that computes what ``forward`` computes, and faster; None where there is none."""
+def _fastest(forward: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> Replay | None:
+    """The replay that computes what ``forward`` computes, and is worth it; None where there is none."""
+    parts = most_at_once(lambda: _gradient(forward, x))
+    best, best_taken = None, seconds(lambda: _gradient(forward, x), x.device) / WORTH
+    for streams in sorted({min(count, parts) for count in STREAMS}):
+        replay = _faithful(forward, x, streams)
+        if replay is None:
+            continue
+        taken = seconds(functools.partial(_gradient, replay, x), x.device)
+        log.info("%s=1: %d images, %d streams: %.3g s, before %.3g", ASKED, len(x), streams, taken, best_taken)
+        if taken < best_taken:
+            best, best_taken = replay, taken
+    return best
+
+
+def _faithful(forward: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, streams: int) -> Replay | None:
+    """A replay, if it can be captured and gives what ``forward`` gives."""
     try:
-        replay = Replay(forward, x)
+        replay = Replay(forward, x, streams)
     except Exception as error:  # CUDA has many names for what it does not capture.
-        log.warning("%s=1: a forward pass cannot be captured (%s); gradients are computed as usual", ASKED, error)
+        log.warning("%s=1: a forward pass cannot be captured (%s); it is computed as usual", ASKED, error)
         return None
     # Not what was captured: a replay that forgets to look at its input would agree.
     other = x.flip(0)
-    usual, replayed = (_gradient(call, other) for call in (forward, lambda x: _Replayed.apply(x, replay)))
-    if not all(_same(ours, theirs) for ours, theirs in zip(replayed, usual, strict=True)):
-        log.warning("%s=1: a replay's gradients differ; they are computed as usual", ASKED)
-        return None
-    taken = seconds(lambda: _gradient(forward, other), x.device)
-    with_replay = seconds(lambda: _gradient(lambda x: _Replayed.apply(x, replay), other), x.device)
-    log.info("%s=1: batches of %d: a gradient in %.3g s, %.3g replayed", ASKED, len(x), taken, with_replay)
-    return replay if taken >= WORTH * with_replay else None
+    if all(map(_same, _gradient(replay, other), _gradient(forward, other))):
+        return replay
+    log.warning("%s=1: a replay's gradients differ; they are computed as usual", ASKED)
+    return None
 
 
 def _gradient(forward: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

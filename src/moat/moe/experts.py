@@ -1,5 +1,6 @@
 """Full networks that all see every image: how they are built, run, and started from trained ones."""
 
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from torch import nn
 
 import moat.nets
 from moat.errors import ConfigError, DataError
+from moat.nets.streams import side_by_side
 
 
 class Experts(nn.ModuleList):
@@ -17,9 +19,9 @@ class Experts(nn.ModuleList):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Outputs (E, B, K) of the E experts for images (B, C, H, W) in [0,1]."""
-        # One net after the other: as one grouped convolution they are slower at all but toy widths.
+        # Net by net: as one grouped convolution they are slower at all but toy widths.
         x = x.contiguous(memory_format=torch.channels_last)
-        return torch.stack([expert(x) for expert in self])
+        return torch.stack(side_by_side([functools.partial(expert, x) for expert in self]))
 
 
 def build_experts(count: int, arch: str, outputs: int, options: Mapping[str, Any]) -> Experts:

@@ -3,6 +3,7 @@
 Each maps images (B, C, H, W) in [0,1] to logits (B, K).
 """
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -17,6 +18,7 @@ from moat.errors import ConfigError
 from moat.moe.experts import Experts, build_experts
 from moat.moe.gates import MlpRouter
 from moat.moe.routers import build_router
+from moat.nets.streams import side_by_side
 
 
 class WeightedMixture(nn.Module):
@@ -85,7 +87,8 @@ class SynergyOfExperts(nn.Module):
     def judge(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Class logits (E, B, K) and trust (E, B) of all experts."""
         x = x.contiguous(memory_format=torch.channels_last)
-        logits, trust = zip(*(expert.judge(x) for expert in self.experts), strict=True)
+        answers = side_by_side([functools.partial(expert.judge, x) for expert in self.experts])
+        logits, trust = zip(*answers, strict=True)
         return torch.stack(logits), torch.stack(trust)
 
     def route_logits(self, x: torch.Tensor) -> torch.Tensor:
