@@ -184,6 +184,17 @@ def test_the_allowance_for_chance_is_that_of_the_binomial_test(n, share, most):
         assert binomtest(round(most * n), n, share, alternative="greater").pvalue >= chance.FALSE_ALARMS
 
 
+@pytest.mark.parametrize(
+    ("n", "share", "least"), [(24, 0.05, 1 / 24), (1000, 0.05, 0.03), (10_000, 0.05, 0.0434), (1, 0.5, 1.0)]
+)
+def test_so_few_may_be_chance_but_none_never_are(n, share, least):
+    from scipy.stats import binomtest
+
+    assert chance.least_allowed(n, share) == least
+    if least * n > 1:
+        assert binomtest(round(least * n) - 1, n, share, alternative="less").pvalue < chance.FALSE_ALARMS
+
+
 def test_the_worst_case_is_that_of_all_attacks(defended, few, reports):
     x, y = few
     report = reports["defended"]

@@ -16,6 +16,13 @@ def most_allowed(n: int, share: float) -> float:
     return float(binom.isf(FALSE_ALARMS, n, share)) / n
 
 
+def least_allowed(n: int, share: float) -> float:
+    """The smallest share of n examples, above none, that is compatible with a true ``share``, by the same test."""
+    from scipy.stats import binom
+
+    return max(1.0, float(binom.ppf(FALSE_ALARMS, n, share))) / n
+
+
 def most_apart(differing: int, n: int, points: float) -> float:
     """The largest difference of two accuracies on the same n examples that is compatible with a true ``points``.
 

@@ -6,6 +6,7 @@ from moat.attacks.objectives import cross_entropy
 from moat.attacks.steps import input_gradient, random_start_point
 from moat.data.seeding import generator
 from moat.evaluation.evidence import Evidence, has_router
+from moat.evaluation.gates.chance import most_allowed
 from moat.evaluation.gates.registry import Finding, gate, keeps
 
 MOST_ZERO_GRADIENTS = 0.01
@@ -27,7 +28,7 @@ def gradient(evidence: Evidence) -> Finding:
                 bad = (slope == 0).all(1) | slope.isnan().any(1)
                 useless[what + place] = useless.get(what + place, 0) + int(bad.sum())
     values = {where: count / len(evidence.x) for where, count in useless.items()}
-    limits = dict.fromkeys(values, MOST_ZERO_GRADIENTS)
+    limits = dict.fromkeys(values, most_allowed(len(evidence.x), MOST_ZERO_GRADIENTS))
     worst = max(values, key=values.__getitem__)
     message = f"the gradient is zero or NaN for {values[worst]:.1%} of the examples at most ({worst.replace('_', ' ')})"
     return keeps(values, limits), values, limits, message

@@ -4,7 +4,8 @@ import torch
 
 from moat.data.seeding import generator
 from moat.evaluation.evidence import Evidence
-from moat.evaluation.gates.registry import Finding, gate
+from moat.evaluation.gates.chance import most_allowed
+from moat.evaluation.gates.registry import Finding, gate, keeps
 
 # Relative to the largest logit. Other batch sizes may use other convolution kernels, and round differently.
 REPEAT_TOLERANCE = 1e-4
@@ -43,9 +44,9 @@ def finite_logits(evidence: Evidence) -> Finding:
     nonfinite = float((~torch.isfinite(evidence.logits)).any(1).float().mean())
     saturated = float((top[:, 0] - top[:, 1] > SATURATED_MARGIN).float().mean())
     values = {"nonfinite": nonfinite, "saturated": saturated}
-    limits = {"nonfinite": 0.0, "saturated": MOST_SATURATED}
+    limits = {"nonfinite": 0.0, "saturated": most_allowed(len(evidence.x), MOST_SATURATED)}
     message = (
         f"{nonfinite:.1%} of the examples have logits that are not finite, "
         f"{saturated:.1%} a margin above {SATURATED_MARGIN:g}"
     )
-    return nonfinite == 0 and saturated <= MOST_SATURATED, values, limits, message
+    return keeps(values, limits), values, limits, message

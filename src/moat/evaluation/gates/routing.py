@@ -5,7 +5,7 @@ import math
 import torch
 
 from moat.evaluation.evidence import Evidence
-from moat.evaluation.gates.chance import most_allowed
+from moat.evaluation.gates.chance import least_allowed, most_allowed
 from moat.evaluation.gates.registry import Finding, gate, keeps, not_applicable
 from moat.evaluation.gates.stages import is_mixture, stage
 
@@ -28,6 +28,9 @@ def router(evidence: Evidence) -> Finding:
     nonfinite = float((~scores.isfinite()).any(1).double().mean())
     load, entropy = weights.mean(0), torch.special.entr(scores.softmax(1)).sum(1).mean()
     floor = LEAST_LOAD / scores.shape[1]
+    if not hasattr(evidence.model, "mix"):
+        # Whole images are counted, not weights.
+        floor = least_allowed(len(scores), floor)
     smallest = float(load.min()) if nonfinite == 0 else 0.0
     values = {"nonfinite": nonfinite, "short_of_floor": max(0.0, floor - smallest), "smallest_load": smallest}
     values |= {"entropy": float(entropy), "rerouted_by_pgd": _rerouted(evidence) if nonfinite == 0 else math.nan}
