@@ -42,6 +42,7 @@ def test_rules_are_counted_and_timed(tree, found):
     for name, text in {
         "train/a/seed0.tsv": "100.5\t0:01:40\t700.0\t1\t1\t1\t1\t1\t1\t90.0\n",
         "train/b/seed0.tsv": "20.0\t0:00:20\t900.4\t1\t1\t1\t1\t1\t1\t10.0\n",
+        "verify/a.tsv": "19.12\t0:00:19\t15.2\t1\t1\t1\t1\t1\t1\t0.02\n",
         "evaluate/a.tsv": "0.4\t0:00:00\tNA\tNA\tNA\tNA\tNA\tNA\tNA\tNA\n",
     }.items():
         path = tree.base / "benchmarks" / name
@@ -59,9 +60,14 @@ def test_rules_are_counted_and_timed(tree, found):
     ]
     train = said["train"]
     assert (train["measured"], train["longest"], train["cpu"]) == ("2 min 0 s", "1 min 40 s", "1 min 40 s")
-    assert (train["memory"], train["benchmarks"], train["recorded"]) == ("900 MiB", 2, "2 min 3 s")
-    assert (said["evaluate"]["measured"], said["evaluate"]["memory"]) == ("0.4 s", None)
-    assert (said["verify"]["measured"], said["verify"]["benchmarks"]) == (None, 0)
+    assert (train["memory"], train["benchmarks"], train["recorded"]) == ("512 MiB", 2, "2 min 3 s")
+    assert (said["evaluate"]["measured"], said["evaluate"]["cpu"], said["evaluate"]["memory"]) == ("0.4 s", None, None)
+    # Started warm: Snakemake saw a small client wait for the job.
+    assert (said["verify"]["measured"], said["verify"]["cpu"], said["verify"]["memory"]) == ("19 s", None, None)
+    assert (said["draw"]["measured"], said["draw"]["benchmarks"]) == (None, 0)
+    for method in ("standard", "pgd-at"):
+        change(tree.base / f"runs/digits/resnet18/{method}/seed0/run.json", peak_memory_bytes=None)
+    assert by_rule(found(usage.summarise))["train"]["memory"] == "900 MiB"
 
 
 def test_gpu_hours_hardware_and_versions(tree, found):

@@ -12,6 +12,10 @@ from moat.config.grid import Grid
 from moat.reporting.records import describe_hardware, duration
 from moat.reporting.results import Results
 
+# MiB. A command that computes has imported torch or pandas. What is smaller was Snakemake's end of a warm start, whose
+# job ran where Snakemake did not look.
+SMALLEST_JOB = 64
+
 
 def summarise(grid: Grid, results: Results) -> dict[str, Any]:
     """``rules``: one record per rule; ``gpu_hours``; ``hardware`` and ``versions``: (text, results that say so)."""
@@ -28,12 +32,15 @@ def summarise(grid: Grid, results: Results) -> dict[str, Any]:
 def rules(grid: Grid, results: Results, contents: Mapping[str, list[Mapping[str, Any]]]) -> list[dict[str, Any]]:
     """What the workflow asks for, in its order, and how much of it is there.
 
-    Times: ``recorded`` is what the results say of themselves; ``measured``, ``longest`` and ``memory`` come from
-    Snakemake's benchmark files, which stay on the machine that ran the jobs.
+    ``recorded`` is what the results say of themselves, and so is ``memory`` where they do (a training on a GPU: the
+    GPU's); all else comes from Snakemake's benchmark files, which stay on the machine that ran the jobs. These know
+    neither CPU time nor memory of jobs that were started warm.
     """
     records = []
     for name, makes, files in _asked(grid):
-        seconds = [content.get("wall_seconds", content.get("seconds")) or 0 for content in contents.get(name, [])]
+        said = contents.get(name, [])
+        seconds = [content.get("wall_seconds", content.get("seconds")) or 0 for content in said]
+        peaks = [content["peak_memory_bytes"] / 2**20 for content in said if content.get("peak_memory_bytes")]
         records.append(
             {
                 "name": name,
@@ -42,7 +49,7 @@ def rules(grid: Grid, results: Results, contents: Mapping[str, list[Mapping[str,
                 "done": sum(results.file(file).exists() for file in files),
                 "recorded": duration(sum(seconds)) if seconds else None,
                 "recorded_seconds": sum(seconds),
-                **_measured(benchmarks(results, name)),
+                **_measured(benchmarks(results, name), peaks),
             }
         )
     return records
@@ -85,16 +92,17 @@ def _contents(grid: Grid, results: Results) -> dict[str, list[Mapping[str, Any]]
     return {rule: [content for content in contents if content is not None] for rule, contents in found.items()}
 
 
-def _measured(rows: list[dict[str, float | None]]) -> dict[str, Any]:
+def _measured(rows: list[dict[str, float | None]], peaks: list[float]) -> dict[str, Any]:
     seconds = [row["seconds"] for row in rows if row["seconds"] is not None]
-    memory = [row["memory"] for row in rows if row["memory"] is not None]
+    cpu = [row["cpu"] for row in rows if row["cpu"] is not None]
+    memory = peaks or [row["memory"] for row in rows if row["memory"] is not None]
     return {
         "benchmarks": len(rows),
         "measured": duration(sum(seconds)) if seconds else None,
         "measured_seconds": sum(seconds),
         "longest": duration(max(seconds)) if seconds else None,
         "longest_seconds": max(seconds, default=0),
-        "cpu": duration(sum(row["cpu"] or 0 for row in rows)) if rows else None,
+        "cpu": duration(sum(cpu)) if cpu else None,
         "memory": f"{max(memory):,.0f} MiB" if memory else None,
         "memory_mib": max(memory, default=0),
     }
@@ -102,10 +110,14 @@ def _measured(rows: list[dict[str, float | None]]) -> dict[str, Any]:
 
 def _rows(path: Path) -> list[dict[str, float | None]]:
     with path.open(encoding="utf-8", newline="") as lines:
-        return [
-            {"seconds": _number(row, "s"), "cpu": _number(row, "cpu_time"), "memory": _number(row, "max_rss")}
-            for row in csv.DictReader(lines, delimiter="\t")
-        ]
+        return [_row(row) for row in csv.DictReader(lines, delimiter="\t")]
+
+
+def _row(row: Mapping[str, str | None]) -> dict[str, float | None]:
+    seconds, cpu, memory = (_number(row, name) for name in ("s", "cpu_time", "max_rss"))
+    if memory is not None and memory < SMALLEST_JOB:
+        cpu = memory = None
+    return {"seconds": seconds, "cpu": cpu, "memory": memory}
 
 
 def _number(row: Mapping[str, str | None], name: str) -> float | None:
