@@ -104,7 +104,8 @@ def _mirror(project: Project) -> Iterator[Check]:
 
 def _tools(project: Project) -> Iterator[Check]:
     snakemake = importlib.util.find_spec("snakemake") is not None
-    yield Check("snakemake", *(("ok", "installed") if snakemake else ("missing", "`pip install moat[workflow]`")))
+    install = "in the project: `pip install -c envs/requirements.lock -e '.[workflow]'`"
+    yield Check("snakemake", *(("ok", "installed") if snakemake else ("missing", install)))
     for name, command, use in (
         ("slurm", "sbatch", "jobs run on this machine only"),
         ("dvc", "dvc", "results are not versioned or shared by DVC"),

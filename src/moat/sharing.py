@@ -96,7 +96,8 @@ def _program(name: str, extra: str) -> str:
     """The one beside this Python, else the one on the PATH."""
     found = shutil.which(name, path=_environment()["PATH"])
     if found is None:
-        raise ConfigError(f"there is no `{name}` here: `pip install 'moat[{extra}]'`")
+        install = f"pip install -c envs/requirements.lock -e '.[{extra}]'"
+        raise ConfigError(f"there is no `{name}` here; in the project: `{install}`")
     return found
 
 
