@@ -9,7 +9,7 @@ import yaml
 
 import moat.methods
 import moat.nets
-from moat.config import registries
+from moat.config import paths, registries
 from moat.config.grid import Run, build_grid, needs_of
 from moat.config.plan import plan
 from moat.config.project import Project
@@ -219,9 +219,54 @@ def test_plan_tells_done_missing_and_stale(project):
         folder.mkdir(parents=True)
         record = {"method": method, "arch": "resnet18", "sources": recorded}
         (folder / "run.json").write_text(json.dumps(record))
+        (folder / "model.safetensors").write_bytes(b"weights")
     found = {entry["method"]: entry for entry in plan(grid, project.root) if entry["kind"] == "run"}
     assert (found["trades"]["status"], found["trades"]["stale"]) == ("done", [])
     assert (found["pgd-at"]["status"], found["pgd-at"]["stale"]) == ("stale", ["attacks"])
     assert {e["status"] for e in plan(grid, project.root) if e["kind"] in ("evaluation", "gate", "table")} == {
         "missing"
     }
+
+
+# Files that are there (r: run.json, w: weights, e: evaluation, g: gates) -> what is said of run, evaluation and gates.
+WITHOUT_WEIGHTS = {
+    "rweg": ("done", "done", "done"),
+    "reg": ("done", "done", "done"),
+    "rwg": ("done", "missing", "done"),
+    "rg": ("missing", "missing", "missing"),
+    "re": ("missing", "missing", "missing"),
+    "eg": ("missing", "missing", "missing"),
+}
+
+
+@pytest.mark.parametrize(("there", "expected"), WITHOUT_WEIGHTS.items())
+def test_a_run_without_its_weights_is_trained_again_if_they_are_needed(project, there, expected):
+    """As Snakemake would, which makes anew what comes after it, too."""
+    declare(
+        project, "a", study(one=table([DATA, NET, axis("method", {"label": "TRADES", "method": "trades"})], [METRICS]))
+    )
+    grid = build_grid(project, "quickstart", ["a"])
+    (run,), (evaluation,) = grid.runs, grid.evaluations
+    folder = project.root / paths.run_dir("quickstart", run)
+    files = {
+        "r": folder / "run.json",
+        "w": folder / "model.safetensors",
+        "e": project.root / paths.evaluation("quickstart", run, evaluation.suite),
+        "g": project.root / paths.gates("quickstart", run),
+    }
+    for letter in there:
+        files[letter].parent.mkdir(parents=True, exist_ok=True)
+        files[letter].write_text("{}")
+    found = {entry["kind"]: entry["status"] for entry in plan(grid, project.root)}
+    assert (found["run"], found["evaluation"], found["gate"]) == expected
+
+
+def test_what_a_bare_run_starts_from_is_trained_again_too(project):
+    declare(project, "a", study(one=table([DATA, NET, axis("method", {"label": "DWF", "method": "dwf"})], [METRICS])))
+    grid = build_grid(project, "quickstart", ["a"])
+    for run in grid.runs:
+        folder = project.root / paths.run_dir("quickstart", run)
+        folder.mkdir(parents=True)
+        (folder / "run.json").write_text("{}")
+    found = {entry["method"]: entry["status"] for entry in plan(grid, project.root) if entry["kind"] == "run"}
+    assert len(found) > 1 and set(found.values()) == {"missing"}

@@ -6,7 +6,7 @@ from typing import Any
 
 from moat import sources
 from moat.config import paths
-from moat.config.grid import Grid
+from moat.config.grid import Grid, Run
 
 
 def plan(grid: Grid, root: Path = Path(".")) -> list[dict[str, Any]]:
@@ -14,8 +14,32 @@ def plan(grid: Grid, root: Path = Path(".")) -> list[dict[str, Any]]:
 
     ``status``: ``done``, ``missing``, or ``stale`` (done, but by sources that have changed since; ``stale`` lists
     the parts of the package that differ). Whether a recipe has changed is Snakemake's to say (``snakemake -n``).
+    A run whose weights are not here is ``missing``, with all that it was asked for, once something needs them.
     """
-    return [_entry(root, **job) for job in _jobs(grid)]
+    entries = [_entry(root, **job) for job in _jobs(grid)]
+    again = _to_train_again(grid, root, entries)
+    for entry in entries:
+        if _of_run(entry) in again:
+            entry.update(status="missing", stale=[])
+    return entries
+
+
+def _to_train_again(grid: Grid, root: Path, entries: list[dict[str, Any]]) -> set[Run]:
+    """Finished runs without weights (they are in no git) that a missing evaluation, gate, probe or run starts from."""
+    weights = {run: root / paths.run_dir(grid.scale, run) / "model.safetensors" for run in grid.runs}
+    bare = {run for run, path in weights.items() if not path.exists()}
+    again = {_of_run(entry) for entry in entries if entry["status"] == "missing"} & bare
+    # Each run stands behind those that it needs.
+    for run in reversed(grid.runs):
+        if run in again:
+            again |= bare.intersection(grid.needs[run].values())
+    return again
+
+
+def _of_run(entry: dict[str, Any]) -> Run | None:
+    """Of which run the entry is; None for tables and figures."""
+    names = ("dataset", "arch", "method", "seed")
+    return Run(*(entry[name] for name in names)) if "seed" in entry else None
 
 
 def _jobs(grid: Grid) -> Iterator[dict[str, Any]]:
