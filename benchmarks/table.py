@@ -102,17 +102,19 @@ def layers(folder: Path) -> list[str]:
             names = list(row["us_per_image"])
             if not lines:
                 head = ["layer", "faster (range, n)", *(f"{name}: us, rounding" for name in names)]
-                head += ["training, faster (range, n)", "ours, PyTorch's: us"]
+                head += ["training, or the images' gradient, faster (range, n)", "ours, PyTorch's: us"]
                 lines += [_line(head), _line(["---"] * len(head))]
-            each = [f"{row['us_per_image'][name]:g}, {row['rounding'][name]:.1e}" for name in names]
+            taken, errors = row["us_per_image"], row["rounding"]
+            each = [f"{taken[name]:g}, {errors[name]:.1e}" if name in taken else "-" for name in names]
             lines.append(_line([row["case"].removeprefix("convolution, "), _figure(row), *each, *_training(row)]))
     return lines
 
 
 def _training(row: dict) -> tuple[str, str]:
-    if "training" not in row:
+    said = row.get("training") or row.get("gradient")
+    if said is None:
         return "not measured", "-"
-    return _figure(row["training"]), ", ".join(f"{us:g}" for us in row["training"]["us_per_image"].values())
+    return _figure(said), ", ".join(f"{us:g}" for us in said["us_per_image"].values())
 
 
 def _with_case(what: str, case: str) -> str:

@@ -155,13 +155,12 @@ def test_tensors_of_a_module_stay_its_own():
 
 @pytest.mark.parametrize(
     ("arch", "sums", "relus"),
-    [("resnet18", 8, 15), ("preact-resnet18", 8, 6), ("wrn-28-10", 12, 11), ("vgg19", 0, 16), ("resnet50", 3, 20)],
+    [("resnet18", 8, 17), ("preact-resnet18", 8, 8), ("wrn-28-10", 12, 12), ("vgg19", 0, 16), ("resnet50", 5, 24)],
 )
 def test_nets(arch, sums, relus):
     """How many convolutions of an attack copy take a sum, and a relu.
 
-    Of every block of a ResNet the last one takes the sum and a relu, the first a relu but where it has a stride and
-    few weights and is not packed (twice); so does the stem: 8 + 6 + 1.
+    Of every block of a ResNet the last one takes the sum and a relu, the first a relu; so does the stem: 8 + 8 + 1.
     """
     torch.manual_seed(0)
     net = moat.nets.build(arch, 10, width=0.25).eval()

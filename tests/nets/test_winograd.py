@@ -14,18 +14,26 @@ from moat.nets.packed import PackedWeight
 ROOT = Path(__file__).parents[2]
 compiled = pytest.mark.skipif(winograd.library() is None, reason="winograd.cpp is not compiled here")
 
-# images, channels, filters, height, width, padding
+# images, channels, filters, height, width, padding, stride
 SIZES = [
-    (1, 8, 8, 4, 4, 1),
-    (2, 8, 24, 32, 32, 1),
-    (3, 16, 16, 32, 32, 1),
-    (5, 16, 48, 5, 7, 1),  # 16 lanes, a panel of two and one of one; tiles that hang over
-    (2, 24, 16, 9, 6, 0),
-    (2, 40, 8, 1, 1, 1),
-    (1, 8, 16, 3, 3, 0),  # a single pixel
-    (2, 16, 32, 6, 5, 2),
-    (7, 64, 64, 8, 8, 1),  # seven tiles are left over
-    (9, 128, 64, 4, 4, 1),
+    (1, 8, 8, 4, 4, 1, 1),
+    (2, 8, 24, 32, 32, 1, 1),
+    (3, 16, 16, 32, 32, 1, 1),
+    (5, 16, 48, 5, 7, 1, 1),  # 16 lanes, a panel of two and one of one; tiles that hang over
+    (2, 24, 16, 9, 6, 0, 1),
+    (2, 40, 8, 1, 1, 1, 1),
+    (1, 8, 16, 3, 3, 0, 1),  # a single pixel
+    (2, 16, 32, 6, 5, 2, 1),
+    (7, 64, 64, 8, 8, 1, 1),  # seven tiles are left over
+    (9, 128, 64, 4, 4, 1, 1),
+    (1, 8, 8, 8, 8, 1, 2),
+    (3, 16, 32, 32, 32, 1, 2),
+    (5, 16, 48, 5, 7, 1, 2),
+    (2, 24, 16, 9, 6, 0, 2),
+    (2, 40, 8, 1, 1, 1, 2),
+    (1, 8, 16, 4, 4, 0, 2),  # a last row and column that no filter reaches
+    (2, 16, 32, 6, 5, 2, 2),
+    (9, 128, 64, 4, 4, 1, 2),
 ]
 
 
@@ -33,32 +41,75 @@ def images(*shape, dtype=torch.float32):
     return torch.randn(shape).to(dtype).contiguous(memory_format=torch.channels_last)
 
 
-def case(count, channels, filters, height, width, padding):
+def case(count, channels, filters, height, width, padding, stride=1):
     torch.manual_seed(count * channels + width)
     x, weight = images(count, channels, height, width), torch.randn(filters, channels, 3, 3) / (9 * channels) ** 0.5
-    expected = F.conv2d(x.double(), weight.double(), padding=padding)
+    expected = F.conv2d(x.double(), weight.double(), padding=padding, stride=stride)
     return x, weight, expected
+
+
+def form_and_options(weight, sizes):
+    """The transformed weight, and how to call :func:`winograd.convolve` with it."""
+    padding, stride = sizes[-2:]
+    return winograd.transformed(weight, stride=stride), {"padding": padding, "stride": stride}
 
 
 @compiled
 @pytest.mark.parametrize("sizes", SIZES)
 def test_as_exact_as_float32_allows(sizes):
     x, weight, expected = case(*sizes)
-    y = winograd.convolve(x, winograd.transformed(weight), len(weight), padding=sizes[-1])
+    form, options = form_and_options(weight, sizes)
+    y = winograd.convolve(x, form, len(weight), **options)
     assert y.shape == expected.shape and y.is_contiguous(memory_format=torch.channels_last)
     # Sums of about unit size; a wrong tap or pixel would be off by a tenth.
     assert (y - expected).abs().max() < 1e-5
 
 
 @compiled
-def test_rounding_is_two_and_a_half_times_a_direct_convolutions():
+@pytest.mark.parametrize(("stride", "times"), [(1, 4), (2, 1.2)])
+def test_rounding_is_two_and_a_half_times_a_direct_convolutions_and_with_a_stride_the_same(stride, times):
     torch.manual_seed(0)
     x, weight = images(8, 64, 16, 16).relu(), torch.randn(64, 64, 3, 3) / 24
-    expected = F.conv2d(x.double(), weight.double(), padding=1)
+    expected = F.conv2d(x.double(), weight.double(), padding=1, stride=stride)
     # With the points 0, 1, -1, 2, -2 it would be five times.
-    ours = winograd.convolve(x, winograd.transformed(weight), 64) - expected
-    theirs = F.conv2d(x, weight, padding=1) - expected
-    assert ours.square().mean() < (4 * theirs.square().mean().sqrt()) ** 2
+    ours = winograd.convolve(x, winograd.transformed(weight, stride=stride), 64, stride=stride) - expected
+    theirs = F.conv2d(x, weight, padding=1, stride=stride) - expected
+    assert ours.square().mean() < (times * theirs.square().mean().sqrt()) ** 2
+
+
+# Images, channels, filters, height, width of a convolution with stride 2.
+STRIDED = [(3, 16, 32, 32, 32), (5, 24, 8, 7, 5), (2, 8, 16, 1, 2), (9, 64, 128, 8, 8), (1, 3, 16, 9, 10)]
+
+
+@compiled
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("sizes", STRIDED)
+def test_the_gradient_of_a_strided_convolution(sizes, masked):
+    x, weight, y = case(*sizes, 1, 2)
+    gradient, mask = images(*y.shape), images(*y.shape) if masked else None
+    form = winograd.transformed(weight.flip(2, 3).transpose(0, 1), stride=2)
+    found = winograd.strided_gradient(gradient, form, x.shape[1], x.shape[2:], mask=mask)
+    wide, seen = x.double().requires_grad_(), gradient if mask is None else torch.where(mask > 0, gradient, 0)
+    (expected,) = torch.autograd.grad(F.conv2d(wide, weight.double(), padding=1, stride=2), wide, seen.double())
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-5)
+
+
+@compiled
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("sizes", STRIDED)
+def test_that_gradient_is_an_images_own_and_in_bfloat16_rounded_once(sizes, threads):
+    x, weight, y = case(*sizes, 1, 2)
+    gradient = images(*y.shape, dtype=torch.bfloat16)
+    form = winograd.transformed(weight.flip(2, 3).transpose(0, 1), stride=2)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        narrow = winograd.strided_gradient(gradient, form, x.shape[1], x.shape[2:])
+    finally:
+        torch.set_num_threads(before)
+    for one, found in zip(gradient.split(1), narrow, strict=True):
+        assert torch.equal(winograd.strided_gradient(one.float(), form, x.shape[1], x.shape[2:])[0].bfloat16(), found)
 
 
 @compiled
@@ -84,8 +135,8 @@ def test_what_comes_before_and_behind(given, dtype):
 @pytest.mark.parametrize("sizes", SIZES)
 def test_bfloat16_is_the_result_in_float32_rounded_once(sizes):
     x, weight, _ = case(*sizes)
-    x, form = x.bfloat16(), winograd.transformed(weight)
-    narrow, wide = (winograd.convolve(each, form, len(weight), padding=sizes[-1]) for each in (x, x.float()))
+    x, (form, options) = x.bfloat16(), form_and_options(weight, sizes)
+    narrow, wide = (winograd.convolve(each, form, len(weight), **options) for each in (x, x.float()))
     assert torch.equal(narrow, wide.bfloat16())
 
 
@@ -94,15 +145,15 @@ def test_bfloat16_is_the_result_in_float32_rounded_once(sizes):
 @pytest.mark.parametrize("sizes", SIZES)
 def test_an_image_alone_has_the_same_bits(sizes, threads):
     x, weight, _ = case(*sizes)
-    form = winograd.transformed(weight)
+    form, options = form_and_options(weight, sizes)
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(threads)
-        together = winograd.convolve(x, form, len(weight), padding=sizes[-1])
+        together = winograd.convolve(x, form, len(weight), **options)
     finally:
         torch.set_num_threads(before)
     for one, y in zip(x.split(1), together, strict=True):
-        assert torch.equal(winograd.convolve(one, form, len(weight), padding=sizes[-1])[0], y)
+        assert torch.equal(winograd.convolve(one, form, len(weight), **options)[0], y)
 
 
 @compiled
@@ -111,17 +162,17 @@ def test_an_image_alone_has_the_same_bits(sizes, threads):
 @pytest.mark.parametrize("sizes", [size for size in SIZES if size[2] % 8 == 0])
 def test_where_it_lets_nothing_pass_and_what_comes_with_it(sizes, dtype, threads):
     x, weight, _ = case(*sizes)
-    x, form, padding = x.to(dtype), winograd.transformed(weight), sizes[-1]
-    y = winograd.convolve(x, form, len(weight), padding=padding)
+    x, (form, options) = x.to(dtype), form_and_options(weight, sizes)
+    y = winograd.convolve(x, form, len(weight), **options)
     passes, less = images(*y.shape, dtype=dtype), torch.randn(len(weight))
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(threads)
-        masked, sums = winograd.convolve(x, form, len(weight), padding=padding, passes=passes, less=less)
+        masked, sums = winograd.convolve(x, form, len(weight), passes=passes, less=less, **options)
     finally:
         torch.set_num_threads(before)
     assert torch.equal(masked, torch.where(passes > 0, y, 0))
-    wide = winograd.convolve(x.float(), form, len(weight), padding=padding)
+    wide = winograd.convolve(x.float(), form, len(weight), **options)
     factors = 2 * passes.double() - less.double()[:, None, None]
     expected = (torch.where(passes > 0, wide.double(), 0) * factors).sum((1, 2, 3))
     torch.testing.assert_close(sums.double(), expected, rtol=1e-5, atol=1e-3)
@@ -175,7 +226,8 @@ TAKEN = [
     ((16, 12, 3, 3), 1, 1, 1, False),
     ((16, 8, 1, 1), 1, 1, 0, False),
     ((16, 8, 5, 5), 1, 1, 2, False),
-    ((16, 8, 3, 3), 2, 1, 1, False),
+    ((16, 8, 3, 3), 2, 1, 1, True),
+    ((16, 8, 3, 3), 3, 1, 1, False),
     ((16, 8, 3, 3), 1, 2, 1, False),
     ((16, 8, 3, 3), 1, 1, 3, False),
 ]
@@ -187,6 +239,7 @@ def test_what_it_takes(shape, stride, dilation, padding, expected):
     weight = torch.zeros(shape)
     assert winograd.takes(weight, [stride] * 2, [dilation] * 2, [padding] * 2) is expected
     assert not winograd.takes(weight.double(), [stride] * 2, [dilation] * 2, [padding] * 2)
+    assert not winograd.takes(weight, [stride, stride + 1], [dilation] * 2, [padding] * 2)
 
 
 @pytest.mark.parametrize("library", [winograd.library, lambda: None], ids=["as it is", "none"])
@@ -223,10 +276,13 @@ def test_all_instruction_sets_give_the_same_bits(dtype, monkeypatch):
         monkeypatch.setattr(winograd, "served", lambda name=name: (name,))
         winograd.library.cache_clear()
         x, weight, _ = case(2, 32, 48, 9, 9, 1)
-        found.append(winograd.convolve(x.to(dtype), winograd.transformed(weight), 48))
+        x, backwards = x.to(dtype), weight.flip(2, 3).transpose(0, 1)
+        y = [winograd.convolve(x, winograd.transformed(weight, stride=stride), 48, stride=stride) for stride in (1, 2)]
+        form = winograd.transformed(backwards, stride=2)
+        found.append([*y, winograd.strided_gradient(y[1], form, 32, (9, 9))])
         assert winograd.instructions() == name
     winograd.library.cache_clear()
-    assert all(torch.equal(found[0], each) for each in found[1:])
+    assert all(torch.equal(*pair) for each in found[1:] for pair in zip(found[0], each, strict=True))
 
 
 @compiled

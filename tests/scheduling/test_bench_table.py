@@ -47,15 +47,15 @@ def test_compiled_convolution_is_compared_in_rounding_too(project, capsys):
     if winograd.library() is None:
         pytest.skip("winograd.cpp is not compiled here")
     assert cli.main(["--project", str(project), "bench", "convolution", "--layers", "1", *TINY]) == 0
-    (row,) = json.loads(capsys.readouterr().out)["rows"]
-    assert {"winograd", "oneDNN", "oneDNN, ordered"} <= row["us_per_image"].keys() == row["rounding"].keys()
-    assert 0 < row["rounding"]["winograd"] < 4 * row["rounding"]["oneDNN"] < 1e-6
-    for found in (row, row["training"]):
-        assert 0 < found["low"] <= found["ratio"] <= found["high"]
-    assert row["compiled_for"] == winograd.instructions() and set(row["training"]["us_per_image"]) == {
-        "ours",
-        "PyTorch",
-    }
+    plain, strided = json.loads(capsys.readouterr().out)["rows"]
+    for row, beside in ((plain, "training"), (strided, "gradient")):
+        assert {"winograd", "oneDNN", "oneDNN, ordered"} <= row["us_per_image"].keys() == row["rounding"].keys()
+        assert 0 < row["rounding"]["winograd"] < 4 * row["rounding"]["oneDNN"] < 1e-6
+        for found in (row, row[beside]):
+            assert 0 < found["low"] <= found["ratio"] <= found["high"]
+        assert set(row[beside]["us_per_image"]) == {"ours", "PyTorch"}
+        assert row["compiled_for"] == winograd.instructions()
+    assert strided["case"] == plain["case"].replace("8 channels", "16 channels") + ", stride 2"
 
 
 def test_attacks_are_equal_and_a_missing_library_is_said(rows, monkeypatch, tmp_path):

@@ -77,7 +77,7 @@ def _serves(x: torch.Tensor, dtype: torch.dtype, weight: torch.Tensor, stride, p
     """Whether the compiled convolution computes this in all three directions, and sooner."""
     if x.ndim != 4 or x.shape[1] != weight.shape[1] or len(weight) % winograd.LANES:
         return False
-    if dtype not in winograd.TYPES or weight.dtype != torch.float32:
+    if dtype not in winograd.TYPES or weight.dtype != torch.float32 or tuple(stride) != ONES:
         return False
     return winograd.takes(weight, stride, dilation, padding) and winograd.count_tiles(x, padding[0]) >= REPAY
 

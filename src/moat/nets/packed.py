@@ -91,10 +91,11 @@ class PackedWeight:
 
     def forward(self, x, weight, bias, padding, residual=None, relu: bool = False) -> torch.Tensor:
         """:meth:`conv2d` without gradient."""
-        if self._winograd[0] and winograd.pays(weight, x, padding[0]):
-            form = self._form("winograd", lambda: winograd.transformed(weight))
+        stride = self.stride[0]
+        if self._winograd[0] and winograd.pays(weight, winograd.count_tiles(x, padding[0], stride), stride):
+            form = self._form("winograd", lambda: winograd.transformed(weight, stride=stride))
             done = {"residual": residual, "relu": relu}
-            return winograd.convolve(x, form, len(weight), bias, padding=padding[0], **done)
+            return winograd.convolve(x, form, len(weight), bias, padding=padding[0], stride=stride, **done)
         how = self.padding, self.stride, self.dilation, 1, list(x.shape)
         weight, bias = weight.detach(), bias if bias is None else bias.to(x.dtype)
         form = self._form(x.dtype, lambda: _OPS._reorder_convolution_weight(weight.to(x.dtype), *how))
@@ -103,9 +104,9 @@ class PackedWeight:
     def takes_gates(self, x: torch.Tensor, weight: torch.Tensor) -> bool:
         """Whether :meth:`conv2d` does, of images like ``x``."""
         # Forward and backward have as many tiles only where the image keeps its size.
-        if not _can_pack(x, weight) or self.padding != [1, 1]:
+        if not _can_pack(x, weight) or self.padding != [1, 1] or self.stride != [1, 1]:
             return False
-        return all(self._takes(weight)) and winograd.pays(weight, x, self.padding[0])
+        return all(self._takes(weight)) and winograd.pays(weight, winograd.count_tiles(x, self.padding[0]))
 
     def backward(self, gradient, x, weight, mask: torch.Tensor | None = None, less: torch.Tensor | None = None):
         """The gradient of ``x`` from the output's, which counts as 0 where the ``mask`` is 0 or below.
@@ -114,13 +115,21 @@ class PackedWeight:
 
         Where the stride is 1, it is a convolution with the mirrored weight.
         """
-        reach = self._reaches
-        if self._winograd[1] and winograd.pays(weight, gradient, reach[0]):
-            form = self._form("mirrored, winograd", lambda: winograd.transformed(weight.flip(2, 3).transpose(0, 1)))
+        reach, stride = self._reaches, self.stride[0]
+        # With stride 2, a tile is of 4x4 of the gradient's pixels.
+        tiles = winograd.count_tiles(gradient, reach[0] if stride == 1 else 1)
+        if self._winograd[1] and winograd.pays(weight, tiles, stride):
+            mirrored = weight.flip(2, 3).transpose(0, 1)
+            form = self._form("mirrored, winograd", lambda: winograd.transformed(mirrored, stride=stride))
+            if stride == 2:
+                return winograd.strided_gradient(gradient, form, weight.shape[1], x.shape[2:], mask=mask)
             gates = {} if less is None else {"passes": x, "less": less}
             return winograd.convolve(gradient, form, weight.shape[1], padding=reach[0], mask=mask, **gates)
         if mask is not None:
             gradient = _masked(gradient, mask)
+        if self._strides(weight):
+            matrix = self._form((gradient.dtype, "matrix"), lambda: weight.detach().to(gradient.dtype)[:, :, 0, 0])
+            return _spread(gradient, matrix, x, self.stride)
         if self.stride != [1, 1] or min(reach) < 0:
             more = self.stride, self.padding, self.dilation, False, [0, 0], 1, [True, False, False]
             weight = self._form((gradient.dtype, "plain"), lambda: weight.detach().to(gradient.dtype))
@@ -134,7 +143,13 @@ class PackedWeight:
 
     def pays(self, weight: torch.Tensor) -> bool:
         """Whether calls with this weight become faster by packing it."""
-        return weight.device.type == "cpu" and (weight.numel() >= WORTH or any(self._takes(weight)))
+        if weight.device.type != "cpu":
+            return False
+        return weight.numel() >= WORTH or any(self._takes(weight)) or self._strides(weight)
+
+    def _strides(self, weight: torch.Tensor) -> bool:
+        """Whether it sees single pixels and none of those between."""
+        return list(weight.shape[2:]) == [1, 1] and self.padding == [0, 0] and self.stride != [1, 1]
 
     def _reach(self, weight: torch.Tensor) -> list[int]:
         """The padding of the convolution that gives the gradient, where the stride is 1."""
@@ -144,8 +159,11 @@ class PackedWeight:
         """Whether Winograd serves the convolution, and its gradient."""
         # Few filters would be padded: a gradient of three channels is cheaper so all the same, but nothing else is.
         forward = len(weight) % winograd.LANES == 0 and winograd.takes(weight, self.stride, self.dilation, self.padding)
-        backward = winograd.takes(weight.transpose(0, 1), self.stride, self.dilation, self._reach(weight))
-        return forward, backward
+        # Eight channels in strides of two: the transforms cost more than they save.
+        forward &= self.stride == [1, 1] or weight.shape[1] > winograd.LANES
+        reach = self._reach(weight) if self.stride == [1, 1] else self.padding
+        backward = winograd.takes(weight.transpose(0, 1), self.stride, self.dilation, reach)
+        return forward, backward and (self.stride == [1, 1] or self.padding == [1, 1])
 
     def _is_output(self, y: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, padding: list[int]) -> bool:
         """Whether ``y`` has shape and type of the convolution of ``x``."""
@@ -221,6 +239,13 @@ class _Packed(torch.autograd.Function):
         elif ctx.needs_input_grad[0]:
             of_x = ctx.packed.backward(gradient, x, weight, y)
         return of_x, gradient if ctx.needs_input_grad[1] else None, *[None] * 5, of_gate, None
+
+
+def _spread(gradient: torch.Tensor, weight: torch.Tensor, x: torch.Tensor, stride: list[int]) -> torch.Tensor:
+    """The gradient of ``x`` from that of its 1x1 convolution: a matrix product, and zeros between the pixels seen."""
+    found = torch.zeros_like(x, memory_format=torch.channels_last)
+    found[:, :, :: stride[0], :: stride[1]] = (gradient.permute(0, 2, 3, 1) @ weight).permute(0, 3, 1, 2)
+    return found
 
 
 def _masked(gradient: torch.Tensor, y: torch.Tensor) -> torch.Tensor:

@@ -1,9 +1,13 @@
-// 3x3 convolutions of stride 1 by Winograd's F(4x4, 3x3), and the gradients of their weights, in float32, channels last.
+// 3x3 convolutions by Winograd, and the gradients of their weights, in float32, channels last.
 //
 // Sources: Lavin and Gray, Fast Algorithms for Convolutional Neural Networks, arXiv 1509.09308 (the method);
 // Barabasz et al., Error Analysis and Improving the Accuracy of Winograd Convolution, arXiv 1803.10986 (why the points
 // matter). The points are 0, +-5/8, +-3/2 and infinity: 2.5 times the rounding of a direct convolution, where the usual
 // 0, +-1, +-2 have five times as much. A tile of 4x4 outputs takes 36 multiplications a pair of channels, not 144.
+//
+// With stride 2, in one dimension, two taps see every other pixel and the third sees those between: two convolutions, of
+// which the first is an F(4, 2) with the points +-3/8, +-5/4 and infinity, and the second a product. That is 81
+// multiplications instead of 144, and no more rounding than a direct convolution. So it is backwards.
 //
 // Every output of a convolution is the sum of the same products in the same order, whatever else is in the batch and
 // however many threads there are: an image's result depends on the image alone. The gradient of a weight has the same
@@ -29,52 +33,164 @@
 
 namespace {
 
-constexpr int OUT = 4, IN = 6, POINTS = IN * IN;
 // Tiles that a thread works on together: few enough that what it remembers of them stays in the nearer caches. The
 // gradient of a weight sums over more, because in between it reads and writes as many numbers as the weight has.
 constexpr int TILES = 8, SUMMED = 24;
-constexpr float A = 0.625f, B = 1.5f, A2 = A * A, B2 = B * B;
 
-// From a filter's three taps in one dimension to its values at the points.
-constexpr double NA = 1 / (2.0 * A2 * (A2 - B2)), NB = 1 / (2.0 * B2 * (B2 - A2));
-constexpr double G[IN][3] = {{1 / (double(A2) * B2), 0, 0}, {NA, A * NA, A2 * NA},  {NA, -A * NA, A2 * NA},
-                             {NB, B * NB, B2 * NB},         {NB, -B * NB, B2 * NB}, {0, 0, 1}};
+// Schemes: in one dimension, how the IN pixels of a tile become values at POINTS points, and these OUT outputs; the next
+// tile begins STEP pixels further. G: a filter's three taps at the points.
 
-// Of images and maps of type T.
-template <class T>
+// Stride 1: F(4, 3).
+struct Plain {
+  static constexpr int IN = 6, POINTS = 6, OUT = 4, STEP = 4;
+  static constexpr float A = 0.625f, B = 1.5f, A2 = A * A, B2 = B * B;
+  static constexpr double NA = 1 / (2.0 * A2 * (A2 - B2)), NB = 1 / (2.0 * B2 * (B2 - A2));
+  static constexpr double G[POINTS][3] = {{1 / (double(A2) * B2), 0, 0}, {NA, A * NA, A2 * NA},  {NA, -A * NA, A2 * NA},
+                                          {NB, B * NB, B2 * NB},         {NB, -B * NB, B2 * NB}, {0, 0, 1}};
+
+  template <class V>
+  static INLINE void to_points(V *t, int step, const V *d) {
+    V even_a = d[4] - B2 * d[2], odd_a = d[3] - B2 * d[1], even_b = d[4] - A2 * d[2], odd_b = d[3] - A2 * d[1];
+    t[0] = (A2 * B2) * d[0] + (d[4] - (A2 + B2) * d[2]);
+    t[step] = even_a + A * odd_a;
+    t[2 * step] = even_a - A * odd_a;
+    t[3 * step] = even_b + B * odd_b;
+    t[4 * step] = even_b - B * odd_b;
+    t[5 * step] = (A2 * B2) * d[1] + (d[5] - (A2 + B2) * d[3]);
+  }
+
+  template <class V>
+  static INLINE void from_points(V *y, int step, const V *m) {
+    V even_a = m[1] + m[2], odd_a = m[1] - m[2], even_b = m[3] + m[4], odd_b = m[3] - m[4];
+    y[0] = m[0] + even_a + even_b;
+    y[step] = A * odd_a + B * odd_b;
+    y[2 * step] = A2 * even_a + B2 * even_b;
+    y[3 * step] = (A2 * A) * odd_a + ((B2 * B) * odd_b + m[5]);
+  }
+
+  // What four values of the gradient of the output send back to the points.
+  template <class V>
+  static INLINE void back_to_points(V *t, int step, const V *g) {
+    V even_a = g[0] + A2 * g[2], odd_a = A * g[1] + (A2 * A) * g[3];
+    V even_b = g[0] + B2 * g[2], odd_b = B * g[1] + (B2 * B) * g[3];
+    t[0] = g[0];
+    t[step] = even_a + odd_a;
+    t[2 * step] = even_a - odd_a;
+    t[3 * step] = even_b + odd_b;
+    t[4 * step] = even_b - odd_b;
+    t[5 * step] = g[3];
+  }
+
+  // What the points send back to the three taps.
+  template <class V>
+  static INLINE void to_taps(V *w, int step, const V *u) {
+    constexpr float na = NA, nb = NB, n0 = 1 / (double(A2) * B2);
+    V sum_a = na * (u[1] + u[2]), sum_b = nb * (u[3] + u[4]);
+    w[0] = n0 * u[0] + (sum_a + sum_b);
+    w[step] = (A * na) * (u[1] - u[2]) + (B * nb) * (u[3] - u[4]);
+    w[2 * step] = A2 * sum_a + (B2 * sum_b + u[5]);
+  }
+};
+
+// F(4, 2) of the outer taps, at the first five points, and the tap between at four more.
+struct TwoAndOne {
+  static constexpr int POINTS = 9;
+  static constexpr float A = 0.375f, B = 1.25f, A2 = A * A, B2 = B * B;
+  static constexpr double NA = 1 / (2.0 * A * (A2 - B2)), NB = 1 / (2.0 * B * (B2 - A2));
+  static constexpr double G[POINTS][3] = {{NA, 0, A * NA}, {-NA, 0, A * NA}, {NB, 0, B * NB}, {-NB, 0, B * NB}, {0, 0, 1},
+                                          {0, 1, 0},       {0, 1, 0},        {0, 1, 0},       {0, 1, 0}};
+
+  // Of five pixels that the outer taps see.
+  template <class V>
+  static INLINE void to_five(V *t, int step, V d0, V d1, V d2, V d3, V d4) {
+    V odd_a = d3 - B2 * d1, even_a = d2 - B2 * d0, odd_b = d3 - A2 * d1, even_b = d2 - A2 * d0;
+    t[0] = odd_a + A * even_a;
+    t[step] = odd_a - A * even_a;
+    t[2 * step] = odd_b + B * even_b;
+    t[3 * step] = odd_b - B * even_b;
+    t[4 * step] = (A2 * B2) * d0 + (d4 - (A2 + B2) * d2);
+  }
+
+  // Four outputs.
+  template <class V>
+  static INLINE void from_five(V *y, const V *m) {
+    V even_a = m[0] + m[1], odd_a = m[0] - m[1], even_b = m[2] + m[3], odd_b = m[2] - m[3];
+    y[0] = even_a + even_b;
+    y[1] = A * odd_a + B * odd_b;
+    y[2] = A2 * even_a + B2 * even_b;
+    y[3] = (A2 * A) * odd_a + ((B2 * B) * odd_b + m[4]);
+  }
+};
+
+// Stride 2.
+struct Halving : TwoAndOne {
+  static constexpr int IN = 9, OUT = 4, STEP = 8;
+
+  template <class V>
+  static INLINE void to_points(V *t, int step, const V *d) {
+    to_five(t, step, d[0], d[2], d[4], d[6], d[8]);
+    UNROLL for (int i = 0; i < 4; i++) t[(5 + i) * step] = d[2 * i + 1];
+  }
+
+  template <class V>
+  static INLINE void from_points(V *y, int step, const V *m) {
+    V sums[4];
+    from_five(sums, m);
+    UNROLL for (int i = 0; i < 4; i++) y[i * step] = sums[i] + m[5 + i];
+  }
+};
+
+// The gradient of what has stride 2 and padding 1, where the first tap is the last: twice as many outputs as inputs.
+struct Doubling : TwoAndOne {
+  static constexpr int IN = 5, OUT = 8, STEP = 4;
+
+  template <class V>
+  static INLINE void to_points(V *t, int step, const V *d) {
+    to_five(t, step, d[0], d[1], d[2], d[3], d[4]);
+    UNROLL for (int i = 0; i < 4; i++) t[(5 + i) * step] = d[i];
+  }
+
+  template <class V>
+  static INLINE void from_points(V *y, int step, const V *m) {
+    V sums[4];
+    from_five(sums, m);
+    UNROLL for (int i = 0; i < 4; i++) y[2 * i * step] = m[5 + i], y[(2 * i + 1) * step] = sums[i];
+  }
+};
+
+// Of images and maps of type T, by scheme S.
+template <class T, class S>
 struct Problem {
   const T *x, *mask;    // (batch, height, width, channels); where the mask is 0 or below, x is taken to be 0
   const float *weight;  // as moat_winograd_weight lays it
   const float *bias;
   const T *residual;
-  T *y;  // (batch, height + 2 padding - 2, width + 2 padding - 2, filters)
-  int64_t batch, height, width, channels, filters, padding;
+  T *y;  // (batch, out_height, out_width, filters)
+  int64_t batch, height, width, channels, out_height, out_width, filters, padding;
   bool relu;
   const T *gradient;  // as y: of the loss with respect to it, for the gradient of the weight
   const T *passes;    // as y: where it is 0 or below, y becomes 0
   const float *less;  // (filters): with `passes`, products[tile] is the sum of y * (2 * passes - less)
   float *products;    // (tiles)
-  int64_t out_height() const { return height + 2 * padding - 2; }
-  int64_t out_width() const { return width + 2 * padding - 2; }
-  int64_t tiles_down() const { return (out_height() + OUT - 1) / OUT; }
-  int64_t tiles_across() const { return (out_width() + OUT - 1) / OUT; }
+  int64_t tiles_down() const { return (out_height + S::OUT - 1) / S::OUT; }
+  int64_t tiles_across() const { return (out_width + S::OUT - 1) / S::OUT; }
   int64_t tiles() const { return batch * tiles_down() * tiles_across(); }
   // Where in x and in y the row of tiles begins that a tile belongs to.
   int64_t row_of_x(int64_t tile) const {
     const int64_t row = tile / tiles_across();
-    return (row / tiles_down() * height + row % tiles_down() * OUT) * width * channels;
+    return (row / tiles_down() * height + row % tiles_down() * S::STEP) * width * channels;
   }
   int64_t row_of_y(int64_t tile) const {
     const int64_t row = tile / tiles_across();
-    return (row / tiles_down() * out_height() + row % tiles_down() * OUT) * out_width() * filters;
+    return (row / tiles_down() * out_height + row % tiles_down() * S::OUT) * out_width * filters;
   }
 };
 
 // A tile's place: in which image, and how many tiles are above it and before it.
 struct Tile {
   int64_t image, down, across;
-  template <class T>
-  Tile(const Problem<T> &p, int64_t number)
+  template <class T, class S>
+  Tile(const Problem<T, S> &p, int64_t number)
       : image(number / p.tiles_across() / p.tiles_down()),
         down(number / p.tiles_across() % p.tiles_down()),
         across(number % p.tiles_across()) {}
@@ -88,7 +204,7 @@ struct Tile {
 };
 
 // What is asked of memory ahead, a share at a time, while the processor multiplies.
-template <class T>
+template <class T, int POINTS>
 struct Ahead {
   const T *data;
   int64_t first, last;
@@ -124,7 +240,7 @@ struct Vectors<16> {
   static INLINE Half narrowed(Bits b) { return __builtin_convertvector(b, Half); }
 };
 
-template <int L, int TILES = ::TILES>
+template <int L, class S, int TILES = ::TILES>
 struct Lanes {
   using V = typename Vectors<L>::Float;
   using Bits = typename Vectors<L>::Bits;
@@ -150,26 +266,7 @@ struct Lanes {
   // As PyTorch's relu and its gradient do it: what is not a number is not below 0.
   static INLINE V above_zero(V v, V by) { return by <= V{} ? V{} : v; }
 
-  // One dimension of the input's transform: six values to six points.
-  static INLINE void to_points(V *t, int step, const V *d) {
-    V even_a = d[4] - B2 * d[2], odd_a = d[3] - B2 * d[1], even_b = d[4] - A2 * d[2], odd_b = d[3] - A2 * d[1];
-    t[0] = (A2 * B2) * d[0] + (d[4] - (A2 + B2) * d[2]);
-    t[step] = even_a + A * odd_a;
-    t[2 * step] = even_a - A * odd_a;
-    t[3 * step] = even_b + B * odd_b;
-    t[4 * step] = even_b - B * odd_b;
-    t[5 * step] = (A2 * B2) * d[1] + (d[5] - (A2 + B2) * d[3]);
-  }
-
-  // One dimension of the output's: six points to four values.
-  static INLINE void from_points(V *y, int step, const V *m) {
-    V even_a = m[1] + m[2], odd_a = m[1] - m[2], even_b = m[3] + m[4], odd_b = m[3] - m[4];
-    y[0] = m[0] + even_a + even_b;
-    y[step] = A * odd_a + B * odd_b;
-    y[2 * step] = A2 * even_a + B2 * even_b;
-    y[3 * step] = (A2 * A) * odd_a + ((B2 * B) * odd_b + m[5]);
-  }
-
+  static constexpr int IN = S::IN, OUT = S::OUT, SIDE = S::POINTS, POINTS = SIDE * SIDE;
   // What is remembered of L channels of some tiles: (POINTS, TILES, L).
   static constexpr int64_t POINT = TILES * L, CHUNK = POINTS * POINT;
 
@@ -177,23 +274,23 @@ struct Lanes {
   template <class At>
   static INLINE void tile_to_points(At at, int64_t channels, float *v) {
     for (int64_t k = 0; k < channels; k += L, v += CHUNK) {
-      V d[POINTS];
+      V d[SIDE * IN];
       UNROLL for (int j = 0; j < IN; j++) {
         V column[IN];
         UNROLL for (int i = 0; i < IN; i++) column[i] = at(i, j, k);
-        to_points(d + j, IN, column);
+        S::to_points(d + j, IN, column);
       }
-      UNROLL for (int i = 0; i < IN; i++) {
-        V t[IN];
-        to_points(t, 1, d + i * IN);
-        UNROLL for (int j = 0; j < IN; j++) store(v + (i * IN + j) * POINT, t[j]);
+      UNROLL for (int i = 0; i < SIDE; i++) {
+        V t[SIDE];
+        S::to_points(t, 1, d + i * IN);
+        UNROLL for (int j = 0; j < SIDE; j++) store(v + (i * SIDE + j) * POINT, t[j]);
       }
     }
   }
 
   template <bool MASKED, class T>
-  static void read_tile(const Problem<T> p, const Tile tile, float *v) {
-    const int64_t top = tile.down * OUT - p.padding, left = tile.across * OUT - p.padding;
+  static void read_tile(const Problem<T, S> p, const Tile tile, float *v) {
+    const int64_t top = tile.down * S::STEP - p.padding, left = tile.across * S::STEP - p.padding;
     const int64_t row = p.width * p.channels, corner = (tile.image * p.height + top) * row + left * p.channels;
     const T *x = p.x + corner, *mask = MASKED ? p.mask + corner : nullptr;
     auto pixel = [=](int64_t i, int64_t j, int64_t k) {
@@ -213,7 +310,7 @@ struct Lanes {
   }
 
   template <class T>
-  static INLINE void finish(const Problem<T> p, int64_t place, int64_t filter, V value, V &product) {
+  static INLINE void finish(const Problem<T, S> p, int64_t place, int64_t filter, V value, V &product) {
     if (p.residual) value += load(p.residual + place);
     if (p.relu) value = above_zero(value, value);
     if (p.passes) {
@@ -225,23 +322,23 @@ struct Lanes {
   }
 
   template <class T>
-  static void write_tile(const Problem<T> p, const Tile tile, const float *m) {
+  static void write_tile(const Problem<T, S> p, const Tile tile, const float *m) {
     const int64_t top = tile.down * OUT, left = tile.across * OUT;
-    const int64_t h = std::min<int64_t>(OUT, p.out_height() - top), w = std::min<int64_t>(OUT, p.out_width() - left);
-    const int64_t row = p.out_width() * p.filters;
-    int64_t corner = (tile.image * p.out_height() + top) * row + left * p.filters;
+    const int64_t h = std::min<int64_t>(OUT, p.out_height - top), w = std::min<int64_t>(OUT, p.out_width - left);
+    const int64_t row = p.out_width * p.filters;
+    int64_t corner = (tile.image * p.out_height + top) * row + left * p.filters;
     V product{};
     for (int64_t k = 0; k < p.filters; k += L, m += CHUNK, corner += L) {
-      V t[OUT * IN];
-      UNROLL for (int j = 0; j < IN; j++) {
-        V column[IN];
-        UNROLL for (int i = 0; i < IN; i++) column[i] = load(m + (i * IN + j) * POINT);
-        from_points(t + j, IN, column);
+      V t[OUT * SIDE];
+      UNROLL for (int j = 0; j < SIDE; j++) {
+        V column[SIDE];
+        UNROLL for (int i = 0; i < SIDE; i++) column[i] = load(m + (i * SIDE + j) * POINT);
+        S::from_points(t + j, SIDE, column);
       }
       const V bias = p.bias ? load(p.bias + k) : V{};
       UNROLL for (int i = 0; i < OUT; i++) {
         V values[OUT];
-        from_points(values, 1, t + i * IN);
+        S::from_points(values, 1, t + i * SIDE);
         if (h == OUT && w == OUT) {
           UNROLL for (int j = 0; j < OUT; j++) {
             finish(p, corner + i * row + j * p.filters, k, values[j] + bias, product);
@@ -283,24 +380,12 @@ struct Lanes {
       multiply_some<N, ROWS - 1>(rows, v, u, channels, m);
   }
 
-  // One dimension of the gradient's: what four values of the output send back to six points.
-  static INLINE void back_to_points(V *t, int step, const V *g) {
-    V even_a = g[0] + A2 * g[2], odd_a = A * g[1] + (A2 * A) * g[3];
-    V even_b = g[0] + B2 * g[2], odd_b = B * g[1] + (B2 * B) * g[3];
-    t[0] = g[0];
-    t[step] = even_a + odd_a;
-    t[2 * step] = even_a - odd_a;
-    t[3 * step] = even_b + odd_b;
-    t[4 * step] = even_b - odd_b;
-    t[5 * step] = g[3];
-  }
-
   // From `begin` to `end`: filters.
   template <class T>
-  static void read_gradient(const Problem<T> &p, const Tile tile, int64_t begin, int64_t end, float *m) {
+  static void read_gradient(const Problem<T, S> &p, const Tile tile, int64_t begin, int64_t end, float *m) {
     const int64_t top = tile.down * OUT, left = tile.across * OUT;
-    const int64_t h = p.out_height() - top, w = p.out_width() - left, row = p.out_width() * p.filters;
-    const T *corner = p.gradient + (tile.image * p.out_height() + top) * row + left * p.filters;
+    const int64_t h = p.out_height - top, w = p.out_width - left, row = p.out_width * p.filters;
+    const T *corner = p.gradient + (tile.image * p.out_height + top) * row + left * p.filters;
     for (int64_t k = begin; k < end; k += L, m += CHUNK) {
       V d[IN * OUT];
       UNROLL for (int j = 0; j < OUT; j++) {
@@ -308,11 +393,11 @@ struct Lanes {
         UNROLL for (int i = 0; i < OUT; i++) {
           column[i] = i < h && j < w ? load(corner + i * row + j * p.filters + k) : V{};
         }
-        back_to_points(d + j, OUT, column);
+        S::back_to_points(d + j, OUT, column);
       }
       UNROLL for (int i = 0; i < IN; i++) {
         V t[IN];
-        back_to_points(t, 1, d + i * OUT);
+        S::back_to_points(t, 1, d + i * OUT);
         UNROLL for (int j = 0; j < IN; j++) store(m + (i * IN + j) * POINT, t[j]);
       }
     }
@@ -342,7 +427,7 @@ struct Lanes {
 
   // Sums (point, filters, channels) over some tiles, of some filters.
   template <class T>
-  static void sum_products(const Problem<T> &p, int64_t first, int64_t last, int64_t begin, int64_t end,
+  static void sum_products(const Problem<T, S> &p, int64_t first, int64_t last, int64_t begin, int64_t end,
                            float *scratch, float *sums) {
     const int64_t down = p.tiles_down(), across = p.tiles_across(), channels = p.channels;
     float *v = scratch, *m = scratch + channels / L * CHUNK;
@@ -369,15 +454,6 @@ struct Lanes {
     }
   }
 
-  // One dimension of the weight's: what six points send back to three taps.
-  static INLINE void to_taps(V *w, int step, const V *u) {
-    constexpr float na = NA, nb = NB, n0 = 1 / (double(A2) * B2);
-    V sum_a = na * (u[1] + u[2]), sum_b = nb * (u[3] + u[4]);
-    w[0] = n0 * u[0] + (sum_a + sum_b);
-    w[step] = (A * na) * (u[1] - u[2]) + (B * nb) * (u[3] - u[4]);
-    w[2 * step] = A2 * sum_a + (B2 * sum_b + u[5]);
-  }
-
   // The weight's gradient (filters, 3, 3, channels) of some filters, from so many parts of the sums.
   static void to_weight(const float *sums, int64_t parts, int64_t channels, int64_t filters, int64_t begin, int64_t end,
                         float *w) {
@@ -392,16 +468,16 @@ struct Lanes {
             column[i] = load(from);
             for (int64_t part = 1; part < parts; part++) column[i] += load(from + part * POINTS * size);
           }
-          to_taps(d + j, IN, column);
+          S::to_taps(d + j, IN, column);
         }
-        UNROLL for (int i = 0; i < 3; i++) to_taps(taps + i * 3, 1, d + i * IN);
+        UNROLL for (int i = 0; i < 3; i++) S::to_taps(taps + i * 3, 1, d + i * IN);
         UNROLL for (int i = 0; i < 9; i++) store(w + (f * 9 + i) * channels + k, taps[i]);
       }
     }
   }
 
   template <class T>
-  static void convolve(const Problem<T> &p, int64_t first, int64_t last, float *scratch) {
+  static void convolve(const Problem<T, S> &p, int64_t first, int64_t last, float *scratch) {
     const int64_t down = p.tiles_down(), across = p.tiles_across();
     float *v = scratch, *m = scratch + p.channels / L * CHUNK;
     for (int64_t tile = first; tile < last; tile += TILES) {
@@ -414,9 +490,9 @@ struct Lanes {
           read_tile<false>(p, place, v + i * L);
       }
       const int64_t next = tile + count, after = std::min(next + TILES, last);
-      const Ahead<T> x{p.x, p.row_of_x(next), p.row_of_x(after)}, mask{p.mask, x.first, x.last};
-      const Ahead<T> y{p.y, p.row_of_y(tile), p.row_of_y(next)}, residual{p.residual, y.first, y.last};
-      const Ahead<T> passes{p.passes, y.first, y.last};
+      const Ahead<T, POINTS> x{p.x, p.row_of_x(next), p.row_of_x(after)}, mask{p.mask, x.first, x.last};
+      const Ahead<T, POINTS> y{p.y, p.row_of_y(tile), p.row_of_y(next)}, residual{p.residual, y.first, y.last};
+      const Ahead<T, POINTS> passes{p.passes, y.first, y.last};
       for (int64_t point = 0; point < POINTS; point++) {
         x.fetch(point), mask.fetch(point), y.fetch(point), residual.fetch(point), passes.fetch(point);
         const float *u = p.weight + point * p.channels * p.filters, *from = v + point * POINT;
@@ -452,23 +528,27 @@ struct Lanes {
   static constexpr int64_t SOME = 8;
 
   static void transform_lanes(const float *w, const int64_t *strides, float *u) {
-    double g[3][3][L], t[IN][3][L];
+    double g[3][3][L], t[SIDE][3][L];
     for (int i = 0; i < 3; i++)
       for (int j = 0; j < 3; j++)
         for (int lane = 0; lane < L; lane++) g[i][j][lane] = w[lane * strides[0] + i * strides[2] + j * strides[3]];
-    for (int i = 0; i < IN; i++)
+    for (int i = 0; i < SIDE; i++)
       for (int j = 0; j < 3; j++)
         for (int lane = 0; lane < L; lane++)
-          t[i][j][lane] = G[i][0] * g[0][j][lane] + G[i][1] * g[1][j][lane] + G[i][2] * g[2][j][lane];
-    for (int i = 0; i < IN; i++)
-      for (int j = 0; j < IN; j++, u += SOME * L)
+          t[i][j][lane] = S::G[i][0] * g[0][j][lane] + S::G[i][1] * g[1][j][lane] + S::G[i][2] * g[2][j][lane];
+    for (int i = 0; i < SIDE; i++)
+      for (int j = 0; j < SIDE; j++, u += SOME * L)
         for (int lane = 0; lane < L; lane++)
-          u[lane] = float(G[j][0] * t[i][0][lane] + G[j][1] * t[i][1][lane] + G[j][2] * t[i][2][lane]);
+          u[lane] = float(S::G[j][0] * t[i][0][lane] + S::G[j][1] * t[i][1][lane] + S::G[j][2] * t[i][2][lane]);
   }
 };
 
+template <class S>
+constexpr int64_t points() { return S::POINTS * S::POINTS; }
+
+template <class S>
 int64_t scratch_of_one(int64_t channels, int64_t filters, int64_t tiles = TILES) {
-  return POINTS * tiles * (channels + filters);
+  return points<S>() * tiles * (channels + filters);
 }
 
 bool wide(int64_t channels, int64_t filters) {
@@ -501,26 +581,26 @@ int64_t divide(int64_t count, int64_t group, int64_t shares, Work work) {
   return n;
 }
 
-template <class T>
-void convolve(const Problem<T> &p, int64_t threads, float *scratch) {
-  const int64_t size = scratch_of_one(p.channels, p.filters);
-  threads = useful(threads, p.tiles() * POINTS * p.channels * p.filters);
+template <class T, class S>
+void convolve(const Problem<T, S> &p, int64_t threads, float *scratch) {
+  const int64_t size = scratch_of_one<S>(p.channels, p.filters);
+  threads = useful(threads, p.tiles() * points<S>() * p.channels * p.filters);
   divide(p.tiles(), TILES, threads, [=](int64_t n, int64_t first, int64_t last) {
     if (wide(p.channels, p.filters))
-      Lanes<16>::convolve(p, first, last, scratch + n * size);
+      Lanes<16, S>::convolve(p, first, last, scratch + n * size);
     else
-      Lanes<8>::convolve(p, first, last, scratch + n * size);
+      Lanes<8, S>::convolve(p, first, last, scratch + n * size);
   });
 }
 
 // The sums of a large weight are divided among the threads by filters, those of a small one by tiles.
 bool by_filters(int64_t channels, int64_t filters) { return channels * filters >= 1 << 16; }
 
-template <int L, class T>
-void weight_gradient(const Problem<T> &p, float *w, int64_t threads, float *scratch) {
-  using Summed = Lanes<L, SUMMED>;
-  const int64_t size = scratch_of_one(p.channels, p.filters, SUMMED), weight = p.channels * p.filters;
-  threads = useful(threads, p.tiles() * POINTS * weight);
+template <int L, class T, class S>
+void weight_gradient(const Problem<T, S> &p, float *w, int64_t threads, float *scratch) {
+  using Summed = Lanes<L, S, SUMMED>;
+  const int64_t size = scratch_of_one<S>(p.channels, p.filters, SUMMED), weight = p.channels * p.filters;
+  threads = useful(threads, p.tiles() * points<S>() * weight);
   float *sums = scratch + threads * size;
   int64_t parts = 1;
   if (by_filters(p.channels, p.filters)) {
@@ -529,7 +609,7 @@ void weight_gradient(const Problem<T> &p, float *w, int64_t threads, float *scra
     });
   } else {
     parts = divide(p.tiles(), SUMMED, threads, [=](int64_t n, int64_t first, int64_t last) {
-      Summed::sum_products(p, first, last, 0, p.filters, scratch + n * size, sums + n * POINTS * weight);
+      Summed::sum_products(p, first, last, 0, p.filters, scratch + n * size, sums + n * points<S>() * weight);
     });
   }
   divide(p.filters, L, threads, [=](int64_t, int64_t begin, int64_t end) {
@@ -537,8 +617,8 @@ void weight_gradient(const Problem<T> &p, float *w, int64_t threads, float *scra
   });
 }
 
-template <class T>
-void weight_gradient(const Problem<T> &p, float *w, int64_t threads, float *scratch) {
+template <class T, class S>
+void weight_gradient(const Problem<T, S> &p, float *w, int64_t threads, float *scratch) {
   if (wide(p.channels, p.filters))
     weight_gradient<16>(p, w, threads, scratch);
   else
@@ -552,22 +632,30 @@ extern "C" {
 // The hash of this file, by which a library that was compiled from another is told.
 const char *moat_winograd_source() { return SOURCE; }
 
+// `stride` below: 1, 2, or -2 for the gradient of what has stride 2.
+
 // Floats that so many threads need beside input and output.
-int64_t moat_winograd_scratch(int64_t channels, int64_t filters, int64_t threads) {
-  return threads * scratch_of_one(channels, filters);
+int64_t moat_winograd_scratch(int64_t channels, int64_t filters, int64_t stride, int64_t threads) {
+  return threads * (stride == 1 ? scratch_of_one<Plain>(channels, filters) : scratch_of_one<Halving>(channels, filters));
 }
 
 int64_t moat_winograd_gradient_scratch(int64_t channels, int64_t filters, int64_t threads) {
   const int64_t parts = by_filters(channels, filters) ? 1 : threads;
-  return threads * scratch_of_one(channels, filters, SUMMED) + parts * POINTS * channels * filters;
+  return threads * scratch_of_one<Plain>(channels, filters, SUMMED) + parts * points<Plain>() * channels * filters;
 }
 
-// `u`: 36 * channels * filters floats; both numbers must be multiples of 8. `strides`: of `w` (filters, channels, 3, 3).
-void moat_winograd_weight(const float *w, const int64_t *strides, int64_t channels, int64_t filters, float *u) {
-  if (wide(channels, filters))
-    Lanes<16>::transform(w, strides, channels, filters, u);
-  else
-    Lanes<8>::transform(w, strides, channels, filters, u);
+// `u`: for each point channels * filters floats; both numbers must be multiples of 8. There are 36 points for stride 1,
+// else 81. `strides`: of `w` (filters, channels, 3, 3).
+void moat_winograd_weight(const float *w, const int64_t *strides, int64_t channels, int64_t filters, int64_t stride,
+                          float *u) {
+  auto run = [=](auto scheme) {
+    using S = decltype(scheme);
+    if (wide(channels, filters))
+      Lanes<16, S>::transform(w, strides, channels, filters, u);
+    else
+      Lanes<8, S>::transform(w, strides, channels, filters, u);
+  };
+  stride == 1 ? run(Plain{}) : run(Halving{});
 }
 
 // y = convolution of x (0 where `mask` is given and 0 or below), plus bias, plus residual, cut at 0 if `relu`, and 0
@@ -575,26 +663,30 @@ void moat_winograd_weight(const float *w, const int64_t *strides, int64_t channe
 // x, mask, residual and y are float32, or bfloat16 if `half`; sums are float32's.
 void moat_winograd_convolve(const void *x, const void *mask, const float *weight, const float *bias,
                             const void *residual, void *y, int64_t batch, int64_t height, int64_t width,
-                            int64_t channels, int64_t filters, int64_t padding, int64_t relu, int64_t half,
-                            int64_t threads, float *scratch, const void *passes, const float *less,
-                            float *products) {
-  auto run = [=](auto type) {
+                            int64_t channels, int64_t out_height, int64_t out_width, int64_t filters, int64_t padding,
+                            int64_t stride, int64_t relu, int64_t half, int64_t threads, float *scratch,
+                            const void *passes, const float *less, float *products) {
+  auto run = [=](auto type, auto scheme) {
     using T = decltype(type);
-    convolve(Problem<T>{(const T *)x, (const T *)mask, weight, bias, (const T *)residual, (T *)y, batch, height, width,
-                        channels, filters, padding, relu != 0, nullptr, (const T *)passes, less, products},
+    using S = decltype(scheme);
+    convolve(Problem<T, S>{(const T *)x, (const T *)mask, weight, bias, (const T *)residual, (T *)y, batch, height,
+                           width, channels, out_height, out_width, filters, padding, relu != 0, nullptr,
+                           (const T *)passes, less, products},
              threads, scratch);
   };
-  half ? run(bfloat16{}) : run(0.0f);
+  auto with = [=](auto scheme) { half ? run(bfloat16{}, scheme) : run(0.0f, scheme); };
+  stride == 1 ? with(Plain{}) : stride == 2 ? with(Halving{}) : with(Doubling{});
 }
 
-// w (filters, 3, 3, channels): of the convolution of x with it, the gradient that belongs to the result's.
+// w (filters, 3, 3, channels): of the convolution of x with it, stride 1, the gradient that belongs to the result's.
 void moat_winograd_weight_gradient(const void *x, const void *gradient, float *w, int64_t batch, int64_t height,
-                                   int64_t width, int64_t channels, int64_t filters, int64_t padding, int64_t half,
-                                   int64_t threads, float *scratch) {
+                                   int64_t width, int64_t channels, int64_t out_height, int64_t out_width,
+                                   int64_t filters, int64_t padding, int64_t half, int64_t threads, float *scratch) {
   auto run = [=](auto type) {
     using T = decltype(type);
-    weight_gradient(Problem<T>{(const T *)x, nullptr, nullptr, nullptr, nullptr, nullptr, batch, height, width,
-                               channels, filters, padding, false, (const T *)gradient, nullptr, nullptr, nullptr},
+    weight_gradient(Problem<T, Plain>{(const T *)x, nullptr, nullptr, nullptr, nullptr, nullptr, batch, height, width,
+                                      channels, out_height, out_width, filters, padding, false, (const T *)gradient,
+                                      nullptr, nullptr, nullptr},
                     w, threads, scratch);
   };
   half ? run(bfloat16{}) : run(0.0f);

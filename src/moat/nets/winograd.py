@@ -1,7 +1,8 @@
-"""3x3 convolutions of stride 1 on a CPU by Winograd's F(4x4, 3x3); `moat bench convolution` says how fast and exact.
+"""3x3 convolutions of stride 1 and 2 on a CPU by Winograd; `moat bench convolution` says how fast and exact.
 
-oneDNN has no such convolution for x86 any more. NNPACK has one, which is slower than oneDNN's direct one for most
-layers of a ResNet and rounds five to fifteen times as much; this one rounds two to three times as much.
+oneDNN has no such convolution for x86 any more. NNPACK has one of stride 1, which is slower than oneDNN's direct one
+for most layers of a ResNet and rounds five to fifteen times as much; this one rounds two to three times as much, with
+stride 2 no more than a direct one forwards, and twice as much backwards.
 
 The work is done by ``winograd.cpp``, which is compiled when moat is installed (``hatch_build.py``), once for each
 instruction set. Where there was no compiler, or the processor has neither AVX-512 nor AVX2, there is no library, and
@@ -24,14 +25,14 @@ log = logging.getLogger(__name__)
 SOURCE = Path(__file__).with_suffix(".cpp")
 # Instruction sets that a library is compiled for, the best first.
 LEVELS = ("avx512_bf16", "avx512", "avx2")
-# Values that are transformed together for each channel: 4x4 outputs take 6x6 inputs.
-POINTS = 36
+# Stride -> values that are transformed together for each channel: 4x4 outputs take 6x6 inputs, or 9x9.
+POINTS = {1: 36, 2: 81}
 # What images and maps may be.
 TYPES = (torch.float32, torch.bfloat16)
 # Channels come in multiples of this, and so many filters are computed together.
 LANES = 8
-# With fewer tiles, a weight of so many numbers takes longer to read than to compute with.
-FEW_TILES, MUCH_WEIGHT = 4, 2**20
+# With fewer tiles (by stride), a weight of so many numbers takes longer to read than to compute with.
+FEW_TILES, MUCH_WEIGHT = {1: 4, 2: 8}, 2**20
 
 _memory = threading.local()
 
@@ -67,11 +68,13 @@ def library() -> ctypes.CDLL | None:
         log.warning("%s was compiled from another winograd.cpp: install moat again", path)
         return None
     pointer, number = ctypes.c_void_p, ctypes.c_int64
+    found.moat_winograd_scratch.argtypes = [number] * 4
+    found.moat_winograd_gradient_scratch.argtypes = [number] * 3
     for function in (found.moat_winograd_scratch, found.moat_winograd_gradient_scratch):
-        function.argtypes, function.restype = [number] * 3, number
-    found.moat_winograd_weight.argtypes = [pointer, number * 4, number, number, pointer]
-    found.moat_winograd_convolve.argtypes = [pointer] * 6 + [number] * 9 + [pointer] * 4
-    found.moat_winograd_weight_gradient.argtypes = [pointer] * 3 + [number] * 8 + [pointer]
+        function.restype = number
+    found.moat_winograd_weight.argtypes = [pointer, number * 4, number, number, number, pointer]
+    found.moat_winograd_convolve.argtypes = [pointer] * 6 + [number] * 12 + [pointer] * 4
+    found.moat_winograd_weight_gradient.argtypes = [pointer] * 3 + [number] * 10 + [pointer]
     for function in (found.moat_winograd_weight, found.moat_winograd_convolve, found.moat_winograd_weight_gradient):
         function.restype = None
     return found
@@ -88,37 +91,41 @@ def takes(weight: torch.Tensor, stride: Sequence[int], dilation: Sequence[int], 
     """Whether :func:`convolve` computes the convolution with this weight (filters, channels, height, width)."""
     if weight.device.type != "cpu" or weight.dtype not in TYPES or weight.shape[2:] != (3, 3):
         return False
-    if weight.shape[1] % LANES or {*stride, *dilation} != {1}:
+    if weight.shape[1] % LANES or set(dilation) != {1} or len(set(stride)) > 1 or stride[0] not in POINTS:
         return False
     return padding[0] == padding[1] and padding[0] in (0, 1, 2) and library() is not None
 
 
-def pays(weight: torch.Tensor, x: torch.Tensor, padding: int) -> bool:
-    """Whether :func:`convolve` is the faster way for images ``x`` (B, C, H, W): a few tiles don't repay much weight."""
-    if weight.numel() < MUCH_WEIGHT:
-        return True
-    return count_tiles(x, padding) >= FEW_TILES
+def pays(weight: torch.Tensor, tiles: int, stride: int = 1) -> bool:
+    """Whether :func:`convolve` is the faster way to so many tiles: a few don't repay much weight."""
+    return weight.numel() < MUCH_WEIGHT or tiles >= FEW_TILES[stride]
 
 
-def count_tiles(x: torch.Tensor, padding: int) -> int:
+def count_tiles(x: torch.Tensor, padding: int, stride: int = 1) -> int:
     """Of 4x4 outputs, in the convolution of ``x`` (B, C, H, W)."""
-    return x.shape[0] * math.prod(-(-(size + 2 * padding - 2) // 4) for size in x.shape[2:])
+    return x.shape[0] * math.prod(-(-size // 4) for size in _output(x, padding, stride))
 
 
-def transformed(weight: torch.Tensor, *, briefly: bool = False) -> torch.Tensor:
+def _output(x: torch.Tensor, padding: int, stride: int) -> tuple[int, int]:
+    height, width = ((size + 2 * padding - 3) // stride + 1 for size in x.shape[2:])
+    return height, width
+
+
+def transformed(weight: torch.Tensor, *, stride: int = 1, briefly: bool = False) -> torch.Tensor:
     """The weight (filters, channels, 3, 3) as :func:`convolve` wants it: float32, rounded once, from float64.
 
     Args:
+        stride: of the convolution, or of the one whose gradient is to be computed: 1 or 2.
         briefly: the result is good until the next such call of this thread, which writes into the same memory.
     """
     filters, channels = _padded(len(weight)), weight.shape[1]
     if filters > len(weight):
         weight = torch.nn.functional.pad(weight, (0, 0, 0, 0, 0, 0, 0, filters - len(weight)))
     weight = weight.detach().float()
-    size = POINTS * filters * channels
+    size = POINTS[stride] * filters * channels
     found = _kept("weight", size)[:size] if briefly else weight.new_empty(size)
     strides = (ctypes.c_int64 * 4)(*weight.stride())
-    library().moat_winograd_weight(weight.data_ptr(), strides, channels, filters, found.data_ptr())
+    library().moat_winograd_weight(weight.data_ptr(), strides, channels, filters, stride, found.data_ptr())
     return found
 
 
@@ -129,6 +136,7 @@ def convolve(
     bias: torch.Tensor | None = None,
     *,
     padding: int = 1,
+    stride: int = 1,
     mask: torch.Tensor | None = None,
     residual: torch.Tensor | None = None,
     relu: bool = False,
@@ -147,37 +155,63 @@ def convolve(
 
     Args:
         x: (B, channels, H, W), float32 or bfloat16.
-        weight: from :func:`transformed`.
+        weight: from :func:`transformed`, of the same stride.
         padding: zeros around the image.
         mask: as ``x``; where it is 0 or below, x counts as 0.
         residual, passes: as the result.
         less: (filters,), float32.
     """
+    size = _output(x, padding, stride)
+    products = None
+    if passes is not None:
+        products = x.new_empty(len(x), count_tiles(x[:1], padding, stride), dtype=torch.float32)
+    more = {"bias": bias, "residual": residual, "relu": relu, "passes": passes, "less": less, "products": products}
+    y = _computed(x, weight, filters, size, padding=padding, stride=stride, mask=mask, **more)
+    return y if products is None else (y, products.sum(1))
+
+
+def strided_gradient(
+    gradient: torch.Tensor,
+    weight: torch.Tensor,
+    channels: int,
+    size: Sequence[int],
+    *,
+    mask: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Of a convolution with stride 2 and padding 1, the gradient of its images (B, channels, *size), channels last.
+
+    Args:
+        gradient: (B, filters, H', W') of the convolution, float32 or bfloat16.
+        weight: from :func:`transformed` with stride 2, of (channels, filters, 3, 3): the convolution's, mirrored.
+        mask: as ``gradient``; where it is 0 or below, gradient counts as 0.
+    """
+    return _computed(gradient, weight, channels, size, padding=0, stride=-2, mask=mask)
+
+
+def _computed(
+    x, weight, filters: int, size, *, padding, stride, mask,
+    bias=None, residual=None, relu=False, passes=None, less=None, products=None,
+) -> torch.Tensor:  # fmt: skip
+    """What the library makes of it; ``stride`` as it numbers them."""
     x, mask, residual, passes = (
         each if each is None else each.contiguous(memory_format=torch.channels_last)
         for each in (x, mask, residual, passes)
     )
-    batch, channels, height, width = x.shape
+    batch, channels, *of_x = x.shape
     padded = _padded(filters)
     if padded > filters and not (bias is residual is passes is None):
         raise ValueError(f"a bias, residual or mask of {filters} filters: only multiples of {LANES} may have one")
-    size = batch, padded, height + 2 * padding - 2, width + 2 * padding - 2
-    if weight.numel() != POINTS * channels * padded:
+    if weight.numel() != POINTS[abs(stride)] * channels * padded:
         raise ValueError(f"images of {channels} channels do not fit the weight, which is transformed for others")
-    y = torch.empty(size, dtype=x.dtype, device="cpu", memory_format=torch.channels_last)
-    products = None
-    if passes is not None:
-        products = x.new_empty(batch, count_tiles(x[:1], padding), dtype=torch.float32)
+    y = torch.empty((batch, padded, *size), dtype=x.dtype, device="cpu", memory_format=torch.channels_last)
     if y.numel():
         threads = torch.get_num_threads()
-        scratch = _kept("scratch", _needed("moat_winograd_scratch", channels, padded, threads))
+        scratch = _kept("scratch", _needed("moat_winograd_scratch", channels, padded, stride, threads))
         bias = bias if bias is None else bias.float()
         places = [None if each is None else each.data_ptr() for each in (x, mask, weight, bias, residual, y)]
-        sizes = (batch, height, width, channels, padded, padding, relu, x.dtype == torch.bfloat16, threads)
+        sizes = (batch, *of_x, channels, *size, padded, padding, stride, relu, x.dtype == torch.bfloat16, threads)
         more = (None if each is None else each.data_ptr() for each in (passes, less, products))
         library().moat_winograd_convolve(*places, *sizes, scratch.data_ptr(), *more)
-    if products is not None:
-        return y, products.sum(1)
     return y if padded == filters else y[:, :filters].contiguous(memory_format=torch.channels_last)
 
 
@@ -194,16 +228,16 @@ def weight_gradient(x: torch.Tensor, gradient: torch.Tensor, *, padding: int = 1
     found = torch.empty(shape, dtype=torch.float32, device="cpu", memory_format=last)
     threads = torch.get_num_threads()
     scratch = _kept("scratch", _needed("moat_winograd_gradient_scratch", channels, filters, threads))
-    sizes = (batch, height, width, channels, filters, padding, x.dtype == torch.bfloat16, threads)
+    sizes = (batch, height, width, channels, *gradient.shape[2:], filters, padding, x.dtype == torch.bfloat16, threads)
     places = (each.data_ptr() for each in (x, gradient, found))
     library().moat_winograd_weight_gradient(*places, *sizes, scratch.data_ptr())
     return found
 
 
 @functools.cache
-def _needed(function: str, channels: int, filters: int, threads: int) -> int:
+def _needed(function: str, *sizes: int) -> int:
     """Floats of scratch."""
-    return getattr(library(), function)(channels, filters, threads)
+    return getattr(library(), function)(*sizes)
 
 
 def _padded(filters: int) -> int:
