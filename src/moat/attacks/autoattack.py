@@ -129,7 +129,8 @@ def _run(
         found = attack.perturb(images, y)
     if found.isnan().any():
         raise MoatError(f"{name}: the attack returned pixels that are not numbers")
-    return torch.empty_like(x).copy_(found)
+    # Where gradients are averaged, the package returns images that still hang on their graph.
+    return torch.empty_like(x).copy_(found.detach())
 
 
 def _families(faster: bool) -> tuple[type, type, type, type]:
