@@ -49,7 +49,7 @@ def _torch(project: Project) -> Iterator[Check]:
         yield Check("gpu", "missing", "torch sees no GPU: trainings and attacks run on the CPU, in float32")
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
-        precision = "bf16" if torch.cuda.is_bf16_supported() else "float32"
+        precision = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
         memory = properties.total_memory / 2**30
         yield Check("gpu", "ok", f"{index}: {properties.name}, {memory:.0f} GB, trains in {precision}")
 

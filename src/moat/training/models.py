@@ -66,7 +66,9 @@ def autocast(recipe: Mapping[str, Any], device: torch.device) -> Callable[[], co
     """Mixed precision as the recipe asks: ``auto`` is bf16 where a GPU has it, else float32."""
     wanted = recipe["precision"]
     if wanted == "auto":
-        wanted = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "float32"
+        wanted = (
+            "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+        )
     if wanted == "float32":
         return contextlib.nullcontext
     return lambda: torch.autocast(device.type, dtype=torch.bfloat16)
