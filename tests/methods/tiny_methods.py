@@ -1,6 +1,7 @@
 """Every registered method at a size at which a training takes a second: 64 digits of 8x8 pixels, a net of 4 to 32
 channels, short attacks. What a method needs is trained first, at the same size."""
 
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import torch
 import yaml
 
 import moat.methods
+from moat.cli import main
 from moat.config.grid import Run as GridRun
 from moat.config.grid import needs_of
 from moat.config.project import Project
@@ -92,6 +94,18 @@ class Tiny:
         """16 training images (16, C, 8, 8) in [0, 1] and their labels."""
         split = datasets.load(self.data).splits["train"]
         return split.images[:16].permute(0, 3, 1, 2).float().div(255), split.labels[:16]
+
+
+def prepared(root: Path) -> Tiny:
+    """The tiny project in an empty folder, its digits fetched and prepared."""
+    shutil.copytree(ROOT / "config", root / "config")
+    shutil.copytree(ROOT / "workflow" / "schemas", root / "workflow" / "schemas")
+    (root / "config" / "scales" / "tiny.yaml").write_text(yaml.safe_dump(TINY))
+    project, data = ["--project", str(root)], root / "digits.safetensors"
+    assert main([*project, "fetch", "digits", "--into", str(root / "files")]) == 0
+    prepare = ["prepare", "digits", "--from", str(root / "files"), "--scale", "tiny", "--out", str(data)]
+    assert main([*project, *prepare]) == 0
+    return Tiny(root, data)
 
 
 def begin(method: Method, epoch: int) -> None:
