@@ -178,8 +178,8 @@ ATTACKS = {
         ("pgd-at", "apgd-ce", 1),
         # And the package's loss brings its index tensors from the CPU, forwards and backwards.
         ("pgd-at", "apgd-t", 5),
-        # The package draws each square on the device, of which the host needs the place.
-        ("pgd-at", "square", 7),
+        # Who is broken, whose margin is smaller; and what is drawn for each square is sent there.
+        ("pgd-at", "square", 5),
     ],
 )
 def test_how_often_a_step_waits_for_the_gpu(tiny, method, name, per_step):

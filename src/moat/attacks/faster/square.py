@@ -34,17 +34,24 @@ class SquareSearch(SquareAttack):
         with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
             channels, height, width = x.shape[1:]
             found = (x + self.eps * self.random_choice([len(x), channels, 1, width])).clamp_(0, 1)
-            squares = [self._draw(number, channels, height, width) for number in range(self.n_queries)]
+            squares = self._draw(channels, height, width)
             at_once = max(1, PIXELS_AT_ONCE // (height * width)) if x.device.type == "cpu" else len(x)
             for rows in torch.arange(len(x), device=x.device).split(at_once):
                 found[rows] = self._search(x[rows], y[rows], found[rows], squares)
         return None, found
 
-    def _draw(self, number: int, channels: int, height: int, width: int) -> Square:
-        side = max(round(math.sqrt(self.p_selection(number) * (channels * height * width) / channels)), 1)
-        side = min(side, height, width)
-        top, left = int(self.random_int(0, height - side)), int(self.random_int(0, width - side))
-        return Square(Window(top, left, side, side), 2.0 * self.eps * self.random_choice([channels, 1, 1]))
+    def _draw(self, channels: int, height: int, width: int) -> list[Square]:
+        """The squares of all queries; of those on a GPU, the places are read at once."""
+        sides, corners, moves = [], [], []
+        for number in range(self.n_queries):
+            side = max(round(math.sqrt(self.p_selection(number) * (channels * height * width) / channels)), 1)
+            sides.append(min(side, height, width))
+            corners.append(self.random_int(0, height - sides[-1]))
+            corners.append(self.random_int(0, width - sides[-1]))
+            moves.append(2.0 * self.eps * self.random_choice([channels, 1, 1]))
+        corners = torch.cat(corners).view(-1, 2).tolist()
+        windows = [Window(top, left, side, side) for side, (top, left) in zip(sides, corners, strict=True)]
+        return [Square(*each) for each in zip(windows, moves, strict=True)]
 
     def _search(self, x, y, start: torch.Tensor, squares: Sequence[Square]) -> torch.Tensor:
         """Queries on a few examples until all are broken or the squares are used up."""
