@@ -62,14 +62,14 @@ class Replays:
 
     Args:
         forward: images (B, C, H, W) to logits (B, K); the same way every time.
-        model: whose weights it uses. They may be written to in place; where they lie elsewhere, all starts anew.
+        model: whose weights it uses. They may be written to in place; where others take their place, all starts anew.
     """
 
     def __init__(self, forward: Callable[..., torch.Tensor], model: nn.Module):
         self.forward, self.model = forward, model
         self._forget(())
 
-    def _forget(self, places: tuple[int, ...]) -> None:
+    def _forget(self, places: tuple) -> None:
         self._places = places
         self._calls: dict[Hashable, int] = {}
         self._kept: dict[Hashable, Replay | None] = {}
@@ -93,7 +93,9 @@ class Replays:
         return self.forward(x) if replay is None else replay(x)
 
     def _replay_of(self, x: torch.Tensor) -> "Replay | None":
-        places = tuple(each.data_ptr() for each in (*self.model.parameters(), *self.model.buffers()))
+        weights = (*self.model.parameters(), *self.model.buffers())
+        # `to` keeps a parameter and exchanges its content.
+        places = tuple((id(each), each.dtype, each.device, each.stride()) for each in weights)
         if places != self._places:
             self._forget(places)
         kind = x.device.type

@@ -149,8 +149,11 @@ def _graphs(arguments, project, device, wanted) -> list[dict[str, Any]]:
     warm_up = 2 + graphs.AFTER // attack["steps"]
     calls = {name: attacked(copied) for name, copied in copies.items()}
     taken = timing.seconds(calls, repeats=arguments.repeats, warm_up=warm_up, device=device)
-    about = {"batch_size": size, "steps": attack["steps"], "replayed": copies["graphed"].forward.kept > 0}
+    about = {"batch_size": size, "steps": attack["steps"]}
     about["ms_per_image_and_step"] = updates.milliseconds(taken, size * attack["steps"])
+    if not copies["graphed"].forward.kept:
+        about["not_measured"] = "no graph was kept: not captured, not equal, or no faster; the log says which"
+        return [records.row(wanted, 16, "", {}, **about)]
     return [records.row(wanted, 16, "", timing.ratio(taken["eager"], taken["graphed"]), **about)]
 
 
