@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pytest
 import yaml
-from reporting_tree import Tree, rows
+from reporting_tree import Tree, make_stale, rows
 
 from moat.config.grid import build_grid
 from moat.config.project import Project
@@ -160,6 +160,14 @@ def test_a_claim_rests_on_cells_that_can_be_trusted(case):
     found = case.claim(GAIN)
     assert (found["verdict"], found["reasons"]) == ("unverified", ["threat-model"])
     assert found["measured"]["value"] == pytest.approx(0.5)
+
+
+def test_a_claim_says_that_its_cells_are_stale_and_keeps_its_verdict(case):
+    case.measure("trades", 5000)
+    case.measure("pgd-at", 4950)
+    make_stale(case.tree.base / "runs/cifar10/resnet18/trades/seed0/run.json")
+    found = case.claim(GAIN, stated={"equals": 0.43})
+    assert (found["verdict"], found["reasons"]) == ("reproduced", ["stale"])
 
 
 def test_a_claim_without_its_cells_is_not_run(case):

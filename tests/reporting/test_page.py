@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from reporting_tree import Tree, cells, expected_text
+from reporting_tree import Tree, cells, expected_text, make_stale
 
 from moat.reporting import cards
 from moat.reporting.tables import count_published, read_cells
@@ -181,6 +181,28 @@ def test_stale_is_not_said_of_current_results(tree, moat):
     assert moat("report") == 0
     assert "tag stale" not in page(tree)
     assert "results are stale" not in page(tree)
+
+
+def test_a_stale_run_is_marked_where_its_numbers_stand(tree, moat):
+    """In the page's cells and cards, and in the tables' files; the numbers of other runs stay bare."""
+    tree.everything()
+    make_stale(tree.base / "runs/digits/resnet18/trades/seed0/run.json")
+    assert moat("tabulate") == moat("draw") == moat("report") == 0
+    note = "stale: made by sources that have changed since"
+    found = cards_of(page(tree))
+    name = "unified-leaderboard"
+    for number, row in enumerate(cells(tree, name).to_dict("records")):
+        card = found[cards.cell_id(name, *divmod(number, 7))]
+        is_stale = row["method"] == "trades"
+        assert (row["gates_failed"] == "stale") == is_stale
+        assert card.get("stale") == (["run: nets changed since"] if is_stale else None)
+    for suffix in ("md", "tex"):
+        text = (tree.base / f"tables/{name}.{suffix}").read_text()
+        mark = re.search(rf"(?:<sup>|superscript{{)(\w)(?:</sup>|}}) {note}", text)[1]
+        row = next(line for line in text.splitlines() if "TRADES" in line)
+        assert len(re.findall(rf"(?:<sup>|superscript{{)(?:\w,)*{mark}(?:,\w)*(?:</sup>|}})", row)) == 7
+    assert re.search(rf"<sup>\w</sup> {note}", page(tree))
+    assert "Stale: digits (for CIFAR-10) / ResNet-18 / TRADES: made by sources that have changed since." in page(tree)
 
 
 def test_a_card_cannot_end_its_script():

@@ -7,12 +7,12 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
-from reporting_tree import rows
+from reporting_tree import make_stale, rows
 
 from moat.config.grid import build_grid
 from moat.config.project import Project
 from moat.errors import DataError
-from moat.reporting import pictures, problems, usage
+from moat.reporting import pictures, problems, records, usage
 from moat.reporting.results import Results
 
 HEADER = "s\th:m:s\tmax_rss\tmax_vms\tmax_uss\tmax_pss\tio_in\tio_out\tmean_load\tcpu_time\n"
@@ -101,12 +101,6 @@ PGD_AT = "digits/resnet18/pgd-at/seed0"
             f"gates/{PGD_AT}.json",
         ),
         (
-            lambda tree: change(tree.base / f"runs/{PGD_AT}/run.json", sources={"nets": "0"}),
-            "stale",
-            "training: nets changed since",
-            f"runs/{PGD_AT}/run.json",
-        ),
-        (
             lambda tree: change(tree.base / f"evaluations/{PGD_AT}/dramoe.json", sources={"attacks": "0"}),
             "stale",
             "evaluation dramoe: attacks changed since",
@@ -122,6 +116,26 @@ def test_a_problem_is_named_with_the_command_that_mends_it(tree, found, break_it
     command = f"snakemake --cores all results/quickstart/{target} --config scale=quickstart{refresh}"
     expected = {"run": PGD_AT, "kind": kind, "what": what, "command": command}
     assert found(problems.find) == [expected]
+
+
+def test_what_was_measured_on_a_stale_run_is_stale(tree, found):
+    tree.everything()
+    make_stale(tree.base / f"runs/{PGD_AT}/run.json")
+    make_stale(tree.base / f"gates/{PGD_AT}.json")
+    assert [(problem["run"], problem["kind"], problem["what"]) for problem in found(problems.find)] == [
+        (PGD_AT, "stale", "training: nets changed since"),
+        (PGD_AT, "stale", "evaluation dramoe: its run is stale"),
+        (PGD_AT, "stale", "evaluation epsilon: its run is stale"),
+        (PGD_AT, "stale", "gates: nets changed since, its run is stale"),
+    ]
+    listed = [*found(records.runs), *found(records.evaluations), *found(records.gates)[1]]
+    assert [record["stale"] for record in listed if record["name"] == PGD_AT] == [
+        ["nets"],
+        ["its run"],
+        ["its run"],
+        ["nets", "its run"],
+    ]
+    assert not any(record["stale"] for record in listed if record["name"] != PGD_AT)
 
 
 def test_a_run_that_is_not_there_is_said_once(tree, found):

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
-from reporting_tree import SUITES, Tree, edit_yaml, make_project, rows
+from reporting_tree import SUITES, Tree, edit_yaml, make_project, make_stale, rows
 
 from moat.cli import main
 from moat.config.grid import Cell, Run, build_grid
@@ -141,6 +141,29 @@ def test_a_failed_gate_and_its_absence_are_named(tree):
     tree.gates(name, ("monotone-epsilon", "threat-model"))
     row = measured(tree, make_cell(published=50.0))
     assert (row["verdict"], row["gates_failed"]) == ("unverified", "monotone-epsilon;threat-model")
+
+
+@pytest.mark.parametrize("part", ["runs/{}/run.json", "evaluations/{}/dramoe.json", "gates/{}.json"])
+def test_a_number_of_changed_sources_is_marked_and_keeps_its_verdict(tree, part):
+    name = tree.run()
+    tree.gates(name)
+    tree.evaluation(name, "dramoe", exact_rows(5000, 10_000))
+    make_stale(tree.base / part.format(name))
+    row = measured(tree, make_cell(published=50.0))
+    assert (row["verdict"], row["gates_failed"]) == ("reproduced", "stale")
+    row = measured(tree, make_cell(published=50.0), REDUCED)
+    assert (row["verdict"], row["gates_failed"]) == ("unverified", "budget;stale")
+
+
+def test_what_a_number_does_not_rest_on_may_be_stale(tree):
+    name = tree.run()
+    tree.gates(name)
+    tree.evaluation(name, "dramoe", exact_rows(5000, 10_000))
+    make_stale(tree.base / f"evaluations/{name}/dramoe.json")
+    cost = make_cell(measure="parameters", reads=("record",), suite="", settings=())
+    assert measured(tree, cost)["gates_failed"] is None
+    make_stale(tree.base / f"runs/{name}/run.json")
+    assert measured(tree, cost)["gates_failed"] == "stale"
 
 
 def test_an_evaluation_of_other_weights_is_not_taken_for_this_run(tree):

@@ -34,14 +34,18 @@ def refresh_probe(wildcards):
 
 
 def stale_parts(record):
+    return stale_parts_of(record, record.stat().st_mtime_ns) if record.exists() else []
+
+
+# Several tables show what one record tells. It may be made anew while Snakemake runs.
+@cache
+def stale_parts_of(record, mtime_ns):
     return [] if workspace.is_damaged(record) else sources.stale_file(record)
 
 
-def stale_results(scale):
-    """What the page marks as stale: it is made again when that changes."""
-    shown = grid(scale)
+def stale_results(scale, shown):
+    """What a table, a figure or the page marks as stale: it is made again when that changes."""
     records = [paths.run_dir(scale, run) / "run.json" for run in shown.runs]
     records += [paths.evaluation(scale, e.run, e.suite).with_suffix(".json") for e in shown.evaluations]
     records += [paths.gates(scale, run) for run in shown.gates]
-    records += [paths.probe(scale, probe.run, probe.name).with_suffix(".json") for probe in shown.probes]
     return {str(record): parts for record in records if (parts := stale_parts(record))}

@@ -19,6 +19,10 @@ rule tabulate:
         "logs/{scale}/tabulate/{study}-{item}.log",
     params:
         digest=shown_digest,
+        stale=lambda wildcards: stale_results(
+            wildcards.scale,
+            grid(wildcards.scale).table(wildcards.study, wildcards.item),
+        ),
     shell:
         "moat tabulate --scale {wildcards.scale} --study {wildcards.study} --table {wildcards.item} > {log} 2>&1"
 
@@ -43,6 +47,10 @@ rule draw:
         "logs/{scale}/draw/{study}-{item}.log",
     params:
         digest=shown_digest,
+        stale=lambda wildcards: stale_results(
+            wildcards.scale,
+            grid(wildcards.scale).figure(wildcards.study, wildcards.item),
+        ),
     shell:
         "moat draw --scale {wildcards.scale} --study {wildcards.study} --figure {wildcards.item} > {log} 2>&1"
 
@@ -74,7 +82,7 @@ rule page:
         "logs/{scale}/report.log",
     params:
         digest=shown_digest,
-        stale=lambda wildcards: stale_results(wildcards.scale),
+        stale=lambda wildcards: stale_results(wildcards.scale, grid(wildcards.scale)),
         studies=",".join(config["studies"]),
     shell:
         "moat report --scale {wildcards.scale} --studies {params.studies} > {log} 2>&1"

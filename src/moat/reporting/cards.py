@@ -12,6 +12,7 @@ from typing import Any
 from moat.reporting import measures, provenance
 from moat.reporting.layout import Entry, Layout, explain
 from moat.reporting.results import Results
+from moat.reporting.tables import reasons_of
 
 Line = tuple[str, Any]
 
@@ -49,6 +50,9 @@ def of_cell(entry: Entry, results: Results) -> list[Line]:
         lines += [("why", entry.reason), *_published(entry, unit), ("made by", entry.command)]
         return lines
     lines += [("why", reason) for reason in _reasons(entry)]
+    stale = ((what, parts) for each in cell.each() for what, parts in results.stale(each).items())
+    said = (f"{what}: {', '.join(parts)} changed since" for what, parts in stale)
+    lines += [("stale", each) for each in dict.fromkeys(said)]
     lines += [("measured", f"{entry.measured}{unit}")]
     if values["measured_std"] is not None:
         lines += [("between seeds", f"standard deviation {values['measured_std']:.2f}")]
@@ -80,9 +84,9 @@ def _published(entry: Entry, unit: str) -> list[Line]:
 
 def _reasons(entry: Entry) -> list[str]:
     """Why a number is not to be taken at its word; with a verdict that compares, how it came about."""
-    failed = entry.values["gates_failed"]
-    if failed:
-        return [explain(reason).removeprefix("unverified: ") for reason in failed.split(";")]
+    reasons, _ = reasons_of(entry.values)
+    if reasons:
+        return [explain(reason).removeprefix("unverified: ") for reason in reasons]
     known = {
         "unverified": explain("interval-too-wide").removeprefix("unverified: "),
         "reproduced": "the whole interval lies within the tolerance of the published number",

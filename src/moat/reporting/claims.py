@@ -26,7 +26,7 @@ from moat.config.published import PublishedNumbers
 from moat.config.schema import unknown_name
 from moat.errors import ConfigError
 from moat.reporting.quantities import COMPARING, QUANTITIES, Band, Number
-from moat.reporting.tables import CORRECT, stand_ins
+from moat.reporting.tables import CORRECT, REMARKS, stand_ins
 
 Rows = Mapping[tuple[str, str, str, str, str], Mapping[str, Any]]
 _KEY = ("study", "table", "row", "column", "protocol")
@@ -90,7 +90,7 @@ def _claim(project, grid, name, spec, rows: Rows, comparable: bool) -> dict[str,
         "protocol": spec.get("protocol"),
         "explained": explained and vars(explained),
         "explanation": spec["explanation"],
-        "verdict": _verdict(band, measured, explained, reasons),
+        "verdict": _verdict(band, measured, explained, [reason for reason in reasons if reason not in REMARKS]),
         "reasons": reasons,
         "evidence": [_evidence(cell, rows, role) for role, found in cells.items() for cell in found],
     }

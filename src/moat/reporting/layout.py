@@ -13,7 +13,7 @@ from typing import Any
 from moat.config.grid import Cell, Table
 from moat.reporting import measures, provenance
 from moat.reporting.results import Results
-from moat.reporting.tables import not_run_reason, stand_ins
+from moat.reporting.tables import not_run_reason, reasons_of, stand_ins
 
 
 @dataclass(frozen=True)
@@ -110,8 +110,12 @@ def _entry(cell: Cell, rows: list[Mapping[str, Any]], results: Results, marks: d
         notes = [f"not run: {reason}"]
     else:
         replaced = [f"stand-in {stand_in}" for stand_in in stand_ins(cell)]
-        reasons = (values["gates_failed"] or "interval-too-wide").split(";") if verdict == "unverified" else []
-        notes = [explain(name) for name in dict.fromkeys([*reasons, *replaced])]
+        reasons, _ = reasons_of(values)
+        if verdict == "unverified" and not reasons:
+            reasons = ["interval-too-wide"]
+        # What a flawed protocol gives stands in the same cell.
+        remarks = [remark for row in rows for remark in reasons_of(row)[1]]
+        notes = [explain(name) for name in dict.fromkeys([*reasons, *replaced, *remarks])]
     number, interval = _numbers(cell, values)
     return Entry(
         cell=cell,
@@ -143,6 +147,7 @@ def explain(reason: str) -> str:
         "seeds-missing": "unverified: not all seeds are evaluated yet",
         "unofficial-data": "unverified: the data set is not the official one",
         "other-hardware": "unverified: a cost, not measured on the paper's hardware",
+        "stale": "stale: made by sources that have changed since",
         "differs-in-code": "unverified: the code that implements the method is of another kind",
     }
     if reason in fixed:

@@ -4,9 +4,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from moat.config import paths
-from moat.config.grid import Evaluation, Grid, Run
+from moat.config.grid import Grid, Run
 from moat.reporting import provenance
-from moat.reporting.results import Results, stale_parts
+from moat.reporting.records import STALE_RUN, stale
+from moat.reporting.results import Results
 from moat.reporting.usage import probes
 
 KINDS = ("not trained", "not evaluated", "not checked", "not probed", "gate failed", "stale")
@@ -46,20 +47,26 @@ def _of_run(run: Run, suites: list[str], checked: bool, results: Results) -> lis
     elif checked and not gates["passed"]:
         found.append(_problem("gate failed", ", ".join(gates["failed"]), paths.gates(scale, run), scale))
     return found + [
-        _problem("stale", f"{what}: {', '.join(parts)} changed since", path, scale, refresh=True)
-        for what, path, content in _records(run, suites, results)
-        if (parts := stale_parts(content))
+        _problem("stale", f"{what}: {_said(parts)}", path, scale, refresh=True)
+        for what, path, parts in _made(run, suites, results)
+        if parts
     ]
 
 
-def _records(run: Run, suites: list[str], results: Results):
-    """(what, the file to make again, its JSON) of everything of a run that tells the sources that made it."""
+def _made(run: Run, suites: list[str], results: Results):
+    """(what, the file to make again, what of it is stale) of everything that was made of a run."""
     scale = results.scale
-    yield "training", paths.run_dir(scale, run) / "run.json", results.run(run)
-    for each in (Evaluation(run, suite) for suite in suites):
-        content = results.evaluation(each.run, each.suite) if results.has_evaluation(each.run, each.suite) else None
-        yield f"evaluation {each.suite}", paths.evaluation(scale, each.run, each.suite), content
-    yield "gates", paths.gates(scale, run), results.gates(run)
+    yield "training", paths.run_dir(scale, run) / "run.json", results.stale_run(run)
+    for suite in (suite for suite in suites if results.has_evaluation(run, suite)):
+        parts = stale(run, results.stale_evaluation(run, suite), results)
+        yield f"evaluation {suite}", paths.evaluation(scale, run, suite), parts
+    if results.gates(run) is not None:
+        yield "gates", paths.gates(scale, run), stale(run, results.stale_gates(run), results)
+
+
+def _said(parts: list[str]) -> str:
+    changed = ", ".join(part for part in parts if part != STALE_RUN)
+    return ", ".join(filter(None, (changed and f"{changed} changed since", "its run is stale" * (STALE_RUN in parts))))
 
 
 def _problem(kind: str, what: str, path, scale: str, *, refresh: bool = False) -> dict[str, str]:

@@ -6,13 +6,20 @@ from typing import Any
 from moat.config import paths
 from moat.config.grid import Evaluation, Grid, Run
 from moat.reporting.provenance import address
-from moat.reporting.results import Results, stale_parts
+from moat.reporting.results import Results
 from moat.reporting.tables import not_run_reason
+
+# An evaluation or gates of a stale run are stale, too, whatever made them.
+STALE_RUN = "its run"
 
 
 def runs(grid: Grid, results: Results) -> list[dict[str, Any]]:
     """One record per finished run, from its run.json; what a run.json lacks is None."""
-    return [_run(run, content) for run in grid.runs if (content := results.run(run)) is not None]
+    return [
+        {**_run(run, content), "stale": results.stale_run(run)}
+        for run in grid.runs
+        if (content := results.run(run)) is not None
+    ]
 
 
 def _run(run: Run, content: Mapping[str, Any]) -> dict[str, Any]:
@@ -32,7 +39,6 @@ def _run(run: Run, content: Mapping[str, Any]) -> dict[str, Any]:
         "git_commit": content.get("git_commit"),
         "model_sha256": content.get("model_sha256"),
         "data_sha256": (content.get("data") or {}).get("sha256"),
-        "stale": stale_parts(content),
     }
 
 
@@ -51,8 +57,13 @@ def _evaluation(item: Evaluation, results: Results) -> dict[str, Any]:
         "seconds": content.get("seconds"),
         "wall": duration(content.get("seconds")),
         "address": address(str(paths.evaluation(results.scale, item.run, item.suite)), results.scale),
-        "stale": stale_parts(content),
+        "stale": stale(item.run, results.stale_evaluation(item.run, item.suite), results),
     }
+
+
+def stale(run: Run, parts: list[str], results: Results) -> list[str]:
+    """What of a run's evaluation or gates is stale: ``parts`` of the package, and :data:`STALE_RUN`."""
+    return [*parts, STALE_RUN] if results.stale_run(run) else parts
 
 
 def gates(grid: Grid, results: Results) -> tuple[list[str], list[dict[str, Any]]]:
@@ -73,7 +84,7 @@ def gates(grid: Grid, results: Results) -> tuple[list[str], list[dict[str, Any]]
                 "failed": list(content["failed"]) if content else [],
                 "worst_case_accuracy": (content or {}).get("worst_case_accuracy"),
                 "gates": found,
-                "stale": stale_parts(content),
+                "stale": stale(run, results.stale_gates(run), results) if content else [],
             }
         )
     return list(names), records

@@ -135,6 +135,36 @@ class Results:
         """Whether a probe saw other weights than the run has now."""
         return self._of_other_model(run, self.probe_record(run, name))
 
+    # -- sources that have changed since -----------------------------------
+    @functools.cache  # noqa: B019
+    def stale_run(self, run: Run) -> list[str]:
+        """The parts of the package that have changed since they trained a run."""
+        return stale_parts(self.run(run))
+
+    @functools.cache  # noqa: B019
+    def stale_evaluation(self, run: Run, suite: str) -> list[str]:
+        """The parts that have changed since an evaluation."""
+        return stale_parts(self.evaluation(run, suite))
+
+    @functools.cache  # noqa: B019
+    def stale_gates(self, run: Run) -> list[str]:
+        """The parts that have changed since a run's gates were checked."""
+        return stale_parts(self.gates(run))
+
+    def stale(self, cell: Cell) -> dict[str, list[str]]:
+        """Which of a cell's results are stale: ``run``, ``rows`` or ``gates`` -> the parts that have changed."""
+        found: dict[str, list[str]] = {}
+        for run in self.finished(cell):
+            made = {"run": self.stale_run(run)}
+            if "rows" in cell.reads:
+                made["rows"] = self.stale_evaluation(run, cell.suite)
+            if cell.gates:
+                made["gates"] = self.stale_gates(run)
+            for what, parts in made.items():
+                if parts:
+                    found[what] = list(dict.fromkeys([*found.get(what, []), *parts]))
+        return found
+
     # -- runs and gates ----------------------------------------------------
     @functools.cache  # noqa: B019
     def run(self, run: Run) -> dict[str, Any] | None:

@@ -23,6 +23,8 @@ COLUMNS = [
 ]
 VERDICTS = ("reproduced", "explained", "higher", "lower", "unverified", "not-run")
 CORRECT = "correct"
+# What stands in gates_failed beside a verdict, and does not change it.
+REMARKS = ("stale",)
 # What became of a published number, and the verdicts that say so.
 OUTCOMES = {
     "reproduced": ("reproduced",),
@@ -42,7 +44,8 @@ def measure_cell(cell: Cell, results: Results, scale: Mapping[str, Any]) -> dict
 
     The verdict is ``not-run`` without a measurement, ``unverified`` where a gate failed or seeds are missing,
     and, where there is a published number, where budget, data or hardware are not the paper's; else what
-    :func:`moat.evaluation.statistics.verdict` says, and empty where nothing was published.
+    :func:`moat.evaluation.statistics.verdict` says, and empty where nothing was published. What is stale is marked as
+    that in ``gates_failed`` and keeps its verdict: it was true of the sources that made it.
 
     Raises:
         DataError: an evaluation that is damaged, or seeds evaluated on different numbers of examples.
@@ -53,7 +56,8 @@ def measure_cell(cell: Cell, results: Results, scale: Mapping[str, Any]) -> dict
     done = results.finished(cell)
     row |= measures.get(cell.measure).measure(cell, done, results)
     reasons = _reasons(cell, done, results, scale)
-    row |= {"seeds": ";".join(str(run.seed) for run in done) or None, "gates_failed": ";".join(reasons) or None}
+    said = [*reasons, *(["stale"] if results.stale(cell) else [])]
+    row |= {"seeds": ";".join(str(run.seed) for run in done) or None, "gates_failed": ";".join(said) or None}
     if reasons:
         row["verdict"] = "unverified"
     elif cell.published is not None:
@@ -92,6 +96,13 @@ def does_not_apply(cell: Cell, run: Run, results: Results) -> str | None:
         if all(setting in left_out for setting in settings):
             return f"does not apply: {left_out[settings[0]]}"
     return None
+
+
+def reasons_of(row: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    """What ``gates_failed`` of a row holds: reasons not to take its number at its word, and :data:`REMARKS`."""
+    names = (row["gates_failed"] or "").split(";")
+    reasons = [name for name in names if name and name not in REMARKS]
+    return reasons, [name for name in names if name in REMARKS]
 
 
 def stand_ins(cell: Cell) -> list[str]:

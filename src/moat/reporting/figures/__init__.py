@@ -80,6 +80,7 @@ def notes(figure: Figure, results: Results) -> list[str]:
     frames, said = Frames(results), []
     reasons: dict[str, list[str]] = {}
     unverified: dict[str, list[str]] = {}
+    stale = [line.label for line in figure.lines if any(map(results.stale, line.cell.each()))]
     for line in figure.lines:
         reason = not_run_reason(line.cell, results)
         if reason is not None:
@@ -90,6 +91,7 @@ def notes(figure: Figure, results: Results) -> list[str]:
             unverified.setdefault(", ".join(failed), []).append(line.label)
         said += [f"Outdated: {line.label}: trained again since." for _ in _outdated(line, results)]
     said += [f"Unverified: {_named(figure, labels)}: {gates}." for gates, labels in unverified.items()]
+    said += [f"Stale: {_named(figure, stale)}: made by sources that have changed since."] if stale else []
     said = [f"Not drawn: {_named(figure, labels)}: {reason}." for reason, labels in reasons.items()] + said
     return list(dict.fromkeys(said))
 

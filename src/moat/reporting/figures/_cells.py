@@ -9,7 +9,7 @@ from moat.errors import ConfigError
 from moat.reporting.figures import Frames
 from moat.reporting.labels import shared_parts, without_shared
 from moat.reporting.results import Results
-from moat.reporting.tables import not_run_reason, rows_of
+from moat.reporting.tables import REMARKS, not_run_reason, rows_of
 
 _IDENTITY = ("dataset", "arch", "method", "protocol")
 COLUMNS = [
@@ -85,6 +85,6 @@ def add_series(rows, without: Sequence[str | None], *, panel: str | None):
 
 def is_distrusted(row) -> bool:
     """Whether a gate failed, or the model was trained again: reasons that speak about the number itself."""
-    about_comparison = ("budget", "seeds-missing", "unofficial-data", "stand-in ")
+    about_comparison = ("budget", "seeds-missing", "unofficial-data", "stand-in ", *REMARKS)
     reasons = row["gates_failed"].split(";") if isinstance(row["gates_failed"], str) else []
     return any(not reason.startswith(about_comparison) for reason in reasons)
