@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from moat.config.grid import build_grid
 from moat.config.numbers import parse_number
 from moat.config.project import Project
 from moat.config.recipes import digest, merge, resolve_recipe, resolve_run
@@ -127,6 +128,47 @@ def test_scale_overrides_come_in_order(project):
     assert resolve_recipe(project, "quickstart", "trades")["epochs"] == 7
     assert resolve_recipe(project, "quickstart", "pgd-at")["epochs"] == 3
     assert resolve_recipe(project, "paper", "pgd-at")["epochs"] == 100
+
+
+FROM_0_TO_1 = 'is not allowed; allowed: a distance in pixel units from 0 to 1, e.g. "8/255" or 0.03'
+
+
+@pytest.mark.parametrize(
+    "value", ["8", "-0.1", ".nan", '"800/255"', '"1/0"', '"8/255/2"', '"0.5/255"', '"-1/255"', '"8 px"']
+)
+@pytest.mark.parametrize(
+    ("file", "old", "new", "key"),
+    [
+        ("attacks.yaml", 'pgd10: {attack: pgd, eps: "8/255"', "pgd10: {{attack: pgd, eps: {}", "pgd10.eps"),
+        ("attacks.yaml", 'step_size: "2/255", steps: 20', "step_size: {}, steps: 20", "pgd20.step_size"),
+        ("methods/trades.yaml", "eps: 8/255", "eps: {}", "attack.eps"),
+        ("methods/trades.yaml", "step_size: 2/255", "step_size: {}", "attack.step_size"),
+        ("methods/dwf.yaml", "fgsm_attack: {eps: [0.01,", "fgsm_attack: {{eps: [{},", "fgsm_attack.eps.0"),
+        (
+            "methods/dwf-expert-fgsm.yaml",
+            "watch: {attack: pgd, eps: 8/255",
+            "watch: {{attack: pgd, eps: {}",
+            "watch.eps",
+        ),
+        ("scales/quickstart.yaml", "transfer_seed: {", "transfer_seed: {{step_size: {}, ", "transfer_seed.step_size"),
+    ],
+    ids=lambda value: value if isinstance(value, str) and "." in value and " " not in value else "",
+)
+def test_distances_lie_between_0_and_1_however_they_are_written(project, value, file, old, new, key):
+    """In fractions, too; it is said where a plan is made, not by an attack hours later."""
+    edit(project, f"config/{file}", old, new.format(value))
+    with pytest.raises(ConfigError) as error:
+        build_grid(project, "quickstart", ["unified"])
+        project.attacks()
+    assert Path(file).name in str(error.value) and f" {key}: " in str(error.value)
+    assert FROM_0_TO_1 in str(error.value)
+    assert value.strip('".') in str(error.value)
+
+
+@pytest.mark.parametrize("value", ["0", "1", '"255/255"', '" 8 / 255"', '"1e-3"'])
+def test_distances_that_are_allowed(project, value):
+    edit(project, "config/attacks.yaml", 'pgd10: {attack: pgd, eps: "8/255"', f"pgd10: {{attack: pgd, eps: {value}")
+    assert project.attacks()["pgd10"]["eps"] is not None
 
 
 @pytest.mark.parametrize(

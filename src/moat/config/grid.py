@@ -59,6 +59,8 @@ def build_grid(project: Project, scale: str, studies: Iterable[str]) -> Grid:
     Raises:
         ConfigError: a name that nothing declares, or a published number that fits a cell twice; says where.
     """
+    for name in project.scale(scale).get("attacks", {}):
+        project.attack(name, where=f"config/scales/{scale}.yaml: attacks", scale=scale)
     tables, figures = [], []
     for study in studies:
         expander = Expander(project, scale, study)

@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from moat.config.numbers import parse_number
 from moat.errors import ConfigError
 
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -58,7 +59,14 @@ def read_yaml(path: str | Path) -> Any:
 def _validator(schema_path: Path):
     import jsonschema
 
-    return jsonschema.Draft202012Validator(read_yaml(schema_path))
+    formats = jsonschema.FormatChecker(formats=())
+    formats.checks("distance", raises=ConfigError)(_is_distance)
+    return jsonschema.Draft202012Validator(read_yaml(schema_path), format_checker=formats)
+
+
+def _is_distance(value: Any) -> bool:
+    """Whether a number, or a fraction such as "8/255", lies between 0 and 1. JSON Schema's bounds see no strings."""
+    return 0 <= parse_number(value) <= 1
 
 
 # What has been found valid: a plan asks for the recipe of every run, and most runs share theirs.
@@ -113,6 +121,8 @@ def _explain(error) -> str:
     if error.validator == "enum":
         return f"{key}: " + unknown_name(error.instance, [str(value) for value in error.validator_value], what="value")
     hint = error.schema.get("description") if isinstance(error.schema, Mapping) else None
+    if error.validator == "format":
+        return f"{key}: {error.instance!r} is not allowed; allowed: {hint or error.validator_value}"
     return f"{key}: {error.message}" + (f"; allowed: {hint}" if hint else "")
 
 
