@@ -16,7 +16,7 @@ import moat.methods
 from moat.attacks import steps
 from moat.config.project import Project
 from moat.config.recipes import resolve_recipe, resolve_run
-from moat.errors import Interrupted
+from moat.errors import ConfigError, Interrupted
 from moat.files import hash_file
 from moat.methods.base import Method
 from moat.training import engine
@@ -33,6 +33,22 @@ OWN_TEST = {
 
 def test_every_method_has_a_recipe_and_every_recipe_a_method():
     assert Project(ROOT).names("methods") == METHODS
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "there is no METHOD in it"),
+        ("def trades(): ...", "there is no METHOD in it"),
+        ("METHOD = 'trades'", "METHOD is 'trades'"),
+    ],
+)
+def test_a_module_without_its_method_is_named(monkeypatch, tmp_path, text, said):
+    (tmp_path / "my_method.py").write_text(text)
+    monkeypatch.setattr(moat.methods, "__path__", [*moat.methods.__path__, str(tmp_path)])
+    monkeypatch.delitem(sys.modules, "moat.methods.my_method", raising=False)
+    with pytest.raises(ConfigError, match=rf"my_method.py: {said}; a method's module ends in `METHOD = <its class>`"):
+        moat.methods.get("my-method")
 
 
 @pytest.mark.parametrize("name", METHODS)

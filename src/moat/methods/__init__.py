@@ -25,8 +25,16 @@ def get(name: str) -> type:
     """The :class:`moat.methods.base.Method` subclass registered as ``name``.
 
     Raises:
-        ConfigError: no such method; lists those there are.
+        ConfigError: no such method; lists those there are. Or its module has no ``METHOD``; names the file.
     """
     if name not in names():
         raise ConfigError(unknown_name(name, names(), what="method"))
-    return importlib.import_module(f"moat.methods.{name.replace('-', '_')}").METHOD
+    module = importlib.import_module(f"moat.methods.{name.replace('-', '_')}")
+    method = getattr(module, "METHOD", None)
+    if not isinstance(method, type):
+        missing = "there is no METHOD in it" if method is None else f"METHOD is {method!r}"
+        raise ConfigError(
+            f"{module.__file__}: {missing}; a method's module ends in `METHOD = <its class>`, a subclass of "
+            "moat.methods.base.Method (what methods share is in modules whose names begin with _)"
+        )
+    return method
