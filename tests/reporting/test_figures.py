@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 import subprocess
 import sys
@@ -325,6 +326,39 @@ def test_a_probe_of_other_weights_is_outdated(tree, declare, draw):
     fill(tree)
     probe(tree, "pgd-at", "weights", probes()["weights"], sha="0" * 64)
     assert "Outdated: digits (for CIFAR-10) / ResNet-18 / PGD-AT: trained again since." in draw()[1]
+
+
+PROBED = [kind for kind, shows in figure_kinds().items() if shows == "probe"]
+
+
+@pytest.mark.parametrize("kind", PROBED)
+def test_a_figure_is_not_replaced_by_an_empty_one_because_its_arrays_are_elsewhere(
+    tree, declare, draw, moat, kind, capsys
+):
+    """In a clone, figures are there and the arrays of probes are not."""
+    declare(kind)
+    fill(tree)
+    draw()
+    files = [tree.base / f"figures/unified-f.{suffix}" for suffix in ("png", "pdf", "csv")]
+    drawn = [path.read_bytes() for path in files]
+    for path in tree.base.glob("probes/*/*/pgd-at/*/*.safetensors"):
+        path.unlink()
+    for path in files:
+        os.utime(path, (0, 0))
+    assert moat("draw") == 0
+    said = capsys.readouterr()
+    assert "Drawn before: digits (for CIFAR-10) / ResNet-18 / PGD-AT: the arrays of the probe are not here." in said.out
+    assert "Not drawn" not in said.out
+    assert re.search(r"unified-f: left as it is: .*pgd-at/seed0/\w+.safetensors", said.err)
+    assert [path.read_bytes() for path in files] == drawn
+    # Snakemake looks at the times of what it asked for.
+    assert all(path.stat().st_mtime > 0 for path in files)
+
+    files[0].unlink()
+    _, said = draw()
+    assert "Not drawn: digits (for CIFAR-10) / ResNet-18 / PGD-AT: not probed yet." in said
+    assert files[0].exists() and files[2].read_bytes() != drawn[2]
+    assert "PGD-AT" not in set(pd.read_csv(files[2])["label"].str.split(" / ").str[-1])
 
 
 def test_heat_maps_choose_a_telling_image(tree, declare, draw):

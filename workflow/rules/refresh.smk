@@ -48,4 +48,6 @@ def stale_results(scale, shown):
     records = [paths.run_dir(scale, run) / "run.json" for run in shown.runs]
     records += [paths.evaluation(scale, e.run, e.suite).with_suffix(".json") for e in shown.evaluations]
     records += [paths.gates(scale, run) for run in shown.gates]
+    probes = getattr(shown, "probes", ())
+    records += [paths.probe(scale, probe.run, probe.name).with_suffix(".json") for probe in probes]
     return {str(record): parts for record in records if (parts := stale_parts(record))}

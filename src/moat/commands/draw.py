@@ -36,14 +36,34 @@ def run(arguments) -> None:
 
 
 def _draw(figure, frames) -> None:
-    from moat.config import paths
     from moat.reporting import figures, style
 
     plugin = figures.get(figure.kind)
-    base = frames.results.file(paths.figure(frames.results.scale, figure.study, figure.name))
-    with style.applied() as look:
-        canvas, content = plugin.draw(figure, frames, look)
-        style.save(canvas, content, base, title=figure.title)
+    base = figures.files(figure, frames.results)[0].with_suffix("")
+    if figures.drawn_before(figure, frames.results):
+        _keep(figure, frames.results, base)
+    else:
+        with style.applied() as look:
+            canvas, content = plugin.draw(figure, frames, look)
+            style.save(canvas, content, base, title=figure.title)
     print(base)
     for note in figures.notes(figure, frames.results):
         print(f"  {note}")
+
+
+def _keep(figure, results, base) -> None:
+    """Leave a figure's files as they are, but for their times: Snakemake wants what it asked for to be of now."""
+    import sys
+
+    from moat.config import paths
+    from moat.reporting import figures
+
+    for path in figures.files(figure, results):
+        path.touch()
+    probes = [paths.probe(results.scale, probe.run, probe.name) for probe in figure.probes]
+    missing = [str(path) for path in probes if not results.file(path).exists()]
+    print(
+        f"moat draw: {base}: left as it is: it cannot be drawn again without {', '.join(missing)} "
+        "(probes are not in git; `moat probe` makes them from the models)",
+        file=sys.stderr,
+    )

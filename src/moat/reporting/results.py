@@ -152,7 +152,7 @@ class Results:
         return stale_parts(self.gates(run))
 
     def stale(self, cell: Cell) -> dict[str, list[str]]:
-        """Which of a cell's results are stale: ``run``, ``rows`` or ``gates`` -> the parts that have changed."""
+        """What of a cell's results is stale: ``run``, ``rows``, ``gates``, ``probe`` -> the parts that have changed."""
         found: dict[str, list[str]] = {}
         for run in self.finished(cell):
             made = {"run": self.stale_run(run)}
@@ -160,6 +160,8 @@ class Results:
                 made["rows"] = self.stale_evaluation(run, cell.suite)
             if cell.gates:
                 made["gates"] = self.stale_gates(run)
+            if "probe" in cell.reads:
+                made["probe"] = stale_parts(self.probe_record(run, cell.of))
             for what, parts in made.items():
                 if parts:
                     found[what] = list(dict.fromkeys([*found.get(what, []), *parts]))

@@ -10,13 +10,16 @@ A module has
 The study's ``options`` are the plug-in's own; it refuses those that it does not know.
 """
 
+import csv
 import importlib
 import pkgutil
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from moat.config import paths
 from moat.config.grid import Figure, Line, Run
 from moat.config.schema import unknown_name
 from moat.errors import ConfigError
@@ -75,15 +78,36 @@ def get(kind: str) -> ModuleType:
     return importlib.import_module(f"{__name__}.{kind}")
 
 
+def files(figure: Figure, results: Results) -> list[Path]:
+    """Where a figure is drawn to: PNG, PDF and CSV."""
+    base = results.file(paths.figure(results.scale, figure.study, figure.name))
+    return [base.with_name(f"{base.name}.{suffix}") for suffix in paths.FIGURE_SUFFIXES]
+
+
+def drawn_before(figure: Figure, results: Results) -> list[str]:
+    """The labels of lines that the figure's files show, but that could not be drawn now: their probes are not here.
+
+    Figures are kept in git, the arrays of probes are not: in a clone, a figure drawn anew would lose these lines.
+    """
+    lacking = [line.label for line in figure.lines if line.cell.probes and not results.finished(line.cell)]
+    *pictures, points = files(figure, results)
+    if not lacking or not all(path.exists() for path in (*pictures, points)):
+        return []
+    with open(points, encoding="utf-8", newline="") as stream:
+        shown = {row.get("label") for row in csv.DictReader(stream)}
+    return [label for label in lacking if label in shown]
+
+
 def notes(figure: Figure, results: Results) -> list[str]:
     """What a figure must say beside its caption: lines that are not drawn, stand-ins, failed gates."""
     frames, said = Frames(results), []
     reasons: dict[str, list[str]] = {}
     unverified: dict[str, list[str]] = {}
+    before = drawn_before(figure, results)
     stale = [line.label for line in figure.lines if any(map(results.stale, line.cell.each()))]
     for line in figure.lines:
         reason = not_run_reason(line.cell, results)
-        if reason is not None:
+        if reason is not None and line.label not in before:
             reasons.setdefault(reason, []).append(line.label)
             continue
         said += [f"Stand-in: {_replaced(stand_in)}." for stand_in in stand_ins(line.cell)]
@@ -92,6 +116,7 @@ def notes(figure: Figure, results: Results) -> list[str]:
         said += [f"Outdated: {line.label}: trained again since." for _ in _outdated(line, results)]
     said += [f"Unverified: {_named(figure, labels)}: {gates}." for gates, labels in unverified.items()]
     said += [f"Stale: {_named(figure, stale)}: made by sources that have changed since."] if stale else []
+    said += [f"Drawn before: {_named(figure, before)}: the arrays of the probe are not here."] if before else []
     said = [f"Not drawn: {_named(figure, labels)}: {reason}." for reason, labels in reasons.items()] + said
     return list(dict.fromkeys(said))
 
