@@ -77,8 +77,10 @@ def load(arguments: Namespace, *, at_most: int | None = None) -> Subject:
         model, run, described = _load_foreign(arguments, device)
     defaults = described.get("evaluation", {})
     path = arguments.data or Path(described["data"]["path"])
+    what = f"--run {arguments.run_dir}" if arguments.run_dir else f"--model {arguments.model}"
     limit = arguments.limit if arguments.limit is not None else _smaller(defaults.get("limit"), at_most)
     x, y, indices, digest = _load_examples(path, limit or None)
+    _check_fit(model, x, f"{what} --data {path}")
     expected = described.get("data", {}).get("sha256", digest)
     if expected != digest:
         log.warning("%s is not the data set that this run was trained with (sha256 %s…)", path, expected[:12])
@@ -209,6 +211,28 @@ def _load_examples(path: Path, limit: int | None):
         # Several versions of one image (corruptions): number the rows instead.
         indices = list(range(len(y)))
     return x, y, indices, data.sha256
+
+
+def _check_fit(model, x, where: str) -> None:
+    """Show the model two images: what it refuses here would end an attack with a long traceback.
+
+    Raises:
+        DataError: it does not take them, or returns no logits; says what it was given, and its own message.
+    """
+    import torch
+
+    from moat.evaluation.judging import classify, device_of, images
+
+    batch = images(x[:2], device_of(model))
+    given = f"{where}: given images float32 {tuple(batch.shape)} in [0, 1], the model"
+    try:
+        # A model that draws random numbers draws the same ones afterwards as without this.
+        with torch.random.fork_rng([batch.device] if batch.is_cuda else []):
+            logits = classify(model, batch)
+    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, AssertionError) as error:
+        raise DataError(f"{given} fails ({type(error).__name__}: {_first_line(error)})") from error
+    if logits.ndim != 2 or len(logits) != len(batch):
+        raise DataError(f"{given} returns {tuple(logits.shape)}; logits ({len(batch)}, classes) are needed")
 
 
 def _smaller(*limits: int | None) -> int | None:

@@ -200,6 +200,52 @@ def test_wrong_usage_is_one_line_with_its_exit_code(inside, capsys, options, cod
     assert not (inside / "q.parquet").exists()
 
 
+LARGER = """
+import torch
+from torch import nn
+
+class Refuses(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(3 * 32 * 32, 10)
+    def forward(self, x):
+        return self.head(x.flatten(1))
+
+class Pairs(Refuses):
+    def forward(self, x):
+        return x.mean((2, 3)), x
+
+class Images(Refuses):
+    def forward(self, x):
+        return x
+
+refuses, pairs, whole = Refuses, Pairs, Images
+"""
+
+
+@pytest.mark.parametrize(
+    ("factory", "words"),
+    [
+        ("refuses", ["fails (RuntimeError: mat1 and mat2 shapes cannot be multiplied (2x768 and 3072x10))"]),
+        ("pairs", ["fails (AttributeError: 'tuple' object has no attribute 'float')"]),
+        ("whole", ["returns (2, 3, 16, 16); logits (2, classes) are needed"]),
+    ],
+)
+@pytest.mark.parametrize("command", ["evaluate", "verify"])
+def test_a_model_that_does_not_take_the_images_is_one_line(inside, capsys, monkeypatch, command, factory, words):
+    monkeypatch.syspath_prepend(inside)
+    (inside / "larger.py").write_text(LARGER)
+    save_file({"head.weight": torch.zeros(10, 3072), "head.bias": torch.zeros(10)}, inside / "larger.safetensors")
+    options = ["--model", f"larger:{factory}", "--weights", str(inside / "larger.safetensors")]
+    out = {"evaluate": ["--suite", "quick", "--out", "q.parquet"], "verify": ["--out", "g.json"]}[command]
+    out[-1] = str(inside / out[-1])
+    assert main([command, *options, "--dataset-file", "digits.safetensors", *out]) == 3
+    message = capsys.readouterr().err.strip().splitlines()[-1]
+    given = "--data digits.safetensors: given images float32 (2, 3, 16, 16) in [0, 1], the model"
+    assert message.startswith(f"moat {command}: --model larger:{factory} {given} "), message
+    assert all(word in message for word in words), message
+
+
 def test_weights_that_would_run_code_are_refused(inside, capsys):
     class Evil:
         def __reduce__(self):

@@ -12,12 +12,6 @@ from moat.cli import main
 from moat.files import read_json
 
 PAGE = (Path(__file__).parents[2] / "docs" / "evaluate-your-own-model.md").read_text()
-SUITE = """
-trust:
-  title: the page's suite without what takes minutes
-  settings: [clean, pgd10, pgd10_det, aa]
-  worst_case: [{name: worst, of: [clean, pgd10, pgd10_det, aa]}]
-"""
 
 
 def blocks(language):
@@ -31,7 +25,6 @@ def folder(project, tmp_path, monkeypatch):
 
     for part in ("config", "workflow"):
         shutil.copytree(project / part, tmp_path / part)
-    (tmp_path / "config" / "suites.yaml").write_text(SUITE)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     return tmp_path
@@ -47,15 +40,13 @@ def test_every_command_of_the_page_works(folder):
     commands = [line for block in blocks("console") for line in block.splitlines()]
     assert [shlex.split(line)[1] for line in commands] == ["fetch", "prepare", "evaluate", "verify"]
     for line in commands:
-        # The tiny scale of the tests in the place of quickstart, 16 images of this data set all the same.
-        words = shlex.split(line.replace("--suite trust --scale quickstart", "--suite trust --scale tiny --limit 20"))
-        assert main([word.replace("quickstart", "tiny") for word in words[1:]]) == 0, line
+        assert main(shlex.split(line)[1:]) == 0, line
     content = json.loads((folder / "trust.json").read_text())
     assert {"accuracy", "flags", "not_applicable", "worst_case", "settings"} <= set(content)
-    assert content["accuracy"]["worst"]["n"] == 12 and "pgd10_det" in content["not_applicable"]
-    assert set(content["worst_case"]["worst"]["broken_by"]) == {"clean", "pgd10", "aa"}
+    assert content["accuracy"]["worst"]["n"] == 16 and "pgd10_det" in content["not_applicable"]
+    assert {"clean", "pgd10", "aa", "square"} < set(content["worst_case"]["worst"]["broken_by"])
     assert read_json(folder / "trust-robustbench.json")["unreliable"] in (True, False)
-    assert read_json(folder / "gates.json")["n"] == 40
+    assert read_json(folder / "gates.json")["n"] == 100
 
 
 def test_the_method_for_views_is_found(folder):
