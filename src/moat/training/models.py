@@ -46,7 +46,7 @@ def load_model(folder: str | Path, weights: str = "best", device: str | torch.de
     run, path = read_run(folder), Path(folder) / WEIGHTS[weights]
     expected = run["model_sha256" if weights == "best" else "last_sha256"]
     if not path.exists():
-        raise DataError(f"{path}: no such file")
+        raise DataError(f"{path}: no such file; {_how_to_get(run, folder)}")
     if hash_file(path) != expected:
         raise DataError(f"{path}: the content is not that of run.json (sha256 {expected[:12]}…); train it again")
     needs = {name: Path(need["path"]) for name, need in run.get("needs", {}).items()}
@@ -54,6 +54,16 @@ def load_model(folder: str | Path, weights: str = "best", device: str | torch.de
     model = method.build(arch=run["arch"], num_classes=run["num_classes"], options=run["model"], needs=needs)
     model.load_state_dict(safetensors.torch.load_file(path))
     return model.to(device, memory_format=torch.channels_last).eval()
+
+
+def _how_to_get(run: Mapping[str, Any], folder: str | Path) -> str:
+    """Weights are not in git: a clone has the records of its runs only."""
+    options = " ".join(f"--{name} {run[name]}" for name in ("dataset", "arch", "method", "seed", "scale"))
+    needs = "".join(f" --need {name}={need['path']}" for name, need in run.get("needs", {}).items())
+    return (
+        "weights are not in git. `moat pull` gets those that were shared; "
+        f"`moat train {options}{needs} --out {folder}` trains again"
+    )
 
 
 def model_options(model: Mapping[str, Any], data: datasets.Dataset) -> dict[str, Any]:
