@@ -7,7 +7,10 @@ imports torch and the like inside ``run``, so that ``moat --help`` answers at on
 import argparse
 import contextlib
 import importlib
+import os
 import pkgutil
+import select
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -35,6 +38,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     code = run_warm(sys.argv[1:] if argv is None else argv)
     if code is not None:
         return code
+    try:
+        code = _run(argv)
+        # Now, and not when Python ends: here a reader that went away is answered.
+        sys.stdout.flush()
+    except BrokenPipeError:
+        if not _reader_is_gone():
+            raise
+        # `moat plan --json | head`: nobody is left to be told. What Python still holds for the reader goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    return code
+
+
+def _run(argv: Sequence[str] | None) -> int:
     arguments = build_parser().parse_args(argv)
     try:
         # What a command holds as long as it runs, e.g. a GPU.
@@ -46,3 +63,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"moat {arguments.command}: interrupted", file=sys.stderr)
         return 130
+
+
+def _reader_is_gone() -> bool:
+    """Whether stdout is a pipe that nobody reads: another pipe may have broken, and that is no quiet end."""
+    try:
+        poll = select.poll()
+        poll.register(sys.stdout.fileno(), select.POLLOUT)
+    except (AttributeError, OSError, ValueError):
+        return False
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
