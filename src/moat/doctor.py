@@ -18,11 +18,15 @@ from moat.errors import MoatError
 
 @dataclass(frozen=True)
 class Check:
-    """One finding. ``state``: ``ok``, ``missing`` (not here; the message says what that means) or ``problem``."""
+    """One finding. ``state``: ``ok``, ``missing`` (not here; the message says what that means) or ``problem``.
+
+    ``details``: what the message counts, one by one.
+    """
 
     name: str
     state: str
     message: str
+    details: tuple[str, ...] = ()
 
 
 def examine(project: Project) -> list[Check]:
@@ -98,6 +102,8 @@ def _mirror(project: Project) -> Iterator[Check]:
         yield Check("mirror", "ok", f"{mirror} (not contacted)")
     elif (project.root / mirror / "SHA256SUMS").exists():
         yield Check("mirror", "ok", mirror)
+    elif not (project.root / mirror).is_dir():
+        yield Check("mirror", "problem", f"{mirror}: no such folder; data.mirror or MOAT_MIRROR must name one")
     else:
         yield Check("mirror", "problem", f"{mirror}: there is no SHA256SUMS there, so nothing from it can be verified")
 
@@ -126,10 +132,8 @@ def _results(project: Project) -> Iterator[Check]:
         entries = plan(build_grid(project, scale, project.config()["studies"]), project.root)
         counts = Counter(entry["status"] for entry in entries)
         listed = ", ".join(f"{counts[status]} {status}" for status in ("done", "stale", "missing"))
-        yield Check(f"results {scale}", "ok" if not counts["stale"] else "problem", listed)
-        for entry in entries:
-            if entry["stale"]:
-                yield Check("stale", "problem", f"{entry['path']}: {', '.join(entry['stale'])} changed since")
+        stale = [f"{entry['path']}: {', '.join(entry['stale'])} changed since" for entry in entries if entry["stale"]]
+        yield Check(f"results {scale}", "ok" if not stale else "problem", listed, tuple(stale))
 
 
 EXAMINERS = (_torch, _gpu_slots, _data, _mirror, _tools, _disk, _results)

@@ -280,6 +280,14 @@ def test_unknown_dataset(workplace, capsys):
     assert "did you mean 'small'" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("address", [Path, Path.as_uri], ids=["folder", "file URL"])
+def test_a_mirror_that_is_not_there_is_not_one_without_checksums(workplace, capsys, address):
+    workplace.dataset()
+    nowhere = str(address(workplace.root / "nowhere"))
+    assert workplace.fetch("--mirror", nowhere) == 3
+    assert f"{nowhere}: no such folder; a mirror is a folder or a URL with SHA256SUMS" in capsys.readouterr().err
+
+
 def test_python_interface_raises(workplace):
     workplace.dataset()
     spec = Project(workplace.root).dataset("small")

@@ -2,11 +2,15 @@
 
 from pathlib import Path
 
+# Of many stale results so many are shown.
+SHOWN = 3
+
 HELP = "what this machine can do: torch, GPUs, data, SLURM, DVC, disk"
 
 
 def add_arguments(parser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--verbose", action="store_true", help="list every stale result")
 
 
 def run(arguments) -> int:
@@ -21,4 +25,9 @@ def run(arguments) -> int:
         return 0
     for check in checks:
         print(f"{check.state:8} {check.name:20} {check.message}")
+        shown = check.details if arguments.verbose else check.details[:SHOWN]
+        for detail in shown:
+            print(f"{'':29} {detail}")
+        if len(shown) < len(check.details):
+            print(f"{'':29} and {len(check.details) - len(shown)} more; `moat doctor --verbose` lists them")
     return 0

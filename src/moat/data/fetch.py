@@ -99,6 +99,9 @@ def read_sums(mirror: str) -> dict[str, str]:
     try:
         text = transfer.read_text(address)
     except FileNotFoundError as error:
+        is_folder = not transfer.is_url(mirror) or mirror.startswith("file:")
+        if is_folder and not transfer.as_path(mirror).is_dir():
+            raise DataError(f"{mirror}: no such folder; a mirror is a folder or a URL with {SUMS}") from error
         raise DataError(f"{mirror}: no {SUMS} in this mirror; a mirror without one is refused") from error
     sums = {}
     for number, line in enumerate(text.rstrip().splitlines(), start=1):
