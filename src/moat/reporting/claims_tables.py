@@ -59,7 +59,7 @@ def words(claim: Mapping[str, Any]) -> tuple[str, ...]:
     explained = _number(claim["explained"], unit)
     explanation = claim["explanation"] + (f" ({claim['protocol']}: {explained})" if explained else "")
     why = "; ".join(explain(reason).removeprefix("unverified: ") for reason in claim["reasons"])
-    verdict = claim["verdict"] + (f": {why}" if claim["verdict"] == "unverified" and why else "")
+    verdict = claim["verdict"] + (f": {why}" if claim["measured"] and why else "")
     return f"{claim['paper']}: {claim['text']}", claim["stated"], measured, explanation, verdict, evidence(claim)
 
 
