@@ -27,7 +27,7 @@ def for_attack(model: nn.Module, example: torch.Tensor | None = None) -> nn.Modu
 
     Its parameters are frozen, it is in evaluation mode and channels last, every batch norm that follows a convolution
     (plain, masked, or of channel experts) and nothing else is folded into it. On a CPU the convolutions' weights are
-    kept as the fastest kernel wants them (:mod:`moat.nets.packed`), which takes up to nine times their memory, and sums
+    kept as the fastest kernel wants them (:mod:`moat.nets.packed`), which takes about ten times their memory, and sums
     and relus behind a convolution are computed by it. The copy keeps the class and the methods of ``model``
     (``route_logits``, ``features``); its state dict is not the model's.
 

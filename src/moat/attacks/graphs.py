@@ -142,11 +142,13 @@ class Replay:
         return self._turn
 
     def back(self, x: torch.Tensor, turn: int, given: torch.Tensor) -> None:
-        """Compute ``gradient`` from that of the logits. Where ``turn`` was not the last pass, it is made once more."""
+        """Compute ``gradient`` from that of the logits. A pass that was not the last thing done is made again."""
         if turn != self._turn:
             self.ahead(x)
         self.given.copy_(given)
         self._replay_back()
+        # Memory of the pass was used again.
+        self._turn += 1
 
 
 class _Replayed(torch.autograd.Function):
