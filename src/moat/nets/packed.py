@@ -92,7 +92,7 @@ class PackedWeight:
     def forward(self, x, weight, bias, padding, residual=None, relu: bool = False) -> torch.Tensor:
         """:meth:`conv2d` without gradient."""
         stride = self.stride[0]
-        if self._winograd[0] and winograd.pays(weight, winograd.count_tiles(x, padding[0], stride), stride):
+        if self._winograd[0] and winograd.pays(weight, x, padding[0], stride):
             form = self._form("winograd", lambda: winograd.transformed(weight, stride=stride))
             done = {"residual": residual, "relu": relu}
             return winograd.convolve(x, form, len(weight), bias, padding=padding[0], stride=stride, **done)
@@ -106,7 +106,7 @@ class PackedWeight:
         # Forward and backward have as many tiles only where the image keeps its size.
         if not _can_pack(x, weight) or self.padding != [1, 1] or self.stride != [1, 1]:
             return False
-        return all(self._takes(weight)) and winograd.pays(weight, winograd.count_tiles(x, self.padding[0]))
+        return all(self._takes(weight)) and winograd.pays(weight, x, self.padding[0])
 
     def backward(self, gradient, x, weight, mask: torch.Tensor | None = None, less: torch.Tensor | None = None):
         """The gradient of ``x`` from the output's, which counts as 0 where the ``mask`` is 0 or below.
@@ -116,14 +116,12 @@ class PackedWeight:
         Where the stride is 1, it is a convolution with the mirrored weight.
         """
         reach, stride = self._reaches, self.stride[0]
-        # With stride 2, a tile is of 4x4 of the gradient's pixels.
-        tiles = winograd.count_tiles(gradient, reach[0] if stride == 1 else 1)
-        if self._winograd[1] and winograd.pays(weight, tiles, stride):
-            mirrored = weight.flip(2, 3).transpose(0, 1)
-            form = self._form("mirrored, winograd", lambda: winograd.transformed(mirrored, stride=stride))
-            if stride == 2:
-                return winograd.strided_gradient(gradient, form, weight.shape[1], x.shape[2:], mask=mask)
+        if self._winograd[1] and stride == 2 and winograd.strided_gradient_pays(weight, gradient):
+            form = self._winograd_backwards(weight)
+            return winograd.strided_gradient(gradient, form, weight.shape[1], x.shape[2:], mask=mask)
+        if self._winograd[1] and stride == 1 and winograd.pays(weight, gradient, reach[0]):
             gates = {} if less is None else {"passes": x, "less": less}
+            form = self._winograd_backwards(weight)
             return winograd.convolve(gradient, form, weight.shape[1], padding=reach[0], mask=mask, **gates)
         if mask is not None:
             gradient = _masked(gradient, mask)
@@ -140,6 +138,12 @@ class PackedWeight:
             lambda: _OPS._reorder_convolution_weight(_mirrored(weight.detach()).to(gradient.dtype), *how),
         )
         return _convolve(gradient, form, None, reach, [1, 1], self.dilation)
+
+    def _winograd_backwards(self, weight: torch.Tensor) -> torch.Tensor:
+        def make() -> torch.Tensor:
+            return winograd.transformed(weight.flip(2, 3).transpose(0, 1), stride=self.stride[0])
+
+        return self._form("mirrored, winograd", make)
 
     def pays(self, weight: torch.Tensor) -> bool:
         """Whether calls with this weight become faster by packing it."""

@@ -33,6 +33,16 @@ TYPES = (torch.float32, torch.bfloat16)
 LANES = 8
 # With fewer tiles (by stride), a weight of so many numbers takes longer to read than to compute with.
 FEW_TILES, MUCH_WEIGHT = {1: 4, 2: 8}, 2**20
+# Type and stride -> the share of all tiles that must lie within the map: the rest is computed for nothing.
+# oneDNN multiplies twice as fast in bfloat16, which leaves stride 2 nothing to gain.
+LEAST_USED = {
+    (torch.float32, 1): 0.0,
+    (torch.float32, 2): 0.75,
+    (torch.bfloat16, 1): 0.5,
+    (torch.bfloat16, 2): math.inf,
+}
+# Backwards in bfloat16 there is something to gain with stride 2 up to so many numbers.
+LITTLE_WEIGHT = 2**15
 
 _memory = threading.local()
 
@@ -96,9 +106,19 @@ def takes(weight: torch.Tensor, stride: Sequence[int], dilation: Sequence[int], 
     return padding[0] == padding[1] and padding[0] in (0, 1, 2) and library() is not None
 
 
-def pays(weight: torch.Tensor, tiles: int, stride: int = 1) -> bool:
-    """Whether :func:`convolve` is the faster way to so many tiles: a few don't repay much weight."""
-    return weight.numel() < MUCH_WEIGHT or tiles >= FEW_TILES[stride]
+def pays(weight: torch.Tensor, x: torch.Tensor, padding: int, stride: int = 1) -> bool:
+    """Whether :func:`convolve` is the faster way for images ``x`` (B, C, H, W)."""
+    tiles = count_tiles(x, padding, stride)
+    if weight.numel() >= MUCH_WEIGHT and tiles < FEW_TILES[stride]:
+        return False
+    return len(x) * math.prod(_output(x, padding, stride)) >= LEAST_USED[x.dtype, stride] * 16 * tiles
+
+
+def strided_gradient_pays(weight: torch.Tensor, gradient: torch.Tensor) -> bool:
+    """Whether :func:`strided_gradient` is the faster way, with the convolution's weight."""
+    if weight.numel() >= MUCH_WEIGHT and count_tiles(gradient, 1) < FEW_TILES[2]:
+        return False
+    return gradient.dtype == torch.float32 or weight.numel() <= LITTLE_WEIGHT
 
 
 def count_tiles(x: torch.Tensor, padding: int, stride: int = 1) -> int:
