@@ -1,15 +1,5 @@
 """The tiny project that the methods are trained in, here on two devices."""
 
-import pytest
-import torch
-from tiny_methods import Tiny, prepared
+from tiny_methods import one_thread, tiny
 
-
-@pytest.fixture(scope="session", autouse=True)
-def one_thread():
-    torch.set_num_threads(1)
-
-
-@pytest.fixture(scope="session")
-def tiny(tmp_path_factory) -> Tiny:
-    return prepared(tmp_path_factory.mktemp("tiny"))
+__all__ = ["one_thread", "tiny"]

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import yaml
 
@@ -106,6 +107,16 @@ def prepared(root: Path) -> Tiny:
     prepare = ["prepare", "digits", "--from", str(root / "files"), "--scale", "tiny", "--out", str(data)]
     assert main([*project, *prepare]) == 0
     return Tiny(root, data)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory) -> Tiny:
+    return prepared(tmp_path_factory.mktemp("tiny"))
 
 
 def begin(method: Method, epoch: int) -> None:

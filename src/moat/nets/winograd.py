@@ -108,10 +108,11 @@ def takes(weight: torch.Tensor, stride: Sequence[int], dilation: Sequence[int], 
 
 def pays(weight: torch.Tensor, x: torch.Tensor, padding: int, stride: int = 1) -> bool:
     """Whether :func:`convolve` is the faster way for images ``x`` (B, C, H, W)."""
-    tiles = count_tiles(x, padding, stride)
+    size = _output(x, padding, stride)
+    tiles = _tiles(len(x), size)
     if weight.numel() >= MUCH_WEIGHT and tiles < FEW_TILES[stride]:
         return False
-    return len(x) * math.prod(_output(x, padding, stride)) >= LEAST_USED[x.dtype, stride] * 16 * tiles
+    return len(x) * math.prod(size) >= LEAST_USED[x.dtype, stride] * 16 * tiles
 
 
 def strided_gradient_pays(weight: torch.Tensor, gradient: torch.Tensor) -> bool:
@@ -123,7 +124,11 @@ def strided_gradient_pays(weight: torch.Tensor, gradient: torch.Tensor) -> bool:
 
 def count_tiles(x: torch.Tensor, padding: int, stride: int = 1) -> int:
     """Of 4x4 outputs, in the convolution of ``x`` (B, C, H, W)."""
-    return x.shape[0] * math.prod(-(-size // 4) for size in _output(x, padding, stride))
+    return _tiles(len(x), _output(x, padding, stride))
+
+
+def _tiles(images: int, size: tuple[int, int]) -> int:
+    return images * math.prod(-(-side // 4) for side in size)
 
 
 def _output(x: torch.Tensor, padding: int, stride: int) -> tuple[int, int]:
@@ -184,7 +189,7 @@ def convolve(
     size = _output(x, padding, stride)
     products = None
     if passes is not None:
-        products = x.new_empty(len(x), count_tiles(x[:1], padding, stride), dtype=torch.float32)
+        products = x.new_empty(len(x), _tiles(1, size), dtype=torch.float32)
     more = {"bias": bias, "residual": residual, "relu": relu, "passes": passes, "less": less, "products": products}
     y = _computed(x, weight, filters, size, padding=padding, stride=stride, mask=mask, **more)
     return y if products is None else (y, products.sum(1))
