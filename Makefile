@@ -63,7 +63,7 @@ $(READY): pyproject.toml envs/requirements.lock
 	touch $(BUILT) $@
 
 # It says where it is compiled and where not: without a compiler moat works, slower.
-$(BUILT): hatch_build.py src/moat/nets/winograd.cpp | $(READY)
+$(BUILT): hatch_build.py src/moat/kernels/winograd.cpp | $(READY)
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable .
 	touch $@
 

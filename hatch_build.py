@@ -11,7 +11,7 @@ from pathlib import Path
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-SOURCE = Path("src/moat/nets/winograd.cpp")
+SOURCE = Path("src/moat/kernels/winograd.cpp")
 # The library for each instruction set -> what the compiler is told of it.
 AVX512 = ["-march=x86-64-v4", "-mprefer-vector-width=512"]
 LEVELS = {"avx512_bf16": [*AVX512, "-mavx512bf16"], "avx512": AVX512, "avx2": ["-march=x86-64-v3"]}

@@ -6,7 +6,7 @@
 Prints JSON: wall-clock seconds and CPU seconds (of Snakemake and its jobs), medians.
 
 ``dry``: `snakemake -n` on this workflow, its study given so many seeds that it has about the wanted number of jobs.
-``schedulers``: really runs a DAG of the same shape (trainings, then two evaluations and the gates of each; the same
+``schedulers``: really runs a DAG of the same shape (trainings, then two evaluations and the checks of each; the same
 resources and priorities) whose jobs only touch their output, with each of Snakemake's schedulers in turn; from the
 start to the first job's output, and to the end. A dry run would say nothing of schedulers: it asks none.
 """
@@ -26,11 +26,11 @@ from pathlib import Path
 
 import yaml
 
-from moat import provenance
+from moat.provenance import environment
 
 ROOT = Path(__file__).parents[1]
 STUDY = "unified"
-# A training, two evaluations and the gates.
+# A training, two evaluations and the checks.
 PER_MODEL = 4
 SCHEDULERS = {
     "ilp (Snakemake's default)": ["--scheduler", "ilp"],
@@ -42,7 +42,7 @@ SCHEDULERS = {
 SNAKEFILE = """
 N = {models}
 rule all:
-    input: expand("gates/{{i}}", i=range(N)), expand("evaluations/{{i}}-{{s}}", i=range(N), s=("a", "b"))
+    input: expand("checks/{{i}}", i=range(N)), expand("evaluations/{{i}}-{{s}}", i=range(N), s=("a", "b"))
 rule train:
     output: "runs/{{i}}"
     priority: 5
@@ -56,7 +56,7 @@ rule evaluate:
     shell: ": > {{output}}"
 rule verify:
     input: "runs/{{i}}"
-    output: "gates/{{i}}"
+    output: "checks/{{i}}"
     resources: gpu=1, mem_mb=12000, runtime=720
     shell: ": > {{output}}"
 """
@@ -163,7 +163,7 @@ def main() -> None:
     else:
         rows = [row for jobs in options.jobs or [2000] for row in measure_schedulers(jobs, options.repeats or 2)]
     load = {"load_average_at_the_end": round(os.getloadavg()[0], 1)}
-    print(json.dumps({"rows": rows, **load, **provenance.environment()}, indent=2))
+    print(json.dumps({"rows": rows, **load, **environment.environment()}, indent=2))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from moat import provenance
+from moat.provenance import environment
 
 ROOT = Path(__file__).parents[1]
 
@@ -48,7 +48,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--mirror", default=os.environ.get("MOAT_MIRROR", str(ROOT.parent / "shared" / "data")))
     found = measure_prepare(parser.parse_args().mirror)
-    print(json.dumps({"prepare": found, "load_average": os.getloadavg()[0], **provenance.environment()}, indent=2))
+    print(json.dumps({"prepare": found, "load_average": os.getloadavg()[0], **environment.environment()}, indent=2))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
     python benchmarks/reporting.py [--scale paper] [--examples 10000] [--settings 8] [--into DIR]
 
-Makes what the studies ask for at the scale (records of runs, evaluations, gates, and of the probes the features that
+Makes what the studies ask for at the scale (records of runs, evaluations, checks, and of the probes the features that
 t-SNE embeds), with synthetic numbers but in the formats, and of the size, of real ones; then times `moat tabulate`,
 `moat tabulate --cells`, `moat draw` and `moat report`, each in its own process, one after the other. Prints JSON.
 """
@@ -21,15 +21,15 @@ import pyarrow
 import pyarrow.parquet
 import safetensors.numpy
 
-from moat import provenance, sources
-from moat.config import paths, selection
+from moat.config import paths, studies_option
 from moat.config.grid import Evaluation, Grid, Run, build_grid
 from moat.config.project import Project
+from moat.provenance import environment, staleness
 from moat.reporting import usage
 from moat.reporting.results import locate
 
 ROOT = Path(__file__).parents[1]
-CLASSES, EPOCHS, GATES = 10, 100, 12
+CLASSES, EPOCHS, CHECKS = 10, 100, 12
 COMMANDS = {
     "tables": ["tabulate"],
     "cells, claims, metrics": ["tabulate", "--cells"],
@@ -69,11 +69,11 @@ def make(project: Project, grid: Grid, root: Path, examples: int, settings: int)
         history = "".join(f"{epoch},0.1,{2 / epoch},{1 - 0.5 / epoch},50000,30\n" for epoch in range(1, EPOCHS + 1))
         file = locate(root, paths.run_dir(grid.scale, run) / "history.csv")
         file.write_text("epoch,lr,loss,validation_accuracy,images,seconds\n" + history)
-    for run in grid.gates:
-        gate = {"passed": True, "value": {"excess": 0.25}, "limit": {"excess": 0.3}, "message": "m" * 80}
-        gates = [{"gate": f"gate-{number}", **gate} for number in range(GATES)]
-        content = {"passed": True, "failed": [], "worst_case_accuracy": 0.4, "gates": gates, "seconds": 60.0}
-        _write(root, paths.gates(grid.scale, run), content)
+    for run in grid.checks:
+        check = {"passed": True, "value": {"excess": 0.25}, "limit": {"excess": 0.3}, "message": "m" * 80}
+        checks = [{"check": f"check-{number}", **check} for number in range(CHECKS)]
+        content = {"passed": True, "failed": [], "worst_case_accuracy": 0.4, "checks": checks, "seconds": 60.0}
+        _write(root, paths.checks(grid.scale, run), content)
     for probe in usage.probes(grid):
         spec = project.probe(probe.name)
         if spec["probe"] == "features":  # what t-SNE takes its time for
@@ -107,8 +107,8 @@ def _evaluation(project: Project, each: Evaluation, scale: str, examples: int) -
     settings = project.attack_settings(each.suite, scale)
     attacks = {setting["attack"] for setting in settings.values()}
     run = {"method": each.run.method, "arch": each.run.arch, "model_sha256": "0" * 64}
-    made_by = sources.hash_parts(
-        sources.EVALUATION_PARTS, method=each.run.method, arch=each.run.arch, attacks=sorted(attacks)
+    made_by = staleness.hash_parts(
+        staleness.EVALUATION_PARTS, method=each.run.method, arch=each.run.arch, attacks=sorted(attacks)
     )
     return {"run": run, "n": examples, "seconds": 300.0, "settings": settings, "sources": made_by}
 
@@ -118,8 +118,8 @@ def _record(run: Run, scale: str) -> dict:
         **{"dataset": run.dataset, "arch": run.arch, "method": run.method, "seed": run.seed, "scale": scale},
         **{"recipe": {"version": 1, "epochs": EPOCHS}, "wall_seconds": 3600.0, "gpu_seconds": 3600.0},
         **{"images_per_second": 1e4, "parameters": 11173962, "macs_per_image": 555_400_000, "peak_memory_bytes": 2**32},
-        **{"model_sha256": "0" * 64, "git_commit": "0" * 40, **provenance.environment()},
-        "sources": sources.hash_parts(sources.TRAINING_PARTS, method=run.method, arch=run.arch),
+        **{"model_sha256": "0" * 64, "git_commit": "0" * 40, **environment.environment()},
+        "sources": staleness.hash_parts(staleness.TRAINING_PARTS, method=run.method, arch=run.arch),
     }
 
 
@@ -149,7 +149,7 @@ def main() -> None:
     parser.add_argument("--into", type=Path, help="where the results are made, and kept; taken as they are if there")
     arguments = parser.parse_args()
     project = Project(ROOT)
-    grid = build_grid(project, arguments.scale, selection.studies(project, None))
+    grid = build_grid(project, arguments.scale, studies_option.studies(project, None))
     with tempfile.TemporaryDirectory() as temporary:
         root = (arguments.into or Path(temporary)) / "results"
         if not root.exists():
@@ -159,7 +159,7 @@ def main() -> None:
         page = locate(root, paths.report(arguments.scale)).stat().st_size
     size = {"evaluations": len(grid.evaluations), "runs": len(grid.runs), "tables": len(grid.tables)}
     size |= {"figures": len(grid.figures), "cells": sum(len(table.cells) for table in grid.tables)}
-    print(json.dumps({"rows": found, **size, "page_bytes": page, **provenance.environment()}, indent=2))
+    print(json.dumps({"rows": found, **size, "page_bytes": page, **environment.environment()}, indent=2))
 
 
 if __name__ == "__main__":

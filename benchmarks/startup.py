@@ -13,7 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-from moat import provenance
+from moat.provenance import environment
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = {
@@ -39,7 +39,7 @@ def main() -> None:
         rows.append(
             {"what": name, "n": repeats, "seconds": statistics.median(times), "low": min(times), "high": max(times)}
         )
-    print(json.dumps({"rows": rows, **provenance.environment()}, indent=2))
+    print(json.dumps({"rows": rows, **environment.environment()}, indent=2))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
 """``python -m moat`` is the ``moat`` command."""
 
-from moat.cli import main
+from moat.commands.cli import main
 
 raise SystemExit(main())

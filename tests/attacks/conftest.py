@@ -5,7 +5,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from moat import attacks, nets
+from moat import attacks
+from moat.models import nets
 
 
 @pytest.fixture(scope="session", autouse=True)

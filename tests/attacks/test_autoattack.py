@@ -12,8 +12,8 @@ from torch import nn
 
 from moat import attacks
 from moat.attacks.autoattack import review, stages
-from moat.attacks.flags import collect
-from moat.errors import ConfigError
+from moat.attacks.parts.flags import collect
+from moat.base.errors import ConfigError
 
 EPS = 12 / 255
 FEW = {"n_targets": 2, "n_queries": 40}

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from moat.attacks import suites
+from moat.attacks.parts.setting import resolve
+from moat.base.errors import ConfigError
 from moat.config.project import Project
-from moat.errors import ConfigError
 
 PROJECT = Project(Path(__file__).parents[2])
 ALL = PROJECT.attacks()
@@ -27,7 +27,7 @@ SETTINGS = {name: ALL[name] for name in TRIED} | {
         "random_start": "normal",
     },
 }
-ATTACKS = {name: suites.resolve(name, setting) for name, setting in SETTINGS.items()}
+ATTACKS = {name: resolve(name, setting) for name, setting in SETTINGS.items()}
 
 
 def seeded(seed=0):
@@ -148,7 +148,7 @@ UNBOUNDED = ("corruption", "cw_l2")
 @pytest.mark.parametrize("suite", sorted(PROJECT.suites()))
 def test_every_suite_resolves(suite):
     settings = PROJECT.attack_settings(suite)
-    attacks = [suites.resolve(name, setting) for name, setting in settings.items()]
+    attacks = [resolve(name, setting) for name, setting in settings.items()]
     bounded = [attack for attack in attacks if attack.parameters["attack"] not in UNBOUNDED]
     assert "clean" in settings and all(0 <= attack.eps <= 64 / 255 for attack in bounded)
     assert all(attack.eps is None for attack in attacks if attack not in bounded)
@@ -169,13 +169,13 @@ def test_every_suite_resolves(suite):
     ],
 )
 def test_settings_mean_what_their_names_say(name, eps, steps):
-    attack = suites.resolve(name, ALL[name])
+    attack = resolve(name, ALL[name])
     assert (attack.eps, attack.steps) == (pytest.approx(eps, abs=1e-12), steps)
 
 
 def test_the_sweep_steps_by_a_quarter_of_its_radius():
     sweep = PROJECT.attack_settings("epsilon")
-    parameters = [suites.resolve(name, setting).parameters for name, setting in sweep.items() if name != "clean"]
+    parameters = [resolve(name, setting).parameters for name, setting in sweep.items() if name != "clean"]
     assert [round(each["eps"] * 255) for each in parameters] == [1, 2, 4, 8, 12, 16, 32, 64]
     assert all(each["step_size"] == pytest.approx(each["eps"] / 4) for each in parameters)
 
@@ -194,7 +194,7 @@ def test_the_sweep_steps_by_a_quarter_of_its_radius():
 )
 def test_resolve_names_setting_key_and_allowed(setting, words):
     with pytest.raises(ConfigError) as caught:
-        suites.resolve("mine", setting)
+        resolve("mine", setting)
     assert all(word in str(caught.value) for word in words)
 
 

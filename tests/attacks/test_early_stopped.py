@@ -6,8 +6,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from moat.attacks import names, pgd
-from moat.attacks.early_stopped import early_stopped_pgd
-from moat.errors import ConfigError, MoatError
+from moat.attacks.parts.early_stopped import early_stopped_pgd
+from moat.base.errors import ConfigError, MoatError
 
 SETTING = {"eps": 0.1, "step_size": 0.03, "steps": 5}
 

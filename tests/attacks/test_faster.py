@@ -12,12 +12,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from moat import attacks
-from moat.attacks.faster.apgd import Apgd, ApgdTargeted
-from moat.attacks.faster.fab import Fab
-from moat.attacks.faster.fab_projection import project_linf
-from moat.attacks.faster.square import SquareSearch
-from moat.attacks.low_precision import for_low_precision_attack
-from moat.attacks.package import Attacked, FlagLogger
+from moat.attacks.autoattack.adapter import Attacked, FlagLogger
+from moat.attacks.autoattack.apgd import Apgd, ApgdTargeted
+from moat.attacks.autoattack.fab import Fab
+from moat.attacks.autoattack.fab_projection import project_linf
+from moat.attacks.autoattack.square import SquareSearch
+from moat.kernels.low_precision import for_low_precision_attack
 
 EPS = 12 / 255
 

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from moat import attacks
-from moat.attacks.steps import draw
+from moat.attacks.parts.steps import draw
+from moat.base.errors import ConfigError
 from moat.data.seeding import generator
-from moat.errors import ConfigError
 
 
 @pytest.fixture(scope="module")

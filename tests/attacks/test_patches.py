@@ -5,11 +5,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from moat import attacks, nets
-from moat.attacks.faster.patches import Patched, Whole, Window, evaluator
-from moat.attacks.low_precision import for_low_precision_attack
-from moat.attacks.package import Attacked, examples_are_independent
-from moat.nets import packed
+from moat import attacks
+from moat.attacks.autoattack.adapter import Attacked, examples_are_independent
+from moat.attacks.autoattack.patches import Patched, Whole, Window, evaluator
+from moat.kernels import packed
+from moat.kernels.low_precision import for_low_precision_attack
+from moat.models import nets
 
 
 class Odd(nn.Module):

@@ -6,9 +6,9 @@ from torch import nn
 
 from moat import attacks
 from moat.attacks import names
-from moat.attacks.steps import draw, frozen
+from moat.attacks.parts.steps import draw, frozen
+from moat.base.errors import ConfigError, MoatError
 from moat.data.seeding import generator
-from moat.errors import ConfigError, MoatError
 
 
 def seeded(seed=0):

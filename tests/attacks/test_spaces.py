@@ -7,12 +7,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from moat import nets
 from moat.attacks import fgsm, pgd
-from moat.attacks.spaces import SPACES, in_normalised_space
-from moat.errors import ConfigError
-from moat.moe import build_mixture
-from moat.nets.normalize import Normalize
+from moat.attacks.parts.spaces import SPACES, in_normalised_space
+from moat.base.errors import ConfigError
+from moat.models import nets
+from moat.models.moe import build_mixture
+from moat.models.nets.normalize import Normalize
 
 STATISTICS = ((0.49, 0.48, 0.1), (0.25, 0.24, 0.5))
 MEAN, STD = (torch.tensor(values, dtype=torch.float64).view(1, -1, 1, 1) for values in STATISTICS)

@@ -5,12 +5,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from moat import attacks, moe, nets
+from moat import attacks
 from moat.attacks.moe_adaptive import stages
-from moat.attacks.stages import in_turn
-from moat.attacks.steps import frozen
-from moat.attacks.views import RouterScores, view, views_of
-from moat.errors import ConfigError
+from moat.attacks.parts.stages import in_turn
+from moat.attacks.parts.steps import frozen
+from moat.attacks.parts.views import RouterScores, view, views_of
+from moat.base.errors import ConfigError
+from moat.models import moe, nets
 
 NET = {"width": 1 / 16, "image_size": 8, "normalize": ([0.3], [0.35])}
 EPS = 0.1

@@ -23,7 +23,7 @@ WHY = "the page is not looked at in a browser: {} (Debian: apt-get install chrom
 
 @pytest.fixture(scope="session")
 def report(tmp_path_factory) -> Path:
-    """A page with numbers of every kind, claims, pictures, a failed gate, stale results."""
+    """A page with numbers of every kind, claims, pictures, a failed check, stale results."""
     return build(tmp_path_factory.mktemp("browser")).base / "report.html"
 
 

@@ -204,7 +204,7 @@ def test_the_keyboard_is_enough(page):
     assert page.card["title"].endswith("standard, clean")
     page.press(Keys.ARROW_RIGHT, Keys.ARROW_DOWN)
     page.until(lambda: page.card and page.card["title"].endswith("PGD-AT, FG_SM & 50 % <b>"))
-    assert "the gate monotone-epsilon failed" in page.card["why"]
+    assert "the check monotone-epsilon failed" in page.card["why"]
     page.press(Keys.ENTER)
     assert page.focus.text == "Close"
     page.press(Keys.ESCAPE)
@@ -229,8 +229,8 @@ def test_pointing_at_a_number_shows_its_card(page):
     page.until(lambda: page.card is None)
 
 
-def test_gates_and_runs_have_cards_too(page):
-    page.click(page.one("#gates .fail"))
+def test_checks_and_runs_have_cards_too(page):
+    page.click(page.one("#checks .fail"))
     assert page.card["outcome"] == "failed" and page.card["message"] == "monotone-epsilon < limit & such"
     page.press(Keys.ESCAPE)
     page.click(page.one("[data-card=run-0]"))

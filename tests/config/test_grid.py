@@ -8,13 +8,14 @@ import pytest
 import yaml
 
 import moat.methods
-import moat.nets
-from moat.config import paths, registries
+from moat import models
+from moat.base import plugins
+from moat.base.errors import ConfigError
+from moat.config import paths
 from moat.config.grid import Run, build_grid, needs_of
-from moat.config.plan import plan
 from moat.config.project import Project
-from moat.errors import ConfigError
-from moat.sources import hash_parts
+from moat.planning.status import plan
+from moat.provenance.staleness import hash_parts
 
 ROOT = Path(__file__).parents[2]
 
@@ -67,7 +68,7 @@ def test_runs_and_evaluations_are_listed_once_across_tables_and_studies(project)
     assert len(grid.tables) == 3
     assert len(grid.runs) == len(set(grid.runs)) == 2 * 3
     assert len(grid.evaluations) == 6
-    assert len(grid.gates) == 6
+    assert len(grid.checks) == 6
 
 
 @pytest.mark.parametrize(("scale", "seeds"), [("quickstart", 1), ("mini", 1), ("paper", 3)])
@@ -202,9 +203,9 @@ def test_the_projects_own_studies_expand_at_every_scale(scale):
 
 
 def test_plug_in_names_read_from_the_sources_are_those_that_import():
-    assert list(registries.archs()) == moat.nets.names()
+    assert list(plugins.archs()) == models.names()
     assert set(moat.methods.names()) == set(Project(ROOT).names("methods"))
-    for kind in registries.figure_kinds():
+    for kind in plugins.figure_kinds():
         __import__(f"moat.reporting.figures.{kind}")
 
 
@@ -223,12 +224,12 @@ def test_plan_tells_done_missing_and_stale(project):
     found = {entry["method"]: entry for entry in plan(grid, project.root) if entry["kind"] == "run"}
     assert (found["trades"]["status"], found["trades"]["stale"]) == ("done", [])
     assert (found["pgd-at"]["status"], found["pgd-at"]["stale"]) == ("stale", ["attacks"])
-    assert {e["status"] for e in plan(grid, project.root) if e["kind"] in ("evaluation", "gate", "table")} == {
+    assert {e["status"] for e in plan(grid, project.root) if e["kind"] in ("evaluation", "check", "table")} == {
         "missing"
     }
 
 
-# Files that are there (r: run.json, w: weights, e: evaluation, g: gates) -> what is said of run, evaluation and gates.
+# Files that are there (r: run.json, w: weights, e: evaluation, g: checks) -> status of run, evaluation and checks.
 WITHOUT_WEIGHTS = {
     "rweg": ("done", "done", "done"),
     "reg": ("done", "done", "done"),
@@ -252,13 +253,13 @@ def test_a_run_without_its_weights_is_trained_again_if_they_are_needed(project, 
         "r": folder / "run.json",
         "w": folder / "model.safetensors",
         "e": project.root / paths.evaluation("quickstart", run, evaluation.suite),
-        "g": project.root / paths.gates("quickstart", run),
+        "g": project.root / paths.checks("quickstart", run),
     }
     for letter in there:
         files[letter].parent.mkdir(parents=True, exist_ok=True)
         files[letter].write_text("{}")
     found = {entry["kind"]: entry["status"] for entry in plan(grid, project.root)}
-    assert (found["run"], found["evaluation"], found["gate"]) == expected
+    assert (found["run"], found["evaluation"], found["check"]) == expected
 
 
 def test_what_a_bare_run_starts_from_is_trained_again_too(project):

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
+from moat.base.errors import ConfigError
+from moat.base.numbers import parse_number
 from moat.config.grid import build_grid
-from moat.config.numbers import parse_number
 from moat.config.project import Project
 from moat.config.recipes import digest, merge, resolve_recipe, resolve_run
 from moat.config.schema import read_yaml
-from moat.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
 

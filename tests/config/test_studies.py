@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from moat.config import registries
+from moat.base import plugins
+from moat.base.errors import ConfigError
 from moat.config.grid import build_grid
 from moat.config.project import Project
-from moat.errors import ConfigError
 from moat.reporting import claims, measures
 
 ROOT = Path(__file__).parents[2]
@@ -214,10 +214,10 @@ def test_every_claim_that_the_csv_lists_is_computed():
 
 
 def test_measures_read_from_the_sources_are_those_that_import():
-    assert list(registries.measures()) == measures.names()
-    for name, reads in registries.measures().items():
+    assert list(plugins.measures()) == measures.names()
+    for name, reads in plugins.measures().items():
         assert reads == measures.get(name).READS
-        assert set(reads) <= {"rows", "record", "gates", "probe"}
+        assert set(reads) <= {"rows", "record", "checks", "probe"}
 
 
 # -- the study's language ---------------------------------------------------
@@ -277,6 +277,6 @@ def test_slips_in_a_study_are_named(study, name, change, said):
         study(name, change)
 
 
-def test_costs_ask_for_no_evaluation_and_no_gates(paper):
+def test_costs_ask_for_no_evaluation_and_no_checks(paper):
     table = paper.table("hybrid", "overhead")
-    assert table.runs and not table.evaluations and not table.gates
+    assert table.runs and not table.evaluations and not table.checks

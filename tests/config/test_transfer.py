@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from moat.config.cells import Run
+from moat.base.errors import ConfigError
+from moat.config.grid_types import Run
 from moat.config.project import Project
 from moat.config.transfer import transfer_kinds, transfer_runs
-from moat.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-import moat.data.transfer
-from moat.cli import main
+import moat.data.download
+from moat.commands.cli import main
 
 ROOT = Path(__file__).parents[2]
 
@@ -88,7 +88,7 @@ class Site:
 @pytest.fixture
 def workplace(tmp_path, monkeypatch) -> Workplace:
     monkeypatch.delenv("MOAT_MIRROR", raising=False)
-    monkeypatch.setattr(moat.data.transfer, "BACKOFF", (0, 0))
+    monkeypatch.setattr(moat.data.download, "BACKOFF", (0, 0))
     (tmp_path / "config" / "datasets").mkdir(parents=True)
     (tmp_path / "mirror").mkdir()
     shutil.copytree(ROOT / "workflow" / "schemas", tmp_path / "workflow" / "schemas")

@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-import moat.torchvision_ops  # noqa: F401
+import moat.base.torchvision_ops  # noqa: F401
 from moat.data.augmentation import AUGMENTATIONS, auto_augment
 from moat.data.batches import Batches
 from moat.data.seeding import generator

@@ -25,8 +25,8 @@ from small_data import (
     zipped,
 )
 
-import moat.data.transfer
-import moat.files
+import moat.base.files
+import moat.data.download
 
 ARCHIVE = "cifar-10-python.tar.gz"
 CONTENT = b"0123456789" * 1000
@@ -168,7 +168,7 @@ def test_no_space_while_fetching(workplace, capsys, monkeypatch):
         return _FullDisk(stream, 100) if mode == "wb" else stream
 
     with monkeypatch.context() as patch:
-        patch.setattr(moat.data.transfer, "open", full, raising=False)
+        patch.setattr(moat.data.download, "open", full, raising=False)
         code = workplace.fetch("--mirror", str(workplace.mirror))
     refused(workplace, capsys, code, ARCHIVE, "no space left on the device")
     assert workplace.left() == set()
@@ -181,7 +181,7 @@ def test_no_space_while_preparing(workplace, capsys, monkeypatch):
     workplace.dataset()
     assert workplace.fetch("--mirror", str(workplace.mirror)) == 0
     full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    monkeypatch.setattr(moat.files.os, "fsync", lambda _: (_ for _ in ()).throw(full))
+    monkeypatch.setattr(moat.base.files.os, "fsync", lambda _: (_ for _ in ()).throw(full))
     refused(workplace, capsys, workplace.prepare("--validation", "2"), str(workplace.out), "no space left")
     assert workplace.left() == {ARCHIVE, "manifest.json"}
     assert not list(workplace.root.glob("*.part")) and not list(workplace.root.glob(".*.part"))

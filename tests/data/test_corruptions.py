@@ -13,11 +13,11 @@ from PIL import Image
 from scipy import ndimage
 from small_data import pixels
 
+from moat.base.errors import ConfigError, DataError
 from moat.data.corruptions import blur, corrupt, motion, spatter, weather
 from moat.data.corruptions.draws import Draws
 from moat.data.corruptions.severities import NAMES, PARAMETERS
 from moat.data.pickles import load as load_pickle
-from moat.errors import ConfigError, DataError
 
 DETERMINISTIC = (
     "defocus_blur",

@@ -5,10 +5,10 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 
+from moat.base.errors import DataError
+from moat.base.files import hash_file
 from moat.data.batches import Batches
 from moat.data.extra_images import Mixture, load
-from moat.errors import DataError
-from moat.files import hash_file
 
 KIND = {"image_size": 8, "channels": 3, "num_classes": 4}
 

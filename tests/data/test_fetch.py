@@ -14,10 +14,10 @@ import pytest
 import yaml
 from small_data import cifar_members, tar
 
+from moat.base.errors import ConfigError, DataError
 from moat.commands.fetch import chosen_mirror
 from moat.config.project import Project
 from moat.data.fetch import fetch
-from moat.errors import ConfigError, DataError
 
 ROOT = Path(__file__).parents[2]
 CONTENT = b"0123456789" * 1000

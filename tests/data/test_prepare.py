@@ -23,10 +23,10 @@ from small_data import (
     zipped,
 )
 
-from moat.cli import main
+from moat.base.errors import DataError
+from moat.commands.cli import main
 from moat.data.datasets import load
 from moat.data.splits import hold_out, stratified_order, subset
-from moat.errors import DataError
 
 ROOT = Path(__file__).parents[2]
 ARCHIVE = "cifar-10-python.tar.gz"

@@ -4,8 +4,8 @@ import io
 
 import pytest
 
-import moat.progress
-from moat.progress import progress
+import moat.base.progress
+from moat.base.progress import progress
 
 
 class Clock:
@@ -19,7 +19,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch):
     clock = Clock()
-    monkeypatch.setattr(moat.progress, "time", clock)
+    monkeypatch.setattr(moat.base.progress, "time", clock)
     return clock
 
 

@@ -26,7 +26,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
-from moat.nets import convolution
+from moat.kernels import convolution
 
 # Autocast's lists, as far as moat uses them: computed in low precision, and in float32.
 LOW = {F.conv2d, F.linear, torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__, torch.einsum}

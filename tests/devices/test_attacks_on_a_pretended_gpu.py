@@ -1,4 +1,4 @@
-"""Attacks, evaluation, gates and probes on a pretended GPU, against the CPU; and where the host waits for the GPU."""
+"""Attacks, evaluation, checks and probes on a pretended GPU, against the CPU; and where the host waits for the GPU."""
 
 from pathlib import Path
 
@@ -9,18 +9,19 @@ import torch
 from torch import nn
 from two_devices import ON_CPU, ON_GPU, both, on
 
-from moat import probing
-from moat.attacks import early_stopped, for_attack, objectives, steps, suites
+from moat.attacks import for_attack
 from moat.attacks.autoattack import stages
-from moat.attacks.low_precision import for_low_precision_attack
+from moat.attacks.parts import early_stopped, objectives, steps
+from moat.attacks.parts.setting import resolve
 from moat.config.project import Project
 from moat.data import datasets
 from moat.data.seeding import generator
-from moat.evaluation import evaluate, verify
+from moat.evaluation import evaluate, probes, verify
 from moat.evaluation.evidence import Budget
 from moat.evaluation.judging import images
+from moat.kernels import packed
+from moat.kernels.low_precision import for_low_precision_attack
 from moat.methods import losses
-from moat.nets import packed
 from moat.training.models import load_model
 
 ALL = Project(Path(__file__).parents[2]).attacks()
@@ -65,7 +66,7 @@ def loaded(tiny, method, device, count=6):
 
 def attacked(tiny, method: str, name: str, device, draws):
     """What an attack returns on the copy that it is fastest on."""
-    attack = suites.resolve(name, short((SETTINGS | MIXED)[name]))
+    attack = resolve(name, short((SETTINGS | MIXED)[name]))
     model, x, y = loaded(tiny, method, device)
     torch.manual_seed(0)
     found = attack(for_attack(model, x), x, y, draws(device))
@@ -136,9 +137,9 @@ def friendly(model, x, y, count):
     return early_stopped.early_stopped_pgd(model, x, y, steps=count, ascend_loss=loss, generator=draws, **options)
 
 
-def setting(name: str):
+def named(name: str):
     def attack(model, x, y, count):
-        return suites.resolve(name, {**(SETTINGS | MIXED)[name], "steps": count})(model, x, y)
+        return resolve(name, {**(SETTINGS | MIXED)[name], "steps": count})(model, x, y)
 
     return attack
 
@@ -156,7 +157,7 @@ def component(name: str):
 
 ATTACKS = {
     **{
-        name: setting(name)
+        name: named(name)
         for name in ("bim", "pgd10", "cw_inf", "kl", "cw_inf, the family", "cw_l2", "eot", "pgd10_det")
     },
     **{name: component(name) for name in ("apgd-ce", "apgd-t", "square")},
@@ -195,7 +196,7 @@ def test_how_often_a_step_waits_for_the_gpu(tiny, method, name, per_step):
     assert (counted[1] - counted[0]) / 2 == per_step, dict(waits)
 
 
-# -- evaluation, gates, probes -----------------------------------------------
+# -- evaluation, checks, probes -----------------------------------------------
 EVALUATED = {name: short(ALL[name]) for name in ("clean", "fgsm", "pgd10", "square", "fgsm_e03_norm", "pgd10_clip01")}
 EVALUATED |= {name: short(ALL[name]) for name in ("pgd10_tiny", "fgsm_e03_std")} | {"aa": AA, "fog": SETTINGS["fog"]}
 OF_ROUTERS = {name: short(ALL[name]) for name in ("clean", "pgd10_advmoe", "pgd10_det")}
@@ -223,7 +224,7 @@ def test_an_evaluation(tiny, method, settings, where):
 
 
 @pytest.mark.parametrize("method", ["pgd-at", "dramoe"])
-def test_the_gates(tiny, method):
+def test_the_checks(tiny, method):
     tiny.run(method)
 
     def report(device):
@@ -251,8 +252,8 @@ def test_a_probe(tiny, method, probe):
 
     def arrays(device):
         setting = {} if probe["probe"] == "weights" else {"setting": "pgd"}
-        looked_at = probing.Images(x, y, range(3), 2, "pgd", suites.resolve("pgd", PGD))
-        return probing.collect("test", {**probe, **setting}, load_model(tiny.run(method), device=device), looked_at)
+        looked_at = probes.Images(x, y, range(3), 2, "pgd", resolve("pgd", PGD))
+        return probes.collect("test", {**probe, **setting}, load_model(tiny.run(method), device=device), looked_at)
 
     on_cpu, on_gpu = both(arrays)
     assert on_cpu.keys() == on_gpu.keys()

@@ -9,11 +9,11 @@ from tiny_methods import ARCH, Tiny, begin, set_rates
 from two_devices import ON_CPU, ON_GPU, both, on
 
 import moat.methods
+from moat.base.errors import Interrupted
 from moat.data import datasets
 from moat.data.augmentation import auto_augment
 from moat.data.batches import Batches
 from moat.data.extra_images import Mixture
-from moat.errors import Interrupted
 from moat.methods.base import Step
 from moat.training import engine, runs
 from moat.training.models import autocast, load_model

@@ -8,7 +8,7 @@ from pretended_tensors import GpuTensor
 from torch.nn import functional as F
 from two_devices import ON_GPU
 
-from moat.nets import winograd
+from moat.kernels import winograd
 
 
 def gpu(*values):

@@ -8,7 +8,7 @@ from unittest import mock
 import torch
 from pretended import pretended_gpu
 
-from moat.nets import packed, winograd
+from moat.kernels import packed, winograd
 
 ON_CPU, ON_GPU = torch.device("cpu"), torch.device("cuda", 0)
 

@@ -10,9 +10,9 @@ import yaml
 from safetensors.torch import save_file
 from torch.nn import functional as F
 
-from moat import nets
 from moat.attacks import pgd
-from moat.cli import main
+from moat.commands.cli import main
+from moat.models import nets
 
 ROOT = Path(__file__).parents[2]
 SCALE = {
@@ -40,10 +40,10 @@ SUITES = {
 }
 FOREIGN = """
 import torch
-from moat import nets
+from moat import models
 
 def make():
-    return nets.build("lenet5", 10, image_size=16)
+    return models.build("lenet5", 10, image_size=16)
 
 def wrong():
     return "a string"

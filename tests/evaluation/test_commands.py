@@ -14,10 +14,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from moat import nets
-from moat.cli import main
+from moat.base.files import hash_file
+from moat.commands.cli import main
 from moat.evaluation import statistics
-from moat.files import hash_file
+from moat.models import nets
 
 
 @pytest.fixture
@@ -87,7 +87,7 @@ def test_finished_settings_of_something_else_are_not_used(inside, capsys, change
     out = inside / "quick.parquet"
     if change == ("--weights", "last"):
         # After one epoch both are the same weights: make them differ.
-        from moat.files import read_json, write_json
+        from moat.base.files import read_json, write_json
 
         run = inside / "other"
         shutil.copytree("run", run)
@@ -124,11 +124,11 @@ def test_a_stopped_evaluation_loses_one_setting_at_most(inside, number, code):
     pd.testing.assert_frame_equal(pd.read_parquet(out), pd.read_parquet(uninterrupted))
 
 
-def test_gates_of_a_run(inside):
-    assert main(["verify", "--run", "run", "--out", str(inside / "gates.json"), "--limit", "20"]) == 0
-    content = json.loads((inside / "gates.json").read_text())
+def test_checks_of_a_run(inside):
+    assert main(["verify", "--run", "run", "--out", str(inside / "checks.json"), "--limit", "20"]) == 0
+    content = json.loads((inside / "checks.json").read_text())
     assert content["n"] == 20 and content["passed"] == (not content["failed"])
-    assert [gate["gate"] for gate in content["gates"]][:2] == ["threat-model", "determinism"]
+    assert [check["check"] for check in content["checks"]][:2] == ["threat-model", "determinism"]
     assert {"worst_case_accuracy", "run", "sources", "data", "hardware"} <= set(content)
     assert content["run"]["model_sha256"] == hash_file("run/model.safetensors")
 
@@ -168,7 +168,7 @@ def test_anybodys_classifier(inside, form):
     assert clean["predicted"].tolist() == predicted.tolist()
 
 
-def test_gates_of_anybodys_classifier(inside):
+def test_checks_of_anybodys_classifier(inside):
     assert main(["verify", "--out", str(inside / "g.json"), "--limit", "10", *FOREIGN_OPTIONS]) == 0
     assert json.loads((inside / "g.json").read_text())["run"]["model"] == "elsewhere:make"
 

@@ -8,12 +8,12 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 
-from moat.attacks.suites import resolve
+from moat.attacks.parts.setting import resolve
+from moat.base.errors import DataError, MoatError
 from moat.config.corruptions import settings
 from moat.data.corruptions import corrupt
 from moat.data.datasets import VERSION
 from moat.data.official_corruptions import OfficialCorruptions
-from moat.errors import DataError, MoatError
 from moat.evaluation import evaluate
 from moat.evaluation.clusters import MeanAccuracy, mean_accuracy
 from moat.evaluation.corrupted import prepared, summary

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from moat.cli import main
-from moat.files import read_json
+from moat.base.files import read_json
+from moat.commands.cli import main
 
 PAGE = (Path(__file__).parents[2] / "docs" / "evaluate-your-own-model.md").read_text()
 
@@ -46,13 +46,13 @@ def test_every_command_of_the_page_works(folder):
     assert content["accuracy"]["worst"]["n"] == 16 and "pgd10_det" in content["not_applicable"]
     assert {"clean", "pgd10", "aa", "square"} < set(content["worst_case"]["worst"]["broken_by"])
     assert read_json(folder / "trust-robustbench.json")["unreliable"] in (True, False)
-    assert read_json(folder / "gates.json")["n"] == 100
+    assert read_json(folder / "checks.json")["n"] == 100
 
 
 def test_the_method_for_views_is_found(folder):
     from torch import nn
 
-    from moat.attacks.views import views_of
+    from moat.attacks.parts.views import views_of
 
     namespace = {}
     exec(blocks("python")[1], namespace)

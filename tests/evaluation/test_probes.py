@@ -8,15 +8,15 @@ import safetensors.numpy
 import torch
 from torch.nn import functional as F
 
-from moat import nets, probing
-from moat.attacks.suites import resolve
-from moat.cli import main
-from moat.errors import ConfigError
-from moat.evaluation import evaluate
-from moat.moe import build_mixture, build_moe_cnn
-from moat.nets.masked import mask_filters
-from moat.probing.heatmaps import grad_cam
-from moat.sources import stale
+from moat.attacks.parts.setting import resolve
+from moat.base.errors import ConfigError
+from moat.commands.cli import main
+from moat.evaluation import evaluate, probes
+from moat.evaluation.probes.heatmaps import grad_cam
+from moat.models import nets
+from moat.models.moe import build_mixture, build_moe_cnn
+from moat.models.nets.masked import mask_filters
+from moat.provenance.staleness import stale
 
 PGD = {"attack": "pgd", "eps": "16/255", "step_size": "4/255", "steps": 3}
 
@@ -35,11 +35,11 @@ def tiny(kind: str, **options):
     return model.eval()
 
 
-def images(batch_size: int = 4, count: int = 6) -> probing.Images:
+def images(batch_size: int = 4, count: int = 6) -> probes.Images:
     drawn = torch.Generator().manual_seed(1)
     x = torch.randint(0, 256, (count, 16, 16, 3), dtype=torch.uint8, generator=drawn)
     y = torch.randint(0, 4, (count,), generator=drawn)
-    return probing.Images(x, y, [10 * i for i in range(count)], batch_size, "pgd3", resolve("pgd3", PGD))
+    return probes.Images(x, y, [10 * i for i in range(count)], batch_size, "pgd3", resolve("pgd3", PGD))
 
 
 def pixels(x: torch.Tensor) -> torch.Tensor:
@@ -60,14 +60,14 @@ def pixels(x: torch.Tensor) -> torch.Tensor:
 )
 def test_weights_are_those_of_the_layer(kind, layer, expected):
     model = tiny(kind)
-    found = probing.collect("w", {"probe": "weights", "layer": layer}, model, images())["weights"]
+    found = probes.collect("w", {"probe": "weights", "layer": layer}, model, images())["weights"]
     assert torch.equal(torch.from_numpy(found), expected(model).detach())
 
 
 @pytest.mark.parametrize("kind", ["moe", "sramoe", "soe"])
 def test_routing_is_what_the_router_says_of_clean_and_attacked_images(kind):
     model, given = tiny(kind), images()
-    found = probing.collect("r", {"probe": "routing", "setting": "pgd3"}, model, given)
+    found = probes.collect("r", {"probe": "routing", "setting": "pgd3"}, model, given)
     with torch.no_grad():
         expected = model.route_logits(pixels(given.x))
     torch.testing.assert_close(torch.from_numpy(found["clean"]), expected, atol=1e-4, rtol=1e-4)
@@ -81,9 +81,9 @@ def test_routing_is_what_the_router_says_of_clean_and_attacked_images(kind):
 def test_attacked_images_are_those_of_the_evaluation_whatever_the_batch(kind, batch_size):
     model, given = tiny(kind), images(batch_size)
     rows = evaluate(model, given.x, given.y, {"pgd3": PGD}, batch_size=6, indices=given.indices)
-    found = probing.collect("f", {"probe": "features", "setting": "pgd3"}, model, given)
+    found = probes.collect("f", {"probe": "features", "setting": "pgd3"}, model, given)
     assert found["attacked_predicted"].tolist() == rows["predicted"].tolist()
-    maps = probing.collect("h", {"probe": "heatmaps", "setting": "pgd3"}, model, given)
+    maps = probes.collect("h", {"probe": "heatmaps", "setting": "pgd3"}, model, given)
     assert maps["attacked_predicted"].tolist() == rows["predicted"].tolist()
     distance = abs(maps["attacked"].astype(int) - given.x.numpy().astype(int))
     assert (maps["clean"] == given.x.numpy()).all() and 8 <= distance.max() <= 16
@@ -92,7 +92,7 @@ def test_attacked_images_are_those_of_the_evaluation_whatever_the_batch(kind, ba
 @pytest.mark.parametrize(("kind", "width"), [("dense", 32), ("moe", 16), ("sramoe", 64), ("soe", 96)])
 def test_features_lead_to_the_prediction(kind, width):
     model = tiny(kind)
-    found = probing.collect("f", {"probe": "features", "setting": "pgd3"}, model, images())
+    found = probes.collect("f", {"probe": "features", "setting": "pgd3"}, model, images())
     assert found["clean"].shape == found["attacked"].shape == (6, width)
     if hasattr(model, "head"):
         for name in ("clean", "attacked"):
@@ -119,9 +119,9 @@ def test_heat_maps_are_class_activation_maps(kind):
             if kind == "dense":
                 expected = expected_heat(model.head.weight[predicted], last_maps(model, x[None]))
             else:
-                gate = F.softmax(model.route_logits(x[None]), 1)[0]
+                check = F.softmax(model.route_logits(x[None]), 1)[0]
                 heats = [expected_heat(net.head.weight[predicted], last_maps(net, x[None])) for net in model.experts]
-                expected = sum(weight * each for weight, each in zip(gate, heats, strict=True))
+                expected = sum(weight * each for weight, each in zip(check, heats, strict=True))
             expected = expected.clamp(min=0)
         torch.testing.assert_close(heat, expected / expected.max(), atol=1e-4, rtol=1e-3)
 
@@ -129,7 +129,7 @@ def test_heat_maps_are_class_activation_maps(kind):
 @pytest.mark.parametrize("kind", ["moe", "soe", "mocse", "dwf"])
 def test_every_kind_of_mixture_has_heat_maps(kind):
     model = tiny(kind)
-    found = probing.collect("h", {"probe": "heatmaps", "setting": "pgd3"}, model, images(count=3))
+    found = probes.collect("h", {"probe": "heatmaps", "setting": "pgd3"}, model, images(count=3))
     for name in ("clean_map", "attacked_map"):
         assert found[name].shape == (3, 16, 16)
         assert found[name].min() >= 0 and found[name].max() <= 1
@@ -154,7 +154,7 @@ def test_every_kind_of_mixture_has_heat_maps(kind):
 )
 def test_what_a_probe_cannot_do_is_named(kind, probe, said):
     with pytest.raises(ConfigError, match=said):
-        probing.collect("p", probe, tiny(kind), images())
+        probes.collect("p", probe, tiny(kind), images())
 
 
 def test_the_command_leaves_arrays_and_where_they_come_from(project, tmp_path, monkeypatch, capsys):

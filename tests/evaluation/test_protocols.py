@@ -5,13 +5,13 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from moat import nets
-from moat.attacks.spaces import SPACES
+from moat.attacks.parts.spaces import SPACES
+from moat.base.errors import ConfigError
 from moat.config.project import Project
-from moat.errors import ConfigError
 from moat.evaluation import evaluate, protocols, verify
-from moat.moe import build_moe_cnn
-from moat.nets.normalize import STATISTICS
+from moat.models import nets
+from moat.models.moe import build_moe_cnn
+from moat.models.nets.normalize import STATISTICS
 
 STATISTICS_HERE = ((0.49, 0.48, 0.2), (0.25, 0.24, 0.5))
 EPS, STEP, STEPS = 0.1, 0.03, 5
@@ -52,7 +52,7 @@ def signed_steps(objective, z, lower, upper):
 
 def replica(model, protocol, x, y, **changes):
     """(clean, attacked) in the protocol's space, as the evaluation measures it."""
-    from moat.attacks.suites import resolve
+    from moat.attacks.parts.setting import resolve
 
     attack = resolve("here", {**SETTING, "protocol": protocol, **changes})
     judged, clean, attacked = protocols.get(protocol).measure(model, x, y, attack)
@@ -193,7 +193,7 @@ def test_a_model_without_normalisation_has_no_normalised_space():
 # -- never robustness --------------------------------------------------------------
 
 
-def test_replicas_are_no_evidence_for_the_gates(net):
+def test_replicas_are_no_evidence_for_the_checks(net):
     with pytest.raises(ConfigError, match="'pgd10_norm' is measured by the flawed protocol normalised-noclip"):
         verify(net, *batch(), settings={"pgd10_norm": {**SETTING, "protocol": "normalised-noclip"}})
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from moat.attacks.suites import Attack
-from moat.errors import ConfigError, DataError, MoatError
+from moat.attacks.parts.setting import Attack
+from moat.base.errors import ConfigError, DataError, MoatError
 from moat.evaluation import evaluate
 from moat.evaluation.runner import COLUMNS
 

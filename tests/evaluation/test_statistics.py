@@ -8,7 +8,7 @@ import sys
 import pandas as pd
 import pytest
 
-from moat.errors import DataError
+from moat.base.errors import DataError
 from moat.evaluation.statistics import accuracy, verdict, wilson
 
 

@@ -16,18 +16,18 @@ import torch
 import yaml
 from torch import nn
 
-from moat import sources
-from moat.attacks.flags import flag
-from moat.attacks.suites import Attack
-from moat.cli import main
+from moat.attacks.parts.flags import flag
+from moat.attacks.parts.setting import Attack
+from moat.base.errors import ConfigError
+from moat.commands.cli import main
 from moat.config.project import Project
-from moat.errors import ConfigError
 from moat.evaluation import evaluate
 from moat.evaluation.measurement import SHARD, Measurement
 from moat.evaluation.plan import make_plan
 from moat.evaluation.records import evaluate_by_setting, summarize
 from moat.evaluation.robustbench import entry
 from moat.evaluation.statistics import accuracy
+from moat.provenance import staleness
 
 ROOT = Path(__file__).parents[2]
 CLEAN = {"attack": "none"}
@@ -103,7 +103,7 @@ def test_a_worst_case_ends_where_its_shortest_setting_does(undefended, test_imag
 
 def test_stages_see_what_is_left_and_are_kept_one_by_one(undefended, test_images, tmp_path):
     """Two runs over the same parts: the second measures nothing; a lost part is measured again, to the same rows."""
-    from moat.attacks.suites import resolve
+    from moat.attacks.parts.setting import resolve
 
     x, y = test_images
     settings = {"aa": resolve("aa", AA)}
@@ -128,7 +128,7 @@ def test_stages_see_what_is_left_and_are_kept_one_by_one(undefended, test_images
 
 def test_a_part_with_a_wrong_byte_is_measured_again(undefended, test_images, tmp_path):
     """Parquet itself reads on over every third of them, over one in twelve to other rows (of 1,034 that were tried)."""
-    from moat.attacks.suites import resolve
+    from moat.attacks.parts.setting import resolve
 
     x, y = test_images
     settings = {"fgsm": resolve("fgsm", FGSM)}
@@ -147,7 +147,7 @@ def test_a_part_with_a_wrong_byte_is_measured_again(undefended, test_images, tmp
 
 
 def test_long_settings_are_kept_in_shards(test_images, tmp_path):
-    from moat import nets
+    from moat.models import nets
 
     torch.manual_seed(0)
     model = nets.build("lenet5", 10, width=0.5, image_size=16).eval()
@@ -234,7 +234,7 @@ def test_a_view_is_attacked_and_the_model_judges(undefended, test_images):
     rows = evaluate(model, x, y, {"det": {**PGD, "view": "detached"}, "st": PGD}, batch_size=120)
     from moat.attacks import pgd
     from moat.data.seeding import generator
-    from moat.moe import detached_router
+    from moat.models.moe import detached_router
 
     draws = [generator(0, 0, "evaluate det", batch=i) for i in range(120)]
     x_adv = pgd(detached_router(model), x, y, eps=4 / 255, step_size=1 / 255, steps=4, generator=draws)
@@ -246,7 +246,7 @@ def test_a_view_is_attacked_and_the_model_judges(undefended, test_images):
 @pytest.mark.parametrize(
     ("setting", "words"),
     [
-        ({**PGD, "needs": "gate"}, ["needs", "'gate'", "router, experts"]),
+        ({**PGD, "needs": "check"}, ["needs", "'check'", "router, experts"]),
         ({**PGD, "limit": 0}, ["limit", "0", "from 1"]),
         ({**PGD, "view": "soft", "transfer_from": "seed"}, ["view", "transfer_from"]),
     ],
@@ -363,4 +363,4 @@ def test_the_json_says_what_was_attacked_how(project, tmp_path, monkeypatch, cap
     assert sum(broken["broken_by"].values()) + left == 12 == (rows["setting"] == "worst").sum()
     assert "fgsm" not in rows["setting"].unique()
     assert json.loads(card.read_text())["autoattack_acc"] == f"{100 * content['accuracy']['aa']['accuracy']:.2f}"
-    assert sources.stale(content) == []
+    assert staleness.stale(content) == []

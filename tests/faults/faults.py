@@ -136,7 +136,7 @@ def missing_input(place: Place) -> str | None:
         return None
     path = place.chance.choice(files)
     path.unlink()
-    for stage in ("evaluations", "gates"):
+    for stage in ("evaluations", "checks"):
         place.forget(stage)
     return f"{path.relative_to(place.root)} deleted ({state})"
 

@@ -27,7 +27,7 @@ import faults
 SCALE = {
     **small_project.SCALE,
     "recipe": {**small_project.SCALE["recipe"], "epochs": 8},
-    "gates": {"limit": 10, "steps": 2, "queries": 5},
+    "checks": {"limit": 10, "steps": 2, "queries": 5},
 }
 STUDY = small_project.study(*METHODS)
 # All tables and numbers, and not the figures and the page, which take as long as a training here and show the same.

@@ -18,9 +18,9 @@ NET = "digits/lenet5"
 METHODS = ("standard", "trades")
 # From here on everything is made anew -> what of a run's that is, and the commands that make it.
 STAGES = {
-    "runs": (("runs", "evaluations", "gates"), ("train", "evaluate", "verify", "tabulate")),
+    "runs": (("runs", "evaluations", "checks"), ("train", "evaluate", "verify", "tabulate")),
     "evaluations": (("evaluations",), ("evaluate", "tabulate")),
-    "gates": (("gates",), ("verify", "tabulate")),
+    "checks": (("checks",), ("verify", "tabulate")),
     "tables": ((), ("tabulate",)),
 }
 
@@ -170,7 +170,7 @@ def line_of(process: psutil.Process) -> list[str]:
 def parent_of_warm(process: psutil.Process) -> int | None:
     """The parent of a warm process or of a fork of one; None of any other process."""
     with contextlib.suppress(psutil.Error):
-        return process.ppid() if "moat.warm.server" in line_of(process) else None
+        return process.ppid() if "moat.commands.warm_server" in line_of(process) else None
 
 
 def names(jobs: Iterable[psutil.Process]) -> str:

@@ -7,7 +7,7 @@ import pytest
 from harness import Harness
 
 import faults
-from moat import workspace
+from moat.pipeline import snakemake_repair
 
 
 @pytest.fixture(scope="module")
@@ -35,14 +35,14 @@ def test_dead_locks_go_and_those_of_the_living_stay(tmp_path):
     if not child:
         # The living one: present as long as the pipe is open.
         os.close(writing)
-        workspace.clear_dead_locks(tmp_path)
+        snakemake_repair.clear_dead_locks(tmp_path)
         lock.write_text("mine\n")
         os.read(reading, 1)
         os._exit(0)
     os.close(reading)
     while not lock.exists() or lock.read_text() != "mine\n":
         time.sleep(0.01)
-    assert workspace.clear_dead_locks(tmp_path) == []
+    assert snakemake_repair.clear_dead_locks(tmp_path) == []
     assert lock.exists()
     os.close(writing)
     os.waitpid(child, 0)
@@ -52,7 +52,7 @@ def test_a_dead_lock_is_removed(tmp_path):
     lock = tmp_path / "locks/0.input.lock"
     lock.parent.mkdir()
     lock.write_text("a\n")
-    assert workspace.clear_dead_locks(tmp_path) == [lock]
+    assert snakemake_repair.clear_dead_locks(tmp_path) == [lock]
     assert not lock.exists()
 
 
@@ -78,13 +78,13 @@ def _json(path):
 )
 def test_a_file_cut_short_anywhere_is_damaged(tmp_path, name, make):
     path = tmp_path / name
-    assert not workspace.is_damaged(path)
+    assert not snakemake_repair.is_damaged(path)
     make(path)
-    assert not workspace.is_damaged(path)
+    assert not snakemake_repair.is_damaged(path)
     whole = path.read_bytes()
     for size in {*range(0, len(whole), max(1, len(whole) // 50)), len(whole) - 1}:
         path.write_bytes(whole[:size])
-        assert workspace.is_damaged(path), size
+        assert snakemake_repair.is_damaged(path), size
 
 
 def test_times_in_the_future_become_now(tmp_path):
@@ -93,5 +93,5 @@ def test_times_in_the_future_become_now(tmp_path):
     for path, moment in ((ahead, time.time() + 3 * faults.DAY), (past, 1_000_000_000)):
         path.touch()
         os.utime(path, (moment, moment))
-    assert workspace.forget_the_future(tmp_path) == [ahead]
+    assert snakemake_repair.forget_the_future(tmp_path) == [ahead]
     assert ahead.stat().st_mtime <= time.time() + 1 and past.stat().st_mtime == 1_000_000_000

@@ -13,11 +13,11 @@ import torch
 from tiny_methods import ROOT, begin, set_rates, step_of
 
 import moat.methods
-from moat.attacks import steps
+from moat.attacks.parts import steps
+from moat.base.errors import ConfigError, Interrupted
+from moat.base.files import hash_file
 from moat.config.project import Project
 from moat.config.recipes import resolve_recipe, resolve_run
-from moat.errors import ConfigError, Interrupted
-from moat.files import hash_file
 from moat.methods.base import Method
 from moat.training import engine
 from moat.training.runs import load_model, read_run

@@ -9,10 +9,10 @@ import pytest
 import torch
 from tiny_methods import Tiny, begin, step_of
 
+from moat.base.errors import DataError, Interrupted
+from moat.base.files import hash_file
 from moat.config.recipes import digest
 from moat.data import datasets
-from moat.errors import DataError, Interrupted
-from moat.files import hash_file
 from moat.methods.dwf_expert_fgsm import draw_one
 from moat.training import engine
 from moat.training.runs import Run, read_run

@@ -10,17 +10,18 @@ import torch
 from torch.nn import functional as F
 
 import moat.methods
-from moat.attacks import pgd, suites
+from moat.attacks import pgd
+from moat.attacks.parts.setting import Attack
+from moat.base.errors import ConfigError, Interrupted
+from moat.base.files import hash_file
 from moat.config.project import Project
 from moat.config.recipes import merge, resolve_run
 from moat.data.datasets import Dataset, Split
-from moat.errors import ConfigError, Interrupted
-from moat.files import hash_file
 from moat.methods.base import Step
 from moat.methods.dwf_expert_fgsm import draw_one
 from moat.methods.mocse import binary_losses
 from moat.methods.soe import WEIGHTS, confidence_loss, expert_losses, phase_at
-from moat.moe.mixtures import confidence
+from moat.models.moe.mixtures import confidence
 from moat.training import engine, runs
 
 ROOT = Path(__file__).parents[2]
@@ -160,7 +161,7 @@ def test_an_fgsm_expert_trains_on_fgsm_examples_of_the_drawn_epsilon_only():
 def test_an_fgsm_expert_reports_its_accuracy_under_pgd():
     method, asked = made("dwf-expert-fgsm"), []
     assert method.end_epoch(0, lambda attack: asked.append(attack) or 0.25) == {"watched_accuracy": 0.25}
-    assert isinstance(asked[0], suites.Attack) and (asked[0].steps, asked[0].eps) == (2, 8 / 255)
+    assert isinstance(asked[0], Attack) and (asked[0].steps, asked[0].eps) == (2, 8 / 255)
 
 
 # -- losses, recomputed in float64 -------------------------------------------

@@ -8,7 +8,7 @@ import torch
 from moe_setup import ALTERNATING, METHODS, changed, digits, kl, make, snapshot, step
 from torch.nn import functional as F
 
-from moat.attacks.steps import frozen
+from moat.attacks.parts.steps import frozen
 from moat.methods._moe import entropy, joint_divergence, routing_metrics
 
 

@@ -8,10 +8,10 @@ import torch
 from tiny_methods import begin, set_rates, step_of
 from torch import nn
 
-from moat import nets
-from moat.errors import DataError
+from moat.base.errors import DataError
 from moat.methods.pgd_at_sparse import load_dense
-from moat.nets.masked import MaskedConv2d, kept_filters, mask_filters, masked_layers
+from moat.models import nets
+from moat.models.nets.masked import MaskedConv2d, kept_filters, mask_filters, masked_layers
 
 
 @pytest.mark.parametrize(

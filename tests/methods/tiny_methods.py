@@ -11,7 +11,7 @@ import torch
 import yaml
 
 import moat.methods
-from moat.cli import main
+from moat.commands.cli import main
 from moat.config.grid import Run as GridRun
 from moat.config.grid import needs_of
 from moat.config.project import Project

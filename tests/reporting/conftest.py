@@ -1,7 +1,7 @@
 import pytest
 from reporting_tree import Tree, build, make_project
 
-from moat.cli import main
+from moat.commands.cli import main
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def moat(project):
 
 @pytest.fixture(scope="session")
 def built(tmp_path_factory):
-    """Everything that is made from a tree of results with awkward characters, a failed gate, a method that did not run.
+    """Everything made from a tree of results with awkward characters, a failed check and a method that did not run.
 
     It is made once, and only to be looked at.
     """

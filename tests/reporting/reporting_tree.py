@@ -26,7 +26,7 @@ SUITES = {
         "pgd10_e64",
     ],
 }
-GATES = ["threat-model", "monotone-epsilon"]
+CHECKS = ["threat-model", "monotone-epsilon"]
 
 
 def make_project(folder: Path) -> Path:
@@ -74,7 +74,7 @@ def rows(suite: str, rates: dict[str, float], n: int, seed: int) -> pd.DataFrame
 
 
 class Tree:
-    """Writes runs, evaluations and gates below ``folder/results/<scale>``."""
+    """Writes runs, evaluations and checks below ``folder/results/<scale>``."""
 
     def __init__(self, folder: Path, scale: str = "quickstart", sources: dict[str, str] | None = None):
         self.root, self.base = folder / "results", folder / "results" / scale
@@ -144,24 +144,24 @@ class Tree:
         path.with_suffix(".json").write_text(json.dumps(content))
         return path
 
-    def gates(self, name: str, failed: tuple[str, ...] = ()) -> Path:
-        path = self.path("gates", f"{name}.json")
+    def checks(self, name: str, failed: tuple[str, ...] = ()) -> Path:
+        path = self.path("checks", f"{name}.json")
         path.parent.mkdir(parents=True, exist_ok=True)
-        gates = [
+        checks = [
             {
-                "gate": gate,
-                "passed": gate not in failed,
+                "check": check,
+                "passed": check not in failed,
                 "value": 0.25,
                 "limit": 0.01,
-                "message": f"{gate} < limit & such",
+                "message": f"{check} < limit & such",
             }
-            for gate in GATES
+            for check in CHECKS
         ]
         content = {
             "passed": not failed,
             "failed": list(failed),
             "worst_case_accuracy": 0.41,
-            "gates": gates,
+            "checks": checks,
             "run": {"model_sha256": self.sha(name)},
             "sources": self.sources,
         }
@@ -171,12 +171,12 @@ class Tree:
     def everything(
         self, methods=("standard", "pgd-at", "trades"), seeds=(0,), n=400, failed=None, dataset="digits"
     ) -> None:
-        """Run, evaluations and gates of several methods; ``failed``: method -> names of gates."""
+        """Run, evaluations and checks of several methods; ``failed``: method -> names of checks."""
         strength = {"standard": 0.0, "pgd-at": 0.45, "trades": 0.5}
         for number, method in enumerate(methods):
             for seed in seeds:
                 name = self.run(method=method, seed=seed, dataset=dataset)
-                self.gates(name, (failed or {}).get(method, ()))
+                self.checks(name, (failed or {}).get(method, ()))
                 robust = strength[method]
                 rates = dict.fromkeys(SUITES["dramoe"], robust) | {"clean": 0.95 - 0.05 * number}
                 self.evaluation(name, "dramoe", rows("dramoe", rates, n, seed=10 * number + seed))
@@ -190,8 +190,8 @@ def make_stale(record: Path) -> None:
 
 
 def build(folder: Path) -> Tree:
-    """Tables, figures and the page, with awkward characters, a failed gate and a method that did not run."""
-    from moat.cli import main
+    """Tables, figures and the page, with awkward characters, a failed check and a method that did not run."""
+    from moat.commands.cli import main
 
     tree = Tree(make_project(folder), sources={"nets": "0" * 16})
 

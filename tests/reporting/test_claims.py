@@ -9,9 +9,9 @@ import pytest
 import yaml
 from reporting_tree import Tree, make_stale, rows
 
+from moat.base.errors import ConfigError
 from moat.config.grid import build_grid
 from moat.config.project import Project
-from moat.errors import ConfigError
 from moat.reporting import claims, claims_tables
 from moat.reporting.quantities import QUANTITIES, Band, Number
 from moat.reporting.results import Results
@@ -66,9 +66,9 @@ class Case:
     project: Project
     tree: Tree
 
-    def measure(self, method: str, correct: int, gate: tuple[str, ...] = (), replica: int | None = None) -> None:
+    def measure(self, method: str, correct: int, check: tuple[str, ...] = (), replica: int | None = None) -> None:
         name = self.tree.run(dataset="cifar10", method=method)
-        self.tree.gates(name, gate)
+        self.tree.checks(name, check)
         self.tree.evaluation(name, "dramoe", self.rows("dramoe", correct))
         if replica is not None:
             self.tree.evaluation(name, "advmoe", self.rows("advmoe", replica))
@@ -155,7 +155,7 @@ def test_a_claim_is_explained_by_the_protocol_that_gives_it(case, replicas, verd
 
 
 def test_a_claim_rests_on_cells_that_can_be_trusted(case):
-    case.measure("trades", 5000, gate=("threat-model",))
+    case.measure("trades", 5000, check=("threat-model",))
     case.measure("pgd-at", 4950)
     found = case.claim(GAIN)
     assert (found["verdict"], found["reasons"]) == ("unverified", ["threat-model"])

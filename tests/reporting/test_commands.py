@@ -11,11 +11,11 @@ import pandas as pd
 import pytest
 from reporting_tree import Tree, edit_yaml, make_project
 
-from moat.cli import main
-from moat.errors import ConfigError
+from moat.base.errors import ConfigError
+from moat.commands.cli import main
+from moat.provenance.staleness import hash_parts
 from moat.reporting import figures
 from moat.reporting.results import stale_parts
-from moat.sources import hash_parts
 
 
 def files(tree: Tree) -> dict[str, str]:
@@ -75,7 +75,7 @@ def test_metrics(tree, moat):
     make(moat)
     content = json.loads((tree.base / "metrics.json").read_text())
     assert content["verdicts"] == {"unverified": 11, "not-run": 56, "measured": 14}
-    assert content["gates"] == {"passed": 2, "failed": 1}
+    assert content["checks"] == {"passed": 2, "failed": 1}
     rows = pd.read_parquet(tree.base / "evaluations/digits/resnet18/trades/seed0/dramoe.parquet")
     found = content["accuracy"]["digits"]["resnet18"]["trades"]["seed0"]["dramoe"]
     for setting in ("clean", "pgd10"):
@@ -153,7 +153,7 @@ def test_accuracy_against_epsilon_shows_what_the_rows_say(tree, moat, capsys):
         assert row["ci_low"] < 100 * rate < row["ci_high"]
         assert row["epsilon"] == pytest.approx(radius / 255)
         assert row["chance"] == 10
-    assert set(content[content["method"] == "pgd-at"]["gates_failed"]) == {"threat-model"}
+    assert set(content[content["method"] == "pgd-at"]["checks_failed"]) == {"threat-model"}
     assert content[content["method"] == "standard"]["epsilon"].is_monotonic_increasing
     said = capsys.readouterr().out
     assert re.search(r"Not drawn: .* / ResNet-18 / TRADES: not evaluated yet\.\n", said)
@@ -230,6 +230,6 @@ def test_stale_parts(recorded, expected):
 
 def test_help_imports_nothing_heavy():
     heavy = {"torch", "pandas", "matplotlib", "jinja2", "scipy"}
-    code = f"import sys, moat.cli; moat.cli.build_parser(); print(sorted({heavy} & set(sys.modules)))"
+    code = f"import sys, moat.commands.cli; moat.commands.cli.build_parser(); print(sorted({heavy} & set(sys.modules)))"
     out = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
     assert re.fullmatch(r"\[\]\s*", out)

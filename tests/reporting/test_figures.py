@@ -13,9 +13,9 @@ import pytest
 import safetensors.numpy
 from reporting_tree import edit_yaml
 
+from moat.base.plugins import figure_kinds
 from moat.config.grid import build_grid
 from moat.config.project import Project
-from moat.config.registries import figure_kinds
 from moat.reporting import figures, labels
 
 DATA = {"axis": "dataset", "points": [{"label": "CIFAR-10", "dataset": "cifar10"}]}
@@ -93,7 +93,7 @@ def draw(tree, moat, capsys):
 
 
 def fill(tree) -> None:
-    """Results of both methods, gates passed, with what each kind of figure reads."""
+    """Results of both methods, checks passed, with what each kind of figure reads."""
     tree.everything(methods=["standard", "pgd-at"], n=200)
     for method in ("standard", "pgd-at"):
         folder = tree.base / f"runs/digits/resnet18/{method}/seed0"
@@ -313,11 +313,11 @@ def test_flawed_protocols_are_drawn_where_asked(tree, declare, draw):
     assert content["measured"].isna().tolist() == [False, True] * 2
 
 
-def test_a_failed_gate_is_said_in_figure_and_notes(tree, declare, draw):
+def test_a_failed_check_is_said_in_figure_and_notes(tree, declare, draw):
     declare("accuracy_curves")
     tree.everything(methods=["standard", "pgd-at"], failed={"pgd-at": ("threat-model",)})
     content, said = draw()
-    assert set(content[content["method"] == "pgd-at"]["gates_failed"]) == {"threat-model"}
+    assert set(content[content["method"] == "pgd-at"]["checks_failed"]) == {"threat-model"}
     assert "Unverified: digits (for CIFAR-10) / ResNet-18 / PGD-AT: threat-model." in said
 
 
@@ -443,7 +443,7 @@ def test_a_probe_needs_one_seed_only(tree, declare, project):
         ("standard", 0, "features"),
         ("pgd-at", 0, "features"),
     ]
-    assert not figure.evaluations and not figure.gates and len(figure.runs) == 2
+    assert not figure.evaluations and not figure.checks and len(figure.runs) == 2
 
 
 def test_drawing_needs_no_torch(tree, declare, project):
@@ -451,6 +451,6 @@ def test_drawing_needs_no_torch(tree, declare, project):
     fill(tree)
     arguments = ["--project", str(project), "draw", "--scale", "quickstart", "--results", str(tree.root)]
     run = f"main({[*arguments, '--study', 'unified']!r})"
-    code = f"import sys; from moat.cli import main; {run}; print('torch' in sys.modules)"
+    code = f"import sys; from moat.commands.cli import main; {run}; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert done.stdout.split()[-1] == "False"

@@ -5,9 +5,9 @@ import pandas as pd
 import pytest
 from reporting_tree import SUITES, Tree, edit_yaml
 
+from moat.base.errors import ConfigError
 from moat.config.grid import Run, build_grid
 from moat.config.project import Project
-from moat.errors import ConfigError
 from moat.evaluation.clusters import mean_accuracy
 from moat.reporting.intervals import summarise_means
 from moat.reporting.metrics import collect
@@ -43,7 +43,7 @@ def evaluated(tree: Tree, monkeypatch, seeds=(0,), n=60) -> dict[int, pd.DataFra
     frames = {}
     for seed in seeds:
         name = tree.run(seed=seed)
-        tree.gates(name)
+        tree.checks(name)
         random = np.random.default_rng(seed)
         hard = random.random(n)
         parts = [

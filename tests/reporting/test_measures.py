@@ -9,9 +9,9 @@ import pandas as pd
 import pytest
 from reporting_tree import ROOT, Tree
 
-from moat.config.cells import Cell
+from moat.base.errors import ConfigError, DataError
+from moat.config.grid_types import Cell
 from moat.config.project import Project
-from moat.errors import ConfigError, DataError
 from moat.reporting import measures
 from moat.reporting.intervals import over_seeds, paired_difference
 from moat.reporting.layout import arrange
@@ -58,9 +58,9 @@ def run_json(tree: Tree, name: str, **changes) -> None:
 
 @pytest.fixture
 def one(tree):
-    """A run with its gates; returns its name."""
+    """A run with its checks; returns its name."""
     name = tree.run()
-    tree.gates(name)
+    tree.checks(name)
     return name
 
 
@@ -146,7 +146,7 @@ def test_costs_come_from_the_record(tree, measure, record, expected, shown):
     run_json(tree, tree.run(), **record)
     found = measured(tree, cell(measure=measure, reads=("record",), suite="", settings=()))
     assert (found["measured"], found["ci_low"], found["ci_high"], found["n"]) == (expected, expected, expected, None)
-    assert (found["verdict"], found["gates_failed"], found["metric"]) == (None, None, measure)
+    assert (found["verdict"], found["checks_failed"], found["metric"]) == (None, None, measure)
     assert measures.get(measure).show(found["measured"]) == shown
 
 
@@ -178,7 +178,7 @@ def test_a_published_cost_is_compared_on_its_hardware_only(tree, device, hardwar
     run_json(tree, tree.run(), wall_seconds=5.3 * 3600, device=device)
     hours = cell(measure="training_hours", reads=("record",), suite="", settings=(), tolerance=0.5)
     found = measured(tree, replace(hours, published=5.0, hardware=hardware))
-    assert (found["verdict"], found["gates_failed"]) == (verdict, reasons)
+    assert (found["verdict"], found["checks_failed"]) == (verdict, reasons)
 
 
 def test_a_record_that_lacks_the_number_is_not_run(tree):
@@ -192,15 +192,15 @@ def test_a_record_that_lacks_the_number_is_not_run(tree):
     ("failed", "states", "text"),
     [((), {}, "2 of 2"), (("threat-model",), {}, "1 of 2"), ((), {"threat-model": "not-applicable"}, "1 of 1")],
 )
-def test_gates_are_counted(tree, failed, states, text):
-    path = tree.gates(tree.run(), failed)
+def test_checks_are_counted(tree, failed, states, text):
+    path = tree.checks(tree.run(), failed)
     content = json.loads(path.read_text())
-    for gate in content["gates"]:
-        gate["state"] = states.get(gate["gate"], "passed")
+    for check in content["checks"]:
+        check["state"] = states.get(check["check"], "passed")
     path.write_text(json.dumps(content))
-    found = measured(tree, cell(measure="gates_passed", reads=("gates",), suite="", settings=()))
-    assert measures.get("gates_passed").text(found) == text
-    assert found["gates_failed"] is None
+    found = measured(tree, cell(measure="checks_passed", reads=("checks",), suite="", settings=()))
+    assert measures.get("checks_passed").text(found) == text
+    assert found["checks_failed"] is None
 
 
 # -- properties of the code ---------------------------------------------------------
@@ -224,7 +224,7 @@ def test_what_kind_of_mixture_a_method_is(method, words):
     ("method", "name", "said"),
     [
         ("pgd-at", "gating", "pgd-at.yaml: no mixture of experts"),
-        ("soe", "gate", "unknown property of a mixture 'gate'"),
+        ("soe", "check", "unknown property of a mixture 'check'"),
     ],
 )
 def test_a_property_that_there_is_not(method, name, said):
@@ -241,28 +241,28 @@ def test_a_word_is_the_papers_or_is_said_to_differ(tree, published, verdict, rea
         method="dwf", measure="code_property", of="gating", reads=(), suite="", settings=(), published=published
     )
     found = measured(tree, word)
-    assert (found["measured"], found["verdict"], found["gates_failed"]) == ("Soft", verdict, reasons)
+    assert (found["measured"], found["verdict"], found["checks_failed"]) == ("Soft", verdict, reasons)
     assert found["metric"] == "code_property(gating)"
 
 
 # -- explanations -----------------------------------------------------------------
 @pytest.mark.parametrize(
-    ("correct", "flawed", "gate", "verdicts"),
+    ("correct", "flawed", "check", "verdicts"),
     [
         (300, 620, (), ("explained", "reproduced")),
         (620, 620, (), ("reproduced", "reproduced")),
         (300, 300, (), ("lower", "lower")),
         (900, 620, (), ("explained", "reproduced")),
         (900, 900, (), ("higher", "higher")),
-        # A gate judges the claim of robustness; the replica claims none.
+        # A check judges the claim of robustness; the replica claims none.
         (300, 620, ("threat-model",), ("unverified", "reproduced")),
         (300, None, (), ("lower", "not-run")),
     ],
 )
-def test_a_flawed_protocol_explains_what_the_correct_one_does_not_give(tree, correct, flawed, gate, verdicts):
+def test_a_flawed_protocol_explains_what_the_correct_one_does_not_give(tree, correct, flawed, check, verdicts):
     n, scale = 10_000, 10
     name = tree.run()
-    tree.gates(name, gate)
+    tree.checks(name, check)
     tree.evaluation(name, "dramoe", rows({"pgd10": first(correct * scale, n)}))
     if flawed is not None:
         tree.evaluation(name, "advmoe", rows({"pgd10_advmoe": first(flawed * scale, n)}))
@@ -276,7 +276,7 @@ def test_a_flawed_protocol_explains_what_the_correct_one_does_not_give(tree, cor
 
 
 def test_an_explanation_is_printed_beside_its_cell(tree, one):
-    from moat.config.cells import Table
+    from moat.config.grid_types import Table
     from moat.reporting import latex, markdown
 
     tree.evaluation(one, "dramoe", rows({"pgd10": first(300)}))
@@ -295,7 +295,7 @@ def test_an_explanation_is_printed_beside_its_cell(tree, one):
     folder = "results/quickstart/evaluations/digits/resnet18/pgd-at/seed0"
     assert entry.command == (
         f"snakemake --cores all {folder}/dramoe.parquet {folder}/advmoe.parquet "
-        "results/quickstart/gates/digits/resnet18/pgd-at/seed0.json --config scale=quickstart"
+        "results/quickstart/checks/digits/resnet18/pgd-at/seed0.json --config scale=quickstart"
     )
     text = markdown.render(layout)
     assert "[30.0](../runs/digits/resnet18/pgd-at/seed0/run.json)" in text

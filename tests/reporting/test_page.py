@@ -82,7 +82,7 @@ def test_every_card_is_asked_for_and_leads_to_files(built):
     below = "results/quickstart/"
     values = [value for card in cards_of(text).values() for said in card.values() for value in said]
     linked = {value.removeprefix(below) for value in values if value.startswith(below)}
-    assert len(linked) == 2 * 3  # of two runs: the record, the rows, the gates
+    assert len(linked) == 2 * 3  # of two runs: the record, the rows, the checks
     assert all((built.base / address).is_file() for address in linked)
 
 
@@ -115,10 +115,10 @@ def test_a_card_says_where_its_number_comes_from(built):
             assert lines["metric"] == [f"{row['metric']}, protocol correct"]
             assert lines["run"] == [f"results/quickstart/runs/{run}/run.json"]
             assert lines["rows"] == [f"results/quickstart/evaluations/{run}/dramoe.parquet"]
-            assert lines["gates"] == [f"results/quickstart/gates/{run}.json"]
-            made = f"snakemake --cores all {lines['rows'][0]} {lines['gates'][0]} --config scale=quickstart"
+            assert lines["checks"] == [f"results/quickstart/checks/{run}.json"]
+            made = f"snakemake --cores all {lines['rows'][0]} {lines['checks'][0]} --config scale=quickstart"
             assert lines["made by"] == [made]
-            assert ("the gate monotone-epsilon failed" in lines.get("why", [])) == (row["method"] == "pgd-at")
+            assert ("the check monotone-epsilon failed" in lines.get("why", [])) == (row["method"] == "pgd-at")
 
 
 def test_from_a_cell_back_to_its_rows(built):
@@ -194,7 +194,7 @@ def test_a_stale_run_is_marked_where_its_numbers_stand(tree, moat):
     for number, row in enumerate(cells(tree, name).to_dict("records")):
         card = found[cards.cell_id(name, *divmod(number, 7))]
         is_stale = row["method"] == "trades"
-        assert (row["gates_failed"] == "stale") == is_stale
+        assert (row["checks_failed"] == "stale") == is_stale
         assert card.get("stale") == (["run: nets changed since"] if is_stale else None)
     for suffix in ("md", "tex"):
         text = (tree.base / f"tables/{name}.{suffix}").read_text()

@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 from reporting_tree import make_stale, rows
 
+from moat.base.errors import DataError
 from moat.config.grid import build_grid
 from moat.config.project import Project
-from moat.errors import DataError
 from moat.reporting import pictures, problems, records, usage
 from moat.reporting.results import Results
 
@@ -93,12 +93,12 @@ PGD_AT = "digits/resnet18/pgd-at/seed0"
             "epsilon",
             f"evaluations/{PGD_AT}/epsilon.parquet",
         ),
-        (lambda tree: (tree.base / f"gates/{PGD_AT}.json").unlink(), "not checked", "", f"gates/{PGD_AT}.json"),
+        (lambda tree: (tree.base / f"checks/{PGD_AT}.json").unlink(), "not checked", "", f"checks/{PGD_AT}.json"),
         (
-            lambda tree: tree.gates(PGD_AT, ("threat-model", "monotone-epsilon")),
-            "gate failed",
+            lambda tree: tree.checks(PGD_AT, ("threat-model", "monotone-epsilon")),
+            "check failed",
             "threat-model, monotone-epsilon",
-            f"gates/{PGD_AT}.json",
+            f"checks/{PGD_AT}.json",
         ),
         (
             lambda tree: change(tree.base / f"evaluations/{PGD_AT}/dramoe.json", sources={"attacks": "0"}),
@@ -121,14 +121,14 @@ def test_a_problem_is_named_with_the_command_that_mends_it(tree, found, break_it
 def test_what_was_measured_on_a_stale_run_is_stale(tree, found):
     tree.everything()
     make_stale(tree.base / f"runs/{PGD_AT}/run.json")
-    make_stale(tree.base / f"gates/{PGD_AT}.json")
+    make_stale(tree.base / f"checks/{PGD_AT}.json")
     assert [(problem["run"], problem["kind"], problem["what"]) for problem in found(problems.find)] == [
         (PGD_AT, "stale", "training: nets changed since"),
         (PGD_AT, "stale", "evaluation dramoe: its run is stale"),
         (PGD_AT, "stale", "evaluation epsilon: its run is stale"),
-        (PGD_AT, "stale", "gates: nets changed since, its run is stale"),
+        (PGD_AT, "stale", "checks: nets changed since, its run is stale"),
     ]
-    listed = [*found(records.runs), *found(records.evaluations), *found(records.gates)[1]]
+    listed = [*found(records.runs), *found(records.evaluations), *found(records.checks)[1]]
     assert [record["stale"] for record in listed if record["name"] == PGD_AT] == [
         ["nets"],
         ["its run"],

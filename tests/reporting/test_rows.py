@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from reporting_tree import rows
 
-from moat.errors import DataError
+from moat.base.errors import DataError
 from moat.evaluation.records import write_rows
 from moat.reporting.rows import Rows
 

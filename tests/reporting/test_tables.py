@@ -7,16 +7,16 @@ import pandas as pd
 import pytest
 from reporting_tree import SUITES, Tree, edit_yaml, make_project, make_stale, rows
 
-from moat.cli import main
+from moat.base.errors import DataError
+from moat.commands.cli import main
 from moat.config.grid import Cell, Run, build_grid
 from moat.config.project import Project
-from moat.errors import DataError
 from moat.reporting.results import Results
 from moat.reporting.tables import COLUMNS, count_published, count_verdicts, frame, measure_cell, summarise
 
 HEADER = (
     "study,table,row,column,dataset,arch,method,metric,protocol,published,published_std,measured,measured_std,"
-    "ci_low,ci_high,n,seeds,verdict,gates_failed"
+    "ci_low,ci_high,n,seeds,verdict,checks_failed"
 )
 COMPARABLE, REDUCED = {"comparable": True}, {"comparable": False}
 
@@ -97,10 +97,10 @@ def test_every_measured_cell_follows_from_the_rows(tree, moat):
 )
 def test_verdict_by_equivalence(tree, published, correct, expected):
     name = tree.run()
-    tree.gates(name)
+    tree.checks(name)
     tree.evaluation(name, "dramoe", exact_rows(correct, 10_000))
     row = measured(tree, make_cell(published=published))
-    assert (row["measured"], row["verdict"], row["gates_failed"]) == (50.0, expected, None)
+    assert (row["measured"], row["verdict"], row["checks_failed"]) == (50.0, expected, None)
 
 
 @pytest.mark.parametrize(
@@ -127,58 +127,58 @@ def test_verdict_by_equivalence(tree, published, correct, expected):
 )
 def test_verdict_where_nothing_can_be_compared(tree, changes, scale, verdict, reasons):
     name = tree.run()
-    tree.gates(name)
+    tree.checks(name)
     tree.evaluation(name, "dramoe", exact_rows(5000, 10_000))
     row = measured(tree, make_cell(**changes), scale)
-    assert (row["verdict"], row.get("gates_failed")) == (verdict, reasons)
+    assert (row["verdict"], row.get("checks_failed")) == (verdict, reasons)
     assert ("measured" in row) == (verdict != "not-run")
 
 
-def test_a_failed_gate_and_its_absence_are_named(tree):
+def test_a_failed_check_and_its_absence_are_named(tree):
     name = tree.run()
     tree.evaluation(name, "dramoe", exact_rows(5000, 10_000))
-    assert measured(tree, make_cell(published=50.0))["gates_failed"] == "gates-not-run"
-    tree.gates(name, ("monotone-epsilon", "threat-model"))
+    assert measured(tree, make_cell(published=50.0))["checks_failed"] == "checks-not-run"
+    tree.checks(name, ("monotone-epsilon", "threat-model"))
     row = measured(tree, make_cell(published=50.0))
-    assert (row["verdict"], row["gates_failed"]) == ("unverified", "monotone-epsilon;threat-model")
+    assert (row["verdict"], row["checks_failed"]) == ("unverified", "monotone-epsilon;threat-model")
 
 
-@pytest.mark.parametrize("part", ["runs/{}/run.json", "evaluations/{}/dramoe.json", "gates/{}.json"])
+@pytest.mark.parametrize("part", ["runs/{}/run.json", "evaluations/{}/dramoe.json", "checks/{}.json"])
 def test_a_number_of_changed_sources_is_marked_and_keeps_its_verdict(tree, part):
     name = tree.run()
-    tree.gates(name)
+    tree.checks(name)
     tree.evaluation(name, "dramoe", exact_rows(5000, 10_000))
     make_stale(tree.base / part.format(name))
     row = measured(tree, make_cell(published=50.0))
-    assert (row["verdict"], row["gates_failed"]) == ("reproduced", "stale")
+    assert (row["verdict"], row["checks_failed"]) == ("reproduced", "stale")
     row = measured(tree, make_cell(published=50.0), REDUCED)
-    assert (row["verdict"], row["gates_failed"]) == ("unverified", "budget;stale")
+    assert (row["verdict"], row["checks_failed"]) == ("unverified", "budget;stale")
 
 
 def test_what_a_number_does_not_rest_on_may_be_stale(tree):
     name = tree.run()
-    tree.gates(name)
+    tree.checks(name)
     tree.evaluation(name, "dramoe", exact_rows(5000, 10_000))
     make_stale(tree.base / f"evaluations/{name}/dramoe.json")
     cost = make_cell(measure="parameters", reads=("record",), suite="", settings=())
-    assert measured(tree, cost)["gates_failed"] is None
+    assert measured(tree, cost)["checks_failed"] is None
     make_stale(tree.base / f"runs/{name}/run.json")
-    assert measured(tree, cost)["gates_failed"] == "stale"
+    assert measured(tree, cost)["checks_failed"] == "stale"
 
 
 def test_an_evaluation_of_other_weights_is_not_taken_for_this_run(tree):
     name = tree.run()
-    tree.gates(name)
+    tree.checks(name)
     tree.evaluation(name, "dramoe", exact_rows(5000, 10_000), sha="f" * 64)
     row = measured(tree, make_cell(published=50.0))
-    assert (row["verdict"], row["gates_failed"]) == ("unverified", "model-changed")
+    assert (row["verdict"], row["checks_failed"]) == ("unverified", "model-changed")
 
 
 def test_several_seeds(tree):
     rates = [4800, 5000, 5300]
     for seed, correct in enumerate(rates):
         name = tree.run(seed=seed)
-        tree.gates(name)
+        tree.checks(name)
         tree.evaluation(name, "dramoe", exact_rows(correct, 10_000))
     row = measured(tree, make_cell(published=50.0, seeds=(0, 1, 2)))
     mean, spread = np.mean(rates) / 100, np.std(rates, ddof=1) / 100
@@ -258,7 +258,7 @@ def test_grid_of_a_comparable_scale_reaches_a_verdict(tmp_path):
     edit_yaml(project / "config/scales/paper.yaml", lambda content: content.update(max_seeds=1))
     cells = build_grid(Project(project), "paper", ["dramoe"]).table("dramoe", "table2").cells
     name = tree.run(dataset="cifar10", method="trades")
-    tree.gates(name)
+    tree.checks(name)
     tree.evaluation(name, "dramoe", exact_rows(5250, 10_000))
     results = Results(tree.root, "paper")
     verdicts = {

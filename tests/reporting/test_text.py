@@ -33,8 +33,8 @@ def test_markdown_agrees_with_the_csv(built, name):
             (f"*published {float(row['published']):g}" in cell) if row["published"] != "" else ("published" not in cell)
         )
         assert row["verdict"] not in ("not-run", "unverified") or "<sup>" in cell
-    reasons = {reason for row in content["gates_failed"] for reason in row.split(";") if reason}
-    assert ("monotone-epsilon" in reasons) and ("the gate monotone-epsilon failed" in text)
+    reasons = {reason for row in content["checks_failed"] for reason in row.split(";") if reason}
+    assert ("monotone-epsilon" in reasons) and ("the check monotone-epsilon failed" in text)
 
 
 @pytest.mark.parametrize("name", ["unified-leaderboard", "dramoe-table2"])
@@ -54,7 +54,7 @@ def test_latex_agrees_with_the_csv_and_is_well_formed(built, name):
     printed = [cell for line in measured for cell in re.split(r"(?<!\\)&", line.removesuffix(" \\\\"))[1:]]
     said = [re.sub(r"\\textsuperscript\{.*?\}", "", cell).strip() for cell in printed]
     assert said == [expected_text(row) for row in content.to_dict("records")]
-    assert "the gate monotone-epsilon failed" in text
+    assert "the check monotone-epsilon failed" in text
     assert f"\\label{{tab:{name}}}" in text
 
 

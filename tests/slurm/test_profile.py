@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from slurm_cluster import wait_for
 
-from moat.files import hash_file
+from moat.base.files import hash_file
 
 # Two seconds to the first look at a job instead of forty (every look in vain is followed by one ten seconds later than
 # the last); all evaluations in one job.
@@ -108,7 +108,7 @@ def test_stopped_and_killed_and_preempted_jobs_end_as_a_local_run_does(cluster, 
         wait_for(lambda method=method: "resumed at epoch" in log_of(project, method), f"{method} resumed")
 
     undisturbed = start(local, local=True)
-    # Evaluations and gates of both runs share one job and its GPU. It is killed without a word.
+    # Evaluations and checks of both runs share one job and its GPU. It is killed without a word.
     group = wait_for(lambda: [job for job in cluster.jobs("small") if job["state"] == "RUNNING"], "the group")[0]
     evaluations = project.root / "logs/tiny/evaluate"
     wait_for(lambda: list(evaluations.rglob("quick.log")), "the first evaluation")

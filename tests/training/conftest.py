@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from moat.cli import main
+from moat.commands.cli import main
 from moat.training.checkpoint import Checkpoints
 
 ROOT = Path(__file__).parents[2]

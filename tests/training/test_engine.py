@@ -10,11 +10,11 @@ import pytest
 import torch
 import yaml
 
-import moat.nets
-from moat.cli import main
+from moat import models
+from moat.base.errors import DataError, MoatError, TrainingError
+from moat.base.files import hash_file
+from moat.commands.cli import main
 from moat.data import datasets
-from moat.errors import DataError, MoatError, TrainingError
-from moat.files import hash_file
 from moat.methods.base import Method, build_optimizer
 from moat.methods.schedules import learning_rate_factor
 from moat.methods.standard import Standard
@@ -41,7 +41,7 @@ def test_run_json_says_where_the_weights_come_from(prepared, run):
     assert (record["data"]["train_images"], record["data"]["validation_images"]) == (200, 40)
     assert set(record["sources"]) == {"nets", "method", "attacks", "engine"}
     assert record["recipe"]["epochs"] == 4 and record["recipe"]["version"] == 1
-    model = moat.nets.build("lenet5", 10, image_size=16)
+    model = models.build("lenet5", 10, image_size=16)
     assert record["parameters"] == sum(p.numel() for p in model.parameters())
     for key in ("images_per_second", "wall_seconds", "peak_memory_bytes", "macs_per_image"):
         assert record[key] > 0
@@ -190,7 +190,7 @@ def test_schedules(schedule, at, factor):
 
 def test_a_method_is_told_of_epochs_and_its_state_survives_a_stop(tiny, tmp_path, monkeypatch):
     """What hybrid, SoE and the pruning stages need: hooks per epoch, validation on demand, state, own rates."""
-    from moat.attacks.suites import resolve
+    from moat.attacks.parts.setting import resolve
 
     class Counting(Standard):
         def __init__(self, *arguments, **options):

@@ -9,10 +9,10 @@ import pytest
 import torch
 import yaml
 
-from moat.cli import main
-from moat.errors import Interrupted
-from moat.files import hash_file
-from moat.moe import MoeCnn
+from moat.base.errors import Interrupted
+from moat.base.files import hash_file
+from moat.commands.cli import main
+from moat.models.moe import MoeCnn
 from moat.training import engine
 from moat.training.runs import load_model, read_run
 

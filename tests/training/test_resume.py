@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 import torch
 
-from moat.errors import Interrupted
-from moat.files import hash_file, read_json, write_bytes
+from moat.base.errors import Interrupted
+from moat.base.files import hash_file, read_json, write_bytes
 from moat.training import checkpoint, engine
 from moat.training.checkpoint import Checkpoints
 
@@ -197,7 +197,7 @@ def test_a_finished_run_whose_record_was_cut_short_is_trained_again(prepared, un
 def test_a_finished_run_of_other_sources_is_trained_again(prepared, undisturbed, tmp_path, monkeypatch):
     out = tmp_path / "run"
     with monkeypatch.context() as patch:
-        patch.setattr("moat.sources.hash_parts", lambda *_, **__: {"engine": "0" * 16})
+        patch.setattr("moat.provenance.staleness.hash_parts", lambda *_, **__: {"engine": "0" * 16})
         assert prepared.train(out) == 0
     assert prepared.train(out) == 0
     assert read_json(out / "run.json")["sources"].keys() == {"nets", "method", "attacks", "engine"}

@@ -12,8 +12,8 @@ import pytest
 import yaml
 from small_project import ROOT, Workflow
 
-from moat.files import hash_file
-from moat.sharing import describe_changes
+from moat.base.files import hash_file
+from moat.pipeline.dvc_pull import describe_changes
 
 MODELS = "results/tiny/runs/digits/lenet5"
 METHODS = ("pgd-at", "standard", "trades")
@@ -91,7 +91,7 @@ def test_git_keeps_the_tables_and_dvc_the_models(shared):
     listed = subprocess.run(["git", "ls-files", "results"], cwd=shared.root, capture_output=True, text=True).stdout
     folders = {Path(name).parts[2] for name in listed.split()}
     assert folders == {"tables", "figures", "metrics.json", "report.html"}
-    for name in ("runs", "evaluations", "gates", "data"):
+    for name in ("runs", "evaluations", "checks", "data"):
         assert not any(path.is_symlink() for path in (shared.root / "results/tiny" / name).rglob("*")), name
         # A hard link to the cache would let a write here damage what is pushed.
         files = [path for path in (shared.root / "results/tiny" / name).rglob("*") if path.is_file()]

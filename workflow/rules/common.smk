@@ -5,13 +5,16 @@ from types import SimpleNamespace
 from functools import cache
 from pathlib import Path
 
-from moat import devices, sources, workspace
-from moat.config import paths, recipes, registries, schema
+from moat.machine import devices
+from moat.pipeline import snakemake_repair
+from moat.provenance import staleness
+from moat.base import plugins
+from moat.config import paths, recipes, schema
 from moat.config.grid import Run, build_grid, needs_of
 from moat.config.project import Project
 from moat.config.transfer import transfer_kinds, transfer_runs
-from moat.files import read_json, write_json
-from moat.warm import start as warm
+from moat.base.files import read_json, write_json
+from moat.pipeline.warm import start as warm
 
 schema.validate(
     config,
@@ -21,10 +24,10 @@ schema.validate(
 if os.getcwd() != os.path.realpath(workflow.basedir):
     raise WorkflowError(f"run snakemake in the project's root, {workflow.basedir}; this is {os.getcwd()}")
 if workflow.is_main_process:
-    for lock in workspace.clear_dead_locks():
+    for lock in snakemake_repair.clear_dead_locks():
         print(f"moat: removed {lock}, left by a Snakemake that was killed", file=sys.stderr)
     for folder in (paths.results(config["scale"]), config["data"]["resources"]):
-        if ahead := workspace.forget_the_future(folder):
+        if ahead := snakemake_repair.forget_the_future(folder):
             print(
                 f"moat: {len(ahead)} files in {folder} had times in the future; now they have this one", file=sys.stderr
             )
@@ -80,7 +83,7 @@ def run_of(wildcards):
 
 
 def run_files(wildcards):
-    """The finished run that an evaluation or a gate looks at."""
+    """The finished run that an evaluation or a check looks at."""
     folder = paths.run_dir(wildcards.scale, run_of(wildcards))
     return {"model": folder / "model.safetensors", "run": folder / "run.json"}
 
@@ -150,7 +153,7 @@ def transfer_folders(wildcards):
     """The runs that the suite's transferred examples are made on: kind -> folder. Only runs of the grid are asked for."""
     if not kinds_of_transfer(wildcards.suite):
         return {}
-    shown = grid(wildcards.scale).gates
+    shown = grid(wildcards.scale).checks
     found = transfer_runs(project, wildcards.suite, run_of(wildcards), shown)
     return {kind: paths.run_dir(wildcards.scale, run) for kind, run in found.items()}
 
@@ -172,19 +175,19 @@ def probe_options(wildcards):
     return evaluation_options(wildcards, at_most=project.probe(wildcards.probe).get("images"))
 
 
-def gate_options(wildcards):
-    """What the scale lets the gates spend."""
-    gates = project.scale(wildcards.scale).get("gates", {})
-    spent = " ".join(f"--{key} {gates[key]}" for key in ("steps", "queries") if key in gates)
-    return f"{evaluation_options(wildcards, at_most=gates.get('limit', 1000))} {spent}"
+def check_options(wildcards):
+    """What the scale lets the checks spend."""
+    checks = project.scale(wildcards.scale).get("checks", {})
+    spent = " ".join(f"--{key} {checks[key]}" for key in ("steps", "queries") if key in checks)
+    return f"{evaluation_options(wildcards, at_most=checks.get('limit', 1000))} {spent}"
 
 
 def results_shown(scale, shown):
-    """What a table or figure is made of: its runs' records, their evaluations and gates."""
+    """What a table or figure is made of: its runs' records, their evaluations and checks."""
     folders = [paths.run_dir(scale, run) for run in shown.runs]
     records = [folder / name for folder in folders for name in ("run.json", "history.csv")]
     evaluations = [paths.evaluation(scale, e.run, e.suite) for e in shown.evaluations]
-    return records + evaluations + [paths.gates(scale, run) for run in shown.gates]
+    return records + evaluations + [paths.checks(scale, run) for run in shown.checks]
 
 
 def figure_shown(scale, figure):
@@ -198,7 +201,7 @@ def shown_digest(wildcards):
     studies = [wildcards.study] if hasattr(wildcards, "study") else config["studies"]
     declared = [(project.study(name), project.published(name)) for name in studies]
     declared.append(project.claims())
-    return recipes.digest([declared, project.scale(wildcards.scale), sources.reporting_hash()])
+    return recipes.digest([declared, project.scale(wildcards.scale), staleness.reporting_hash()])
 
 
 def all_tables(scale):
@@ -222,7 +225,7 @@ def growing(rule, resource):
 wildcard_constraints:
     scale=one_of(project.names("scales")),
     dataset=one_of(project.names("datasets")),
-    arch=one_of(registries.archs()),
+    arch=one_of(plugins.archs()),
     method=one_of(project.names("methods")),
     suite=one_of(project.suites()),
     probe=one_of(project.probes()),
@@ -248,4 +251,4 @@ def all_evaluated(scale):
     shown = grid(scale)
     evaluations = [paths.evaluation(scale, e.run, e.suite) for e in shown.evaluations]
     probes = [paths.probe(scale, probe.run, probe.name) for probe in shown.probes]
-    return evaluations + [paths.gates(scale, run) for run in shown.gates] + probes
+    return evaluations + [paths.checks(scale, run) for run in shown.checks] + probes

@@ -8,8 +8,8 @@ def refresh(record, *files):
     The stamp differs from the last one: its content is what is wrong, because Snakemake looks at the content of a newer
     input before it makes anything again.
     """
-    wrong = {str(file): Path(file).stat().st_mtime_ns for file in (record, *files) if workspace.is_damaged(file)}
-    if not wrong and config["refresh"] == "stale" and (changed := sources.stale_file(record)):
+    wrong = {str(file): Path(file).stat().st_mtime_ns for file in (record, *files) if snakemake_repair.is_damaged(file)}
+    if not wrong and config["refresh"] == "stale" and (changed := staleness.stale_file(record)):
         wrong = {"stale": changed, "made_by": read_json(record)["sources"], "made_at": Path(record).stat().st_mtime}
     if not wrong:
         return []
@@ -40,14 +40,14 @@ def stale_parts(record):
 # Several tables show what one record tells. It may be made anew while Snakemake runs.
 @cache
 def stale_parts_of(record, mtime_ns):
-    return [] if workspace.is_damaged(record) else sources.stale_file(record)
+    return [] if snakemake_repair.is_damaged(record) else staleness.stale_file(record)
 
 
 def stale_results(scale, shown):
     """What a table, a figure or the page marks as stale: it is made again when that changes."""
     records = [paths.run_dir(scale, run) / "run.json" for run in shown.runs]
     records += [paths.evaluation(scale, e.run, e.suite).with_suffix(".json") for e in shown.evaluations]
-    records += [paths.gates(scale, run) for run in shown.gates]
+    records += [paths.checks(scale, run) for run in shown.checks]
     probes = getattr(shown, "probes", ())
     records += [paths.probe(scale, probe.run, probe.name).with_suffix(".json") for probe in probes]
     return {str(record): parts for record in records if (parts := stale_parts(record))}

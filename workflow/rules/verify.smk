@@ -2,9 +2,9 @@ rule verify:
     input:
         unpack(run_files),
         data=paths.prepared("{scale}", "{dataset}"),
-        refresh=lambda wildcards: refresh(paths.gates(wildcards.scale, run_of(wildcards))),
+        refresh=lambda wildcards: refresh(paths.checks(wildcards.scale, run_of(wildcards))),
     output:
-        ensure(paths.gates("{scale}", NAMED_RUN), non_empty=True),
+        ensure(paths.checks("{scale}", NAMED_RUN), non_empty=True),
     log:
         "logs/{scale}/verify/{dataset}/{arch}/{method}/seed{seed}.log",
     threads: config["threads"]["evaluate"]
@@ -13,7 +13,7 @@ rule verify:
         mem_mb=growing("verify", "mem_mb"),
         runtime=growing("verify", "runtime"),
     params:
-        options=gate_options,
+        options=check_options,
         run=lambda wildcards, input: Path(input.run).parent,
     shell:
         "moat verify --run {params.run} --data {input.data} --out {output} {params.options}"

@@ -14,8 +14,8 @@ from collections.abc import Callable
 
 import torch
 
-from moat.attacks.folding import AttackCopy as AttackCopy
-from moat.attacks.folding import for_attack as for_attack
+from moat.kernels.folding import AttackCopy as AttackCopy
+from moat.kernels.folding import for_attack as for_attack
 
 _REGISTRY: dict[str, Callable[..., torch.Tensor]] = {}
 
@@ -38,8 +38,7 @@ def get(name: str) -> Callable[..., torch.Tensor]:
     Raises:
         ConfigError: unknown ``name``.
     """
-    from moat.config.schema import unknown_name
-    from moat.errors import ConfigError
+    from moat.base.errors import ConfigError, unknown_name
 
     if name not in _REGISTRY:
         raise ConfigError(unknown_name(name, _REGISTRY, what="attack"))

@@ -2,9 +2,9 @@
 
 import torch
 
-from moat.attacks.checks import check_batch, check_budget, check_iterations
-from moat.attacks.objectives import cross_entropy
-from moat.attacks.steps import ascend, frozen
+from moat.attacks.parts.checks import check_batch, check_budget, check_iterations
+from moat.attacks.parts.objectives import cross_entropy
+from moat.attacks.parts.steps import ascend, frozen
 
 
 def bim(

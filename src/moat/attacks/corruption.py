@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from moat.attacks.checks import check_batch
-from moat.attacks.steps import Randomness
+from moat.attacks.parts.checks import check_batch
+from moat.attacks.parts.steps import Randomness
 from moat.data.corruptions.generate import corrupt_with_keys
 
 

@@ -6,11 +6,11 @@ friendly adversarial training (Zhang et al., ICML 2020), which takes 50.
 
 import torch
 
-from moat.attacks.checks import check_batch, check_budget, check_iterations
-from moat.attacks.objectives import Objective, margin
-from moat.attacks.restarts import worst_of
-from moat.attacks.steps import Randomness, ascend, frozen, random_start_point
-from moat.errors import ConfigError
+from moat.attacks.parts.checks import check_batch, check_budget, check_iterations
+from moat.attacks.parts.objectives import Objective, margin
+from moat.attacks.parts.restarts import worst_of
+from moat.attacks.parts.steps import Randomness, ascend, frozen, random_start_point
+from moat.base.errors import ConfigError
 
 
 def cw_inf(

@@ -6,10 +6,10 @@ and its accuracy must not be compared with those under an epsilon.
 
 import torch
 
-from moat.attacks.checks import check_batch, check_iterations
-from moat.attacks.objectives import margin
-from moat.attacks.steps import frozen
-from moat.errors import ConfigError, MoatError
+from moat.attacks.parts.checks import check_batch, check_iterations
+from moat.attacks.parts.objectives import margin
+from moat.attacks.parts.steps import frozen
+from moat.base.errors import ConfigError, MoatError
 
 # The original's bound, which keeps black and white pixels movable.
 INSIDE = 0.999999

@@ -2,9 +2,9 @@
 
 import torch
 
-from moat.attacks.checks import check_batch, check_budget
-from moat.attacks.objectives import cross_entropy
-from moat.attacks.steps import ascend, frozen
+from moat.attacks.parts.checks import check_batch, check_budget
+from moat.attacks.parts.objectives import cross_entropy
+from moat.attacks.parts.steps import ascend, frozen
 
 
 def fgsm(model: torch.nn.Module, x: torch.Tensor, y: torch.Tensor, *, eps: float) -> torch.Tensor:

@@ -8,13 +8,13 @@ from collections.abc import Mapping
 
 import torch
 
-from moat.attacks.checks import check_batch, check_budget, check_choice, check_iterations
-from moat.attacks.objectives import OBJECTIVES, make_objective, margin
-from moat.attacks.restarts import worst_of
-from moat.attacks.stages import Stage, in_turn
-from moat.attacks.steps import Randomness, ascend, frozen, random_start_point
-from moat.attacks.views import DETACHED, RouterScores, View, views_of
-from moat.errors import ConfigError
+from moat.attacks.parts.checks import check_batch, check_budget, check_choice, check_iterations
+from moat.attacks.parts.objectives import OBJECTIVES, make_objective, margin
+from moat.attacks.parts.restarts import worst_of
+from moat.attacks.parts.stages import Stage, in_turn
+from moat.attacks.parts.steps import Randomness, ascend, frozen, random_start_point
+from moat.attacks.parts.views import DETACHED, RouterScores, View, views_of
+from moat.base.errors import ConfigError
 
 
 def moe_adaptive(
@@ -32,10 +32,10 @@ def moe_adaptive(
 ) -> torch.Tensor:
     """The per-example worst case over PGD on every view of ``model`` and over flipping its route first.
 
-    The views are those of :func:`moat.attacks.views.views_of`: the model's own gradient, its router's scores detached,
-    soft mixtures, each expert alone. The last stage climbs the margin of the router until another expert would be
-    chosen, and the loss from there. Examples that are misclassified anyway are not attacked; those that survive are
-    returned as they are.
+    The views are those of :func:`moat.attacks.parts.views.views_of`: the model's own gradient, its router's scores
+    detached, soft mixtures, each expert alone. The last stage climbs the margin of the router until another expert
+    would be chosen, and the loss from there. Examples that are misclassified anyway are not attacked; those that
+    survive are returned as they are.
 
     Args: (eps and step_size in pixel units)
         steps, restarts, eot: of each stage, as in :func:`moat.attacks.pgd`; restarts are judged on the model.

@@ -2,7 +2,7 @@
 
 import torch
 
-from moat.attacks.checks import check_batch
+from moat.attacks.parts.checks import check_batch
 
 
 def none(model: torch.nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:

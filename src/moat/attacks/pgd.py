@@ -4,11 +4,11 @@ from typing import Literal
 
 import torch
 
-from moat.attacks.checks import check_batch, check_budget, check_choice, check_iterations
-from moat.attacks.objectives import OBJECTIVES, make_objective
-from moat.attacks.restarts import worst_of
-from moat.attacks.steps import STARTS, Randomness, ascend, frozen, random_start_point
-from moat.errors import ConfigError
+from moat.attacks.parts.checks import check_batch, check_budget, check_choice, check_iterations
+from moat.attacks.parts.objectives import OBJECTIVES, make_objective
+from moat.attacks.parts.restarts import worst_of
+from moat.attacks.parts.steps import STARTS, Randomness, ascend, frozen, random_start_point
+from moat.base.errors import ConfigError
 
 
 def pgd(

@@ -4,11 +4,11 @@ from collections.abc import Iterator
 
 import torch
 
-from moat.attacks.checks import check_batch, check_budget, check_iterations
-from moat.attacks.objectives import Objective, margin
-from moat.attacks.stages import of_examples
-from moat.attacks.steps import Randomness, ascend, draw, frozen, random_start_point
-from moat.errors import ConfigError
+from moat.attacks.parts.checks import check_batch, check_budget, check_iterations
+from moat.attacks.parts.objectives import Objective, margin
+from moat.attacks.parts.stages import of_examples
+from moat.attacks.parts.steps import Randomness, ascend, draw, frozen, random_start_point
+from moat.base.errors import ConfigError
 
 TARGETS = ("ordered", "random")
 

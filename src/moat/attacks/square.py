@@ -8,9 +8,9 @@ from collections.abc import Sequence
 
 import torch
 
-from moat.attacks.checks import check_batch, check_budget, check_iterations
-from moat.attacks.package import Attacked, examples_are_independent, own_random_numbers
-from moat.attacks.steps import Randomness, draw, frozen
+from moat.attacks.autoattack.adapter import Attacked, examples_are_independent, own_random_numbers
+from moat.attacks.parts.checks import check_batch, check_budget, check_iterations
+from moat.attacks.parts.steps import Randomness, draw, frozen
 
 
 def square(
@@ -58,7 +58,7 @@ def _search(model: Attacked, eps: float, n_queries: int, draws: Sequence[torch.G
     """The package's attack; with ``draws``, its first stripes drawn for each example by itself."""
     from pyautoattack.square import SquareAttack
 
-    from moat.attacks.faster.square import SquareSearch
+    from moat.attacks.autoattack.square import SquareSearch
 
     search = (SquareSearch if shortcuts else SquareAttack)(
         model, norm="Linf", n_queries=n_queries, eps=eps, resc_schedule=False

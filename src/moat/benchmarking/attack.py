@@ -51,10 +51,10 @@ def measure(arguments) -> dict[str, Any]:
 def _attacks(arguments, wanted, width: int, about: dict, numbers: list[int]) -> list[dict[str, Any]]:
     import torch
 
-    from moat import nets
     from moat.attacks import AttackCopy, pgd
-    from moat.attacks.low_precision import for_low_precision_attack
     from moat.benchmarking import peers, timing, updates
+    from moat.kernels.low_precision import for_low_precision_attack
+    from moat.models import nets
 
     print(f"moat bench attack: PGD-10, width {width}, batches of {about['batch_size']}", file=sys.stderr)
     torch.manual_seed(0)
@@ -101,8 +101,8 @@ def _exactness(model, settings) -> dict[str, Any]:
     import torch
 
     from moat.attacks import for_attack
-    from moat.attacks.objectives import cross_entropy
-    from moat.attacks.steps import ascend
+    from moat.attacks.parts.objectives import cross_entropy
+    from moat.attacks.parts.steps import ascend
     from moat.benchmarking import textbook, updates
 
     model = copy.deepcopy(model).double()
@@ -117,8 +117,8 @@ def _verdicts(arguments, width: int, settings) -> dict[str, dict[str, Any]]:
     """Of a trained net: which verdicts an attack on its folded copy, in float32 or bf16, changes."""
 
     from moat.attacks import for_attack
-    from moat.attacks.low_precision import for_low_precision_attack
-    from moat.errors import DataError
+    from moat.base.errors import DataError
+    from moat.kernels.low_precision import for_low_precision_attack
 
     try:
         model, x, y = trained.load(arguments)
@@ -186,9 +186,9 @@ def _both(recipe, width: int, dtype):
     """The method on its model; and the same model with PyTorch's convolutions and its optimizer."""
     import torch
 
-    from moat import nets
     from moat.benchmarking import updates
     from moat.benchmarking.plain import plain
+    from moat.models import nets
 
     torch.manual_seed(0)
     ours = nets.build("resnet18", 10, width=width / 64).to(dtype)
@@ -202,7 +202,7 @@ def _same_update(recipe, attack, width: int) -> dict[str, float]:
     """The largest difference of the states after one update in float64, at the recipe's learning rate."""
     import torch
 
-    from moat.attacks.steps import random_start_point
+    from moat.attacks.parts.steps import random_start_point
     from moat.benchmarking import textbook, updates
 
     method, model, optimizer = _both(recipe, width, torch.float64)

@@ -38,8 +38,8 @@ def measure(arguments) -> dict[str, Any]:
     """Rows 9, 10 and 11 of the table; those of other cases in the file ``--out`` are kept there."""
     import torch
 
+    from moat.base.files import read_json
     from moat.benchmarking import timing
-    from moat.files import read_json
 
     torch.set_num_threads(1)
     root = Path(arguments.project)
@@ -139,9 +139,9 @@ def _ours(precision: str) -> Callable:
 def _by_steps(arguments, wanted) -> list[dict[str, Any]]:
     """At width 64: CPU seconds of each attack's steps, weighted by their numbers."""
     from moat.attacks import for_attack
-    from moat.attacks.low_precision import for_low_precision_attack
-    from moat.attacks.package import Attacked
+    from moat.attacks.autoattack.adapter import Attacked
     from moat.benchmarking import timing
+    from moat.kernels.low_precision import for_low_precision_attack
 
     small, x, _ = trained.load(arguments)
     model = trained.widened(small, 64 // (small.head.in_features // 8)).requires_grad_(True)
@@ -176,10 +176,10 @@ def _steps(net, x, y) -> dict[str, Callable]:
     from pyautoattack.fab_pt import FABAttack_PT
     from pyautoattack.square import SquareAttack
 
-    from moat.attacks.faster.apgd import ApgdTargeted
-    from moat.attacks.faster.fab import Fab
-    from moat.attacks.faster.square import SquareSearch
-    from moat.attacks.package import Attacked
+    from moat.attacks.autoattack.adapter import Attacked
+    from moat.attacks.autoattack.apgd import ApgdTargeted
+    from moat.attacks.autoattack.fab import Fab
+    from moat.attacks.autoattack.square import SquareSearch
 
     ours = isinstance(net, Attacked)
     targeted, fab, square = (

@@ -37,9 +37,9 @@ def measure(arguments) -> dict[str, Any]:
     """
     import torch
 
+    from moat.base.errors import ConfigError
     from moat.benchmarking import timing
-    from moat.errors import ConfigError
-    from moat.nets import winograd
+    from moat.kernels import winograd
 
     if winograd.library() is None:
         raise ConfigError("moat bench convolution: nothing is compiled here; `moat doctor` says why")
@@ -82,7 +82,7 @@ def _training(x, weight, repeats: int) -> dict[str, Any]:
     from torch.nn import functional as F
 
     from moat.benchmarking import updates
-    from moat.nets.convolution import conv2d
+    from moat.kernels.convolution import conv2d
 
     x, weight = x.clone().requires_grad_(), updates.channels_last(weight).requires_grad_()
     gradient = updates.channels_last(torch.randn_like(x))
@@ -96,7 +96,7 @@ def _gradient(x, weight, repeats: int) -> dict[str, Any]:
     import torch
 
     from moat.benchmarking import updates
-    from moat.nets import winograd
+    from moat.kernels import winograd
 
     weight = updates.channels_last(weight)
     form = winograd.transformed(weight.flip(2, 3).transpose(0, 1), stride=2)
@@ -121,7 +121,7 @@ def _contenders(x, weight, bias, stride: int) -> dict[str, Callable]:
     import torch
     from torch.nn import functional as F
 
-    from moat.nets import winograd
+    from moat.kernels import winograd
 
     last, plain, ops = weight.contiguous(memory_format=torch.channels_last), x.contiguous(), torch.ops.mkldnn
     form, pad, strides, one = winograd.transformed(weight, stride=stride), [1, 1], [stride, stride], [1, 1]

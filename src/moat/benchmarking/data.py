@@ -43,7 +43,7 @@ def _peer(images, labels: list[int]) -> Callable[[], None]:
     """An epoch of torchvision's CIFAR10 over these images, as training scripts of the field write it."""
     import torch
 
-    importlib.import_module("moat.torchvision_ops")  # Before torchvision, which may not import without it.
+    importlib.import_module("moat.base.torchvision_ops")  # Before torchvision, which may not import without it.
     from torchvision import datasets, transforms
 
     steps = [transforms.RandomCrop(32, padding=4), transforms.RandomHorizontalFlip(), transforms.ToTensor()]

@@ -12,8 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from moat import devices
 from moat.benchmarking import records, train
+from moat.machine import devices
 
 HELP = "what a GPU makes of it: utilisation, routing, graphs, hours of the DWF recipe, memory"
 COLUMNS = ("id", "case", "ratio", "unit", "low", "high", "n", "floor", "aim")
@@ -123,8 +123,9 @@ def _graphs(arguments, project, device, wanted) -> list[dict[str, Any]]:
     """Row 16: the attack of PGD-AT on batches of the recipe, its gradients replayed, against launch by launch."""
     import torch
 
-    from moat.attacks import graphs, pgd
+    from moat.attacks import pgd
     from moat.benchmarking import models, timing, updates
+    from moat.kernels import graphs
 
     if device.type != "cuda":
         return [records.row(wanted, 16, "", {}, not_measured="CUDA graphs are CUDA's")]
@@ -171,7 +172,7 @@ def _environment(name: str, value: str):
 
 def _recipe_hours(arguments, project, device, wanted) -> list[dict[str, Any]]:
     """Row 17: hours of DWF and the experts that it starts from, one seed, from the speed of an update of each."""
-    from moat.scheduling.jobs import Workload
+    from moat.planning.jobs import Workload
 
     work = Workload(project, arguments.scale)
     images = work.images(arguments.dataset)["train"]

@@ -14,7 +14,7 @@ class Grouped(nn.Module):
     for all nets see the same image.
 
     Args:
-        nets: residual nets of one architecture, of :func:`moat.nets.build`, with equal normalisation.
+        nets: residual nets of one architecture, of :func:`moat.models.nets.build`, with equal normalisation.
     """
 
     def __init__(self, nets: Sequence[nn.Module]):

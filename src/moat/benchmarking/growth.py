@@ -29,9 +29,8 @@ def measure(arguments) -> dict[str, Any]:
     """A row per curve and contender, with its ``points``."""
     import torch
 
+    from moat.base.errors import ConfigError, unknown_name
     from moat.benchmarking import timing
-    from moat.config.schema import unknown_name
-    from moat.errors import ConfigError
 
     torch.set_num_threads(1)
     root, rows = Path(arguments.project), []
@@ -47,9 +46,9 @@ def measure(arguments) -> dict[str, Any]:
 def _over_batches(arguments, root: Path) -> list[dict[str, Any]]:
     import torch
 
-    from moat import nets
     from moat.attacks import for_attack, pgd
     from moat.benchmarking import peers, timing, updates
+    from moat.models import nets
 
     torch.manual_seed(0)
     model = for_attack(nets.build("resnet18", 10, width=arguments.width / 64))

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from moat.benchmarking.plain import plain
-from moat.moe import ChannelExpertConv2d, MoeCnn
+from moat.models.moe import ChannelExpertConv2d, MoeCnn
 
 
 class Masked(nn.Module):

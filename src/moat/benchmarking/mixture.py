@@ -65,7 +65,7 @@ def _nets(kind: str, width: int, dtype=None) -> dict[str, Any]:
 
     from moat.benchmarking.grouped import Grouped
     from moat.benchmarking.plain import plain
-    from moat.moe import build_mixture
+    from moat.models.moe import build_mixture
 
     torch.manual_seed(0)
     ours = build_mixture(kind, ARCHS[kind], 10, width=width / 64).experts.to(dtype or torch.float32)

@@ -5,18 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 import moat.methods
-from moat.scheduling.macs import Net
-
-
-def build(net: Net, needs: Mapping[str, Path] | None = None) -> nn.Module:
-    """The model of a run, with random weights; ``needs``: only the names shape it."""
-    options = {**net.options, "image_size": net.image_size, "in_channels": net.channels}
-    options["normalize"] = [[0.5] * net.channels, [0.25] * net.channels]
-    method = moat.methods.get(net.method)
-    return method.build(arch=net.arch, num_classes=net.classes, options=options, needs=needs or {})
+from moat.planning.macs import Net, build
 
 
 def begin(net: Net, recipe: Mapping[str, Any], device: torch.device):

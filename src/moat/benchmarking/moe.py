@@ -55,7 +55,7 @@ def _model(width: int, experts: int, x, ratio: float = 0.5):
     import torch
 
     from moat.benchmarking.masked import balance
-    from moat.moe import build_moe_cnn
+    from moat.models.moe import build_moe_cnn
 
     torch.manual_seed(0)
     model = build_moe_cnn("resnet18", 10, experts=experts, ratio=ratio, width=width / 64).to(x.dtype)
@@ -98,7 +98,7 @@ def _same_update(arguments, recipe) -> dict[str, float]:
     """The largest difference of the states after one update in float64 of 8 images."""
     import torch
 
-    from moat.attacks.steps import random_start_point
+    from moat.attacks.parts.steps import random_start_point
     from moat.benchmarking import updates
     from moat.benchmarking.masked import MaskedTrainer
 
@@ -157,7 +157,7 @@ def _same_images(arguments, recipe, experts: int) -> dict[str, float]:
     """The largest difference of the adversarial images in float64 of 8 images."""
     import torch
 
-    from moat.attacks.steps import random_start_point
+    from moat.attacks.parts.steps import random_start_point
     from moat.benchmarking import updates
     from moat.benchmarking.masked import MaskedTrainer
 
@@ -174,9 +174,9 @@ def _against_dense(arguments, root: Path, wanted) -> list[dict[str, Any]]:
     """Row 3."""
     import torch
 
-    from moat import nets
     from moat.benchmarking import timing, updates
     from moat.benchmarking.masked import loads
+    from moat.models import nets
 
     print("moat bench moe: against dense TRADES", file=sys.stderr)
     x, y = updates.batch(arguments.batch_size or RECIPES_BATCH)

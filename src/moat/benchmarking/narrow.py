@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from torch.nn import functional as F
 
-import moat.nets
+from moat import models
 from moat.attacks import AttackCopy, pgd
 from moat.data import datasets
 from moat.evaluation.judging import images
@@ -23,7 +23,7 @@ def train(arguments, width: int) -> torch.nn.Module:
     x, y = images(split.images[:count], torch.device("cpu")), split.labels[:count].long()
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(0)
-    model = moat.nets.build("resnet18", run["num_classes"], width=width / 64, normalize=run["model"]["normalize"])
+    model = models.build("resnet18", run["num_classes"], width=width / 64, normalize=run["model"]["normalize"])
     model = model.to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(model.parameters(), PEAK, momentum=0.9, weight_decay=5e-4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, PEAK, EPOCHS * (-(-count // BATCH)))

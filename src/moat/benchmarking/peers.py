@@ -20,7 +20,7 @@ Attack = Callable[[torch.Tensor, torch.Tensor], object]
 def torchattacks(model: nn.Module) -> Attack:
     """PGD of torchattacks: tensors in, tensors out."""
     # It imports torchvision, which may not import without this.
-    importlib.import_module("moat.torchvision_ops")
+    importlib.import_module("moat.base.torchvision_ops")
     library = importlib.import_module("torchattacks")
     return library.PGD(model, eps=EPS, alpha=STEP_SIZE, steps=STEPS, random_start=True)
 

@@ -5,7 +5,7 @@ import copy
 import torch
 from torch import nn
 
-from moat.nets.convolution import Conv2d
+from moat.kernels.convolution import Conv2d
 
 
 def plain(model: nn.Module) -> nn.Module:

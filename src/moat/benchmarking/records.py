@@ -12,8 +12,8 @@ from typing import Any
 
 import yaml
 
-from moat.errors import ConfigError
-from moat.files import read_json, write_json
+from moat.base.errors import ConfigError
+from moat.base.files import read_json, write_json
 
 TARGETS = Path("benchmarks") / "targets.yaml"
 RESULTS = Path("benchmarks") / "results"
@@ -49,7 +49,7 @@ def row(wanted: Mapping[int, Mapping], number: int, case: str, measured: Mapping
 
 def conditions(root: Path, arguments) -> dict[str, Any]:
     """What a run was made under, for each of its rows: another run may replace only some of a file's rows."""
-    from moat import provenance
+    from moat.provenance import environment
 
     return {
         "command": arguments.command,
@@ -57,16 +57,16 @@ def conditions(root: Path, arguments) -> dict[str, Any]:
         "cores": f"{len(os.sched_getaffinity(0))} of {os.cpu_count()}",
         "load_average": round(os.getloadavg()[0], 1),
         "versions": {name: _version(name) for name in ("torch", "numpy")},
-        "commit": provenance.git_commit(root),
+        "commit": environment.git_commit(root),
         **({"note": arguments.note} if arguments.note else {}),
     }
 
 
 def merge(root: Path, rows: Iterable[Mapping[str, Any]]) -> Path:
     """Put rows into ``benchmarks/results/<hardware>.json``; those of the same number and case are replaced."""
-    from moat import provenance
+    from moat.provenance import environment
 
-    machine = provenance.environment()
+    machine = environment.environment()
     path = root / RESULTS / f"{hardware_name(machine['hardware'])}.json"
     content = read_json(path) if path.exists() else {}
     kept = {_key(each): each for each in content.get("rows", [])} | {_key(each): dict(each) for each in rows}

@@ -13,8 +13,9 @@ from typing import Any
 
 import torch
 
-from moat import devices, provenance
-from moat.errors import MoatError
+from moat.base.errors import MoatError
+from moat.machine import devices
+from moat.provenance import environment
 
 
 def seconds(
@@ -49,7 +50,7 @@ def cpu_seconds(calls: Mapping[str, Callable[[], Any]], *, repeats: int, warm_up
 
 
 def as_in_jobs(call: Callable[[], Any]) -> Callable[[], Any]:
-    """``call`` in a process that has been set up as those of moat's commands are (:mod:`moat.devices`)."""
+    """``call`` in a process that has been set up as those of moat's commands are (:mod:`moat.machine.devices`)."""
 
     def made() -> Any:
         devices.keep_freed_memory()
@@ -137,7 +138,7 @@ def summary(values: list[float]) -> dict[str, float]:
 def machine(device: torch.device) -> dict[str, Any]:
     """Device, hardware and versions, as every benchmark's JSON begins."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-    return {"device": name, **provenance.environment()}
+    return {"device": name, **environment.environment()}
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:

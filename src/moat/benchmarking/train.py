@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from moat import devices
+from moat.machine import devices
 
 HELP = "images/s and model-FLOP utilisation, per method and net"
 COLUMNS = ("kind", "method", "arch", "batch_size", "precision", "images_per_second", "tflops", "utilisation")
@@ -34,9 +34,9 @@ def add_arguments(parser) -> None:
 
 def measure(arguments) -> dict[str, Any]:
     """Rows of every method on every net, training and evaluation."""
+    from moat.base.errors import ConfigError
     from moat.benchmarking import timing
     from moat.config.project import Project
-    from moat.errors import ConfigError
 
     for name in ("repeats", "steps", "batch_size"):
         if getattr(arguments, name) is not None and getattr(arguments, name) < 1:
@@ -58,7 +58,7 @@ def net_and_recipe(project, scale: str, dataset: str, arch: str, method: str):
     """A run's resolved content and its net."""
     from moat.config.grid import Run
     from moat.config.recipes import resolve_recipe, resolve_run
-    from moat.scheduling.macs import net_of
+    from moat.planning.macs import net_of
 
     resolved = resolve_run(project, scale, dataset=dataset, arch=arch, method=method, seed=0)
     net = net_of(project, scale, Run(dataset, arch, method, 0), resolve_recipe(project, scale, method))
@@ -126,8 +126,8 @@ def _calls(method, net, size: int, steps: int, device) -> dict[str, Any]:
 
 def _speed(kind, net, recipe, resolved, device, images: int, taken: list[float]) -> dict[str, Any]:
     from moat.benchmarking import timing
-    from moat.scheduling.cost import ATTACK_STEP, training_passes
-    from moat.scheduling.macs import count
+    from moat.planning.cost import ATTACK_STEP, training_passes
+    from moat.planning.macs import count
     from moat.training.models import autocast
 
     mixed = kind == "train" and autocast(resolved, device) is not contextlib.nullcontext
@@ -150,9 +150,9 @@ def add_utilisation(rows, project, device_name: str, device) -> None:
     """Add the share of the data sheet's peak, where it is known, and of a large matrix product here."""
     import torch
 
+    from moat.base.errors import ConfigError
     from moat.benchmarking import timing
-    from moat.errors import ConfigError
-    from moat.scheduling.rates import match
+    from moat.planning.rates import match
 
     known = project.planner()["hardware"]
     try:
@@ -170,8 +170,8 @@ def add_utilisation(rows, project, device_name: str, device) -> None:
 
 def _calibrate(project, machine, rows) -> Path:
     """Put the rates beside those measured before on this hardware; the same method and net is replaced."""
-    from moat.files import read_json, write_json
-    from moat.scheduling.rates import CALIBRATION, match
+    from moat.base.files import read_json, write_json
+    from moat.planning.rates import CALIBRATION, match
 
     path = project.root / CALIBRATION / f"{match(machine['device'], project.planner()['hardware'])}.json"
     keys = ("kind", "precision", "method", "arch", "model", "image_size")

@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-import moat.nets
-from moat.errors import DataError
+from moat import models
+from moat.base.errors import DataError
 
 RUN = Path("results/mini/runs/cifar10-jpeg/resnet18/trades/seed0")
 HOW = "`moat train` makes it, see --run"
@@ -45,11 +45,11 @@ def widened(model: nn.Module, factor: int, *, arch: str = "resnet18") -> nn.Modu
     Source: Chen et al., Net2Net, arXiv 1511.05641.
 
     Args:
-        model: of the first convolution's width w, built by :func:`moat.nets.build`.
+        model: of the first convolution's width w, built by :func:`moat.models.nets.build`.
     """
     small = model.state_dict()
     stem = next(module for module in model.modules() if isinstance(module, nn.Conv2d))
-    wide = moat.nets.build(arch, model.head.out_features, width=factor * stem.out_channels / 64)
+    wide = models.build(arch, model.head.out_features, width=factor * stem.out_channels / 64)
     wide.normalize = copy.deepcopy(model.normalize)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import moat.methods
-from moat.config.numbers import parse_number
+from moat.base.numbers import parse_number
 from moat.config.project import Project
 from moat.config.recipes import merge, resolve_recipe
 from moat.methods.base import Method, Step

@@ -1,1 +1,1 @@
-"""The subcommands of ``moat``, one module each; see :mod:`moat.cli` for what a module must have."""
+"""The subcommands of ``moat``, one module each; see :mod:`moat.commands.cli` for what a module must have."""

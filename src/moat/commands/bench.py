@@ -6,7 +6,7 @@ Options of a benchmark come after its name: `moat bench train --help`.
 import sys
 from pathlib import Path
 
-from moat import devices
+from moat.machine import devices
 
 HELP = "measure how fast this machine trains, attacks, reads data, plans"
 
@@ -20,8 +20,7 @@ def add_arguments(parser) -> None:
 
 def run(arguments) -> int:
     from moat import benchmarking
-    from moat.config.schema import unknown_name
-    from moat.errors import ConfigError
+    from moat.base.errors import ConfigError, unknown_name
 
     project = Path(arguments.project)
     scripts = {path.stem: path for path in sorted((project / "benchmarks").glob("*.py"))}
@@ -61,7 +60,7 @@ def _measure(arguments) -> int:
 
         print(f"moat bench: rows kept in {records.merge(Path(options.project), content['rows'])}", file=sys.stderr)
     if options.out:
-        from moat.files import write_json
+        from moat.base.files import write_json
 
         write_json(options.out, content)
     print(json.dumps(content, indent=2) if options.json else "\n".join(table(content["rows"], module.COLUMNS)))

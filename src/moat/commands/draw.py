@@ -12,17 +12,17 @@ def add_arguments(parser) -> None:
 
 
 def run(arguments) -> None:
-    from moat.config import selection
+    from moat.base.errors import ConfigError
+    from moat.config import studies_option
     from moat.config.grid import build_grid
     from moat.config.project import Project
-    from moat.errors import ConfigError
     from moat.reporting import figures
     from moat.reporting.results import Results
 
     if arguments.figure and not arguments.study:
         raise ConfigError("--figure needs --study: figures of two studies may share a name")
     project = Project(arguments.project)
-    studies = selection.studies(project, arguments.studies, arguments.study)
+    studies = studies_option.studies(project, arguments.studies, arguments.study)
     grid = build_grid(project, arguments.scale, studies)
     chosen = (grid.figure(arguments.study, arguments.figure),) if arguments.figure else grid.figures
     results = Results(arguments.results, arguments.scale, project=project)

@@ -4,7 +4,8 @@ import logging
 from dataclasses import replace
 from pathlib import Path
 
-from moat import devices, subjects
+from moat.commands import evaluation_target
+from moat.machine import devices
 
 log = logging.getLogger(__name__)
 
@@ -24,14 +25,14 @@ def add_arguments(parser) -> None:
         help="a run to transfer examples from: another seed (or method), or another net; may be given twice",
     )
     parser.add_argument("--robustbench", type=Path, metavar="FILE", help="also write a RobustBench entry (.json)")
-    subjects.add_arguments(parser)
+    evaluation_target.add_arguments(parser)
 
 
 def run(arguments) -> int:
+    from moat.base.errors import ConfigError
+    from moat.base.files import check_writable
+    from moat.base.signals import exit_on_sigterm
     from moat.config.project import Project
-    from moat.errors import ConfigError
-    from moat.files import check_writable
-    from moat.interruption import exit_on_sigterm
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     if arguments.out.suffix != ".parquet":
@@ -43,15 +44,15 @@ def run(arguments) -> int:
     exit_on_sigterm("the same command continues with the attack setting it was in")
     check_writable(arguments.out)
     devices.lease(arguments)
-    subject = subjects.load(arguments)
+    subject = evaluation_target.load(arguments)
     _evaluate(arguments, project, subject)
     return 0
 
 
 def _evaluate(arguments, project, subject) -> None:
-    from moat import sources
     from moat.commands.train import work_folder
     from moat.evaluation.plan import make_plan
+    from moat.provenance import staleness
 
     scale = arguments.scale or subject.run.get("scale")
     plan = make_plan(
@@ -59,18 +60,18 @@ def _evaluate(arguments, project, subject) -> None:
         arguments.suite,
         scale if scale in project.names("scales") else None,
         subject.model,
-        subjects.load_transfer_models(arguments.transfer_from, subject),
+        evaluation_target.load_transfer_models(arguments.transfer_from, subject),
     )
     plan = _with_corruptions(plan, subject)
     made_of = {"method": subject.method, "arch": subject.run.get("arch")}
-    attacks = sources.attacks_of({"settings": plan.record})
-    hashes = sources.hash_parts(sources.EVALUATION_PARTS, **made_of, attacks=attacks)
+    attacks = staleness.attacks_of({"settings": plan.record})
+    hashes = staleness.hash_parts(staleness.EVALUATION_PARTS, **made_of, attacks=attacks)
     parts = arguments.work or work_folder(arguments.out.with_suffix(""))
     measured = _measure(subject, plan, parts, hashes)
     content = _write(arguments, subject, plan, hashes, measured)
     if arguments.robustbench is not None:
+        from moat.base.files import write_json
         from moat.evaluation.robustbench import entry
-        from moat.files import write_json
 
         method = project.method(subject.method) if subject.method else {}
         write_json(arguments.robustbench, entry(content, method))
@@ -123,10 +124,10 @@ def _measure(subject, plan, parts, sources) -> list:
 def _write(arguments, subject, plan, sources, measured) -> dict:
     import pandas as pd
 
-    from moat import provenance
+    from moat.base.files import write_json
     from moat.evaluation import corrupted
     from moat.evaluation.records import describe_worst_cases, summarize, write_rows
-    from moat.files import write_json
+    from moat.provenance import environment
 
     frame = pd.concat([each.rows for each in measured], ignore_index=True)
     seconds = {each.name: each.seconds for each in measured}
@@ -146,7 +147,7 @@ def _write(arguments, subject, plan, sources, measured) -> dict:
         "seconds_per_setting": {name: round(value, 3) for name, value in seconds.items()},
         "images_per_second": round(len(frame) / total, 1),
         "batch_size": subject.batch_size,
-        **provenance.environment(),
+        **environment.environment(),
         "sources": sources,
         "data": subject.data,
     }

@@ -5,8 +5,8 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import Any
 
+from moat.base.errors import ConfigError
 from moat.config.project import Project
-from moat.errors import ConfigError
 
 HELP = "download a dataset's files and verify them"
 

@@ -25,17 +25,17 @@ def add_arguments(parser) -> None:
 def run(arguments) -> int:
     import json
 
-    from moat.config import selection
+    from moat.base.errors import ConfigError
+    from moat.config import studies_option
     from moat.config.grid import build_grid
     from moat.config.project import Project
-    from moat.errors import ConfigError
-    from moat.scheduling import report
+    from moat.planning import report
 
     project = Project(Path(arguments.project))
     if arguments.gpus < 1:
         raise ConfigError(f"--gpus {arguments.gpus}: allowed: 1 or more")
     scale = arguments.scale or project.config()["scale"]
-    studies = selection.studies(project, arguments.studies)
+    studies = studies_option.studies(project, arguments.studies)
     grid = build_grid(project, scale, studies)
     planned = report.describe(project, grid, studies, hardware=arguments.hardware, machines=arguments.gpus)
     if arguments.budget_gpu_hours is not None:
@@ -50,8 +50,8 @@ def run(arguments) -> int:
 
 def _list_targets(project, planned) -> None:
     """Add the command; where the targets are many, write them into a file that it reads."""
-    from moat.files import write_text
-    from moat.scheduling.estimate import snakemake_command
+    from moat.base.files import write_text
+    from moat.planning.estimate import snakemake_command
 
     targets, listed = planned["budget"]["targets"], None
     if len(targets) > INLINE_TARGETS:

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from moat import devices, subjects
+from moat.commands import evaluation_target
+from moat.machine import devices
 
 HELP = "take weights, routing scores, features or heat maps from one run, for figures"
 
@@ -10,17 +11,17 @@ HELP = "take weights, routing scores, features or heat maps from one run, for fi
 def add_arguments(parser) -> None:
     parser.add_argument("--probe", required=True, metavar="NAME", help="name from config/probes.yaml")
     parser.add_argument("--out", required=True, type=Path, metavar="FILE", help=".safetensors; a .json comes beside")
-    subjects.add_arguments(parser)
+    evaluation_target.add_arguments(parser)
 
 
 def run(arguments) -> int:
     import logging
     import time
 
+    from moat.base.errors import ConfigError
+    from moat.base.files import check_writable
+    from moat.base.signals import exit_on_sigterm
     from moat.config.project import Project
-    from moat.errors import ConfigError
-    from moat.files import check_writable
-    from moat.interruption import exit_on_sigterm
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     if arguments.out.suffix != ".safetensors":
@@ -31,17 +32,17 @@ def run(arguments) -> int:
     check_writable(arguments.out)
     devices.lease(arguments)
 
-    from moat import probing
-    from moat.attacks.suites import resolve
+    from moat.attacks.parts.setting import resolve
+    from moat.evaluation import probes
 
-    subject = subjects.load(arguments, at_most=probe.get("images"))
+    subject = evaluation_target.load(arguments, at_most=probe.get("images"))
     setting, where = probe.get("setting"), f"config/probes.yaml: {arguments.probe}"
     scale = subject.run["scale"] if subject.run.get("scale") in project.names("scales") else None
     attack = project.attack(setting, where=where, scale=scale) if setting else None
     resolved = resolve(setting, attack) if setting else None
-    images = probing.Images(subject.x, subject.y, subject.indices, subject.batch_size, setting, resolved)
+    images = probes.Images(subject.x, subject.y, subject.indices, subject.batch_size, setting, resolved)
     started = time.perf_counter()
-    arrays = probing.collect(arguments.probe, probe, subject.model, images)
+    arrays = probes.collect(arguments.probe, probe, subject.model, images)
     seconds = time.perf_counter() - started
     _write(arguments, subject, probe, attack, arrays, seconds)
     print(f"{arguments.out}: {', '.join(arrays)} of {len(subject.x)} images ({seconds:.1f} s)")
@@ -51,13 +52,15 @@ def run(arguments) -> int:
 def _write(arguments, subject, probe, attack, arrays, seconds) -> None:
     import safetensors.numpy
 
-    from moat import provenance, sources
+    from moat.base.files import write_bytes, write_json
     from moat.data import datasets
-    from moat.files import write_bytes, write_json
+    from moat.provenance import environment, staleness
 
     settings = {probe["setting"]: attack} if attack else {}
     made_of = {"method": subject.method, "arch": subject.run.get("arch"), "probe": probe["probe"]}
-    hashes = sources.hash_parts(sources.PROBE_PARTS, **made_of, attacks=sources.attacks_of({"settings": settings}))
+    hashes = staleness.hash_parts(
+        staleness.PROBE_PARTS, **made_of, attacks=staleness.attacks_of({"settings": settings})
+    )
     write_bytes(arguments.out, safetensors.numpy.save(arrays))
     content = {
         "name": arguments.probe,
@@ -66,7 +69,7 @@ def _write(arguments, subject, probe, attack, arrays, seconds) -> None:
         "run": subject.run,
         "n": len(subject.x),
         "seconds": round(seconds, 3),
-        **provenance.environment(),
+        **environment.environment(),
         "sources": hashes,
         "data": subject.data,
         "classes": datasets.load(Path(subject.data["path"]), splits=()).classes,

@@ -12,7 +12,7 @@ def add_arguments(parser) -> None:
 
 
 def run(arguments) -> int:
-    from moat.sharing import pull
+    from moat.pipeline.dvc_pull import pull
 
     root = Path(arguments.project)
     pull(root, local=arguments.local)

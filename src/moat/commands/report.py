@@ -10,15 +10,15 @@ def add_arguments(parser) -> None:
 
 
 def run(arguments) -> None:
-    from moat.config import paths, selection
+    from moat.base.files import write_text
+    from moat.config import paths, studies_option
     from moat.config.grid import build_grid
     from moat.config.project import Project
-    from moat.files import write_text
     from moat.reporting import page
     from moat.reporting.results import Results
 
     project = Project(arguments.project)
-    studies = selection.studies(project, arguments.studies)
+    studies = studies_option.studies(project, arguments.studies)
     grid = build_grid(project, arguments.scale, studies)
     results = Results(arguments.results, arguments.scale, project=project)
     path = results.file(paths.report(arguments.scale))

@@ -17,10 +17,10 @@ def add_arguments(parser) -> None:
 
 
 def run(arguments) -> None:
-    from moat.config import selection
+    from moat.base.errors import ConfigError
+    from moat.config import studies_option
     from moat.config.grid import build_grid
     from moat.config.project import Project
-    from moat.errors import ConfigError
     from moat.reporting.results import Results
 
     if arguments.table and not arguments.study:
@@ -28,7 +28,7 @@ def run(arguments) -> None:
     if arguments.cells and arguments.study:
         raise ConfigError("--cells takes all tables of the studies; choose them with --studies, not --study")
     project = Project(arguments.project)
-    studies = selection.studies(project, arguments.studies, arguments.study)
+    studies = studies_option.studies(project, arguments.studies, arguments.study)
     grid = build_grid(project, arguments.scale, studies)
     tables = (grid.table(arguments.study, arguments.table),) if arguments.table else grid.tables
     results = Results(arguments.results, arguments.scale, project=project)
@@ -38,7 +38,7 @@ def run(arguments) -> None:
 
 def _write(tables, results, scale):
     """Write every table; return their cells."""
-    from moat.files import write_text
+    from moat.base.files import write_text
     from moat.reporting import latex, layout, markdown
     from moat.reporting.tables import frame, table_frame, table_paths, to_csv
 
@@ -59,8 +59,8 @@ def _write(tables, results, scale):
 
 def _join(grid, results):
     """Write cells.csv, the claims and metrics.json; return the cells."""
+    from moat.base.files import write_json, write_text
     from moat.config import paths
-    from moat.files import write_json, write_text
     from moat.reporting import leaderboard, metrics
     from moat.reporting.tables import frame, read_cells, table_paths, to_csv
 
@@ -77,8 +77,8 @@ def _join(grid, results):
 
 
 def _write_claims(grid, content, results) -> None:
+    from moat.base.files import write_text
     from moat.config import paths
-    from moat.files import write_text
     from moat.reporting import claims, claims_tables
 
     found = claims.evaluate(results.project, grid, content)

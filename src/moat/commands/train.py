@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from moat import devices
+from moat.machine import devices
 
 HELP = "train one run; resumable"
 
@@ -25,11 +25,11 @@ def add_arguments(parser) -> None:
 def run(arguments) -> int:
     import logging
 
+    from moat.base.errors import ConfigError
+    from moat.base.signals import exit_on_sigterm
     from moat.config import paths
     from moat.config.project import Project
     from moat.config.recipes import resolve_run
-    from moat.errors import ConfigError
-    from moat.interruption import exit_on_sigterm
 
     exit_on_sigterm("nothing was trained yet that is not saved; the same command continues")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -80,8 +80,8 @@ def _forget_unreadable(work: Path) -> None:
     """
     import logging
 
-    from moat.errors import DataError
-    from moat.files import read_json
+    from moat.base.errors import DataError
+    from moat.base.files import read_json
 
     for record in sorted(work.glob("*/finished/run.json")):
         try:
@@ -92,7 +92,7 @@ def _forget_unreadable(work: Path) -> None:
 
 
 def _needs(given: list[str], recipe) -> dict[str, Path]:
-    from moat.errors import ConfigError
+    from moat.base.errors import ConfigError
 
     needs = {}
     for item in given:

@@ -1,53 +1,54 @@
-"""Check that a model's robust accuracy can be trusted: run the gates and write what each of them found.
+"""Check that a model's robust accuracy can be trusted: run the checks and write what each of them found.
 
-Exit code 0 whether or not the gates pass: the file says which failed, and the tables print what it says.
+Exit code 0 whether or not the checks pass: the file says which failed, and the tables print what it says.
 """
 
 from pathlib import Path
 
-from moat import devices, subjects
+from moat.commands import evaluation_target
+from moat.machine import devices
 
-HELP = "the gates: can this run's robust accuracy be trusted?"
+HELP = "the checks: can this run's robust accuracy be trusted?"
 
-# Enough to find what the gates look for; they cost about 100 gradients an example.
+# Enough to find what the checks look for; they cost about 100 gradients an example.
 AT_MOST = 1000
 # Held-out images that test images are compared with.
 HELD_OUT = 1000
 
 
 def add_arguments(parser) -> None:
-    parser.add_argument("--out", required=True, type=Path, metavar="FILE", help="the gates' findings (.json)")
+    parser.add_argument("--out", required=True, type=Path, metavar="FILE", help="the checks' findings (.json)")
     parser.add_argument("--eps", default="8/255", help="radius in pixel units (default: 8/255)")
     parser.add_argument("--steps", type=int, metavar="N", help="PGD steps (default: 10; doubled once)")
     parser.add_argument("--queries", type=int, metavar="N", help="of the black-box attack (default: 100)")
     parser.add_argument("--suite", help="its attacks are checked, too: are they as strong as they say?")
     parser.add_argument("--transfer-from", type=Path, metavar="DIR", help="another run, whose examples are tried")
-    subjects.add_arguments(parser)
+    evaluation_target.add_arguments(parser)
 
 
 def run(arguments) -> int:
     import logging
     import time
 
+    from moat.base.files import check_writable, write_json
+    from moat.base.signals import exit_on_sigterm
     from moat.config.project import Project
-    from moat.files import check_writable, write_json
-    from moat.interruption import exit_on_sigterm
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     eps = _radius(arguments.eps)
     project = Project(Path(arguments.project))
     claims = _claims(project, arguments.suite, eps)
-    exit_on_sigterm("the same command starts the gates again")
+    exit_on_sigterm("the same command starts the checks again")
     check_writable(arguments.out)
     devices.lease(arguments)
 
-    from moat import sources
     from moat.evaluation import verify
     from moat.evaluation.evidence import ATTACKS, Budget
+    from moat.provenance import staleness
 
-    subject = subjects.load(arguments, at_most=AT_MOST)
+    subject = evaluation_target.load(arguments, at_most=AT_MOST)
     made_of = {"method": subject.method, "arch": subject.run.get("arch")}
-    families = sorted({*ATTACKS, *sources.attacks_of({"settings": claims})})
+    families = sorted({*ATTACKS, *staleness.attacks_of({"settings": claims})})
     started = time.perf_counter()
     report = verify(
         subject.model,
@@ -61,32 +62,32 @@ def run(arguments) -> int:
         transfer_from=_other_model(arguments, subject),
     )
     seconds = time.perf_counter() - started
-    for result in report.gates:
+    for result in report.checks:
         state = "FAILED" if result.state == "failed" else result.state
-        print(f"{state}  {result.gate}: {result.message}", flush=True)
-    hashes = sources.hash_parts(sources.GATES_PARTS, **made_of, attacks=families)
+        print(f"{state}  {result.check}: {result.message}", flush=True)
+    hashes = staleness.hash_parts(staleness.CHECKS_PARTS, **made_of, attacks=families)
     made_by = {"attacks": families, "sources": hashes, "data": subject.data}
     write_json(arguments.out, _content(subject, report, seconds, made_by, project.root))
     return 0
 
 
 def _content(subject, report, seconds: float, made_by: dict, root: Path) -> dict:
-    from moat import provenance
+    from moat.provenance import environment
 
     return {
         "run": subject.run,
         **report.to_dict(),
         "seconds": round(seconds, 3),
-        **provenance.environment(),
+        **environment.environment(),
         **made_by,
-        "git_commit": provenance.git_commit(root),
-        "lock_sha256": provenance.lock_hash(root),
+        "git_commit": environment.git_commit(root),
+        "lock_sha256": environment.lock_hash(root),
     }
 
 
 def _radius(text: str) -> float:
-    from moat.config.numbers import parse_number
-    from moat.errors import ConfigError
+    from moat.base.errors import ConfigError
+    from moat.base.numbers import parse_number
 
     eps = parse_number(text, where="--eps")
     if not 0 < eps <= 1:
@@ -100,7 +101,7 @@ def _given(**options) -> dict:
 
 def _claims(project, suite: str | None, eps: float) -> dict:
     """The settings of a suite that are measured correctly, within eps, and on any model by itself."""
-    from moat.config.numbers import parse_number
+    from moat.base.numbers import parse_number
 
     settings = project.attack_settings(suite) if suite is not None else {}
     return {
@@ -133,8 +134,8 @@ def _origin(arguments, project, subject):
 
 def _held_out(path: Path):
     """Images and labels of the split ``val``: of the training set, but not trained with. None where there is none."""
+    from moat.base.errors import DataError
     from moat.data import datasets
-    from moat.errors import DataError
 
     try:
         split = datasets.load(path, splits=("val",)).splits["val"]

@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
+from moat.base.errors import ConfigError
 from moat.config import schema
 from moat.config.project import Project
-from moat.errors import ConfigError
 
 ANY = "any"
 

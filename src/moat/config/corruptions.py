@@ -3,18 +3,11 @@
 import functools
 from typing import Any
 
-from moat.config.schema import unknown_name
-from moat.data.corruptions.severities import NAMES, PARAMETERS, SEVERITIES
-from moat.errors import ConfigError
+from moat.base.errors import ConfigError, unknown_name
+from moat.data.corruptions.severities import NAMES, PARAMETERS, SEVERITIES, setting_name
 
-_ENDINGS = {"cifar10-c": "", "imagenet-c": "-imagenet"}
 # Parameters made for large images are a flawed way to measure on small ones.
 _PROTOCOL = {"imagenet-c": {"protocol": "imagenet-c-severities"}}
-
-
-def setting_name(corruption: str, severity: int, severities: str = "cifar10-c") -> str:
-    """``fog-3`` for CIFAR-10-C's severities, ``fog-3-imagenet`` for ImageNet-C's."""
-    return f"{corruption}-{severity}{_ENDINGS.get(severities, f'-{severities}')}"
 
 
 def settings(severities: str) -> dict[str, dict[str, Any]]:

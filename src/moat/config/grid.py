@@ -1,6 +1,6 @@
 """The study grid: tables and figures declared as rows x columns become runs and measurements.
 
-Every cell names a run and a measurement. Runs, evaluations and gates that several cells or studies
+Every cell names a run and a measurement. Runs, evaluations and checks that several cells or studies
 share are listed once; what a cell's run starts from (``needs:`` in its recipe) is added.
 """
 
@@ -9,12 +9,11 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from moat.config.cells import Cell, Evaluation, Figure, Line, Probe, Run, Table, unique
-from moat.config.expand import Expander
+from moat.base.errors import ConfigError, unknown_name
+from moat.config.grid_types import Cell, Evaluation, Figure, Line, Probe, Run, Table, unique
 from moat.config.project import Project
 from moat.config.recipes import resolve_recipe
-from moat.config.schema import unknown_name
-from moat.errors import ConfigError
+from moat.config.study_grid import Expander
 
 __all__ = [
     "Cell", "Evaluation", "Figure", "Grid", "Line", "Probe", "Run", "Table", "build_grid", "needs_of",
@@ -33,9 +32,9 @@ class Grid:
     needs: Mapping[Run, Mapping[str, Run]] = field(hash=False)
 
     @cached_property
-    def gates(self) -> tuple[Run, ...]:
-        """The runs whose gates are checked: those whose accuracy a table or figure shows."""
-        return unique(run for item in (*self.tables, *self.figures) for run in item.gates)
+    def checks(self) -> tuple[Run, ...]:
+        """The runs whose checks are checked: those whose accuracy a table or figure shows."""
+        return unique(run for item in (*self.tables, *self.figures) for run in item.checks)
 
     @cached_property
     def probes(self) -> tuple[Probe, ...]:

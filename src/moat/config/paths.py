@@ -28,8 +28,8 @@ def evaluation(scale: str, run, suite: str) -> Path:
     return results(scale) / "evaluations" / run_name(run) / f"{suite}.parquet"
 
 
-def gates(scale: str, run) -> Path:
-    return results(scale) / "gates" / f"{run_name(run)}.json"
+def checks(scale: str, run) -> Path:
+    return results(scale) / "checks" / f"{run_name(run)}.json"
 
 
 def probe(scale: str, run, name: str) -> Path:

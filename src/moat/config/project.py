@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from moat.base.errors import ConfigError
 from moat.config import corruptions, schema
-from moat.errors import ConfigError
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from moat.errors import ConfigError
+from moat.base.errors import ConfigError
 
 CORRECT = "correct"
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from moat.errors import ConfigError
+from moat.base.errors import ConfigError
 
 # The columns by which a number is found; an axis of that name binds one by its label.
 KEYS = ("dataset", "arch", "method", "metric", "setting")

@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from moat.config.numbers import parse_number
+from moat.base.numbers import parse_number
 from moat.config.project import Project
 from moat.config.schema import validate
 

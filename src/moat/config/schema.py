@@ -4,7 +4,6 @@ The schemas are ``workflow/schemas/<kind>.schema.yaml``. An unknown key, a wrong
 outside the allowed ones ends with one line: the file, the key, and what is allowed.
 """
 
-import difflib
 import functools
 import json
 from collections.abc import Iterable, Mapping
@@ -13,8 +12,8 @@ from typing import Any
 
 import yaml
 
-from moat.config.numbers import parse_number
-from moat.errors import ConfigError
+from moat.base.errors import ConfigError, unknown_name
+from moat.base.numbers import parse_number
 
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -128,12 +127,3 @@ def _explain(error) -> str:
 
 def _types(types: str | Iterable[str]) -> str:
     return types if isinstance(types, str) else " or ".join(types)
-
-
-def unknown_name(name: object, allowed: Iterable[str], *, what: str) -> str:
-    """The sentence that an unknown name deserves: the name, the nearest one, all that are allowed."""
-    allowed = sorted(allowed)
-    shortened = [each for each in allowed if str(name).startswith(each) or each.startswith(str(name))] if name else []
-    near = shortened[:1] or difflib.get_close_matches(str(name), allowed, n=1)
-    guess = f" (did you mean {near[0]!r}?)" if near else ""
-    return f"unknown {what} {name!r}{guess}; allowed: {', '.join(allowed) or 'none'}"

@@ -2,10 +2,9 @@
 
 from collections.abc import Iterable
 
-from moat.config.cells import Run
+from moat.base.errors import ConfigError, unknown_name
+from moat.config.grid_types import Run
 from moat.config.project import Project
-from moat.config.schema import unknown_name
-from moat.errors import ConfigError
 
 
 def transfer_kinds(project: Project, suite: str) -> tuple[str, ...]:

@@ -48,7 +48,7 @@ def _draw(pairs, count: int, seed: int, epoch: int) -> torch.Tensor:
 @functools.cache
 def _policy():
     """torchvision's transform, which takes its draws from ``drawn``: (pair, probabilities, signs)."""
-    importlib.import_module("moat.torchvision_ops")  # Before torchvision, which may not import without it.
+    importlib.import_module("moat.base.torchvision_ops")  # Before torchvision, which may not import without it.
     from torchvision.transforms import AutoAugment, AutoAugmentPolicy
 
     class Drawn(AutoAugment):

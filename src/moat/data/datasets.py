@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from moat.base.errors import ConfigError, DataError
+from moat.base.files import atomic_path, hash_file
 from moat.data import images, manifest
 from moat.data.formats import READERS
 from moat.data.raw import Raw
 from moat.data.splits import hold_out, stratified_order, subset
-from moat.errors import ConfigError, DataError
-from moat.files import atomic_path, hash_file
 
 if TYPE_CHECKING:
     import torch

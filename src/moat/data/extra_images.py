@@ -9,11 +9,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from moat.config.schema import unknown_name
+from moat.base.errors import DataError, unknown_name
+from moat.base.files import hash_file
 from moat.data.datasets import Split
 from moat.data.seeding import generator
-from moat.errors import DataError
-from moat.files import hash_file
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ from typing import Any
 
 from filelock import FileLock
 
-from moat.data import manifest, transfer
-from moat.errors import DataError
-from moat.files import write_json
+from moat.base.errors import DataError
+from moat.base.files import write_json
+from moat.data import download, manifest
 
 SUMS = "SHA256SUMS"
 
@@ -83,8 +83,8 @@ def _from_mirror(name: str, mirror: str, sums: Mapping[str, str]) -> _Wanted:
     found = [path for path in sums if path == name] or [path for path in sums if PurePosixPath(path).name == name]
     if len(found) != 1:
         what = "no entry" if not found else "several entries"
-        raise DataError(f"{transfer.join(mirror, SUMS)}: {what} for {name}; a mirror's files need one each")
-    return _Wanted(name, (transfer.join(mirror, found[0]),), sums[found[0]], None, None)
+        raise DataError(f"{download.join(mirror, SUMS)}: {what} for {name}; a mirror's files need one each")
+    return _Wanted(name, (download.join(mirror, found[0]),), sums[found[0]], None, None)
 
 
 def read_sums(mirror: str) -> dict[str, str]:
@@ -93,14 +93,14 @@ def read_sums(mirror: str) -> dict[str, str]:
     Raises:
         DataError: there is none (the mirror is refused then), or it is malformed.
     """
-    if "://" in mirror and not transfer.is_url(mirror):
+    if "://" in mirror and not download.is_url(mirror):
         raise DataError(f"{mirror}: not a mirror; allowed: a folder, or an http, https or file URL")
-    address = transfer.join(mirror, SUMS)
+    address = download.join(mirror, SUMS)
     try:
-        text = transfer.read_text(address)
+        text = download.read_text(address)
     except FileNotFoundError as error:
-        is_folder = not transfer.is_url(mirror) or mirror.startswith("file:")
-        if is_folder and not transfer.as_path(mirror).is_dir():
+        is_folder = not download.is_url(mirror) or mirror.startswith("file:")
+        if is_folder and not download.as_path(mirror).is_dir():
             raise DataError(f"{mirror}: no such folder; a mirror is a folder or a URL with {SUMS}") from error
         raise DataError(f"{mirror}: no {SUMS} in this mirror; a mirror without one is refused") from error
     sums = {}
@@ -136,7 +136,7 @@ def _transfer(wanted: _Wanted, part: Path, target: Path) -> dict[str, Any]:
     for address in wanted.addresses:
         for _ in range(2):
             try:
-                transfer.download(address, part, size=wanted.size, description=wanted.name)
+                download.download(address, part, size=wanted.size, description=wanted.name)
             except DataError as error:
                 failures.append(str(error))
                 break

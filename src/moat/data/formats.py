@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from moat.base.errors import DataError
 from moat.data import archives, image_formats, pickles
 from moat.data.raw import Pair, Raw, Spec, listed, only, require, role
 from moat.data.splits import stratified_order
-from moat.errors import DataError
 
 Reader = Callable[[Spec, Mapping[str, Path], int], Raw]
 READERS: dict[str, Reader] = {}

@@ -5,10 +5,10 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from moat.base.errors import DataError
+from moat.base.progress import progress
 from moat.data import archives, images
 from moat.data.raw import Pair, Raw, Spec, only, require
-from moat.errors import DataError
-from moat.progress import progress
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
 

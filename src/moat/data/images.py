@@ -6,7 +6,7 @@ import warnings
 import numpy as np
 from PIL import Image
 
-from moat.errors import DataError
+from moat.base.errors import DataError
 
 _MODES = {1: "L", 3: "RGB"}
 

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from moat.errors import DataError
-from moat.files import hash_file, read_json
+from moat.base.errors import DataError
+from moat.base.files import hash_file, read_json
 
 NAME = "manifest.json"
 VERSION = 1

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from moat.base.errors import DataError
+from moat.base.files import hash_file
 from moat.data.datasets import VERSION
-from moat.errors import DataError
-from moat.files import hash_file
 
 
 class OfficialCorruptions:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from moat.errors import DataError
+from moat.base.errors import DataError
 
 _ARRAY_MODULES = ("numpy.core.multiarray", "numpy._core.multiarray")
 _DTYPES = {"u1", "i1", "i2", "i4", "i8", "f4", "f8", "b1"}

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from moat.errors import DataError
+from moat.base.errors import DataError
 
 Spec = Mapping[str, Any]
 Pair = tuple[np.ndarray, np.ndarray]

@@ -1,13 +1,13 @@
-"""Judging models: rows of an evaluation, statistics of those rows, and gates that a robust accuracy must pass.
+"""Judging models: rows of an evaluation, statistics of those rows, and checks that a robust accuracy must pass.
 
 ``evaluate`` and ``verify`` are loaded on first use, so that :mod:`moat.evaluation.statistics` needs no torch.
 """
 
 import importlib
 
-_HOMES = {"evaluate": "runner", "verify": "gates", "GateReport": "gates", "GateResult": "gates"}
+_HOMES = {"evaluate": "runner", "verify": "checks", "CheckReport": "checks", "CheckResult": "checks"}
 
-__all__ = ["GateReport", "GateResult", "evaluate", "verify"]
+__all__ = ["CheckReport", "CheckResult", "evaluate", "verify"]
 
 
 def __getattr__(name: str):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from moat.errors import DataError
+from moat.base.errors import DataError
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ import numpy as np
 import pandas as pd
 import torch
 
-from moat.attacks.suites import Attack
+from moat.attacks.parts.setting import Attack
+from moat.base.errors import MoatError
 from moat.data.official_corruptions import OfficialCorruptions
 from moat.data.seeding import derive_seed
-from moat.errors import MoatError
 from moat.evaluation.clusters import mean_accuracy
 
 # Published images have the severities of their own benchmark.

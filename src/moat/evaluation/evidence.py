@@ -1,4 +1,4 @@
-"""What the gates look at: measurements on one model, each made once and on first use."""
+"""What the checks look at: measurements on one model, each made once and on first use."""
 
 import functools
 from collections.abc import Iterable, Iterator, Mapping
@@ -11,18 +11,18 @@ import torch
 from torch import nn
 
 from moat.attacks import pgd
-from moat.attacks.suites import Attack
+from moat.attacks.parts.setting import Attack
 from moat.evaluation.protocols import refuse_replicas
 from moat.evaluation.runner import as_attack, classify, device_of, evaluate, images
 from moat.evaluation.statistics import accuracy
-from moat.moe.detached import detached_router
+from moat.models.moe.detached import detached_router
 
 # Radii of the sweep as multiples of eps, and the largest one in pixel units, where nothing can hold.
 SWEEP_FACTORS = (0.5, 2.0)
 LARGEST_EPS = 64 / 255
 # At the largest radius, steps beyond the budget's.
 LARGEST_STEPS = 20
-# The attack families that the gates use by name.
+# The attack families that the checks use by name.
 ATTACKS = ("fgsm", "moe_adaptive", "none", "pgd", "square")
 # Accuracies of different attacks on the same examples may cross by this much, or by two examples.
 ACCURACY_SLACK = 0.01
@@ -49,7 +49,7 @@ def on_detached(setting: Mapping[str, Any]) -> Attack:
 
 @dataclass(frozen=True)
 class Budget:
-    """What the gates may spend on each example.
+    """What the checks may spend on each example.
 
     Attributes:
         steps: of PGD, and of every attack that is compared with it; its doubling takes twice as many.
@@ -82,12 +82,12 @@ class Origin:
 
 @dataclass
 class Evidence:
-    """A model and the examples to judge it on; what several gates need is measured once, on first use.
+    """A model and the examples to judge it on; what several checks need is measured once, on first use.
 
     Attributes:
         extra: name -> attack that somebody claims to measure this model's robustness with.
         transfer_from: another model, whose adversarial examples are tried on this one.
-        stages: what :mod:`moat.evaluation.gates.stages` has measured so far.
+        stages: what :mod:`moat.evaluation.checks.stages` has measured so far.
     """
 
     model: nn.Module

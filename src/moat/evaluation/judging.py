@@ -7,7 +7,7 @@ import pandas as pd
 import torch
 from torch import nn
 
-from moat.errors import MoatError
+from moat.base.errors import MoatError
 
 COLUMNS = ("setting", "index", "label", "predicted", "correct", "confidence", "linf", "steps")
 EXPERT_COLUMNS = ("expert_clean", "expert_adversarial")

@@ -12,12 +12,12 @@ import pandas as pd
 import torch
 from torch import nn
 
-from moat.attacks.flags import collect, flag
-from moat.attacks.suites import Attack
+from moat.attacks.parts.flags import collect, flag
+from moat.attacks.parts.setting import Attack
 from moat.data.seeding import generator
 from moat.evaluation import protocols
-from moat.evaluation.copies import attack_copy
 from moat.evaluation.judging import device_of, images, judge, project
+from moat.kernels.copies import attack_copy
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ def measure_now(part: str, depends_on: Mapping[str, Any], measure: Callable[[], 
 
 @dataclass
 class Measurement:
-    """Measures settings on a model and examples; call it inside :func:`moat.attacks.steps.frozen`.
+    """Measures settings on a model and examples; call it inside :func:`moat.attacks.parts.steps.frozen`.
 
     Attributes:
         indices: each example's number, from which its random numbers come.

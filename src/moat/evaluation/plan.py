@@ -7,9 +7,9 @@ from typing import Any
 from torch import nn
 
 from moat.attacks import for_attack
-from moat.attacks.suites import Attack, resolve
+from moat.attacks.parts.setting import Attack, resolve
+from moat.base.errors import ConfigError
 from moat.config.project import Project
-from moat.errors import ConfigError
 
 
 @dataclass(frozen=True)

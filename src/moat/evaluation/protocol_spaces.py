@@ -3,8 +3,8 @@
 import torch
 from torch import nn
 
-from moat.errors import ConfigError
-from moat.nets.normalize import Normalize, make_normalize
+from moat.base.errors import ConfigError
+from moat.models.nets.normalize import Normalize, make_normalize
 
 Bounds = tuple[torch.Tensor, torch.Tensor]
 

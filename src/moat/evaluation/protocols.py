@@ -12,12 +12,11 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from moat.attacks.objectives import cross_entropy, make_objective
-from moat.attacks.restarts import worst_of
-from moat.attacks.steps import NORMAL_START_SCALE, Randomness, draw, input_gradient
-from moat.attacks.suites import Attack
-from moat.config.schema import unknown_name
-from moat.errors import ConfigError, MoatError
+from moat.attacks.parts.objectives import cross_entropy, make_objective
+from moat.attacks.parts.restarts import worst_of
+from moat.attacks.parts.setting import Attack
+from moat.attacks.parts.steps import NORMAL_START_SCALE, Randomness, draw, input_gradient
+from moat.base.errors import ConfigError, MoatError, unknown_name
 from moat.evaluation.protocol_spaces import (
     Bounds,
     Space,
@@ -76,7 +75,7 @@ class Protocol:
         return space, z, worst_of(once, options.get("restarts", 1), space, z, y, loss, generator)
 
     def _ascend(self, space, z, y, loss, options, generator) -> torch.Tensor:
-        """As :func:`moat.attacks.steps.ascend`, within the protocol's bounds."""
+        """As :func:`moat.attacks.parts.steps.ascend`, within the protocol's bounds."""
         eps, steps = options["eps"], options.get("steps", 1)
         lower, upper = self.bounds(space, z, eps)
         function, objective = self._climbed(space, z, y, loss)
@@ -125,7 +124,7 @@ class HarderSeverities:
 
 
 def _start(z, eps, kind, generator, lower, upper) -> torch.Tensor:
-    """As :func:`moat.attacks.steps.random_start_point`, within bounds; without a random start, z as it is."""
+    """As :func:`moat.attacks.parts.steps.random_start_point`, within bounds; without a random start, z as it is."""
     if kind is False:
         return z
     if kind == "normal":

@@ -14,13 +14,13 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from moat.attacks.steps import frozen
-from moat.attacks.suites import Attack
+from moat.attacks.parts.setting import Attack
+from moat.attacks.parts.steps import frozen
+from moat.base.files import write_bytes, write_text
 from moat.evaluation.measurement import BROKEN_BY, Measurement
 from moat.evaluation.plan import Plan
 from moat.evaluation.runner import check_attacks, checked_data
 from moat.evaluation.statistics import accuracy, wilson
-from moat.files import write_bytes, write_text
 
 log = logging.getLogger(__name__)
 

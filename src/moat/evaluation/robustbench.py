@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any
 
-from moat.errors import ConfigError
+from moat.base.errors import ConfigError
 
 # Beyond this many images a result is called the full test set's; RobustBench takes all 10,000.
 FULL = 10_000

@@ -8,9 +8,9 @@ import pandas as pd
 import torch
 from torch import nn
 
-from moat.attacks.steps import frozen
-from moat.attacks.suites import Attack, resolve
-from moat.errors import ConfigError, DataError
+from moat.attacks.parts.setting import Attack, resolve
+from moat.attacks.parts.steps import frozen
+from moat.base.errors import ConfigError, DataError
 from moat.evaluation import protocols
 from moat.evaluation.judging import COLUMNS, EXPERT_COLUMNS, classify, device_of, images, project
 from moat.evaluation.measurement import BROKEN_BY, Measurement
@@ -45,7 +45,7 @@ def evaluate(
         model: images (B, C, H, W) in [0,1] to logits (B, K); left with its modes and gradients as they were.
         x: images, float in [0,1] (N, C, H, W) or uint8 (N, H, W, C); moved to the model's device batch by batch.
         y: labels (N,), 0 to K-1.
-        settings: name -> setting as in ``config/attacks.yaml``, or -> :class:`moat.attacks.suites.Attack`.
+        settings: name -> setting as in ``config/attacks.yaml``, or -> :class:`moat.attacks.parts.setting.Attack`.
         batch_size: examples attacked at once; halved, with a warning, whenever the GPU's memory does not suffice.
         indices: each example's number in its data set, for the column ``index``; 0 to N-1 if not given.
         worst_case: name -> its settings: rows for the per-example worst of them. Those that are not in ``settings``

@@ -7,7 +7,7 @@ from typing import Literal
 
 import pandas as pd
 
-from moat.errors import DataError
+from moat.base.errors import DataError
 
 Verdict = Literal["reproduced", "higher", "lower", "unverified"]
 

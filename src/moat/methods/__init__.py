@@ -6,8 +6,7 @@ Modules whose name begins with ``_`` hold what several methods share.
 import importlib
 import pkgutil
 
-from moat.config.schema import unknown_name
-from moat.errors import ConfigError
+from moat.base.errors import ConfigError, unknown_name
 
 _SHARED = {"base", "losses", "schedules"}
 

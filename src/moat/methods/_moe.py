@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from moat.methods import losses
 from moat.methods.base import Method, accuracy
-from moat.moe import MoeCnn, build_moe_cnn
+from moat.models.moe import MoeCnn, build_moe_cnn
 
 # Whether the attack of a training follows the straight-through gradient of the router.
 ROUTER_GRAD = ("st", "detached")
@@ -27,7 +27,7 @@ class MoeMethod(Method):
 
     @classmethod
     def build(cls, *, arch: str, num_classes: int, options: Mapping[str, Any], needs: Mapping[str, Path]) -> nn.Module:
-        """An MoE-CNN; ``options``: keywords of :func:`moat.moe.build_moe_cnn`."""
+        """An MoE-CNN; ``options``: keywords of :func:`moat.models.moe.build_moe_cnn`."""
         return build_moe_cnn(arch, num_classes, **options)
 
     def classify(self, x: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:

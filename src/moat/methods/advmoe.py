@@ -6,7 +6,7 @@ released code trains; the router is not trained on the classification loss but t
 
 import torch
 
-from moat.attacks.early_stopped import early_stopped_pgd
+from moat.attacks.parts.early_stopped import early_stopped_pgd
 from moat.methods import losses
 from moat.methods._moe import AlternatingMoe, joint_divergence, routing_metrics
 from moat.methods.base import Step, accuracy

@@ -12,10 +12,10 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-import moat.nets
+from moat import models
 from moat.attacks import AttackCopy
-from moat.attacks.suites import Attack
-from moat.config.numbers import parse_number
+from moat.attacks.parts.setting import Attack
+from moat.base.numbers import parse_number
 from moat.data.seeding import generator
 from moat.methods.schedules import learning_rate_factor
 
@@ -69,11 +69,11 @@ class Method:
         """A freshly initialised model, for a training and for the loading of a trained one.
 
         Args:
-            options: keywords of :func:`moat.nets.build`.
+            options: keywords of :func:`moat.models.nets.build`.
             needs: the runs that the recipe starts from, name -> folder. Only their names may shape the net: a trained
                 model is loaded where their files may be gone. Their weights are for :meth:`initialize`.
         """
-        return moat.nets.build(arch, num_classes, **options)
+        return models.build(arch, num_classes, **options)
 
     # -- what a method may change -------------------------------------------
     def initialize(self, needs: Mapping[str, Path]) -> None:

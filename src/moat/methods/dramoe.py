@@ -5,7 +5,7 @@ Source: the DRAMoE paper; it has no public code, and the recipe lists what was d
 
 import torch
 
-from moat.attacks.early_stopped import early_stopped_pgd
+from moat.attacks.parts.early_stopped import early_stopped_pgd
 from moat.methods import losses
 from moat.methods._moe import AlternatingMoe, entropy, joint_divergence, routing_metrics
 from moat.methods.base import Step, accuracy

@@ -11,8 +11,8 @@ from torch import nn
 from moat.methods.base import Method, Step, accuracy
 from moat.methods.dwf_expert_fgsm import fgsm_examples
 from moat.methods.dwf_expert_pgd import pgd_examples
-from moat.moe import build_mixture, statistics
-from moat.moe.experts import load_experts
+from moat.models.moe import build_mixture, statistics
+from moat.models.moe.experts import load_experts
 
 
 class Dwf(Method):

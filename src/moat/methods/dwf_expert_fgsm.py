@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from moat.attacks import fgsm, suites
-from moat.attacks.spaces import SPACES
-from moat.attacks.suites import Attack
-from moat.config.numbers import parse_number
+from moat.attacks import fgsm
+from moat.attacks.parts.setting import Attack, resolve
+from moat.attacks.parts.spaces import SPACES
+from moat.base.numbers import parse_number
 from moat.data.seeding import generator
 from moat.methods.base import Method, Step, accuracy
 
@@ -32,7 +32,7 @@ class DwfExpertFgsm(Method):
 
     def end_epoch(self, epoch: int, accuracy: Callable[[Attack], float]) -> dict[str, float]:
         # FGSM training may learn to fool one step only, and its own loss would not tell.
-        return {"watched_accuracy": accuracy(suites.resolve("watch", self.recipe["watch"]))}
+        return {"watched_accuracy": accuracy(resolve("watch", self.recipe["watch"]))}
 
 
 def fgsm_examples(

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from moat.attacks import pgd
-from moat.attacks.spaces import SPACES
-from moat.config.numbers import parse_number
+from moat.attacks.parts.spaces import SPACES
+from moat.base.numbers import parse_number
 from moat.methods.base import Method, Step, accuracy
 from moat.methods.dwf_expert_fgsm import draw_one
 

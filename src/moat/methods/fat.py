@@ -6,7 +6,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from moat.attacks.early_stopped import early_stopped_pgd
+from moat.attacks.parts.early_stopped import early_stopped_pgd
 from moat.methods.base import Method, Step, accuracy
 
 

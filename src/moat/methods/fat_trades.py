@@ -2,7 +2,7 @@
 
 import torch
 
-from moat.attacks.objectives import divergence
+from moat.attacks.parts.objectives import divergence
 from moat.methods import losses
 from moat.methods.base import Step, accuracy
 from moat.methods.fat import Fat

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from moat.attacks import pgd
-from moat.attacks.suites import Attack, resolve
+from moat.attacks.parts.setting import Attack, resolve
 from moat.methods.base import Method, Step, accuracy
 
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from moat.methods.base import Method, Step, accuracy
-from moat.moe import build_mixture
+from moat.models.moe import build_mixture
 
 
 class Mocse(Method):

@@ -9,7 +9,7 @@ from moat.attacks import pgd
 from moat.methods import losses
 from moat.methods._moe import MoeMethod, routing_metrics
 from moat.methods.base import Step, accuracy
-from moat.moe import detached_router
+from moat.models.moe import detached_router
 
 
 class PgdAtMoe(MoeMethod):

@@ -8,13 +8,13 @@ import safetensors.torch
 import torch
 from torch import nn
 
-import moat.nets
-from moat.attacks.suites import Attack
-from moat.errors import DataError
+from moat import models
+from moat.attacks.parts.setting import Attack
+from moat.base.errors import DataError
 from moat.methods.base import Step
 from moat.methods.schedules import learning_rate_factor
 from moat.methods.trades import Trades
-from moat.nets.masked import mask_filters, masked_layers
+from moat.models.nets.masked import mask_filters, masked_layers
 
 
 class PgdAtSparse(Trades):
@@ -29,7 +29,7 @@ class PgdAtSparse(Trades):
     @classmethod
     def build(cls, *, arch: str, num_classes: int, options: Mapping[str, Any], needs: Mapping[str, Path]) -> nn.Module:
         dense = {key: value for key, value in options.items() if key != "kept"}
-        return mask_filters(moat.nets.build(arch, num_classes, **dense), options["kept"])
+        return mask_filters(models.build(arch, num_classes, **dense), options["kept"])
 
     def __init__(self, model: nn.Module, recipe: Mapping[str, Any], *, autocast=None):
         super().__init__(model, recipe, autocast=autocast)

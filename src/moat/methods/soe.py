@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from moat.attacks import pgd
-from moat.errors import ConfigError
+from moat.base.errors import ConfigError
 from moat.methods.base import Method, Step, accuracy
-from moat.moe import build_mixture, statistics
-from moat.moe.mixtures import confidence, most_confident
+from moat.models.moe import build_mixture, statistics
+from moat.models.moe.mixtures import confidence, most_confident
 
 
 class Soe(Method):

@@ -10,8 +10,8 @@ from torch import nn
 
 from moat.attacks import pgd
 from moat.methods.base import Method, Step, accuracy
-from moat.moe import build_mixture, statistics
-from moat.moe.experts import load_experts
+from moat.models.moe import build_mixture, statistics
+from moat.models.moe.experts import load_experts
 
 
 class Sramoe(Method):

@@ -10,7 +10,7 @@ and ``.tex`` (:mod:`moat.reporting.claims_tables`) and the top of the page are m
     protocol, explained       the flawed protocol that may explain the claim, and {value, low, high} under it, or None
     explanation               in words, what may explain a difference
     verdict                   as of a cell: reproduced, explained, higher, lower, unverified, not-run
-    reasons                   names as in ``gates_failed`` (see :func:`moat.reporting.layout.explain`), or why not run
+    reasons                   names as in ``checks_failed`` (see :func:`moat.reporting.layout.explain`), or why not run
     evidence                  one dict per cell: study, table, row, column, id (``<study>-<table>``, the table's anchor
                               on the page), measured, verdict, role (``of`` or ``against``)
 """
@@ -19,12 +19,11 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from moat.config.cells import Cell
+from moat.base.errors import ConfigError, unknown_name
 from moat.config.grid import Grid
+from moat.config.grid_types import Cell
 from moat.config.project import Project
 from moat.config.published import PublishedNumbers
-from moat.config.schema import unknown_name
-from moat.errors import ConfigError
 from moat.reporting.quantities import COMPARING, QUANTITIES, Band, Number
 from moat.reporting.tables import CORRECT, REMARKS, stand_ins
 
@@ -131,7 +130,7 @@ def _reasons(spec, cells, rows: Rows, comparable: bool) -> list[str]:
     """Why the number cannot be taken at its word."""
     reasons: list[str] = [] if comparable else ["budget"]
     for cell in (cell for found in cells.values() for cell in found):
-        reasons += (rows[_key(cell, CORRECT)]["gates_failed"] or "").split(";")
+        reasons += (rows[_key(cell, CORRECT)]["checks_failed"] or "").split(";")
         reasons += [f"stand-in {stand_in}" for stand_in in stand_ins(cell)]
     return [reason for reason in dict.fromkeys(reasons) if reason]
 

@@ -11,7 +11,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from moat.errors import DataError
+from moat.base.errors import DataError
 from moat.evaluation.clusters import MeanAccuracy
 from moat.evaluation.statistics import wilson
 

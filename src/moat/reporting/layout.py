@@ -138,10 +138,10 @@ def _flawed(cell: Cell, values: Mapping[str, Any]) -> tuple[str, str, str]:
 
 
 def explain(reason: str) -> str:
-    """A name in ``gates_failed`` as a sentence for people."""
+    """A name in ``checks_failed`` as a sentence for people."""
     fixed = {
         "budget": "unverified: trained or evaluated with a smaller budget than the paper's, so not comparable with it",
-        "gates-not-run": "unverified: the gates were not checked",
+        "checks-not-run": "unverified: the checks were not checked",
         "model-changed": "unverified: the run was trained again after this was measured",
         "interval-too-wide": "unverified: the interval crosses the tolerance's edge; too little was measured to tell",
         "seeds-missing": "unverified: not all seeds are evaluated yet",
@@ -156,7 +156,7 @@ def explain(reason: str) -> str:
         kind, names = reason.removeprefix("stand-in ").split(" ", 1)
         original, replacement = names.split("->")
         return f"stand-in: {kind} {replacement} in place of {original}"
-    return f"unverified: the gate {reason} failed"
+    return f"unverified: the check {reason} failed"
 
 
 def _numbers(cell: Cell, values: Mapping[str, Any]) -> tuple[str | None, str | None]:

@@ -3,10 +3,10 @@
 from collections.abc import Iterable
 from typing import Any
 
+from moat.base.files import read_json
 from moat.config import paths
 from moat.config.grid import Grid
 from moat.evaluation.robustbench import entry
-from moat.files import read_json
 from moat.reporting.results import Results
 
 

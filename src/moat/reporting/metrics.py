@@ -10,10 +10,10 @@ from moat.reporting.tables import count_published, count_verdicts, does_not_appl
 
 
 def collect(tables: Iterable[Table], content, results: Results) -> dict[str, Any]:
-    """Counts of verdicts and gates, and the accuracy of every run in percent points.
+    """Counts of verdicts and checks, and the accuracy of every run in percent points.
 
     Returns:
-        ``{"verdicts": {verdict: cells}, "published": {outcome: cells}, "gates": {"passed": runs, "failed": runs},
+        ``{"verdicts": {verdict: cells}, "published": {outcome: cells}, "checks": {"passed": runs, "failed": runs},
         "accuracy": {dataset: {arch: {method: {seed<k>: {suite: {setting: points}}}}}}}``. A worst case over several
         settings is named ``worst(a+b+…)``, other numbers as in the column metric of cells.csv.
     """
@@ -23,12 +23,12 @@ def collect(tables: Iterable[Table], content, results: Results) -> dict[str, Any
     measured = (cell for cell in cells if "rows" in cell.reads)
     for cell in sorted(measured, key=lambda cell: (cell.dataset, cell.arch, cell.method, cell.suite)):
         _add(accuracy, cell, results)
-    gates = [results.gates(run) for run in dict.fromkeys(run for cell in cells for run in cell.runs)]
-    checked = [bool(gate["passed"]) for gate in gates if gate is not None]
+    checks = [results.checks(run) for run in dict.fromkeys(run for cell in cells for run in cell.runs)]
+    checked = [bool(check["passed"]) for check in checks if check is not None]
     return {
         "verdicts": count_verdicts(content),
         "published": count_published(content),
-        "gates": {"passed": sum(checked), "failed": len(checked) - sum(checked)},
+        "checks": {"passed": sum(checked), "failed": len(checked) - sum(checked)},
         "accuracy": accuracy,
     }
 

@@ -25,7 +25,7 @@ MEANINGS = {
     "reproduced": "the whole interval lies within the study's tolerance of the published number",
     "explained": "a replica of the paper's protocol gives the published number, the correct protocol does not",
     "contradicted": "the whole interval lies above or below the published number and its tolerance",
-    "unverified": "a gate failed, too little was measured, or budget or data are not the paper's",
+    "unverified": "a check failed, too little was measured, or budget or data are not the paper's",
     "not run": "there is no measurement; the reason is given",
 }
 
@@ -76,14 +76,14 @@ def _overview(grid: Grid, cells, sections: Sequence[dict[str, Any]]) -> dict[str
 
 def _records(grid: Grid, results: Results) -> dict[str, Any]:
     """What ran, what it was checked for, what is missing or not to be trusted."""
-    names, gates = records.gates(grid, results)
+    names, checks = records.checks(grid, results)
     runs, evaluations = records.runs(grid, results), records.evaluations(grid, results)
     return {
-        "gate_names": names,
-        "gates": gates,
+        "check_names": names,
+        "checks": checks,
         "runs": runs,
         "evaluations": evaluations,
-        "stale": [record["name"] for record in [*runs, *evaluations, *gates] if record["stale"]],
+        "stale": [record["name"] for record in [*runs, *evaluations, *checks] if record["stale"]],
         "wall": records.duration(sum(run["wall_seconds"] or 0 for run in runs)),
         "usage": usage.summarise(grid, results),
         "problems": (wrong := problems.find(grid, results)),
@@ -154,15 +154,15 @@ def _claim(claim: dict[str, Any], sections: Sequence[dict[str, Any]]) -> dict[st
 
 
 def _record_cards(found: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The cards of gates and runs, under the ids that the template gives them."""
+    """The cards of checks and runs, under the ids that the template gives them."""
     details = {
-        f"gate-{row}-{column}": cards.card(
+        f"check-{row}-{column}": cards.card(
             f"{run['name']}: {name}",
-            [("outcome", "passed" if gate["passed"] else "failed"), *((key, gate[key]) for key in _GATE)],
+            [("outcome", "passed" if check["passed"] else "failed"), *((key, check[key]) for key in _CHECK)],
         )
-        for row, run in enumerate(found["gates"])
-        for column, name in enumerate(found["gate_names"])
-        if (gate := run["gates"].get(name))
+        for row, run in enumerate(found["checks"])
+        for column, name in enumerate(found["check_names"])
+        if (check := run["checks"].get(name))
     }
     for number, run in enumerate(found["runs"]):
         lines = [(what, run[key]) for what, key in _RUN.items()]
@@ -170,7 +170,7 @@ def _record_cards(found: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return details
 
 
-_GATE = ("message", "value", "limit")
+_CHECK = ("message", "value", "limit")
 _RUN = {
     "recipe version": "recipe_version",
     "peak memory": "memory",

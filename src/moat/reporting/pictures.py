@@ -27,7 +27,7 @@ def read(path: Path) -> Picture:
     """
     from PIL import Image, UnidentifiedImageError
 
-    from moat.errors import DataError
+    from moat.base.errors import DataError
 
     content, kind = path.read_bytes(), "image/png"
     try:

@@ -10,7 +10,7 @@ from moat.reporting.records import STALE_RUN, stale
 from moat.reporting.results import Results
 from moat.reporting.usage import probes
 
-KINDS = ("not trained", "not evaluated", "not checked", "not probed", "gate failed", "stale")
+KINDS = ("not trained", "not evaluated", "not checked", "not probed", "check failed", "stale")
 
 
 def find(grid: Grid, results: Results) -> list[dict[str, Any]]:
@@ -21,7 +21,7 @@ def find(grid: Grid, results: Results) -> list[dict[str, Any]]:
     suites: dict[Run, list[str]] = {}
     for each in grid.evaluations:
         suites.setdefault(each.run, []).append(each.suite)
-    checked = set(grid.gates)
+    checked = set(grid.checks)
     wrong = [
         {"run": paths.run_name(run), **problem}
         for run in grid.runs
@@ -41,11 +41,11 @@ def _of_run(run: Run, suites: list[str], checked: bool, results: Results) -> lis
         return [_problem("not trained", "", paths.run_dir(scale, run) / "run.json", scale)]
     missing = [suite for suite in suites if not results.has_evaluation(run, suite)]
     found = [_problem("not evaluated", suite, paths.evaluation(scale, run, suite), scale) for suite in missing]
-    gates = results.gates(run)
-    if checked and gates is None:
-        found.append(_problem("not checked", "", paths.gates(scale, run), scale))
-    elif checked and not gates["passed"]:
-        found.append(_problem("gate failed", ", ".join(gates["failed"]), paths.gates(scale, run), scale))
+    checks = results.checks(run)
+    if checked and checks is None:
+        found.append(_problem("not checked", "", paths.checks(scale, run), scale))
+    elif checked and not checks["passed"]:
+        found.append(_problem("check failed", ", ".join(checks["failed"]), paths.checks(scale, run), scale))
     return found + [
         _problem("stale", f"{what}: {_said(parts)}", path, scale, refresh=True)
         for what, path, parts in _made(run, suites, results)
@@ -60,8 +60,8 @@ def _made(run: Run, suites: list[str], results: Results):
     for suite in (suite for suite in suites if results.has_evaluation(run, suite)):
         parts = stale(run, results.stale_evaluation(run, suite), results)
         yield f"evaluation {suite}", paths.evaluation(scale, run, suite), parts
-    if results.gates(run) is not None:
-        yield "gates", paths.gates(scale, run), stale(run, results.stale_gates(run), results)
+    if results.checks(run) is not None:
+        yield "checks", paths.checks(scale, run), stale(run, results.stale_checks(run), results)
 
 
 def _said(parts: list[str]) -> str:

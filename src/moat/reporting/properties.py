@@ -7,9 +7,8 @@ import torch
 from torch import nn
 
 import moat.methods
+from moat.base.errors import ConfigError, unknown_name
 from moat.config.project import Project
-from moat.config.schema import unknown_name
-from moat.errors import ConfigError
 from moat.methods.base import Method
 
 # A small net has the structure of a large one.
@@ -31,7 +30,7 @@ def _build(project: Project, name: str) -> Method:
         options = {**recipe.get("model", {}), **_SMALL}
         model = kind.build(arch=_ARCH, num_classes=_CLASSES, options=options, needs=needs)
     if not hasattr(model, "experts") or not hasattr(model, "route_logits"):
-        raise ConfigError(f"config/methods/{name}.yaml: no mixture of experts with a gate; it has no such property")
+        raise ConfigError(f"config/methods/{name}.yaml: no mixture of experts with a check; it has no such property")
     return kind(model, recipe)
 
 
@@ -58,14 +57,14 @@ def topology(method: Method) -> str:
 
 
 def training(method: Method) -> str:
-    """Pre-trained: it starts from runs of its experts. Joint: experts and gate move together."""
+    """Pre-trained: it starts from runs of its experts. Joint: experts and check move together."""
     moved = {
         id(p) for optimizer in method.optimizers.values() for group in optimizer.param_groups for p in group["params"]
     }
     steps = ["Pre-trained"] if method.recipe.get("needs") else []
     if all(id(parameter) in moved for parameter in method.model.parameters()):
         steps.append("Joint")
-    return "+".join(steps) or "Gate only"
+    return "+".join(steps) or "Check only"
 
 
 def activation(method: Method) -> str:
@@ -82,7 +81,7 @@ def describe(project: Project, method: str, name: str) -> str:
     """The word for one property of a method.
 
     Raises:
-        ConfigError: unknown property, or a method without experts and gate.
+        ConfigError: unknown property, or a method without experts and check.
     """
     if name not in PROPERTIES:
         raise ConfigError(unknown_name(name, PROPERTIES, what="property of a mixture"))

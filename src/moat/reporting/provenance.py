@@ -1,7 +1,7 @@
 """Where a cell's number comes from, and the command that makes just this cell."""
 
 from moat.config import paths
-from moat.config.cells import Cell, Table, unique
+from moat.config.grid_types import Cell, Table, unique
 from moat.reporting.results import Results
 
 
@@ -15,9 +15,9 @@ def table_command(table: Table, scale: str) -> str:
 
 
 def cell_command(cell: Cell, scale: str) -> str | None:
-    """What a cell reads: evaluations and gates, or records; None where it reads nothing or is never run."""
+    """What a cell reads: evaluations and checks, or records; None where it reads nothing or is never run."""
     found = unique(path for each in cell.each() for path in (*_rows(each, scale), *_records(each, scale)))
-    checked = unique(paths.gates(scale, run) for run in cell.gates)
+    checked = unique(paths.checks(scale, run) for run in cell.checks)
     return command((*found, *checked), scale) if found or checked else None
 
 
@@ -35,7 +35,7 @@ def files(cell: Cell, results: Results) -> list[tuple[str, str]]:
     found = [("run", str(paths.run_dir(results.scale, run) / "run.json")) for run in done]
     if "rows" in cell.reads:
         found += [("rows", str(paths.evaluation(results.scale, run, cell.suite))) for run in done]
-    return found + [("gates", str(paths.gates(results.scale, run))) for run in done if cell.gates]
+    return found + [("checks", str(paths.checks(results.scale, run))) for run in done if cell.checks]
 
 
 def address(path: str, scale: str) -> str:

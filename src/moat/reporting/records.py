@@ -9,7 +9,7 @@ from moat.reporting.provenance import address
 from moat.reporting.results import Results
 from moat.reporting.tables import not_run_reason
 
-# An evaluation or gates of a stale run are stale, too, whatever made them.
+# An evaluation or checks of a stale run are stale, too, whatever made them.
 STALE_RUN = "its run"
 
 
@@ -62,19 +62,19 @@ def _evaluation(item: Evaluation, results: Results) -> dict[str, Any]:
 
 
 def stale(run: Run, parts: list[str], results: Results) -> list[str]:
-    """What of a run's evaluation or gates is stale: ``parts`` of the package, and :data:`STALE_RUN`."""
+    """What of a run's evaluation or checks is stale: ``parts`` of the package, and :data:`STALE_RUN`."""
     return [*parts, STALE_RUN] if results.stale_run(run) else parts
 
 
-def gates(grid: Grid, results: Results) -> tuple[list[str], list[dict[str, Any]]]:
-    """(names of all gates, one record per run that a table or figure shows and that is trained or checked)."""
+def checks(grid: Grid, results: Results) -> tuple[list[str], list[dict[str, Any]]]:
+    """(names of all checks, one record per run that a table or figure shows and that is trained or checked)."""
     names: dict[str, None] = {}
     records = []
-    for run in grid.gates:
-        content = results.gates(run)
+    for run in grid.checks:
+        content = results.checks(run)
         if content is None and results.run(run) is None:
             continue
-        found = {gate["gate"]: _gate(gate) for gate in (content or {}).get("gates", [])}
+        found = {check["check"]: _check(check) for check in (content or {}).get("checks", [])}
         names.update(dict.fromkeys(found))
         records.append(
             {
@@ -83,20 +83,20 @@ def gates(grid: Grid, results: Results) -> tuple[list[str], list[dict[str, Any]]
                 "passed": bool(content and content["passed"]),
                 "failed": list(content["failed"]) if content else [],
                 "worst_case_accuracy": (content or {}).get("worst_case_accuracy"),
-                "gates": found,
-                "stale": stale(run, results.stale_gates(run), results) if content else [],
+                "checks": found,
+                "stale": stale(run, results.stale_checks(run), results) if content else [],
             }
         )
     return list(names), records
 
 
-def _gate(gate: Mapping[str, Any]) -> dict[str, Any]:
-    value = gate.get("value", gate.get("values"))
+def _check(check: Mapping[str, Any]) -> dict[str, Any]:
+    value = check.get("value", check.get("values"))
     return {
-        "passed": bool(gate["passed"]),
+        "passed": bool(check["passed"]),
         "value": show(value),
-        "limit": show(gate.get("limit")),
-        "message": gate.get("message") or "",
+        "limit": show(check.get("limit")),
+        "message": check.get("message") or "",
     }
 
 
@@ -148,7 +148,7 @@ def quantity(value: float | None) -> str:
 
 
 def show(value: Any) -> str:
-    """A gate's value or limit, whatever its shape, on one line."""
+    """A check's value or limit, whatever its shape, on one line."""
     if value is None:
         return "–"
     if isinstance(value, bool):

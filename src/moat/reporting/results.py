@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from moat import sources
+from moat.base.errors import DataError
+from moat.base.files import read_json
 from moat.config import paths
 from moat.config.grid import Cell, Run
 from moat.config.project import Project
-from moat.errors import DataError
-from moat.files import read_json
+from moat.provenance import staleness
 from moat.reporting import measures
 from moat.reporting.rows import STATISTICS, Rows, Settings
 
@@ -147,19 +147,19 @@ class Results:
         return stale_parts(self.evaluation(run, suite))
 
     @functools.cache  # noqa: B019
-    def stale_gates(self, run: Run) -> list[str]:
-        """The parts that have changed since a run's gates were checked."""
-        return stale_parts(self.gates(run))
+    def stale_checks(self, run: Run) -> list[str]:
+        """The parts that have changed since a run's checks were checked."""
+        return stale_parts(self.checks(run))
 
     def stale(self, cell: Cell) -> dict[str, list[str]]:
-        """What of a cell's results is stale: ``run``, ``rows``, ``gates``, ``probe`` -> the parts that have changed."""
+        """Stale results of a cell: ``run``, ``rows``, ``checks``, ``probe`` -> the parts that have changed."""
         found: dict[str, list[str]] = {}
         for run in self.finished(cell):
             made = {"run": self.stale_run(run)}
             if "rows" in cell.reads:
                 made["rows"] = self.stale_evaluation(run, cell.suite)
-            if cell.gates:
-                made["gates"] = self.stale_gates(run)
+            if cell.checks:
+                made["checks"] = self.stale_checks(run)
             if "probe" in cell.reads:
                 made["probe"] = stale_parts(self.probe_record(run, cell.of))
             for what, parts in made.items():
@@ -167,7 +167,7 @@ class Results:
                     found[what] = list(dict.fromkeys([*found.get(what, []), *parts]))
         return found
 
-    # -- runs and gates ----------------------------------------------------
+    # -- runs and checks ----------------------------------------------------
     @functools.cache  # noqa: B019
     def run(self, run: Run) -> dict[str, Any] | None:
         """The run.json of a run, or None."""
@@ -187,21 +187,21 @@ class Results:
         return pd.read_csv(path)
 
     @functools.cache  # noqa: B019
-    def gates(self, run: Run) -> dict[str, Any] | None:
-        """The gates' JSON of a run, or None."""
-        return self._json(self.file(paths.gates(self.scale, run)))
+    def checks(self, run: Run) -> dict[str, Any] | None:
+        """The checks' JSON of a run, or None."""
+        return self._json(self.file(paths.checks(self.scale, run)))
 
-    def failed_gates(self, run: Run, suite: str | None = None) -> list[str]:
-        """Names of the gates that keep this run's numbers from being trusted.
+    def failed_checks(self, run: Run, suite: str | None = None) -> list[str]:
+        """Names of the checks that keep this run's numbers from being trusted.
 
-        Beside the gates' own names: ``gates-not-run`` where none were checked, ``model-changed`` where the
-        gates, or the evaluation of ``suite``, saw other weights than the run has now.
+        Beside the checks' own names: ``checks-not-run`` where none were checked, ``model-changed`` where the
+        checks, or the evaluation of ``suite``, saw other weights than the run has now.
         """
-        gates = self.gates(run)
-        failed = list(gates["failed"]) if gates else ["gates-not-run"]
-        if gates and not gates["passed"] and not failed:
-            failed = ["gates"]
-        if self._of_other_model(run, gates) or (suite and self.is_outdated(run, suite)):
+        checks = self.checks(run)
+        failed = list(checks["failed"]) if checks else ["checks-not-run"]
+        if checks and not checks["passed"] and not failed:
+            failed = ["checks"]
+        if self._of_other_model(run, checks) or (suite and self.is_outdated(run, suite)):
             failed.append("model-changed")
         return failed
 
@@ -222,11 +222,11 @@ class Results:
 _HAS = {
     "rows": lambda results, run, cell: results.has_evaluation(run, cell.suite),
     "record": lambda results, run, cell: results.run(run) is not None,
-    "gates": lambda results, run, cell: results.gates(run) is not None,
+    "checks": lambda results, run, cell: results.checks(run) is not None,
     "probe": lambda results, run, cell: results.probe_path(run, cell.of).exists(),
 }
 
 
 def stale_parts(content: dict[str, Any] | None) -> list[str]:
     """The parts of the package that have changed since they made a result (its JSON content)."""
-    return sources.stale(content or {})
+    return staleness.stale(content or {})

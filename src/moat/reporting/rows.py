@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from moat.errors import DataError
+from moat.base.errors import DataError
 from moat.evaluation.clusters import MeanAccuracy, from_shares
 
 Settings = tuple[str, ...]

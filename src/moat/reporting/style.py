@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from moat.files import write_bytes, write_text
+from moat.base.files import write_bytes, write_text
 
 COLUMN_WIDTH, PAGE_WIDTH = 3.5, 7.16
 DPI = 300

@@ -8,9 +8,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from moat.base.errors import DataError
 from moat.config import paths
 from moat.config.grid import Cell, Run, Table
-from moat.errors import DataError
 from moat.evaluation.statistics import verdict
 from moat.reporting import measures
 from moat.reporting.intervals import summarise as summarise
@@ -19,11 +19,11 @@ from moat.reporting.results import Results
 COLUMNS = [
     *("study", "table", "row", "column", "dataset", "arch", "method", "metric", "protocol"),
     *("published", "published_std", "measured", "measured_std", "ci_low", "ci_high", "n", "seeds"),
-    *("verdict", "gates_failed"),
+    *("verdict", "checks_failed"),
 ]
 VERDICTS = ("reproduced", "explained", "higher", "lower", "unverified", "not-run")
 CORRECT = "correct"
-# What stands in gates_failed beside a verdict, and does not change it.
+# What stands in checks_failed beside a verdict, and does not change it.
 REMARKS = ("stale",)
 # What became of a published number, and the verdicts that say so.
 OUTCOMES = {
@@ -42,10 +42,10 @@ def measure_cell(cell: Cell, results: Results, scale: Mapping[str, Any]) -> dict
         results: where the evaluations are; best told first by :meth:`Results.expect`.
         scale: the scale's YAML; says whether its numbers may be compared with published ones.
 
-    The verdict is ``not-run`` without a measurement, ``unverified`` where a gate failed or seeds are missing,
+    The verdict is ``not-run`` without a measurement, ``unverified`` where a check failed or seeds are missing,
     and, where there is a published number, where budget, data or hardware are not the paper's; else what
     :func:`moat.evaluation.statistics.verdict` says, and empty where nothing was published. What is stale is marked as
-    that in ``gates_failed`` and keeps its verdict: it was true of the sources that made it.
+    that in ``checks_failed`` and keeps its verdict: it was true of the sources that made it.
 
     Raises:
         DataError: an evaluation that is damaged, or seeds evaluated on different numbers of examples.
@@ -57,7 +57,7 @@ def measure_cell(cell: Cell, results: Results, scale: Mapping[str, Any]) -> dict
     row |= measures.get(cell.measure).measure(cell, done, results)
     reasons = _reasons(cell, done, results, scale)
     said = [*reasons, *(["stale"] if results.stale(cell) else [])]
-    row |= {"seeds": ";".join(str(run.seed) for run in done) or None, "gates_failed": ";".join(said) or None}
+    row |= {"seeds": ";".join(str(run.seed) for run in done) or None, "checks_failed": ";".join(said) or None}
     if reasons:
         row["verdict"] = "unverified"
     elif cell.published is not None:
@@ -99,8 +99,8 @@ def does_not_apply(cell: Cell, run: Run, results: Results) -> str | None:
 
 
 def reasons_of(row: Mapping[str, Any]) -> tuple[list[str], list[str]]:
-    """What ``gates_failed`` of a row holds: reasons not to take its number at its word, and :data:`REMARKS`."""
-    names = (row["gates_failed"] or "").split(";")
+    """What ``checks_failed`` of a row holds: reasons not to take its number at its word, and :data:`REMARKS`."""
+    names = (row["checks_failed"] or "").split(";")
     reasons = [name for name in names if name and name not in REMARKS]
     return reasons, [name for name in names if name in REMARKS]
 
@@ -222,9 +222,9 @@ def _reasons(cell: Cell, done: Sequence[Run], results: Results, scale: Mapping[s
 
 
 def _distrust(cell: Cell, done: Sequence[Run], results: Results) -> list[str]:
-    """Gates judge what claims robustness. A flawed protocol claims none; a cost, or the gates themselves, neither."""
+    """Checks judge what claims robustness. A flawed protocol claims none; a cost, or the checks themselves, neither."""
     if "rows" not in cell.reads:
         return []
     if cell.protocol == CORRECT:
-        return [gate for run in done for gate in results.failed_gates(run, cell.suite)]
+        return [check for run in done for check in results.failed_checks(run, cell.suite)]
     return ["model-changed" for run in done if results.is_outdated(run, cell.suite)]

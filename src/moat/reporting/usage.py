@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from moat.config import paths
-from moat.config.cells import Probe, unique
 from moat.config.grid import Grid
+from moat.config.grid_types import Probe, unique
 from moat.reporting.records import describe_hardware, duration
 from moat.reporting.results import Results
 
@@ -68,7 +68,7 @@ def _asked(grid: Grid) -> list[tuple[str, str, list[Path]]]:
         ("prepare", "data sets as tensors", [paths.prepared(scale, name) for name in grid.datasets]),
         ("train", "trained models", [paths.run_dir(scale, run) / "run.json" for run in grid.runs]),
         ("evaluate", "evaluations", [paths.evaluation(scale, each.run, each.suite) for each in grid.evaluations]),
-        ("verify", "gates", [paths.gates(scale, run) for run in grid.gates]),
+        ("verify", "checks", [paths.checks(scale, run) for run in grid.checks]),
         ("probe", "looks into models", [paths.probe(scale, each.run, each.name) for each in probes(grid)]),
         ("tabulate", "tables", [Path(f"{paths.table(scale, t.study, t.name)}.csv") for t in grid.tables]),
         ("draw", "figures", [Path(f"{paths.figure(scale, f.study, f.name)}.png") for f in grid.figures]),
@@ -86,7 +86,7 @@ def _contents(grid: Grid, results: Results) -> dict[str, list[Mapping[str, Any]]
     found = {
         "train": map(results.run, grid.runs),
         "evaluate": (results.evaluation(each.run, each.suite) for each in grid.evaluations),
-        "verify": map(results.gates, grid.gates),
+        "verify": map(results.checks, grid.checks),
         "probe": (results.probe_record(each.run, each.name) for each in probes(grid)),
     }
     return {rule: [content for content in contents if content is not None] for rule, contents in found.items()}
@@ -129,7 +129,7 @@ def _number(row: Mapping[str, str | None], name: str) -> float | None:
 
 
 def _gpu_seconds(content: Mapping[str, Any]) -> float:
-    """As recorded; evaluations and gates on a machine with a GPU use it from the first to the last second."""
+    """As recorded; evaluations and checks on a machine with a GPU use it from the first to the last second."""
     if "gpu_seconds" in content:
         return content["gpu_seconds"] or 0.0
     return (content.get("seconds") or 0.0) if (content.get("hardware") or {}).get("gpus") else 0.0

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from moat.files import atomic_path
+from moat.base.files import atomic_path
 
 log = logging.getLogger(__name__)
 

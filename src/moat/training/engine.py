@@ -15,16 +15,17 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from moat.attacks import for_attack, suites
+from moat.attacks import for_attack
+from moat.attacks.parts.setting import Attack, resolve
+from moat.base.errors import Interrupted, MoatError, TrainingError
+from moat.base.progress import progress
+from moat.base.signals import Interruption
 from moat.data.batches import Batches
 from moat.data.datasets import Split
 from moat.data.seeding import generator
-from moat.errors import Interrupted, MoatError, TrainingError
 from moat.methods.base import Method, Step
-from moat.progress import progress
 from moat.training.checkpoint import Checkpoints
 from moat.training.images import training_batches
-from moat.training.interruption import Interruption
 from moat.training.meters import Meter
 
 log = logging.getLogger(__name__)
@@ -75,7 +76,7 @@ class Engine:
         self.validation = Batches(
             validation.images, validation.labels, batch_size=size, seed=seed, device=device, shuffle=False
         )
-        self.attack = suites.resolve(recipe["validation"]["setting"], dict(validation_attack))
+        self.attack = resolve(recipe["validation"]["setting"], dict(validation_attack))
         ema = recipe.get("ema")
         self.averaged = (
             AveragedModel(method.model, multi_avg_fn=get_ema_multi_avg_fn(ema), use_buffers=True) if ema else None
@@ -159,7 +160,7 @@ class Engine:
         self.epoch, self.batch, self.meter, self.epoch_seconds = self.epoch + 1, 0, Meter(), 0.0
         return row
 
-    def validate(self, attack: suites.Attack) -> float:
+    def validate(self, attack: Attack) -> float:
         """Accuracy on the held-out images under an attack, with the same random starts every epoch."""
         model = self.weights()
         model.eval()

@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from moat.files import atomic_path, hash_file, read_json
+from moat.base.files import atomic_path, hash_file, read_json
 
 FILES = ("model.safetensors", "last.safetensors", "history.csv", "run.json")
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 import torch
 
-from moat.errors import TrainingError
+from moat.base.errors import TrainingError
 
 
 class Meter:

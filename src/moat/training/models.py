@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 import moat.methods
+from moat.base.errors import DataError
+from moat.base.files import hash_file, read_json
 from moat.data import datasets
-from moat.errors import DataError
-from moat.files import hash_file, read_json
 
 REQUIRED = ("dataset", "arch", "method", "seed", "scale", "model", "data", "num_classes", "model_sha256", "last_sha256")
 WEIGHTS = {"best": "model.safetensors", "last": "last.safetensors"}
@@ -67,7 +67,7 @@ def _how_to_get(run: Mapping[str, Any], folder: str | Path) -> str:
 
 
 def model_options(model: Mapping[str, Any], data: datasets.Dataset) -> dict[str, Any]:
-    """The keywords of :func:`moat.nets.build` that the data set and the scale decide."""
+    """The keywords of :func:`moat.models.nets.build` that the data set and the scale decide."""
     statistics = [list(data.mean), list(data.std)]
     return {**model, "image_size": data.image_size, "in_channels": len(data.mean), "normalize": statistics}
 

@@ -16,13 +16,13 @@ import torch
 from filelock import FileLock, Timeout
 
 import moat.methods
-import moat.nets
-from moat import provenance, sources
+from moat import models
+from moat.base.errors import ConfigError, DataError
+from moat.base.files import atomic_path, check_writable, read_json, write_json, write_text
 from moat.config.recipes import digest
 from moat.data import datasets
 from moat.data.seeding import derive_seed
-from moat.errors import ConfigError, DataError
-from moat.files import atomic_path, check_writable, read_json, write_json, write_text
+from moat.provenance import environment, staleness
 from moat.training import finished
 from moat.training.checkpoint import Checkpoints
 from moat.training.engine import Engine
@@ -149,7 +149,7 @@ class Run:
 
     def _sources(self) -> dict[str, str]:
         made_of = {"method": self.resolved["method"], "arch": self.resolved["arch"]}
-        return sources.hash_parts(sources.TRAINING_PARTS, **made_of, attacks=sources.attacks_of(self.resolved))
+        return staleness.hash_parts(staleness.TRAINING_PARTS, **made_of, attacks=staleness.attacks_of(self.resolved))
 
     def _write(self, engine: Engine, data: datasets.Dataset) -> None:
         best, last = engine.best_state, engine.weights().state_dict()
@@ -183,9 +183,9 @@ class Run:
             "recipe_digest": digest(dict(self.resolved)),
             "identity": engine.identity["run"],
             "sources": engine.identity["sources"],
-            "git_commit": provenance.git_commit(self.root),
-            "lock_sha256": provenance.lock_hash(self.root),
-            **provenance.environment(),
+            "git_commit": environment.git_commit(self.root),
+            "lock_sha256": environment.lock_hash(self.root),
+            **environment.environment(),
             "device": torch.cuda.get_device_name(self.device) if on_gpu else "cpu",
             "wall_seconds": round(engine.seconds, 3),
             "gpu_seconds": round(engine.seconds, 3) if on_gpu else 0.0,
@@ -195,8 +195,8 @@ class Run:
             "best_validation_accuracy": engine.best_accuracy,
             "model_sha256": hashes["best"],
             "last_sha256": hashes["last"],
-            "parameters": moat.nets.count_parameters(model),
-            "macs_per_image": moat.nets.count_macs(model, data.image_size, len(data.mean)),
+            "parameters": models.count_parameters(model),
+            "macs_per_image": models.count_macs(model, data.image_size, len(data.mean)),
         }
 
 

@@ -5,13 +5,11 @@ from typing import Literal
 
 import numpy as np
 
-from moat.config.corruptions import setting_name
-from moat.config.schema import unknown_name
+from moat.base.errors import ConfigError, DataError, unknown_name
 from moat.data.corruptions import blur, colour, digital, elastic, frost, motion, noise, spatter, weather
 from moat.data.corruptions.draws import Draws
-from moat.data.corruptions.severities import PARAMETERS
+from moat.data.corruptions.severities import PARAMETERS, setting_name
 from moat.data.seeding import derive_seed
-from moat.errors import ConfigError, DataError
 
 FUNCTIONS = {
     name: function

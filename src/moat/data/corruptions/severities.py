@@ -120,3 +120,10 @@ PARAMETERS = {"cifar10-c": CIFAR10_C, "imagenet-c": IMAGENET_C}
 
 #: In the order of the benchmark's papers: noise, blur, weather, digital; then the four extra ones.
 NAMES = tuple(CIFAR10_C)
+
+_ENDINGS = {"cifar10-c": "", "imagenet-c": "-imagenet"}
+
+
+def setting_name(corruption: str, severity: int, severities: str = "cifar10-c") -> str:
+    """``fog-3`` for CIFAR-10-C's severities, ``fog-3-imagenet`` for ImageNet-C's."""
+    return f"{corruption}-{severity}{_ENDINGS.get(severities, f'-{severities}')}"

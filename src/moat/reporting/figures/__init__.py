@@ -19,10 +19,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from moat.base.errors import ConfigError, unknown_name
 from moat.config import paths
 from moat.config.grid import Figure, Line, Run
-from moat.config.schema import unknown_name
-from moat.errors import ConfigError
 from moat.reporting.labels import SEPARATOR, shared_parts, without_shared
 from moat.reporting.results import Results
 from moat.reporting.tables import not_run_reason, stand_ins
@@ -40,10 +39,10 @@ class Frames:
         """The runs of a line that left what it shows; none where the line is not drawn."""
         return self.results.finished(line.cell)
 
-    def failed_gates(self, line: Line) -> list[str]:
-        if not line.cell.gates:
+    def failed_checks(self, line: Line) -> list[str]:
+        if not line.cell.checks:
             return []
-        failed = (gate for run in self.evaluated(line) for gate in self.results.failed_gates(run, line.cell.suite))
+        failed = (check for run in self.evaluated(line) for check in self.results.failed_checks(run, line.cell.suite))
         return list(dict.fromkeys(failed))
 
     def probe(self, line: Line) -> dict[str, Any]:
@@ -52,9 +51,9 @@ class Frames:
         return {**self.results.probe(run, name), "classes": (self.results.probe_record(run, name) or {}).get("classes")}
 
     def labels(self, figure: Figure) -> list[str]:
-        """A short label for each line: without what all lines share; says so where a gate failed."""
+        """A short label for each line: without what all lines share; says so where a check failed."""
         labels = without_shared([line.label for line in figure.lines])
-        failed = [self.evaluated(line) and self.failed_gates(line) for line in figure.lines]
+        failed = [self.evaluated(line) and self.failed_checks(line) for line in figure.lines]
         return [f"{label} (unverified)" if bad else label for label, bad in zip(labels, failed, strict=True)]
 
 
@@ -99,7 +98,7 @@ def drawn_before(figure: Figure, results: Results) -> list[str]:
 
 
 def notes(figure: Figure, results: Results) -> list[str]:
-    """What a figure must say beside its caption: lines that are not drawn, stand-ins, failed gates."""
+    """What a figure must say beside its caption: lines that are not drawn, stand-ins, failed checks."""
     frames, said = Frames(results), []
     reasons: dict[str, list[str]] = {}
     unverified: dict[str, list[str]] = {}
@@ -111,10 +110,10 @@ def notes(figure: Figure, results: Results) -> list[str]:
             reasons.setdefault(reason, []).append(line.label)
             continue
         said += [f"Stand-in: {_replaced(stand_in)}." for stand_in in stand_ins(line.cell)]
-        if failed := frames.failed_gates(line):
+        if failed := frames.failed_checks(line):
             unverified.setdefault(", ".join(failed), []).append(line.label)
         said += [f"Outdated: {line.label}: trained again since." for _ in _outdated(line, results)]
-    said += [f"Unverified: {_named(figure, labels)}: {gates}." for gates, labels in unverified.items()]
+    said += [f"Unverified: {_named(figure, labels)}: {checks}." for checks, labels in unverified.items()]
     said += [f"Stale: {_named(figure, stale)}: made by sources that have changed since."] if stale else []
     said += [f"Drawn before: {_named(figure, before)}: the arrays of the probe are not here."] if before else []
     said = [f"Not drawn: {_named(figure, labels)}: {reason}." for reason, labels in reasons.items()] + said

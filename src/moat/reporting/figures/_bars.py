@@ -14,7 +14,7 @@ CHARACTERS_PER_INCH = 17
 def draw(axes, rows, group: str, numbers: Mapping[str, int], style: Style, *, inches: float) -> None:
     """Bars of ``rows`` (of :func:`_cells.add_series`), one group for each value of the column ``group``.
 
-    A bar stands hatched where a gate failed, and a small mark stands for one that was not run.
+    A bar stands hatched where a check failed, and a small mark stands for one that was not run.
 
     Args:
         numbers: series -> number, which decides place and look.

@@ -3,9 +3,8 @@
 from collections.abc import Collection, Sequence
 from typing import Any
 
+from moat.base.errors import ConfigError, unknown_name
 from moat.config.grid import Figure, Line
-from moat.config.schema import unknown_name
-from moat.errors import ConfigError
 from moat.reporting.figures import Frames
 from moat.reporting.labels import shared_parts, without_shared
 from moat.reporting.results import Results
@@ -14,7 +13,7 @@ from moat.reporting.tables import REMARKS, not_run_reason, rows_of
 _IDENTITY = ("dataset", "arch", "method", "protocol")
 COLUMNS = [
     *("dataset", "arch", "method", "metric", "protocol", "published", "published_std", "measured", "measured_std"),
-    *("ci_low", "ci_high", "n", "seeds", "verdict", "gates_failed"),
+    *("ci_low", "ci_high", "n", "seeds", "verdict", "checks_failed"),
 ]
 
 
@@ -84,7 +83,7 @@ def add_series(rows, without: Sequence[str | None], *, panel: str | None):
 
 
 def is_distrusted(row) -> bool:
-    """Whether a gate failed, or the model was trained again: reasons that speak about the number itself."""
+    """Whether a check failed, or the model was trained again: reasons that speak about the number itself."""
     about_comparison = ("budget", "seeds-missing", "unofficial-data", "stand-in ", *REMARKS)
-    reasons = row["gates_failed"].split(";") if isinstance(row["gates_failed"], str) else []
+    reasons = row["checks_failed"].split(";") if isinstance(row["checks_failed"], str) else []
     return any(not reason.startswith(about_comparison) for reason in reasons)

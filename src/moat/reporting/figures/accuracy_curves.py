@@ -9,9 +9,9 @@ Options:
     highlight: labels of the lines that are drawn thick.
 """
 
+from moat.base.errors import ConfigError
+from moat.base.numbers import parse_number
 from moat.config.grid import Figure
-from moat.config.numbers import parse_number
-from moat.errors import ConfigError
 from moat.reporting.figures import Frames, _cells, check_options
 from moat.reporting.style import Style
 

@@ -6,9 +6,9 @@ Options: ``maximum``: the largest epsilon drawn, in pixel units (e.g. ``16/255``
 from collections.abc import Mapping
 from typing import Any
 
+from moat.base.errors import ConfigError
+from moat.base.numbers import parse_number
 from moat.config.grid import Figure, Line
-from moat.config.numbers import parse_number
-from moat.errors import ConfigError
 from moat.reporting.figures import Frames, check_options, heading
 from moat.reporting.results import Results
 from moat.reporting.style import Style
@@ -26,7 +26,7 @@ def draw(figure: Figure, frames: Frames, style: Style):
 
     Returns:
         (figure, DataFrame with label, dataset, arch, method, setting, epsilon in pixel units, accuracy and
-        its interval in percent points, n, seeds, chance, gates_failed).
+        its interval in percent points, n, seeds, chance, checks_failed).
     """
     import pandas as pd
 
@@ -47,7 +47,7 @@ def draw(figure: Figure, frames: Frames, style: Style):
 
 _COLUMNS = [
     *("label", "dataset", "arch", "method", "setting", "epsilon", "accuracy", "accuracy_std"),
-    *("ci_low", "ci_high", "n", "seeds", "chance", "gates_failed"),
+    *("ci_low", "ci_high", "n", "seeds", "chance", "checks_failed"),
 ]
 
 
@@ -93,7 +93,7 @@ def _points(line: Line, radii: Mapping[str, float], frames: Frames) -> list[dict
                 "n": values["n"],
                 "seeds": ";".join(str(run.seed) for run in runs),
                 "chance": round(100 / classes, 4) if classes else None,
-                "gates_failed": ";".join(frames.failed_gates(line)),
+                "checks_failed": ";".join(frames.failed_checks(line)),
             }
         )
     return rows
@@ -102,7 +102,7 @@ def _points(line: Line, radii: Mapping[str, float], frames: Frames) -> list[dict
 def _draw_line(axes, points, label: str, style: Style, number: int) -> None:
     x = points["epsilon"].to_numpy() * 255
     look = style.line(number)
-    faces = {"markerfacecolor": "white"} if points["gates_failed"].iloc[0] else {}
+    faces = {"markerfacecolor": "white"} if points["checks_failed"].iloc[0] else {}
     axes.plot(x, points["accuracy"], label=label, zorder=3, **look, **faces)
     low, high = points["ci_low"].astype(float), points["ci_high"].astype(float)
     axes.fill_between(x, low, high, color=look["color"], alpha=style.band_alpha, linewidth=0, zorder=2)

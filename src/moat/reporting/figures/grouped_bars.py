@@ -10,8 +10,8 @@ The other axes tell the bars of a group apart. Lines may have any measure, the s
 
 import math
 
+from moat.base.errors import ConfigError
 from moat.config.grid import Figure
-from moat.errors import ConfigError
 from moat.reporting import measures
 from moat.reporting.figures import Frames, _bars, _cells, check_options
 from moat.reporting.style import Style

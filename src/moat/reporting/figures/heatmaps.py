@@ -6,8 +6,8 @@ the first that the first model has right when clean and wrong when attacked, and
 
 import numpy as np
 
+from moat.base.errors import ConfigError
 from moat.config.grid import Figure
-from moat.errors import ConfigError
 from moat.reporting.figures import Frames, check_options
 from moat.reporting.style import Style
 from moat.reporting.tables import not_run_reason

@@ -10,9 +10,8 @@ numbers first.
 
 import textwrap
 
+from moat.base.errors import ConfigError, unknown_name
 from moat.config.grid import Figure
-from moat.config.schema import unknown_name
-from moat.errors import ConfigError
 from moat.reporting.figures import Frames, _cells, check_options
 from moat.reporting.style import Style
 
@@ -28,7 +27,7 @@ def draw(figure: Figure, frames: Frames, style: Style):
 
     Returns:
         (figure, DataFrame with one row per model: number in the figure, label, best (no other is better in both),
-        and for each of x, y and size its name, measured, ci_low, ci_high, verdict, gates_failed and reason).
+        and for each of x, y and size its name, measured, ci_low, ci_high, verdict, checks_failed and reason).
     """
     check_options(figure, ["measure", *_ROLES])
     points = _points(figure, frames)
@@ -58,7 +57,7 @@ def _points(figure: Figure, frames: Frames):
             where = f"config/studies/{figure.study}.yaml: {figure.name}: {role}: "
             raise ConfigError(where + unknown_name(figure.options.get(role), known, what="label of measure"))
     rows = _cells.add_series(content, [measure], panel=None)
-    values = ["measured", "ci_low", "ci_high", "verdict", "gates_failed", "reason"]
+    values = ["measured", "ci_low", "ci_high", "verdict", "checks_failed", "reason"]
     parts = {
         role: rows[rows[measure] == figure.options[role]].set_index("series")[values].add_prefix(f"{role}_")
         for role in _ROLES
@@ -88,7 +87,7 @@ def _draw_points(axes, drawn, style: Style) -> None:
     area = _areas(drawn["size_measured"])
     for _, point in drawn.iterrows():
         colour, size = style.colour(0) if point["best"] else style.muted, area(point["size_measured"])
-        face = "white" if _cells.is_distrusted({"gates_failed": point["y_gates_failed"]}) else colour
+        face = "white" if _cells.is_distrusted({"checks_failed": point["y_checks_failed"]}) else colour
         place = point["x_measured"], point["y_measured"]
         axes.errorbar(*place, *_margins(point), color=colour, linewidth=0.5, alpha=0.6, zorder=2)
         axes.scatter(*place, size, facecolor=face, edgecolor=colour, alpha=0.75, zorder=3)
@@ -117,7 +116,7 @@ def _draw_sizes(axes, drawn, name: str, style: Style) -> None:
     area, largest = _areas(drawn["size_measured"]), drawn["size_measured"].max()
     for cost in (largest, largest / 3, largest / 10):
         axes.scatter([], [], area(cost), facecolor="white", edgecolor=style.muted, label=quantity(cost))
-    axes.scatter([], [], 12, facecolor="white", edgecolor=style.colour(0), label="a gate failed")
+    axes.scatter([], [], 12, facecolor="white", edgecolor=style.colour(0), label="a check failed")
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=4, title=name, title_fontsize=7)
 
 

@@ -7,8 +7,8 @@ One row of panels per line. Options:
 
 import numpy as np
 
+from moat.base.errors import ConfigError
 from moat.config.grid import Figure
-from moat.errors import ConfigError
 from moat.reporting.figures import Frames, check_options
 from moat.reporting.labels import SEPARATOR
 from moat.reporting.style import Style

@@ -2,7 +2,7 @@
 
 A module has
 
-- ``READS``: a literal tuple of what it looks at: ``rows`` (an evaluation), ``record`` (run.json), ``gates``;
+- ``READS``: a literal tuple of what it looks at: ``rows`` (an evaluation), ``record`` (run.json), ``checks``;
 - ``measure(cell, runs, results)``: measured, measured_std, ci_low, ci_high, n over the finished ``runs``, or None where
   a record lacks the number;
 - ``show(value)``: the number as it is printed, and ``UNIT``, what stands behind it where there is room;
@@ -14,9 +14,8 @@ import importlib
 import pkgutil
 from types import ModuleType
 
-from moat.config.cells import Cell, Run
-from moat.config.schema import unknown_name
-from moat.errors import ConfigError
+from moat.base.errors import ConfigError, unknown_name
+from moat.config.grid_types import Cell, Run
 from moat.reporting.rows import Settings
 
 

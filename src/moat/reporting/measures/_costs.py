@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from moat.config.cells import Cell, Run
+from moat.config.grid_types import Cell, Run
 from moat.reporting.intervals import over_seeds
 
 ANYTHING = (0.0, float("inf"))

@@ -12,11 +12,11 @@ def wanted(cell):
 
 def measure(cell, runs, results):
     found = [results.statistic(cell.aggregate, run, cell.suite, cell.settings) for run in runs]
-    return _AGGREGATES[cell.aggregate](found, where=f"{cell.study}-{cell.table}: {cell.row} x {cell.column}")
+    return _AGGRECHECKS[cell.aggregate](found, where=f"{cell.study}-{cell.table}: {cell.row} x {cell.column}")
 
 
 def show(value: float) -> str:
     return f"{value:.1f}"
 
 
-_AGGREGATES = {"worst": summarise, "mean": summarise_means}
+_AGGRECHECKS = {"worst": summarise, "mean": summarise_means}

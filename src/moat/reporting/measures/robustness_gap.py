@@ -2,7 +2,7 @@
 
 import math
 
-from moat.errors import ConfigError
+from moat.base.errors import ConfigError
 from moat.reporting.intervals import over_seeds, paired_difference, same_number
 
 READS = ("rows",)

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
+from moat.base.errors import DataError
 from moat.config import paths
-from moat.config.cells import Run
-from moat.errors import DataError
+from moat.config.grid_types import Run
 from moat.reporting.measures._costs import from_records, other_hardware
 
 READS = ("record",)

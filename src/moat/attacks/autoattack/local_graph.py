@@ -1,0 +1,126 @@
+"""A net as a graph in which it is known what works on each pixel and its neighbours only."""
+
+import operator
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.nn import functional as F
+
+from moat.kernels.folding import Tracer
+from moat.kernels.low_precision import only_casts
+
+# What works on each pixel by itself, and what is called for it: nothing here may write to its input.
+POINTWISE = {
+    F.relu: F.relu,
+    torch.relu: torch.relu,
+    **{function: function for function in (operator.add, operator.sub, operator.mul, operator.truediv)},
+    **{function: function for function in (torch.add, torch.sub, torch.mul, torch.div)},
+    operator.iadd: operator.add,
+}
+
+
+@dataclass(frozen=True)
+class LocalGraph:
+    """The calls of a net's forward pass.
+
+    Attributes:
+        source, result: the images and the logits.
+        local: the images, and what is computed of them by convolutions and pixel by pixel, in this order.
+        computed: all calls in their order.
+        inputs: of each call, the values that depend on the images.
+        convolutions: call -> module.
+        remembered: the local values that a neighbour's change can ask for.
+        constants: parameters and buffers that are used by name.
+    """
+
+    source: fx.Node
+    result: fx.Node
+    local: tuple[fx.Node, ...]
+    computed: tuple[fx.Node, ...]
+    inputs: Mapping[fx.Node, tuple[fx.Node, ...]]
+    convolutions: Mapping[fx.Node, nn.Conv2d]
+    remembered: frozenset[fx.Node]
+    constants: Mapping[fx.Node, torch.Tensor]
+    modules: Mapping[str, nn.Module]
+
+    def call(self, node: fx.Node, values: Mapping[fx.Node, torch.Tensor]) -> Any:
+        """The node's value from those of its inputs."""
+
+        def value(argument: fx.Node) -> Any:
+            return self.constants[argument] if argument in self.constants else values[argument]
+
+        arguments, options = fx.node.map_arg((node.args, node.kwargs), value)
+        if node.op == "call_module":
+            module = self.modules[node.target]
+            return F.relu(arguments[0]) if isinstance(module, nn.ReLU) else module(*arguments, **options)
+        if node.op == "call_method":
+            return getattr(arguments[0], node.target)(*arguments[1:], **options)
+        if node.target is F.relu:
+            return F.relu(arguments[0])
+        return POINTWISE.get(node.target, node.target)(*arguments, **options)
+
+    def values(self, images: torch.Tensor) -> dict[fx.Node, Any]:
+        """Every node's value for whole images."""
+        found: dict[fx.Node, Any] = {self.source: images}
+        for node in self.computed:
+            found[node] = self.call(node, found)
+        return found
+
+
+def local_graph(net: nn.Module) -> LocalGraph | None:
+    """The graph of ``net.forward``; None for a net that has none that is the same for all images."""
+    if not all(only_casts(module) for module in net.modules()):
+        return None
+    try:
+        graph = Tracer().trace(net)
+    except Exception:  # Whatever a forward pass does with a stand-in for its input: then nothing is known of it.
+        return None
+    own = {**dict(net.named_parameters()), **dict(net.named_buffers())}
+    constants = {node: own.get(str(node.target)) for node in graph.nodes if node.op == "get_attr"}
+    sources = [node for node in graph.nodes if node.op == "placeholder"]
+    computed = tuple(node for node in graph.nodes if node.op.startswith("call_"))
+    (output,) = (node for node in graph.nodes if node.op == "output")
+    # A constant that is not the net's own was made while tracing: drawn at random, perhaps. Names with a final
+    # underscore write to their input.
+    in_place = any(node.op == "call_method" and str(node.target).endswith("_") for node in computed)
+    if len(sources) != 1 or None in constants.values() or in_place or output.args[0] not in computed:
+        return None
+    modules = dict(net.named_modules())
+    return _classified(sources[0], output.args[0], computed, constants, modules)
+
+
+def _classified(source, result, computed, constants, modules) -> LocalGraph:
+    local, convolutions = [source], {}
+    # A convolution's first input is what it convolves; it may have another, which it adds.
+    inputs = {node: tuple(each for each in node.all_input_nodes if each not in constants) for node in computed}
+    for node in computed:
+        module = modules[node.target] if node.op == "call_module" else None
+        if any(each not in local for each in inputs[node]):
+            continue
+        if isinstance(module, nn.Conv2d) and module.padding_mode == "zeros" and isinstance(module.padding, tuple):
+            convolutions[node] = module
+        elif not (_is_pointwise(node, module) and _fit(node, constants)):
+            continue
+        local.append(node)
+    # Where several meet, their windows may differ; what is no longer local takes whole maps.
+    asking = {node for node in computed if node in convolutions or len(inputs[node]) > 1 or node not in local}
+    remembered = frozenset(node for node in local if node is source or asking.intersection(node.users))
+    return LocalGraph(
+        source, result, tuple(local), computed, inputs, convolutions, remembered, constants, modules
+    )  # fmt: skip
+
+
+def _is_pointwise(node: fx.Node, module: nn.Module | None) -> bool:
+    if module is None:
+        return node.op == "call_function" and node.target in POINTWISE
+    normalizes = isinstance(module, nn.BatchNorm2d) and not module.training and module.running_mean is not None
+    return normalizes or isinstance(module, (nn.ReLU, nn.Identity))
+
+
+def _fit(node: fx.Node, constants: Mapping[fx.Node, torch.Tensor]) -> bool:
+    """Whether the node's constants are one number, or one per channel: the same for all pixels."""
+    mine = [constants[each] for each in node.all_input_nodes if each in constants]
+    return all(each.numel() == 1 or (each.ndim in (3, 4) and each.shape[-2:] == (1, 1)) for each in mine)

@@ -1,0 +1,1 @@
+"""What attacks are composed of: spaces, steps, objectives, starts, stages."""

@@ -1,0 +1,1 @@
+"""What everything else builds on: errors, files, progress, signals, numbers, and the names of plug-ins."""

@@ -1,0 +1,45 @@
+"""The errors a user can meet, each with the exit code of the command that raises it.
+
+A message names the value, where it came from and what is allowed. Everything else that escapes is
+a defect of moat and ends with a traceback and exit code 1.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class MoatError(Exception):
+    """Something went wrong that the user can understand from one line. Exit code 1."""
+
+    exit_code = 1
+
+
+class ConfigError(MoatError, ValueError):
+    """Wrong usage or configuration. Exit code 2."""
+
+    exit_code = 2
+
+
+class DataError(MoatError):
+    """Data that is missing, corrupt or not what it claims to be. Exit code 3."""
+
+    exit_code = 3
+
+
+class TrainingError(MoatError):
+    """A training that cannot go on, e.g. a loss that is no longer finite. Exit code 1."""
+
+
+class Interrupted(MoatError):
+    """Stopped by SIGTERM with everything saved; the same command resumes. Exit code 75."""
+
+    exit_code = 75
+
+
+def unknown_name(name: object, allowed: Iterable[str], *, what: str) -> str:
+    """The sentence that an unknown name deserves: the name, the nearest one, all that are allowed."""
+    allowed = sorted(allowed)
+    shortened = [each for each in allowed if str(name).startswith(each) or each.startswith(str(name))] if name else []
+    near = shortened[:1] or difflib.get_close_matches(str(name), allowed, n=1)
+    guess = f" (did you mean {near[0]!r}?)" if near else ""
+    return f"unknown {what} {name!r}{guess}; allowed: {', '.join(allowed) or 'none'}"

@@ -1,0 +1,194 @@
+"""What tables and figures are made of: runs, evaluations, cells."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+
+@dataclass(frozen=True, order=True)
+class Run:
+    """One trained model (at a scale)."""
+
+    dataset: str
+    arch: str
+    method: str
+    seed: int
+
+
+@dataclass(frozen=True, order=True)
+class Evaluation:
+    """One suite of attacks on one run."""
+
+    run: Run
+    suite: str
+
+
+@dataclass(frozen=True, order=True)
+class Probe:
+    """What one model pass leaves for figures: a probe of ``config/probes.yaml`` on one run."""
+
+    run: Run
+    name: str
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One number of a table: where it stands, what is measured, what was published.
+
+    Attributes:
+        measure: how a value comes from the results, a module of :mod:`moat.reporting.measures`.
+        reads: what that looks at, of ``rows`` (an evaluation), ``record`` (run.json), ``checks`` and ``probe``.
+        settings: the attack settings of ``suite``; under ``aggregate`` worst a sample must be right under all of
+            them to count, under mean each counts alike.
+        patterns: the settings as the study writes them, e.g. ``fog-?``.
+        of: what the measure is asked for, where it knows several things (a property of the code).
+        protocol: ``correct``, or the flawed one that ``settings`` replicate.
+        published: a number, or the word of a table of words; ``published_line``: its line in
+            config/published/<study>.csv, the first after the header being 2.
+        substitutes: what the scale, or the study itself, put in place of what the paper used, e.g.
+            {"dataset": "cifar10"} (the name of what was replaced).
+        hardware: what a published cost was measured on.
+        not_run: why there is no measurement, or None.
+        axes: the label of each axis, as the study writes them, e.g. ("method", "DRAMoE").
+        explanations: the same cell under flawed protocols that may give the published number.
+    """
+
+    study: str
+    table: str
+    row: str
+    column: str
+    dataset: str
+    arch: str
+    method: str
+    suite: str
+    settings: tuple[str, ...]
+    protocol: str
+    seeds: tuple[int, ...]
+    published: float | str | None = None
+    published_std: float | None = None
+    tolerance: float = 0.0
+    substitutes: tuple[tuple[str, str], ...] = ()
+    not_run: str | None = None
+    measure: str = "accuracy"
+    reads: tuple[str, ...] = ("rows",)
+    aggregate: str = "worst"
+    patterns: tuple[str, ...] = ()
+    of: str = ""
+    hardware: str | None = None
+    published_line: int | None = None
+    axes: tuple[tuple[str, str], ...] = ()
+    explanations: tuple["Cell", ...] = ()
+
+    @property
+    def runs(self) -> tuple[Run, ...]:
+        """The runs that are measured; none where the cell is not run, or is about the code alone."""
+        if self.not_run is not None or not self.reads:
+            return ()
+        return tuple(Run(self.dataset, self.arch, self.method, seed) for seed in self.seeds)
+
+    @property
+    def evaluations(self) -> tuple[Evaluation, ...]:
+        return tuple(Evaluation(run, self.suite) for run in self.runs) if "rows" in self.reads else ()
+
+    @property
+    def probes(self) -> tuple[Probe, ...]:
+        """Of the first seed: such figures show one model."""
+        return tuple(Probe(run, self.of) for run in self.runs[:1]) if "probe" in self.reads else ()
+
+    @property
+    def checks(self) -> tuple[Run, ...]:
+        """The runs whose checks say whether the number can be trusted: costs need none."""
+        return self.runs if {"rows", "checks"} & set(self.reads) else ()
+
+    @property
+    def metric(self) -> str:
+        """What the number is, e.g. ``accuracy(pgd10)``, ``mean_accuracy(fog-?)`` or ``parameters``."""
+        name = f"mean_{self.measure}" if self.aggregate == "mean" else self.measure
+        about = self.of or "+".join(self.patterns or self.settings)
+        return f"{name}({about})" if about else name
+
+    def each(self) -> Iterator["Cell"]:
+        """The cell, then what may explain it."""
+        yield self
+        yield from self.explanations
+
+
+@dataclass(frozen=True)
+class Table:
+    study: str
+    name: str
+    title: str
+    caption: str
+    rows: tuple[str, ...]
+    columns: tuple[str, ...]
+    cells: tuple[Cell, ...]
+
+    @property
+    def measured(self) -> Iterator[Cell]:
+        """All cells, and what may explain them."""
+        return (each for cell in self.cells for each in cell.each())
+
+    @cached_property
+    def evaluations(self) -> tuple[Evaluation, ...]:
+        return unique(evaluation for cell in self.measured for evaluation in cell.evaluations)
+
+    @cached_property
+    def runs(self) -> tuple[Run, ...]:
+        return unique(run for cell in self.measured for run in cell.runs)
+
+    @cached_property
+    def checks(self) -> tuple[Run, ...]:
+        return unique(run for cell in self.measured for run in cell.checks)
+
+
+@dataclass(frozen=True)
+class Line:
+    """One labelled line, bar, point or panel of a figure.
+
+    ``axes``: the label of each axis as it is shown, stand-ins named, e.g. ("method", "DRAMoE").
+    """
+
+    label: str
+    cell: Cell
+    axes: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class Figure:
+    study: str
+    name: str
+    kind: str
+    title: str
+    caption: str
+    suite: str
+    settings: tuple[str, ...]
+    lines: tuple[Line, ...]
+    options: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    shows: str = "lines"
+
+    @property
+    def measured(self) -> Iterator[Cell]:
+        """The cells of all lines, and what may explain them."""
+        return (each for line in self.lines for each in line.cell.each())
+
+    @cached_property
+    def evaluations(self) -> tuple[Evaluation, ...]:
+        return unique(evaluation for cell in self.measured for evaluation in cell.evaluations)
+
+    @cached_property
+    def runs(self) -> tuple[Run, ...]:
+        return unique(run for cell in self.measured for run in cell.runs)
+
+    @cached_property
+    def checks(self) -> tuple[Run, ...]:
+        return unique(run for cell in self.measured for run in cell.checks)
+
+    @cached_property
+    def probes(self) -> tuple[Probe, ...]:
+        return unique(probe for cell in self.measured for probe in cell.probes)
+
+
+def unique(items: Iterable) -> tuple:
+    """The items in order, each once."""
+    return tuple(dict.fromkeys(items))

@@ -1,0 +1,204 @@
+"""One study at one scale: the product of its rows and columns, cell by cell."""
+
+import itertools
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+from moat.base import plugins
+from moat.base.errors import ConfigError, unknown_name
+from moat.config import corruptions, protocols
+from moat.config.cell_spec import bind, check_exceptions, expand_settings, explanation
+from moat.config.grid_types import Cell, Figure, Line, Table
+from moat.config.project import Project
+from moat.config.published import NOTHING, Published, PublishedNumbers, wanted_columns
+
+# What is measured on the lines of a figure, unless they say so, by what its kind shows.
+_MEASURES = {"lines": "accuracy", "history": "history", "probe": "probe", "cells": ""}
+
+
+class Expander:
+    """Expands one study at one scale."""
+
+    def __init__(self, project: Project, scale: str, study: str):
+        self.project, self.study = project, study
+        self.scale = project.scale(scale)
+        self.scale_name = scale
+        self.spec = project.study(study)
+        self.seeds = tuple(self.spec["seeds"][: self.scale["max_seeds"]])
+        self.numbers = PublishedNumbers(study, project.published(study))
+        self.names = {
+            "dataset": project.names("datasets"),
+            "arch": plugins.archs(),
+            "method": project.names("methods"),
+        }
+        self.suites = {name: tuple(project.measured(name)) for name in project.suites()}
+        self.attacks = {**corruptions.all_settings(), **project.attacks()}
+
+    def tables(self) -> Iterator[Table]:
+        for name, spec in self.spec.get("tables", {}).items():
+            check_exceptions(spec, f"config/studies/{self.study}.yaml: {name}")
+            rows, columns = _product(spec["rows"]), _product(spec["columns"])
+            cells = tuple(
+                self._cell(name, spec, row, column, self._published(name, spec, row, column))
+                for row, column in itertools.product(rows, columns)
+            )
+            labels = tuple(map(self._label, rows)), tuple(map(self._label, columns))
+            yield Table(self.study, name, spec["title"], spec["caption"], *labels, cells)
+
+    def figures(self) -> Iterator[Figure]:
+        for name, spec in self.spec.get("figures", {}).items():
+            shows = self._shows(spec, f"config/studies/{self.study}.yaml: figures.{name}")
+            # The figure's own settings come first, so that a line can have others.
+            common = ("settings", {"label": "", "measure": _MEASURES[shows], "of": spec.get("probe", "")})
+            if "settings" in spec:
+                common[1]["settings"] = spec["settings"]
+            lines = tuple(
+                self._line(name, spec, common, points) for points in _product(spec.get("lines", ())) if points
+            )
+            yield Figure(
+                self.study,
+                name,
+                spec["kind"],
+                spec["title"],
+                spec["caption"],
+                spec.get("suite", ""),
+                tuple(spec.get("settings", ())),
+                lines,
+                spec.get("options", {}),
+                shows,
+            )
+
+    def _shows(self, spec: Mapping[str, Any], where: str) -> str:
+        """What a figure is drawn from, by its kind.
+
+        Raises:
+            ConfigError: an unknown kind or probe, or a figure without what its kind needs; names ``where``.
+        """
+        kinds = plugins.figure_kinds()
+        if spec["kind"] not in kinds:
+            raise ConfigError(f"{where}.kind: " + unknown_name(spec["kind"], kinds, what="kind"))
+        shows = kinds[spec["kind"]]
+        for key, needed in (("lines", shows != "cells"), ("probe", shows == "probe")):
+            if (key in spec) != needed:
+                raise ConfigError(f"{where}: a figure of kind {spec['kind']} has {'a' if needed else 'no'} key {key!r}")
+        if needed:
+            self.project.probe(spec["probe"])
+        return shows
+
+    def _line(self, figure: str, spec: Mapping[str, Any], common: tuple[str, Mapping[str, Any]], points) -> Line:
+        cell = self._cell(figure, spec, [common, *points], [], self._published(figure, spec, points, []))
+        return Line(self._label(points), cell, tuple((axis, self._shown(point)) for axis, point in points))
+
+    def _cell(self, table: str, spec, row, column, published: Published) -> Cell:
+        where = f"config/studies/{self.study}.yaml: {table}: {_label(row)} x {_label(column)}"
+        points = (*row, *column)
+        place = {"table": table, "row": self._label(row), "column": self._label(column)}
+        place["axes"] = tuple((axis, point["label"]) for axis, point in points)
+        bound = bind(spec, points)
+        flawed = [explanation(bound, entry) for entry in bound.get("explained_by", ())]
+        cell = self._measured(bound, place, published, where)
+        if cell.not_run is not None:
+            flawed = []
+        explanations = tuple(self._measured(each, place, published, where) for each in flawed if each is not None)
+        return replace(cell, explanations=explanations) if explanations else cell
+
+    def _measured(self, bound: Mapping[str, Any], place: Mapping[str, Any], published: Published, where: str) -> Cell:
+        """The cell under one protocol."""
+        bound = dict(bound)
+        substitutes = (*bound.get("in_place_of", {}).items(), *self._substitute(bound))
+        reads = self._reads(bound["measure"], where)
+        # What is about the code alone needs no run, so no scale leaves it out.
+        not_run = bound.get("not_run") or (self._excluded(bound) if reads else None)
+        patterns, settings = tuple(bound.get("settings", ())), ()
+        if not_run is None:
+            self._check_names(bound, reads, where)
+        if not_run is None and "rows" in reads:
+            settings = expand_settings(patterns, self.suites[bound["suite"]], suite=bound["suite"], where=where)
+            protocols.check_cell(bound["protocol"], settings, self.attacks, where=where)
+        rows = "rows" in reads
+        return Cell(
+            study=self.study,
+            dataset=bound.get("dataset", ""),
+            arch=bound.get("arch", ""),
+            method=bound.get("method", ""),
+            suite=bound.get("suite", "") if rows else "",
+            settings=settings or patterns if rows else (),
+            patterns=patterns if rows else (),
+            measure=bound["measure"],
+            reads=reads,
+            aggregate=bound["aggregate"],
+            of=bound.get("of", ""),
+            protocol=bound["protocol"],
+            # What a probe shows is one model.
+            seeds=self.seeds[:1] if "probe" in reads else self.seeds,
+            published=published.value,
+            published_std=published.std,
+            published_line=published.line,
+            tolerance=bound.get("tolerance", self.spec["tolerance"]),
+            hardware=bound.get("hardware"),
+            substitutes=substitutes,
+            not_run=not_run,
+            **place,
+        )
+
+    def _label(self, points) -> str:
+        """The points' labels; a stand-in is never printed as what it stands in for."""
+        return " / ".join(filter(None, (self._shown(point) for _, point in points)))
+
+    def _shown(self, point: Mapping[str, Any]) -> str:
+        """A label ``CIFAR-10 / VGG-19`` says several things; the first is the one that is replaced."""
+        for kind, stand_ins in self.scale.get("substitute", {}).items():
+            if point.get(kind) in stand_ins:
+                replaced, *rest = point["label"].split(" / ")
+                return " / ".join([f"{stand_ins[point[kind]]} (for {replaced})", *rest])
+        return point["label"]
+
+    def _substitute(self, bound: dict[str, Any]) -> tuple[tuple[str, str], ...]:
+        """Put the scale's stand-ins into ``bound``; return what they replaced."""
+        replaced = []
+        for kind, stand_ins in self.scale.get("substitute", {}).items():
+            original = bound.get(kind)
+            if original in stand_ins:
+                bound[kind] = stand_ins[original]
+                replaced.append((kind, original))
+        return tuple(replaced)
+
+    def _excluded(self, bound: Mapping[str, Any]) -> str | None:
+        for kind, allowed in self.scale.get("only", {}).items():
+            if bound.get(kind) and bound[kind] not in allowed:
+                return f"the {kind} {bound[kind]} is not part of scale {self.scale_name}"
+        return None
+
+    def _reads(self, measure: str, where: str) -> tuple[str, ...]:
+        known = plugins.measures()
+        if measure not in known:
+            raise ConfigError(f"{where}: " + unknown_name(measure, known, what="measure"))
+        return known[measure]
+
+    def _check_names(self, bound: Mapping[str, Any], reads: tuple[str, ...], where: str) -> None:
+        needed = (["dataset", "arch", "method"] if reads else []) + (["suite", "settings"] if "rows" in reads else [])
+        for kind in needed:
+            if not bound.get(kind):
+                raise ConfigError(f"{where}: no {kind} given; name one in a point of rows or columns")
+        for kind, names in {**self.names, "suite": self.suites}.items():
+            if bound.get(kind) and bound[kind] not in names:
+                raise ConfigError(f"{where}: " + unknown_name(bound[kind], names, what=kind))
+
+    def _published(self, table: str, spec, row, column) -> Published:
+        if "published" not in spec:
+            return NOTHING
+        points = (*row, *column)
+        lacks = any(point.get("unpublished") for _, point in points)
+        where = f"{table}: {_label(row)} x {_label(column)}"
+        return self.numbers.find(wanted_columns(spec, points), where=where, may_lack=lacks)
+
+
+def _product(axes) -> list[list[tuple[str, Mapping[str, Any]]]]:
+    """The product of axes, the first one slowest: each element is [(axis name, point), …]."""
+    names = [axis["axis"] for axis in axes]
+    return [list(zip(names, points, strict=True)) for points in itertools.product(*(axis["points"] for axis in axes))]
+
+
+def _label(points) -> str:
+    return " / ".join(point["label"] for _, point in points if point["label"])

@@ -1,0 +1,93 @@
+"""Does this very stack give the known answers where they are known?"""
+
+import functools
+
+import torch
+from torch import nn
+
+from moat.evaluation.checks import registry
+from moat.evaluation.checks.registry import Finding, check
+from moat.evaluation.checks.stages import standing
+from moat.evaluation.evidence import Budget, Evidence
+from moat.evaluation.runner import device_of
+
+EPS = 8 / 255
+EXAMPLES = 64
+IMAGE = (3, 8, 8)
+# What judges attacks and models, not where they come from.
+CHECKED = (
+    "threat-model",
+    "determinism",
+    "finite-logits",
+    "gradient",
+    "monotone-epsilon",
+    "iterative-at-most-fgsm",
+    "converged",
+    "black-box",
+)
+# Where a defence that only cuts the gradient must be noticed.
+MUST_FAIL = ("gradient", "black-box")
+
+
+class Linear(nn.Module):
+    """Two logits, ∓w·(x - 1/2): robust at an image of label t = ±1 exactly if t w·(x - 1/2) > eps · |w|_1."""
+
+    def __init__(self, weight: torch.Tensor):
+        super().__init__()
+        self.register_buffer("weight", weight)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        lead = ((x - 0.5) * self.weight).flatten(1).sum(1)
+        return torch.stack([-lead, lead], 1)
+
+
+class Masked(nn.Module):
+    """The same function, so the same robustness, without a gradient."""
+
+    def __init__(self, net: nn.Module):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.net(x.detach())
+
+
+def known_problem(device: torch.device) -> tuple[Linear, torch.Tensor, torch.Tensor]:
+    """A linear model and images of which exactly every other one withstands :data:`EPS`, none twice that.
+
+    Each image is d away from the decision along the worst direction, d evenly spread over 0 to 2 eps.
+    """
+    draw = torch.Generator().manual_seed(0)
+    weight = torch.rand(IMAGE, generator=draw) + 0.5
+    weight *= torch.randint(0, 2, IMAGE, generator=draw) * 2 - 1
+    y = torch.arange(EXAMPLES) % 2
+    distance = 2 * EPS * (torch.randperm(EXAMPLES, generator=draw) + 0.5) / EXAMPLES
+    side = (2.0 * y - 1) * distance
+    x = 0.5 + side[:, None, None, None] * weight.sign()
+    return Linear(weight / weight.abs().sum() * 20).to(device), x, y
+
+
+@check("calibration")
+def calibration(evidence: Evidence) -> Finding:
+    """On a model whose robustness is known in closed form, and on the same with its gradient cut, all is found.
+
+    The first must pass, with exactly half of the images standing; the second must fail for its gradient and for
+    being broken without one.
+    """
+    good, wrongly_failed, missed = _answers(device_of(evidence.model), evidence.budget)
+    values = {"error": abs(good - 0.5), "wrongly_failed": len(wrongly_failed), "missed": len(missed)}
+    limits = {"error": 0.0, "wrongly_failed": 0, "missed": 0}
+    message = f"known-good model: {good:.4f} standing, true 0.5000"
+    message += "".join(f"; it fails {name}" for name in wrongly_failed)
+    message += "".join(f"; the masked model passes {name}" for name in missed) or "; the masked model is found out"
+    return registry.keeps(values, limits), values, limits, message
+
+
+@functools.cache
+def _answers(device: torch.device, budget: Budget) -> tuple[float, tuple[str, ...], tuple[str, ...]]:
+    """Accuracy of the good model, the checks that it fails, and those that the masked one should but does not."""
+    model, x, y = known_problem(device)
+    evidence = [Evidence(each, x, y, EPS, EXAMPLES, 0, budget=budget) for each in (model, Masked(model))]
+    good = [name for name in CHECKED if not registry.run(name, evidence[0]).passed]
+    masked = [name for name in MUST_FAIL if registry.run(name, evidence[1]).passed]
+    return standing(evidence[0]) / EXAMPLES, tuple(good), tuple(masked)

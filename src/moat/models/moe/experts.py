@@ -1,0 +1,54 @@
+"""Full networks that all see every image: how they are built, run, and started from trained ones."""
+
+import functools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import nn
+
+from moat.base.errors import ConfigError, DataError
+from moat.kernels.streams import side_by_side
+from moat.models import nets
+
+
+class Experts(nn.ModuleList):
+    """Nets that are all run on one input, each with its own normalisation and batch norm."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Outputs (E, B, K) of the E experts for images (B, C, H, W) in [0,1]."""
+        # Net by net: as one grouped convolution they are slower at all but toy widths.
+        x = x.contiguous(memory_format=torch.channels_last)
+        return torch.stack(side_by_side([functools.partial(expert, x) for expert in self]))
+
+
+def build_experts(count: int, arch: str, outputs: int, options: Mapping[str, Any]) -> Experts:
+    """``count`` freshly initialised nets with ``outputs`` logits each; ``options``: of :func:`moat.models.nets.build`.
+
+    Raises:
+        ConfigError: not at least one expert, or what :func:`moat.models.nets.build` does not take.
+    """
+    if not isinstance(count, int) or count < 1:
+        raise ConfigError(f"experts: {count!r} is not allowed; a whole number from 1")
+    return Experts(nets.build(arch, outputs, **options) for _ in range(count))
+
+
+def load_experts(experts: Sequence[nn.Module], needs: Mapping[str, Path]) -> None:
+    """Copy the best weights of finished runs into the experts, in the order of ``needs``.
+
+    Raises:
+        ConfigError: not one run per expert.
+        DataError: a run's weights are missing or those of another net; names the file.
+    """
+    if len(experts) != len(needs):
+        raise ConfigError(f"needs: {len(needs)} runs ({', '.join(needs)}) for {len(experts)} experts; one each")
+    for expert, folder in zip(experts, needs.values(), strict=True):
+        path = Path(folder) / "model.safetensors"
+        if not path.exists():
+            raise DataError(f"{path}: no such file; `moat train … --out {folder}` makes it")
+        try:
+            expert.load_state_dict(safetensors.torch.load_file(path))
+        except (RuntimeError, safetensors.SafetensorError) as error:
+            raise DataError(f"{path}: not the weights of this expert: {error}") from error

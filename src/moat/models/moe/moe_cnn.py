@@ -1,0 +1,119 @@
+"""The MoE-CNN: a router that chooses one expert per image, and a trunk that computes that expert only."""
+
+import math
+
+import torch
+from torch import nn
+
+from moat.base.errors import ConfigError, unknown_name
+from moat.models.moe.backbones import TRUNKS
+from moat.models.moe.norms import NORMS
+from moat.models.moe.routers import HEADS, ROUTERS, build_router
+from moat.models.moe.routing import Sorting, straight_through
+from moat.models.nets import Classifier, Normalization, initialize
+from moat.models.nets.normalize import make_normalize
+
+
+class MoeCnn(Classifier):
+    """Images (B, C, H, W) in [0,1] to logits (B, num_classes), each through the expert of its highest score.
+
+    The selection is hard and the selected output is not weighted. In the backward pass the selected score gets the
+    gradient of a factor 1 on its expert's output, summed over the layers; the other scores get none.
+
+    A forward pass waits for the device once, for the number of images of each expert, and then raises a MoatError
+    if a score is not finite.
+    """
+
+    def __init__(self, trunk: nn.Module, router: nn.Module, num_classes: int, experts: int):
+        super().__init__(trunk, trunk.num_features, num_classes)
+        self.router = router
+        self.experts = experts
+
+    def route_logits(self, x: torch.Tensor) -> torch.Tensor:
+        """Scores (B, experts), before any softmax, in float32 or wider whatever the precision around it.
+
+        A router in bfloat16 sends some per cent of the images elsewhere.
+        """
+        with torch.autocast(x.device.type, enabled=False):
+            return self.router(x if x.dtype == torch.float64 else x.float())
+
+    def features(self, x: torch.Tensor) -> torch.Tensor:
+        return self._features(x, self.route_logits(x))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.classify(x, self.route_logits(x))
+
+    def classify(self, x: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Logits of ``x`` routed by given scores (B, experts); no gradient reaches the router if they are detached.
+
+        Raises:
+            MoatError: scores that are not finite.
+        """
+        return self.head(self._features(x, scores))
+
+    def _features(self, x: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        route = scores.argmax(1)
+        sorting = Sorting.of(route, self.experts, scores.detach())
+        gate = sorting.sort(straight_through(scores, route)) if scores.requires_grad else None
+        x = self.normalize(sorting.sort(x))
+        if self.training:
+            # Batch norm takes its statistics over the joined batch.
+            return sorting.unsort(self.trunk(x, sorting.groups, gate))
+        return sorting.unsort(self._each_alone(x, sorting.groups, gate))
+
+    def _each_alone(self, x: torch.Tensor, groups, gate: torch.Tensor | None) -> torch.Tensor:
+        """Samples do not meet in evaluation mode: each expert's images go through the trunk as one narrow dense net."""
+        sizes = [size for _, size in groups]
+        gates = [None] * len(groups) if gate is None else gate.split(sizes)
+        parts = [self.trunk(part, [group], g) for part, group, g in zip(x.split(sizes), groups, gates, strict=True)]
+        return torch.cat(parts)
+
+
+def build_moe_cnn(
+    arch: str,
+    num_classes: int,
+    *,
+    experts: int = 2,
+    ratio: float = 0.5,
+    router: str = "gap",
+    router_head: str = "grouped",
+    bn: str = "shared",
+    width: float = 1.0,
+    image_size: int = 32,
+    in_channels: int = 3,
+    normalize: Normalization = "cifar10",
+) -> MoeCnn:
+    """A freshly initialised MoE-CNN; it has ``.route_logits(x)`` (B, experts) and ``.router``.
+
+    Args:
+        arch: a key of :data:`moat.models.moe.backbones.TRUNKS`.
+        experts: per layer.
+        ratio: width of one expert relative to the dense layer; with ``experts * ratio = 1`` the experts tile it.
+        router: "gap" (pooling), "dcar", "gsa" or "cgsa" (attention, ``moat.models.moe.routers``). It sees raw pixels.
+        router_head: "grouped" or "fc", of dcar and cgsa.
+        bn: "shared" by all experts or "per_expert". A ResNet's shared shortcuts keep shared ones.
+        width: factor on all channels, the router's included.
+        image_size: of no influence; any size goes through.
+        normalize: as in :func:`moat.models.nets.build`, of the trunk's input.
+
+    Raises:
+        ConfigError: an unknown name or a number out of range.
+    """
+    for what, value, known in (("arch", arch, TRUNKS), ("router", router, ROUTERS), ("bn", bn, NORMS)):
+        if value not in known:
+            raise ConfigError(f"{what}: " + unknown_name(value, known, what=f"{what} of an MoE-CNN"))
+    if router_head not in HEADS:
+        raise ConfigError("router_head: " + unknown_name(router_head, HEADS, what="head"))
+    if not isinstance(experts, int) or isinstance(experts, bool) or experts < 1:
+        raise ConfigError(f"experts: {experts!r} is not allowed; a whole number from 1")
+    for key, value in (("width", width), ("ratio", ratio)):
+        if not (math.isfinite(value) and value > 0):
+            raise ConfigError(f"{key}: {value!r} is not allowed; a factor above 0, e.g. 0.5")
+    kind, depths = TRUNKS[arch]
+    trunk = kind(depths, width=width, ratio=ratio, in_channels=in_channels, experts=experts, norm=bn)
+    net = MoeCnn(trunk, nn.Identity(), num_classes, experts)
+    initialize(net)
+    # After initialize: a router keeps its own initial weights.
+    net.router = build_router(router, experts, width=width, in_channels=in_channels, head=router_head)
+    net.normalize = make_normalize(normalize, in_channels)
+    return net

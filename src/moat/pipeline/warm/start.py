@@ -1,0 +1,28 @@
+"""The workflow's side of a warm start."""
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from moat.pipeline.warm import VARIABLE
+
+# Held as long as this process lives: the end of its stdin ends the server.
+_servers: list[subprocess.Popen] = []
+
+
+def start() -> bool:
+    """Start the warm process for the jobs that this process starts from now on; whether there is one.
+
+    It imports while the first jobs, which start cold, do the same. It ends when this process does, after the last
+    job. Only on Linux: elsewhere a process that has imported torch must not fork.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    path = Path(tempfile.mkdtemp(prefix="moat-warm-"), "socket")
+    command = [sys.executable, "-m", "moat.commands.warm_server", str(path)]
+    # A session of its own: Ctrl-C reaches the jobs through their commands, once.
+    _servers.append(subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True))
+    os.environ[VARIABLE] = str(path)
+    return True

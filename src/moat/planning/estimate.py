@@ -1,0 +1,156 @@
+"""A plan: what of a grid is left to do, how long it takes, and which of it a budget buys."""
+
+import shlex
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from moat.base.errors import ConfigError, unknown_name
+from moat.config import paths
+from moat.config.grid import Figure, Grid, Table
+from moat.config.project import Project
+from moat.planning.budget import Item
+from moat.planning.jobs import Job, check_path, evaluation_path, jobs_of, probe_path, run_path
+from moat.planning.makespan import Schedule, schedule
+from moat.planning.rates import Rates
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """The jobs of a grid and how long each takes.
+
+    Attributes:
+        jobs: path -> job, those that are done included.
+        seconds: path -> estimated seconds of a job.
+        sources: path -> what the estimate rests on: "run", "bench" or "shipped".
+        hardware: a name of config/planner.yaml; ``basis``: where its shipped rates come from.
+    """
+
+    jobs: Mapping[str, Job]
+    seconds: Mapping[str, float]
+    sources: Mapping[str, str]
+    hardware: str
+    basis: str
+
+    def prices(self, statuses: Iterable[str] = ("missing",)) -> dict[str, float]:
+        """Path -> hours of the jobs in these statuses."""
+        statuses = set(statuses)
+        return {path: self.seconds[path] / 3600 for path, job in self.jobs.items() if job.status in statuses}
+
+    def schedule(self, chosen: Iterable[str], machines: int) -> Schedule:
+        """When the ``chosen`` jobs run on equal machines; all others count as done."""
+        chosen = {path: self.seconds[path] for path in chosen}
+        return schedule(chosen, {path: self.jobs[path].needs for path in chosen}, machines)
+
+
+def estimate(project: Project, grid: Grid, hardware: str = "auto") -> Estimate:
+    """Cost every job of a grid on a piece of hardware (see :class:`moat.planning.rates.Rates`)."""
+    rates = Rates(project, hardware)
+    jobs = jobs_of(project, grid)
+    estimated = {path: rates.seconds(job) for path, job in jobs.items()}
+    return Estimate(
+        jobs=jobs,
+        seconds={path: seconds for path, (seconds, _) in estimated.items()},
+        sources={path: source for path, (_, source) in estimated.items()},
+        hardware=rates.name,
+        basis=rates.shipped["basis"],
+    )
+
+
+# -- what a budget can buy ----------------------------------------------------
+def items_of(project: Project, grid: Grid, jobs: Mapping[str, Job]) -> list[Item]:
+    """One item per cell of a table that is to be run, (table, number of the cell), and one per figure, (figure, None).
+
+    Raises:
+        ConfigError: config/planner.yaml names a study that there is not.
+    """
+    worth = project.planner()["worth"]
+    _check_names(project, worth)
+    closed: dict[str, frozenset[str]] = {}
+    for path, job in jobs.items():  # what is needed comes first
+        closed[path] = frozenset([path]).union(*(closed[need] for need in job.needs))
+    parts = [
+        *((table, number, "table_cell") for table in grid.tables for number in range(len(table.cells))),
+        *((figure, None, "figure") for figure in grid.figures),
+    ]
+    items = []
+    for shown, number, kind in parts:
+        if targets := targets_of(part_of(grid, shown, number)):
+            needs = frozenset().union(*(closed[target] for target in targets))
+            items.append(Item((shown, number), _worth(worth, shown, kind), needs))
+    return items
+
+
+def part_of(grid: Grid, shown: Table | Figure, number: int | None = None) -> Grid:
+    """The grid of one cell of a table, or of one figure."""
+    if isinstance(shown, Table):
+        shown = replace(shown, cells=shown.cells[number : number + 1])
+        parts = {"tables": (shown,), "figures": ()}
+    else:
+        parts = {"tables": (), "figures": (shown,)}
+    return replace(grid, **parts, runs=shown.runs, evaluations=shown.evaluations)
+
+
+def targets_of(part: Grid) -> list[str]:
+    """The targets that give all runs, evaluations, checks and probes of a part of a grid; none where nothing is run."""
+    scale = part.scale
+    looked_at = {*part.checks, *(each.run for each in (*part.evaluations, *part.probes))}
+    return [
+        *(evaluation_path(scale, each) for each in part.evaluations),
+        *(check_path(scale, run) for run in part.checks),
+        *(probe_path(scale, probe) for probe in part.probes),
+        # Of those that are looked at, the run comes along.
+        *(run_path(scale, run) for run in part.runs if run not in looked_at),
+    ]
+
+
+def _worth(worth: Mapping[str, Any], item: Table | Figure, default: str) -> float:
+    by_study = worth["studies"].get(item.study, worth[default])
+    return worth["items"].get(f"{item.study}-{item.name}", by_study)
+
+
+def _check_names(project: Project, worth: Mapping[str, Any]) -> None:
+    known = project.names("studies")
+    for key in ("studies", "items"):
+        for name in worth[key]:
+            study = name if key == "studies" else next((s for s in known if name.startswith(f"{s}-")), name)
+            if study not in known:
+                raise ConfigError(f"config/planner.yaml: worth.{key}: " + unknown_name(study, known, what="study"))
+
+
+# -- the command that makes it --------------------------------------------------
+def snakemake_targets(grid: Grid, bought: Iterable[tuple], done: Iterable[tuple]) -> list[str]:
+    """Files that Snakemake is asked for: whole tables and figures, of others the cells' evaluations and checks.
+
+    Args:
+        bought, done: names of items, as :func:`items_of` gives them.
+    """
+    bought, done = set(bought), set(done)
+    targets: dict[str, None] = {}
+    for table in grid.tables:
+        ours = {(table, number) for number in range(len(table.cells)) if targets_of(part_of(grid, table, number))}
+        new = ours & bought
+        if new and ours <= bought | done:
+            targets[f"{paths.table(grid.scale, table.study, table.name)}.csv"] = None
+            continue
+        for _, number in sorted(new, key=lambda name: name[1]):
+            targets.update(dict.fromkeys(targets_of(part_of(grid, table, number))))
+    for figure in grid.figures:
+        if (figure, None) in bought:
+            targets[f"{paths.figure(grid.scale, figure.study, figure.name)}.png"] = None
+    return list(targets)
+
+
+def snakemake_command(
+    scale: str, studies: Iterable[str], targets: Iterable[str], machines: int, *, on_gpus: bool, listed: Path | None
+) -> str:
+    """One line for a shell in the project's root.
+
+    Args:
+        listed: a file that holds the targets, one a line; None: they stand in the line.
+    """
+    limit = f"--cores all --resources gpu={machines}" if on_gpus else f"--cores {machines}"
+    config = shlex.quote("studies=[" + ",".join(studies) + "]")
+    asked = f"$(cat {shlex.quote(str(listed))})" if listed else " ".join(map(shlex.quote, targets))
+    return f"snakemake {limit} --config scale={scale} {config} -- {asked}"

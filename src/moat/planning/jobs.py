@@ -1,0 +1,194 @@
+"""The jobs of a grid that take time on a GPU: trainings, evaluations, checks and probes, with what each computes."""
+
+import functools
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from moat.base.errors import DataError
+from moat.config import paths
+from moat.config.grid import Evaluation, Grid, Probe, Run
+from moat.config.project import Project
+from moat.config.recipes import resolve_recipe
+from moat.planning.cost import Work, checks_passes, setting_passes, training_passes, validation_passes
+from moat.planning.macs import Macs, Net, net_of
+from moat.planning.status import plan
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training, evaluation, set of checks or probe.
+
+    Attributes:
+        path: its main output, by which jobs are told apart.
+        kind: "run", "evaluation", "check" or "probe".
+        status: "done", "stale" or "missing", as :func:`moat.planning.status.plan` says.
+        needs: paths of the jobs that come before it.
+        work: multiply-adds.
+        precision: of a training: "float32", "bf16" or "auto", as the recipe says.
+        net: the net that it computes with; ``macs``: of one forward pass of one image.
+    """
+
+    path: str
+    kind: str
+    status: str
+    run: Run
+    suite: str | None
+    needs: tuple[str, ...]
+    work: Work
+    precision: str
+    net: Net
+    macs: int
+
+
+class Workload:
+    """What the jobs of one scale compute. Recipes, nets and settings are read once."""
+
+    def __init__(self, project: Project, scale: str):
+        self.project, self.name, self.scale = project, scale, project.scale(scale)
+        self.planner = project.planner()
+        self.families: Mapping[str, float] = self.planner["attacks"]
+
+    @functools.cache  # noqa: B019 - lives as long as the command
+    def recipe(self, method: str) -> dict[str, Any]:
+        return resolve_recipe(self.project, self.name, method)
+
+    @functools.cache  # noqa: B019
+    def net(self, dataset: str, arch: str, method: str) -> Net:
+        return net_of(self.project, self.name, Run(dataset, arch, method, 0), self.recipe(method))
+
+    @functools.cache  # noqa: B019
+    def images(self, dataset: str) -> dict[str, int]:
+        """How many images the prepared file holds, or will hold: train, val, test."""
+        prepared = self.project.root / paths.prepared(self.name, dataset)
+        if prepared.exists():
+            return prepared_images(prepared)
+        spec, limits = self.project.dataset(dataset), self.scale["data"]
+        if "images" not in spec:
+            where = f"config/datasets/{dataset}.yaml"
+            raise DataError(f"{where}: says no images: {{train, test}}, and {prepared} does not exist either")
+        held_out = spec["validation"] if limits["validation"] is None else limits["validation"]
+        train = spec["images"]["train"] - held_out
+        return {
+            "train": min(train, limits["train_limit"] or train),
+            "val": held_out,
+            "test": min(spec["images"]["test"], limits["test_limit"] or spec["images"]["test"]),
+        }
+
+    @functools.cache  # noqa: B019
+    def training(self, dataset: str, method: str) -> Work:
+        """Of one training, in passes (:class:`Work`, to be multiplied by the net's multiply-adds)."""
+        recipe, images = self.recipe(method), self.images(dataset)
+        validation = recipe["validation"]["setting"]
+        where = f"config/methods/{method}.yaml: validation.setting"
+        attack = self.project.attack(validation, where=where)
+        return Work(
+            train=recipe["epochs"] * images["train"] * training_passes(recipe),
+            evaluate=recipe["epochs"] * images["val"] * validation_passes(recipe, attack, self.families),
+        )
+
+    @functools.cache  # noqa: B019
+    def evaluation(self, dataset: str, suite: str, method: str) -> Work:
+        """Of one evaluation, in passes; settings that need experts cost nothing where the method has none."""
+        examples, passes = self._examples(dataset), 0.0
+        mixture = "experts" in self.recipe(method).get("model", {})
+        settings = self.project.attack_settings(suite, self.name)
+        for members in self.project.worst_cases(suite, self.name).values():
+            settings |= members
+        for name, setting in settings.items():
+            if mixture or "needs" not in setting:
+                count = min(examples, setting.get("limit", examples))
+                passes += count * setting_passes(name, setting, self.families)
+        return Work(evaluate=passes)
+
+    def checks(self, dataset: str) -> Work:
+        """Of the checks on one model, in passes."""
+        checks, budget = self.planner["checks"], self.scale.get("checks", {})
+        examples = min(budget.get("limit") or checks["examples"], self._examples(dataset))
+        return Work(evaluate=checks_passes(checks, budget) * examples)
+
+    def probe(self, dataset: str, name: str) -> Work:
+        """Of a probe, in passes: nothing but its attack counts. Without one it looks at weights alone."""
+        probe = self.project.probe(name)
+        if "setting" not in probe:
+            return Work()
+        examples = self._examples(dataset)
+        where = f"config/probes.yaml: {name}.setting"
+        setting = self.project.attack(probe["setting"], where=where, scale=self.name)
+        return Work(
+            evaluate=min(examples, probe.get("images", examples))
+            * setting_passes(probe["setting"], setting, self.families)
+        )
+
+    def _examples(self, dataset: str) -> int:
+        test = self.images(dataset)["test"]
+        return min(test, self.scale["evaluation"]["limit"] or test)
+
+
+def prepared_images(path: Path) -> dict[str, int]:
+    """Images per split of a prepared file, read from its header alone.
+
+    Raises:
+        DataError: no such file of tensors.
+    """
+    try:
+        with open(path, "rb") as stream:
+            header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
+        return {
+            split: header[f"{split}.images"]["shape"][0] if f"{split}.images" in header else 0
+            for split in ("train", "val", "test")
+        }
+    except (ValueError, KeyError, TypeError, IndexError, OverflowError, MemoryError) as error:
+        raise DataError(f"{path}: not a prepared data set ({error}); `moat prepare` makes it") from error
+
+
+def jobs_of(project: Project, grid: Grid) -> dict[str, Job]:
+    """Path -> job, each after the jobs that it needs.
+
+    Raises:
+        ConfigError, DataError: something that cannot be costed; names the file.
+    """
+    load = Workload(project, grid.scale)
+    status = {entry["path"]: entry["status"] for entry in plan(grid, project.root)}
+    found = list(_passes(load, grid))
+    macs = Macs(project.root).of(load.net(run.dataset, run.arch, run.method) for _, _, run, _, _, _ in found)
+    jobs = {}
+    for path, kind, run, suite, needs, passes in found:
+        net = load.net(run.dataset, run.arch, run.method)
+        work = Work(passes.train * macs[net], passes.evaluate * macs[net])
+        precision = load.recipe(run.method)["precision"]
+        jobs[path] = Job(path, kind, status[path], run, suite, needs, work, precision, net, macs[net])
+    return jobs
+
+
+def _passes(load: Workload, grid: Grid) -> Iterator[tuple]:
+    scale = grid.scale
+    for run in grid.runs:
+        needs = tuple(run_path(scale, other) for other in grid.needs[run].values())
+        yield run_path(scale, run), "run", run, None, needs, load.training(run.dataset, run.method)
+    for each in grid.evaluations:
+        work = load.evaluation(each.run.dataset, each.suite, each.run.method)
+        yield evaluation_path(scale, each), "evaluation", each.run, each.suite, (run_path(scale, each.run),), work
+    for run in grid.checks:
+        yield check_path(scale, run), "check", run, None, (run_path(scale, run),), load.checks(run.dataset)
+    for probe in grid.probes:
+        work = load.probe(probe.run.dataset, probe.name)
+        yield probe_path(scale, probe), "probe", probe.run, None, (run_path(scale, probe.run),), work
+
+
+def run_path(scale: str, run: Run) -> str:
+    return str(paths.run_dir(scale, run) / "run.json")
+
+
+def evaluation_path(scale: str, evaluation: Evaluation) -> str:
+    return str(paths.evaluation(scale, evaluation.run, evaluation.suite))
+
+
+def check_path(scale: str, run: Run) -> str:
+    return str(paths.checks(scale, run))
+
+
+def probe_path(scale: str, probe: Probe) -> str:
+    return str(paths.probe(scale, probe.run, probe.name))

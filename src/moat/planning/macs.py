@@ -1,0 +1,136 @@
+"""Multiply-adds of one forward pass of every net that a plan needs, without importing torch.
+
+``macs.csv`` beside this file holds those of the configured studies at all scales; :mod:`moat.planning.macs` run
+as a program writes it anew. What is not in it is counted on a freshly built net, once, and kept in work/plan/.
+"""
+
+import csv
+import io
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from moat.base.files import write_text
+from moat.config.grid import Run, build_grid
+from moat.config.project import Project
+from moat.config.recipes import resolve_recipe
+
+log = logging.getLogger(__name__)
+
+SHIPPED = Path(__file__).parent / "macs.csv"
+KEPT = Path("work") / "plan" / "macs.csv"
+
+
+@dataclass(frozen=True, order=True)
+class Net:
+    """What decides the multiply-adds of a run's net.
+
+    Attributes:
+        model: the recipe's and the scale's ``model``, as "key=value key=value".
+    """
+
+    method: str
+    arch: str
+    model: str
+    image_size: int
+    channels: int
+    classes: int
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return dict(_parse(part) for part in self.model.split())
+
+
+def net_of(project: Project, scale: str, run: Run, recipe: Mapping[str, Any] | None = None) -> Net:
+    """The net of a run at a scale; ``recipe``: of :func:`resolve_recipe`, if it is at hand."""
+    recipe = recipe or resolve_recipe(project, scale, run.method)
+    overrides, data = project.scale(scale), project.dataset(run.dataset)
+    # In the order of resolve_run: the recipe has the last word.
+    model = {"width": 1.0, **overrides.get("model", {}), **recipe.get("model", {})}
+    size = overrides["data"]["image_size"] or data["image_size"]
+    return Net(run.method, run.arch, describe(model), size, data["channels"], data["num_classes"])
+
+
+def describe(model: Mapping[str, Any]) -> str:
+    """Options of a net in one line, sorted: those that shape it."""
+    return " ".join(f"{key}={model[key]}" for key in sorted(model))
+
+
+def _parse(part: str) -> tuple[str, Any]:
+    key, _, text = part.partition("=")
+    for kind in (int, float):
+        try:
+            return key, kind(text)
+        except ValueError:
+            continue
+    return key, text
+
+
+class Macs:
+    """Multiply-adds of nets by table; those that are missing are counted when first asked for, and kept."""
+
+    def __init__(self, root: Path):
+        self.path = root / KEPT
+        self.table = {**_read(SHIPPED), **_read(self.path)}
+
+    def of(self, nets: Iterable[Net]) -> dict[Net, int]:
+        """Multiply-adds of one forward pass of one image, for each of the nets."""
+        nets = list(dict.fromkeys(nets))
+        missing = [net for net in nets if net not in self.table]
+        if missing:
+            log.info("counting the multiply-adds of %d nets that the table does not hold", len(missing))
+            counted = {net: count(net) for net in missing}
+            self.table.update(counted)
+            _write(self.path, {**_read(self.path), **counted})
+        return {net: self.table[net] for net in nets}
+
+
+def count(net: Net) -> int:
+    """Build the net and count one forward pass. Imports torch."""
+    import moat.models
+
+    return moat.models.count_macs(build(net), net.image_size, net.channels)
+
+
+def build(net: Net, needs: Mapping[str, Path] | None = None):
+    """The model of a run, with random weights; ``needs``: only the names shape it. Imports torch."""
+    import moat.methods
+
+    options = {**net.options, "image_size": net.image_size, "in_channels": net.channels}
+    options["normalize"] = [[0.5] * net.channels, [0.25] * net.channels]
+    method = moat.methods.get(net.method)
+    return method.build(arch=net.arch, num_classes=net.classes, options=options, needs=needs or {})
+
+
+def nets_of_studies(project: Project) -> list[Net]:
+    """The nets of all studies at all scales, sorted."""
+    found = set()
+    for scale in project.names("scales"):
+        runs = build_grid(project, scale, project.names("studies")).runs
+        found |= {net_of(project, scale, run) for run in runs}
+    return sorted(found)
+
+
+def _read(path: Path) -> dict[Net, int]:
+    if not path.exists():
+        return {}
+    with open(path, encoding="utf-8", newline="") as stream:
+        return {
+            Net(*(field.type(row[field.name]) for field in fields(Net))): int(row["macs"])
+            for row in csv.DictReader(stream)
+        }
+
+
+def _write(path: Path, table: Mapping[Net, int]) -> None:
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow([*(field.name for field in fields(Net)), "macs"])
+    writer.writerows((*astuple(net), table[net]) for net in sorted(table))
+    write_text(path, stream.getvalue())
+
+
+if __name__ == "__main__":
+    known = _read(SHIPPED)
+    _write(SHIPPED, {net: known.get(net) or count(net) for net in nets_of_studies(Project("."))})

@@ -1,0 +1,195 @@
+"""How fast a piece of hardware computes: from finished jobs and `moat bench train --calibrate`, else as shipped.
+
+Rates are multiply-adds per second, of trainings and of evaluations, in float32 or bf16. They differ by the net: a
+narrow one fills a GPU less. So a job takes the rate of the measured net nearest to its own, and of none that is more
+than :data:`NEAR` times larger or smaller.
+"""
+
+import math
+import statistics
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from moat.base.errors import ConfigError, MoatError, unknown_name
+from moat.base.files import read_json
+from moat.config.project import Project
+from moat.planning.cost import setting_passes, training_passes
+from moat.planning.jobs import Job
+
+CALIBRATION = Path("config") / "calibration"
+NEAR = 4.0
+# Of one multiply-add.
+FLOPS = 2
+
+
+@dataclass(frozen=True)
+class Observation:
+    """One measured rate: ``kind`` "train" or "evaluate", of a method on a net whose forward pass takes ``macs``."""
+
+    kind: str
+    precision: str
+    method: str
+    arch: str
+    macs: int
+    rate: float
+    source: str
+
+
+@dataclass(frozen=True)
+class Rate:
+    """Multiply-adds per second, and where the figure comes from: "run", "bench" or "shipped"."""
+
+    value: float
+    source: str
+
+
+class Rates:
+    """The rates of one piece of hardware.
+
+    Args:
+        hardware: a name of config/planner.yaml, or "auto" for this machine's.
+
+    Raises:
+        ConfigError: an unknown name, or "auto" on a GPU that no entry matches.
+    """
+
+    def __init__(self, project: Project, hardware: str = "auto"):
+        self.planner = project.planner()
+        known = self.planner["hardware"]
+        self.name = detect(known) if hardware == "auto" else hardware
+        if self.name not in known:
+            raise ConfigError("--hardware: " + unknown_name(self.name, [*known, "auto"], what="hardware"))
+        self.shipped = known[self.name]
+        self.observations = [
+            *_calibrated(project.root / CALIBRATION / f"{self.name}.json"),
+            *_finished(project, self.planner, self.shipped["match"]),
+        ]
+
+    def of(self, kind: str, job: Job) -> Rate:
+        """The rate at which ``job`` does its work of ``kind``."""
+        precision = precision_of(job.precision, self.name) if kind == "train" else "float32"
+        alike = [each for each in self.observations if (each.kind, each.precision) == (kind, precision)]
+        near = [each for each in alike if _factor(each, job) <= NEAR]
+        if not near:
+            return Rate(self.shipped["sustained"][precision] * 1e12 / FLOPS, "shipped")
+        best = min(_distance(each, job) for each in near)
+        chosen = [each for each in near if _distance(each, job) == best]
+        return Rate(statistics.median(each.rate for each in chosen), chosen[-1].source)
+
+    def seconds(self, job: Job) -> tuple[float, str]:
+        """How long a job takes, and the source of the rate of the larger part of its work."""
+        parts = []
+        for kind, amount in (("train", job.work.train), ("evaluate", job.work.evaluate)):
+            if amount:
+                rate = self.of(kind, job)
+                parts.append((amount / rate.value, rate.source))
+        return self.planner["start_up"] + sum(seconds for seconds, _ in parts), max(parts, default=(0.0, "shipped"))[1]
+
+
+def precision_of(wanted: str, hardware: str) -> str:
+    """What a recipe's precision means on a piece of hardware: auto is bf16 on all GPUs that are listed."""
+    return wanted if wanted != "auto" else "float32" if hardware == "cpu" else "bf16"
+
+
+def _factor(observation: Observation, job: Job) -> float:
+    return math.exp(abs(math.log(observation.macs / job.macs)))
+
+
+def _distance(observation: Observation, job: Job) -> tuple[bool, bool, float, bool]:
+    """Measured on the same net, then by the same method; then the nearest size; a finished run before a benchmark."""
+    same_net = observation.arch == job.net.arch and observation.macs == job.macs
+    factor = round(_factor(observation, job), 3)
+    return not same_net, observation.method != job.net.method, factor, observation.source != "run"
+
+
+def detect(known: Mapping[str, Any]) -> str:
+    """The entry of ``known`` that matches this machine's GPU; "cpu" where it has none."""
+    device = _gpu_name()
+    return match(device, known) if device else "cpu"
+
+
+def match(device: str, known: Mapping[str, Any]) -> str:
+    """The entry whose ``match`` is part of a device's name.
+
+    Raises:
+        ConfigError: none is.
+    """
+    for name, entry in known.items():
+        if any(part in device for part in entry["match"]):
+            return name
+    raise ConfigError(
+        f"no entry of config/planner.yaml: hardware matches this device, {device!r}; add one, or name another "
+        f"with --hardware; allowed: {', '.join(known)}"
+    )
+
+
+def _gpu_name(driver: Path = Path("/proc/driver/nvidia/gpus")) -> str | None:
+    """The first GPU's name as the driver tells it, without importing torch."""
+    for path in sorted(driver.glob("*/information")):
+        for line in path.read_text(errors="replace").splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() == "Model":
+                return value.strip()
+    return None
+
+
+# -- where observations come from ---------------------------------------------
+def _calibrated(path: Path) -> Iterator[Observation]:
+    """What `moat bench train --calibrate` wrote for a piece of hardware."""
+    if not path.exists():
+        return
+    for row in read_json(path)["rows"]:
+        about = (row[key] for key in ("kind", "precision", "method", "arch", "macs", "macs_per_second"))
+        yield Observation(*about, "bench")
+
+
+def _finished(project: Project, planner: Mapping[str, Any], matching: Iterable[str]) -> Iterator[Observation]:
+    """What finished trainings and evaluations on this hardware say; records that lack a figure say nothing."""
+    results = project.root / "results"
+    records: dict[tuple, Mapping[str, Any]] = {}
+    for path in sorted(results.glob("*/runs/*/*/*/seed*/run.json")):
+        run = _read(path)
+        if not run or not any(part in run.get("device", "") for part in matching):
+            continue
+        records[tuple(run[key] for key in ("scale", "dataset", "arch", "method", "seed"))] = run
+        method = run["method"]
+        if run.get("images_per_second") and method in project.names("methods"):
+            recipe = {**run["recipe"], "cost": project.method(method).get("cost", {})}
+            rate = run["images_per_second"] * training_passes(recipe) * run["macs_per_image"]
+            precision = precision_of(recipe["precision"], "cpu" if run["device"] == "cpu" else "gpu")
+            yield Observation("train", precision, method, run["arch"], run["macs_per_image"], rate, "run")
+    for path in sorted(results.glob("*/evaluations/*/*/*/seed*/*.json")):
+        evaluation = _read(path)
+        about = evaluation.get("run", {})
+        run = records.get(tuple(about.get(key) for key in ("scale", "dataset", "arch", "method", "seed")))
+        if run and _same_hardware(evaluation, run) and evaluation.get("seconds"):
+            yield from _of_evaluation(evaluation, run, planner["attacks"])
+
+
+def _of_evaluation(evaluation, run, families) -> Iterator[Observation]:
+    passes, counts = 0.0, evaluation.get("accuracy", {})
+    try:
+        for name, each in evaluation["settings"].items():
+            passes += counts.get(name, evaluation)["n"] * setting_passes(name, each, families)
+    except ConfigError:
+        return
+    rate = passes * run["macs_per_image"] / evaluation["seconds"]
+    yield Observation("evaluate", "float32", run["method"], run["arch"], run["macs_per_image"], rate, "run")
+
+
+def _same_hardware(evaluation: Mapping[str, Any], run: Mapping[str, Any]) -> bool:
+    keys = ("cpu", "gpus")
+    return all(evaluation.get("hardware", {}).get(key) == run.get("hardware", {}).get(key) for key in keys)
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    """The record, or an empty one where it is damaged: a plan must not fail for one."""
+    try:
+        content = read_json(path)
+    except MoatError:
+        return {}
+    wanted = {"scale", "dataset", "arch", "method", "seed", "recipe", "macs_per_image"}
+    complete = isinstance(content, dict) and ("run" in content or wanted <= content.keys())
+    return content if complete else {}

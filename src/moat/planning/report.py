@@ -1,0 +1,165 @@
+"""A plan as JSON content, and that as lines for people."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from moat.config.grid import Grid, Table
+from moat.config.project import Project
+from moat.planning import status
+from moat.planning.budget import buy
+from moat.planning.estimate import Estimate, estimate, items_of, snakemake_targets
+
+# What the source of a rate is called.
+SOURCES = {
+    "run": "finished jobs on this hardware",
+    "bench": "moat bench train --calibrate",
+    "shipped": "figures that are shipped",
+}
+
+
+def describe(project: Project, grid: Grid, studies: list[str], *, hardware: str, machines: int) -> dict[str, Any]:
+    """The plan of a grid: every job with its status and cost, totals, makespan and critical path.
+
+    GPU-hours are those of the jobs' missing work; a CPU's are hours of one thread.
+    """
+    made = estimate(project, grid, hardware)
+    missing = made.prices()
+    timed = made.schedule(missing, machines)
+    return {
+        "scale": grid.scale,
+        "studies": studies,
+        "hardware": made.hardware,
+        "basis": made.basis,
+        "machines": machines,
+        "jobs": [_with_cost(entry, made) for entry in status.plan(grid, project.root)],
+        "gpu_hours": sum(missing.values()),
+        "stale_gpu_hours": sum(made.prices(["stale"]).values()),
+        "rests_on": _rests_on(made, missing),
+        "assumed_costs": assumed_costs(project, grid),
+        "makespan_hours": timed.makespan / 3600,
+        "lower_bound_hours": timed.lower_bound / 3600,
+        "critical_path": [{"path": path, "hours": made.seconds[path] / 3600} for path in timed.critical_path],
+    }
+
+
+def _with_cost(entry: Mapping[str, Any], made: Estimate) -> dict[str, Any]:
+    """The entry, with the hours and their source if it is a job of some length."""
+    path = entry["path"]
+    if path not in made.jobs:
+        return dict(entry)
+    return {**entry, "gpu_hours": made.seconds[path] / 3600, "estimated_from": made.sources[path]}
+
+
+def _rests_on(made: Estimate, missing: Mapping[str, float]) -> dict[str, float]:
+    """GPU-hours of the missing jobs by what their estimate rests on."""
+    hours: Counter = Counter()
+    for path, price in missing.items():
+        hours[made.sources[path]] += price
+    return {source: hours[source] for source in SOURCES if source in hours}
+
+
+def assumed_costs(project: Project, grid: Grid) -> list[str]:
+    """The methods of a grid whose recipe does not say what it costs."""
+    methods = sorted({run.method for run in grid.runs})
+    return [name for name in methods if "cost" not in project.method(name)]
+
+
+def describe_budget(project: Project, grid: Grid, planned: Mapping[str, Any], hours: float) -> dict[str, Any]:
+    """What a budget buys of a plan: cells gained and left, the optimality gap, the files to ask Snakemake for."""
+    made = estimate(project, grid, planned["hardware"])
+    prices = made.prices()
+    items = items_of(project, grid, made.jobs)
+    bought = buy(items, prices, hours)
+    done = [item.name for item in items if not any(job in prices for job in item.needs)]
+    timed = made.schedule(bought.jobs, planned["machines"])
+    counts = _count(items, set(bought.items), set(done))
+    return {
+        "gpu_hours": hours,
+        "spent_gpu_hours": bought.cost,
+        "worth": bought.worth,
+        "bound": bought.bound,
+        "gap": bought.gap,
+        "jobs": len(bought.jobs),
+        "makespan_hours": timed.makespan / 3600,
+        "gained": sum(each["gained"] for each in counts if each["kind"] == "table"),
+        "left": sum(each["left"] for each in counts if each["kind"] == "table"),
+        "by_item": counts,
+        "targets": snakemake_targets(grid, bought.items, done),
+    }
+
+
+def _count(items, bought, done) -> list[dict[str, Any]]:
+    """Per table and figure: cells that are there, gained, left (a figure counts as one)."""
+    counts: dict[Any, dict[str, Any]] = {}
+    for item in items:
+        shown, _ = item.name
+        kind = "table" if isinstance(shown, Table) else "figure"
+        entry = {"kind": kind, "study": shown.study, "name": shown.name, "done": 0, "gained": 0, "left": 0}
+        count = counts.setdefault((kind, shown.study, shown.name), entry)
+        count["gained" if item.name in bought else "done" if item.name in done else "left"] += 1
+    return list(counts.values())
+
+
+# -- for people -----------------------------------------------------------------
+def lines(planned: Mapping[str, Any]) -> Iterator[str]:
+    """The plan as text."""
+    for entry in planned["jobs"]:
+        why = f" ({', '.join(entry['stale'])} changed since)" if entry["stale"] else ""
+        cost = duration(entry["gpu_hours"]) if "gpu_hours" in entry and entry["status"] != "done" else ""
+        yield f"{entry['status']:8} {entry['kind']:10} {cost:>8}  {entry['path']}{why}"
+    yield ""
+    yield from _totals(planned)
+    if "budget" in planned:
+        yield ""
+        yield from _budget(planned["budget"], planned["hardware"])
+
+
+def _totals(planned: Mapping[str, Any]) -> Iterator[str]:
+    counts = Counter((entry["kind"], entry["status"]) for entry in planned["jobs"])
+    hours: Counter = Counter()
+    for entry in planned["jobs"]:
+        if entry["status"] == "missing":
+            hours[entry["kind"]] += entry.get("gpu_hours", 0.0)
+    for kind in dict.fromkeys(entry["kind"] for entry in planned["jobs"]):
+        parts = [f"{counts[kind, s]} {s}" for s in ("done", "stale", "missing") if counts[kind, s]]
+        cost = f"; missing: {duration(hours[kind])}" if hours[kind] else ""
+        yield f"{kind + 's':13} {', '.join(parts)}{cost}"
+    unit = "hours of one thread" if planned["hardware"] == "cpu" else "GPU-hours"
+    yield f"total         {planned['gpu_hours']:.2f} {unit} on {planned['hardware']}"
+    if planned["stale_gpu_hours"]:
+        yield f"{'':13} {planned['stale_gpu_hours']:.2f} more to make what is stale again (--config refresh=stale)"
+    for source, amount in planned["rests_on"].items():
+        basis = f" ({planned['basis']})" if source == "shipped" else ""
+        yield f"{'':13} {amount:.2f} of them estimated from {SOURCES[source]}{basis}"
+    if planned["assumed_costs"]:
+        names = ", ".join(planned["assumed_costs"])
+        yield f"{'':13} assumed to cost what TRADES costs, for lack of cost: in their recipes: {names}"
+    if planned["gpu_hours"]:
+        yield (
+            f"makespan      {duration(planned['makespan_hours'])} on {planned['machines']} at once; "
+            f"no schedule is shorter than {duration(planned['lower_bound_hours'])}"
+        )
+        chain = " -> ".join(f"{each['path']} ({duration(each['hours'])})" for each in planned["critical_path"])
+        yield f"longest chain {chain}"
+
+
+def _budget(budget: Mapping[str, Any], hardware: str) -> Iterator[str]:
+    yield (
+        f"budget        {budget['gpu_hours']:g} h: {budget['gained']} table cells gained, {budget['left']} left; "
+        f"{budget['jobs']} jobs, {budget['spent_gpu_hours']:.2f} h, done after {duration(budget['makespan_hours'])}"
+    )
+    proven = "optimal" if budget["gap"] == 0 else f"at most {100 * budget['gap']:.2g} % more is possible"
+    yield f"worth         {budget['worth']:g} ({proven})"
+    for each in budget["by_item"]:
+        what = f"{each['kind']} {each['study']}-{each['name']}"
+        yield f"  {what:42} {each['done']} there, {each['gained']} gained, {each['left']} left"
+    yield f"command       {budget['command'] or 'nothing to run'}"
+
+
+def duration(hours: float) -> str:
+    """3.2 h, 4.5 min or 12 s."""
+    for unit, factor in (("h", 1), ("min", 60)):
+        if hours * factor >= 1:
+            return f"{hours * factor:.1f} {unit}"
+    return f"{hours * 3600:.0f} s"

@@ -1,0 +1,281 @@
+"""What the checks report, on residual nets; the table of pathologies is tests/test_checks.py."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from moat.attacks.parts.setting import Attack
+from moat.attacks.parts.steps import frozen
+from moat.base.errors import ConfigError, DataError
+from moat.evaluation import checks, statistics, verify
+from moat.evaluation.checks import chance, registry, stages
+from moat.evaluation.evidence import Budget, Evidence, Origin
+from moat.evaluation.runner import evaluate
+
+CHECKS = [
+    "threat-model",
+    "determinism",
+    "finite-logits",
+    "router",
+    "router-aware",
+    "gradient",
+    "monotone-epsilon",
+    "iterative-at-most-fgsm",
+    "converged",
+    "black-box",
+    "autoattack-flags",
+    "published-band",
+    "provenance",
+    "calibration",
+]
+NOT_HERE = ["router", "router-aware", "published-band", "provenance"]
+BUDGET = Budget(steps=8)
+
+
+class Around(nn.Module):
+    """``before`` on the images, the net, ``after`` on the logits."""
+
+    def __init__(self, net, before=lambda x: x, after=lambda z: z):
+        super().__init__()
+        self.net, self.before, self.after = net, before, after
+
+    def forward(self, x):
+        return self.after(self.net(self.before(x)))
+
+
+def only_for_gradients_nan(x):
+    """The image itself, whose derivative is NaN."""
+    return x + torch.sqrt((x - x.detach()).abs()) * 0
+
+
+PATHOLOGIES = {
+    "batch statistics": (lambda net: Around(net, after=lambda z: z - z.mean(0)), {"determinism"}),
+    "nan logits": (
+        lambda net: Around(net, after=lambda z: z * torch.nan),
+        {"finite-logits", "determinism", "gradient", "converged", "black-box"},
+    ),
+    "infinite logits": (lambda net: Around(net, after=lambda z: z * torch.inf), {"finite-logits"}),
+    "nan gradients": (lambda net: Around(net, before=only_for_gradients_nan), {"gradient", "monotone-epsilon"}),
+}
+
+
+def test_the_checks():
+    assert checks.names() == CHECKS
+
+
+@pytest.fixture(scope="module")
+def few(test_images):
+    """40 images."""
+    return test_images[0][:40], test_images[1][:40]
+
+
+@pytest.fixture(scope="module")
+def reports(undefended, defended, few):
+    nets = {"undefended": undefended, "defended": defended}
+    return {name: verify(net, *few, budget=BUDGET) for name, net in nets.items()}
+
+
+@pytest.mark.parametrize("name", ["undefended", "defended"])
+def test_honest_nets_pass(name, reports):
+    report = reports[name]
+    assert report.passed and report.failed == [], [check.message for check in report.checks if not check.passed]
+    assert [result.check for result in report.checks] == CHECKS
+    at_largest = next(check for check in report.checks if check.check == "monotone-epsilon").value[
+        "accuracy_at_largest"
+    ]
+    assert at_largest <= 0.05
+    assert report.not_applicable == NOT_HERE
+    assert all(check.passed and not check.value for check in report.checks if check.state == "not-applicable")
+
+
+def test_defence_shows_in_the_worst_case(reports):
+    undefended, defended = (reports[name].worst_case_accuracy for name in ("undefended", "defended"))
+    assert undefended + 0.1 < defended
+
+
+@pytest.mark.parametrize("name", sorted(PATHOLOGIES))
+def test_pathologies_fail_their_checks(name, undefended, few):
+    make, expected = PATHOLOGIES[name]
+    torch.manual_seed(0)
+    report = verify(make(undefended).eval(), *few, budget=BUDGET)
+    assert not report.passed and expected <= set(report.failed)
+    json.dumps(report.to_dict(), allow_nan=False)
+
+
+@pytest.fixture(scope="module")
+def asked(undefended, defended, few):
+    """One check's result on one of the nets."""
+    nets = {"undefended": undefended, "defended": defended}
+
+    def ask(check, net="undefended", settings=None, **options):
+        evidence = Evidence(nets[net], *few, 8 / 255, 40, 0, settings or {}, **{"budget": BUDGET, **options})
+        with frozen(nets[net]):
+            return registry.run(check, evidence)
+
+    return ask
+
+
+def test_an_attack_that_leaves_the_ball_fails_the_threat_model(asked):
+    outside = Attack(lambda model, x, y: x - 0.05, eps=8 / 255, steps=1, takes_generator=False)
+    result = asked("threat-model", settings={"outside": outside})
+    assert result.state == "failed"
+    assert result.value["outside_pixels"] == pytest.approx(0.05)
+    assert result.value["over_eps"] == pytest.approx(0.05 - 8 / 255)
+
+
+@pytest.mark.parametrize(
+    ("name", "steps", "made", "missing"),
+    [("mine", 50, 1, 49), ("pgd50", 1, 1, 49), ("PGD-50", 50, 50, 0), ("bim10", 10, 4, 6), ("mine", 1, 1, 0)],
+)
+def test_steps_that_are_claimed_are_counted(asked, name, steps, made, missing):
+    def passes(model, x, y):
+        for _ in range(made):
+            model(x)
+        return x
+
+    attack = Attack(passes, eps=8 / 255, steps=steps, takes_generator=False)
+    result = asked("threat-model", settings={name: attack})
+    assert result.value["missing_steps"] == missing and (result.state == "failed") == (missing > 0)
+
+
+def test_a_claim_with_the_name_of_ours_does_not_replace_it(asked):
+    weak = {"attack": "pgd", "eps": 8 / 255, "step_size": 1 / 255, "steps": 1}
+    weakest = asked("iterative-at-most-fgsm", settings={"pgd": weak}).message
+    assert weakest == asked("iterative-at-most-fgsm").message
+
+
+def test_an_attack_weaker_than_one_step_is_noticed(asked):
+    assert asked("iterative-at-most-fgsm", budget=Budget(steps=1)).state == "failed"
+
+
+@pytest.mark.parametrize(
+    ("band", "state"),
+    [
+        ({"clean": [0, 99], "pgd": [0, 99]}, "passed"),
+        ({"clean": [0, 50]}, "failed"),
+        ({"clean": [0, 99], "pgd": [5, 20]}, "failed"),
+        ({"pgd": [99, 100]}, "passed"),
+        (None, "not-applicable"),
+    ],
+)
+def test_suspiciously_good_is_above_the_band_by_its_whole_interval(asked, band, state):
+    origin = Origin(band=None if band is None else {**band, "source": "a test"}, no_band="a reason")
+    result = asked("published-band", "defended", origin=origin)
+    assert result.state == state
+    assert ("a reason" if band is None else "a test") in result.message
+    assert ("(below)" in result.message) == (band == {"pgd": [99, 100]})
+
+
+def test_examples_of_another_model_are_tried(asked, defended, undefended):
+    result = asked("black-box", "defended", transfer_from=undefended)
+    assert set(result.value) == {"square", "transfer"} == set(result.limit)
+
+
+@pytest.mark.parametrize(
+    ("n", "share", "most"), [(60, 0.005, 3 / 60), (100, 0.005, 0.04), (1000, 0.005, 0.013), (50, 0.0, 0.0)]
+)
+def test_the_allowance_for_chance_is_that_of_the_binomial_test(n, share, most):
+    from scipy.stats import binomtest
+
+    assert chance.most_allowed(n, share) == most
+    assert binomtest(round(most * n) + 1, n, share or 1e-12, alternative="greater").pvalue < chance.FALSE_ALARMS
+    if most:
+        assert binomtest(round(most * n), n, share, alternative="greater").pvalue >= chance.FALSE_ALARMS
+
+
+@pytest.mark.parametrize(
+    ("n", "share", "least"), [(24, 0.05, 1 / 24), (1000, 0.05, 0.03), (10_000, 0.05, 0.0434), (1, 0.5, 1.0)]
+)
+def test_so_few_may_be_chance_but_none_never_are(n, share, least):
+    from scipy.stats import binomtest
+
+    assert chance.least_allowed(n, share) == least
+    if least * n > 1:
+        assert binomtest(round(least * n) - 1, n, share, alternative="less").pvalue < chance.FALSE_ALARMS
+
+
+def test_the_worst_case_is_that_of_all_attacks(defended, few, reports):
+    x, y = few
+    report = reports["defended"]
+    pgd = {"attack": "pgd", "eps": 8 / 255, "step_size": 2 / 255, "steps": 8}
+    settings = {
+        "clean": {"attack": "none"},
+        "fgsm": {"attack": "fgsm", "eps": 8 / 255},
+        "pgd": pgd,
+        "margin": {**pgd, "loss": "margin"},
+        "pgd, 2 times the steps": {**pgd, "steps": 16},
+        "margin, 2 times the steps": {**pgd, "steps": 16, "loss": "margin"},
+        "pgd, another start": {**pgd, "steps": 16},
+        "margin, another start": {**pgd, "steps": 16, "loss": "margin"},
+    }
+    assert next(check for check in report.checks if check.check == "converged").value["steps"] == 16
+    frame = evaluate(defended, x, y, settings, batch_size=250)
+    correct, n = statistics.accuracy(frame, list(settings))
+    # Square, whose numbers the batch can move, may add to that.
+    assert (correct - 1) / n <= report.worst_case_accuracy <= correct / n and report.n == n
+    assert report.worst_case_interval == statistics.wilson(round(report.worst_case_accuracy * n), n)
+
+
+def test_steps_are_doubled_until_that_changes_little(undefended, few):
+    """A step so small that every doubling reaches further: it never converges, and that is said."""
+    x, y = few
+    evidence = Evidence(undefended, x, y, 40 / 255, 40, 0, budget=BUDGET)
+    tiny = {"attack": "pgd", "eps": 40 / 255, "step_size": 1 / 255, "steps": 5}
+    with pytest.MonkeyPatch.context() as patch, frozen(undefended):
+        patch.setattr(stages, "_white_box", lambda evidence, factor: {"pgd": {**tiny, "steps": 5 * factor}})
+        patch.setattr(Evidence, "within_eps", ["clean"])
+        found = stages.stage(evidence, "doubled")
+    doublings = [name for name in found.broken if "times" in name]
+    assert doublings == [f"pgd, {factor} times the steps" for factor in (2, 4, 8)]
+    sizes = [len(found.broken[name]) for name in doublings]
+    assert min(sizes) > 0 and len(set(np.concatenate([found.broken[name] for name in doublings]))) == sum(sizes)
+
+
+def test_claimed_attacks_count_in_the_worst_case(undefended, few, reports):
+    # A copy of an image of the next class in the list, as far as the ball allows: misleads other examples than PGD.
+    towards = Attack(lambda model, x, y: x + (x.roll(1, 0) - x).clamp(-8 / 255, 8 / 255), 8 / 255, 1, False)
+    report = verify(undefended, *few, settings={"towards": towards}, budget=BUDGET)
+    frame = evaluate(undefended, *few, {"towards": towards}, batch_size=40)
+    assert report.worst_case_accuracy <= min(frame["correct"].mean(), reports["undefended"].worst_case_accuracy)
+
+
+def test_the_report_as_json(reports):
+    content = json.loads(json.dumps(reports["defended"].to_dict(), allow_nan=False))
+    states = {"passed", "failed", "not_applicable"}
+    assert set(content) == states | {"worst_case_accuracy", "worst_case_interval", "eps", "n", "budget", "checks"}
+    assert content["n"] == 40 and content["eps"] == 8 / 255 and content["passed"] is True
+    assert content["budget"] == {"steps": 8, "queries": 100}
+    assert all(set(check) == {"check", "state", "passed", "value", "limit", "message"} for check in content["checks"])
+    assert all(set(check["limit"]) <= set(check["value"]) for check in content["checks"])
+
+
+def test_the_model_is_left_as_it_was(undefended, test_images):
+    gradients = [parameter.grad for parameter in undefended.parameters()]
+    undefended.train()
+    verify(undefended, test_images[0][:5], test_images[1][:5], budget=Budget(steps=1, queries=1))
+    assert all(module.training for module in undefended.modules())
+    assert all(parameter.requires_grad for parameter in undefended.parameters())
+    assert all(parameter.grad is grad for parameter, grad in zip(undefended.parameters(), gradients, strict=True))
+    undefended.eval()
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({"eps": 8}, ConfigError, ["eps", "8", "8/255"]),
+        ({"batch_size": 0}, ConfigError, ["batch size 0"]),
+        ({"budget": Budget(steps=0)}, ConfigError, ["steps", "0"]),
+        ({"budget": Budget(queries=0)}, ConfigError, ["queries", "0"]),
+        ({"settings": {"mine": {"attack": "nope"}}}, ConfigError, ["'mine'", "'nope'"]),
+        ({"y": torch.tensor([12])}, DataError, ["12", "10 classes"]),
+        ({"x": torch.full((1, 3, 16, 16), 2.0)}, DataError, ["[0,1]"]),
+    ],
+)
+def test_wrong_arguments_are_no_findings(options, error, words, undefended):
+    arguments = {"x": torch.rand(1, 3, 16, 16), "y": torch.zeros(1, dtype=torch.long), **options}
+    with pytest.raises(error) as caught:
+        verify(undefended, **arguments)
+    assert all(word in str(caught.value) for word in words)

@@ -1,0 +1,74 @@
+"""The copy that is attacked is made once for a model, and again when the model is another one."""
+
+import gc
+import weakref
+
+import pytest
+import torch
+from torch import nn
+
+from moat.kernels.copies import attack_copy
+from moat.models import nets
+
+X = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+
+
+class Scaled(nn.Module):
+    """A net with a number that is neither parameter nor buffer."""
+
+    def __init__(self):
+        super().__init__()
+        self.net, self.scale = nets.build("resnet18", 10, width=1 / 16), 1.0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.scale * self.net(x)
+
+
+def step(model: Scaled) -> None:
+    with torch.no_grad():
+        model.net.trunk.stem[0].weight.mul_(2)
+
+
+def statistics(model: Scaled) -> None:
+    model.train()(X)
+    model.eval()
+
+
+def replaced(model: Scaled) -> None:
+    model.net.head = nn.Linear(model.net.head.in_features, 10)
+
+
+def number(model: Scaled) -> None:
+    model.scale = 3.0
+
+
+@pytest.fixture
+def model() -> Scaled:
+    torch.manual_seed(0)
+    return Scaled().eval()
+
+
+def test_the_copy_of_an_unchanged_model_is_made_once(model):
+    first = attack_copy(model, X)
+    assert first is not model
+    assert attack_copy(model, X) is first
+    assert attack_copy(model, X[:2]) is first
+
+
+@pytest.mark.parametrize("change", [step, statistics, replaced, number])
+def test_a_changed_model_is_copied_again(model, change):
+    first = attack_copy(model, X)
+    change(model)
+    again = attack_copy(model, X)
+    assert again is not first
+    with torch.no_grad():
+        torch.testing.assert_close(again(X), model(X), rtol=1e-4, atol=1e-4)
+
+
+def test_a_model_that_is_no_longer_used_is_let_go():
+    model = Scaled().eval()
+    attack_copy(model, X)
+    here = weakref.ref(model)
+    del model
+    gc.collect()
+    assert here() is None

@@ -1,0 +1,305 @@
+"""What each check is for: pathologies that must be caught, by which check, and honest models that must pass all.
+
+All models are nets trained here on real digits; all checks are the real ones, on images that no net was trained on
+(but for the model that is accused of just that).
+"""
+
+import functools
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from sklearn.datasets import load_digits
+from torch import nn
+from torch.nn import functional as F
+
+from moat.attacks import pgd
+from moat.attacks.parts.setting import Attack
+from moat.base.errors import DataError
+from moat.evaluation import verify
+from moat.evaluation.checks import registry
+from moat.evaluation.evidence import Budget, Evidence, Origin
+from moat.models import nets
+from moat.models.moe import build_moe_cnn
+
+EPS = 16 / 255
+STATISTICS = ([0.3], [0.37])
+BUDGET = Budget(steps=8, queries=100)
+TRAIN, HELD_OUT, TEST = slice(0, 1400), slice(1400, 1700), slice(1700, 1770)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
+
+
+@functools.cache
+def images():
+    """Digits (1797, 3, 16, 16) in a random order, and their labels."""
+    content = load_digits()
+    order = torch.randperm(1797, generator=torch.Generator().manual_seed(0))
+    x = torch.tensor(content.images / 16, dtype=torch.float32)[order, None].expand(-1, 3, -1, -1).contiguous()
+    return F.interpolate(x, 16, mode="bilinear").clamp(0, 1), torch.tensor(content.target)[order]
+
+
+def cross_entropy(model, x, y):
+    return F.cross_entropy(model(x), y)
+
+
+@torch.enable_grad()
+def train(model, part, *, epochs, attack=lambda model, x, y: x, loss=cross_entropy, lr=0.05):
+    optimizer = torch.optim.SGD(model.parameters(), lr, momentum=0.9)
+    x, y = (values[part] for values in images())
+    draw = torch.Generator().manual_seed(0)
+    for _ in range(epochs):
+        for rows in torch.randperm(len(x), generator=draw).split(50):
+            attacked = attack(model, x[rows], y[rows])
+            optimizer.zero_grad()
+            loss(model.train(), attacked, y[rows]).backward()
+            optimizer.step()
+    return model.eval()
+
+
+def some_pgd(model, x, y):
+    return pgd(model, x, y, eps=EPS, step_size=EPS / 2, steps=2)
+
+
+def dense():
+    torch.manual_seed(0)
+    return nets.build("lenet5", 10, image_size=16, normalize=STATISTICS)
+
+
+@functools.cache
+def undefended():
+    return train(dense(), TRAIN, epochs=8)
+
+
+@functools.cache
+def defended():
+    return train(dense(), TRAIN, epochs=8, attack=some_pgd)
+
+
+@functools.cache
+def memorising():
+    """Trained on the test images alone."""
+    return train(dense(), TEST, epochs=150, lr=0.02)
+
+
+class Halved(nn.Module):
+    """Images at half the size: a residual mixture takes its time."""
+
+    def forward(self, x):
+        return F.avg_pool2d(x, 2)
+
+
+@functools.cache
+def routed():
+    """A mixture of two experts whose router tells even from odd digits."""
+    torch.manual_seed(0)
+    model = build_moe_cnn("resnet18", 10, width=1 / 16, image_size=8, normalize=STATISTICS)
+    model.normalize = nn.Sequential(Halved(), model.normalize)
+    model.router = nn.Sequential(Halved(), model.router)
+
+    def loss(model, x, y):
+        # As ADVMoE trains: the classification does not train the router, whose scores would run away.
+        scores = model.route_logits(x)
+        return F.cross_entropy(model.classify(x, scores.detach()), y) + F.cross_entropy(scores, y % 2)
+
+    return train(model, TRAIN, epochs=4, loss=loss, lr=0.02)
+
+
+# -- pathologies -----------------------------------------------------------------
+
+
+class Around(nn.Module):
+    """``before`` on the images, the net, ``after`` on the logits."""
+
+    def __init__(self, net, before=lambda x: x, after=lambda z: z):
+        super().__init__()
+        self.net, self.before, self.after = net, before, after
+
+    def forward(self, x):
+        return self.after(self.net(self.before(x)))
+
+
+class WithRouter(nn.Module):
+    """A routed net whose router is called ``wrap``-ped, and reached by gradients only if ``follow``."""
+
+    def __init__(self, net, wrap=lambda scores: scores, before=lambda x: x, follow=True):
+        super().__init__()
+        self.net, self.router = net, Around(net.router, before, wrap)
+        self.follow = follow
+
+    def route_logits(self, x):
+        return self.router(x)
+
+    def forward(self, x):
+        scores = self.route_logits(x)
+        return self.net.classify(x, scores if self.follow else scores.detach())
+
+
+def quantise(x):
+    return (x * 8).round() / 8
+
+
+def noise(scores):
+    return scores + 3 * torch.randn_like(scores)
+
+
+def one_step(model, x, y, generator=None):
+    return pgd(model, x, y, eps=EPS, step_size=2 / 255, steps=1, generator=generator)
+
+
+def normalised_attack(model, x, y, generator=None, clip=False):
+    """PGD-10 on images that the loader has normalised: eps counts in standard deviations."""
+    mean, std = STATISTICS[0][0], STATISTICS[1][0]
+    z = moved = (x - mean) / std
+    for _ in range(10):
+        moved = moved.detach().requires_grad_()
+        (slope,) = torch.autograd.grad(F.cross_entropy(model(moved * std + mean), y), moved)
+        moved = torch.clamp(moved + EPS / 4 * slope.sign(), z - EPS, z + EPS)
+    found = moved.detach() * std + mean
+    return found.clamp(0, 1) if clip else found
+
+
+def without_normalisation():
+    model = dense()
+    model.load_state_dict(defended().state_dict())
+    model.normalize = nn.Identity()
+    return model.eval()
+
+
+@dataclass
+class Case:
+    """A model (or a claim about an honest one), and the checks that must fail at least."""
+
+    model: object
+    failing: set
+    settings: dict | None = None
+    origin: Origin = Origin()
+    budget: Budget = BUDGET
+
+
+def collapsed():
+    return WithRouter(routed(), wrap=lambda scores: scores + torch.tensor([1e3, 0.0]))
+
+
+PATHOLOGIES = {
+    "hard routing whose check blocks gradients": Case(lambda: WithRouter(routed(), follow=False), {"gradient"}),
+    "a noisy check left on": Case(lambda: WithRouter(routed(), noise), {"determinism", "autoattack-flags"}),
+    "a quantised router": Case(lambda: WithRouter(routed(), before=quantise), {"gradient"}),
+    "a NaN router": Case(lambda: WithRouter(routed(), lambda scores: scores * torch.nan), {"router"}),
+    "a router that uses one expert": Case(collapsed, {"router"}),
+    "logits x 1000": Case(lambda: Around(undefended(), after=lambda z: z * 1000), {"finite-logits", "gradient"}),
+    "probabilities for logits": Case(lambda: Around(defended(), after=lambda z: z.softmax(1)), {"autoattack-flags"}),
+    "an input-quantising defence": Case(lambda: Around(undefended(), quantise), {"gradient", "monotone-epsilon"}),
+    "a gradient cut off": Case(
+        lambda: Around(undefended(), lambda x: x.detach()), {"gradient", "monotone-epsilon", "black-box"}
+    ),
+    "a model trained on the test set": Case(memorising, {"provenance"}, origin="held out"),
+    "one step called PGD-50": Case(defended, {"threat-model", "converged"}, {"pgd50": Attack(one_step, EPS, steps=50)}),
+    "one step named pgd50": Case(
+        undefended,
+        {"threat-model", "converged"},
+        {"pgd50": {"attack": "pgd", "eps": EPS, "step_size": 2 / 255, "steps": 1}},
+    ),
+    "an attack on normalised images": Case(
+        undefended, {"threat-model"}, {"pgd10": Attack(normalised_attack, EPS, steps=10)}
+    ),
+    "an attack on normalised images, clipped": Case(
+        undefended, {"converged"}, {"pgd10": Attack(functools.partial(normalised_attack, clip=True), EPS, steps=10)}
+    ),
+    "a model without its normalisation": Case(without_normalisation, {"provenance"}, origin="recorded"),
+    "checks with too few steps": Case(undefended, {"calibration"}, budget=Budget(steps=1)),
+    "suspiciously good": Case(
+        defended,
+        {"published-band"},
+        origin=Origin(band={"clean": [0, 99], "pgd": [10, 40], "source": "a test"}),
+    ),
+}
+
+
+def held_out():
+    """Sorted by class, as folders of images are."""
+    x, y = (values[HELD_OUT] for values in images())
+    order = y.argsort()
+    return x[order], y[order]
+
+
+@functools.cache
+def record():
+    """A run.json's content for the defended net."""
+    x, y = held_out()
+    with torch.no_grad():
+        accuracy = float((defended()(x).argmax(1) == y).float().mean())
+    return {
+        "model_sha256": "m",
+        "last_sha256": "l",
+        "data": {"sha256": "d", "validation_images": 300},
+        "sources": {"nets": "n"},
+        "lock_sha256": "k",
+        "validation_attack": {"attack": "none"},
+        "best_validation_accuracy": accuracy,
+    }
+
+
+ORIGINS = {
+    "held out": lambda: Origin(held_out=held_out()),
+    "recorded": lambda: Origin(run=record(), model_sha256="m", data_sha256="d", held_out=held_out()),
+}
+
+
+def judged(model, **options):
+    x, y = images()
+    return verify(model, x[TEST], y[TEST], eps=EPS, budget=BUDGET, **options)
+
+
+@pytest.mark.parametrize("name", PATHOLOGIES)
+def test_each_pathology_is_caught(name):
+    case = PATHOLOGIES[name]
+    x, y = images()
+    torch.manual_seed(0)
+    origin = ORIGINS[case.origin]() if isinstance(case.origin, str) else case.origin
+    evidence = Evidence(case.model(), x[TEST], y[TEST], EPS, 100, 0, case.settings or {}, case.budget, origin)
+    results = [registry.run(check, evidence) for check in sorted(case.failing)]
+    assert {result.check: result.state for result in results} == dict.fromkeys(case.failing, "failed")
+    assert not any("could not be measured" in result.message for result in results), results
+
+
+@pytest.mark.parametrize(
+    ("name", "origin"), [("undefended", "held out"), ("defended", "recorded"), ("routed", "held out")]
+)
+def test_honest_models_pass_all(name, origin):
+    report = judged(globals()[name](), origin=ORIGINS[origin]())
+    assert report.passed, [(check.check, check.message) for check in report.checks if not check.passed]
+    without_router = {"router", "router-aware"} if name != "routed" else set()
+    assert set(report.not_applicable) == {"published-band"} | without_router
+
+
+def test_images_normalised_by_the_loader_are_refused():
+    x, y = images()
+    with pytest.raises(DataError, match="without normalisation"):
+        verify(undefended(), (x[TEST] - 0.3) / 0.37, y[TEST], eps=EPS)
+
+
+def test_the_defence_shows():
+    worst = {name: judged(globals()[name]()).worst_case_accuracy for name in ("undefended", "defended")}
+    assert worst["undefended"] + 0.1 < worst["defended"]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"model_sha256": "other", "last_sha256": "other"}, "weights"),
+        ({"data": {"sha256": "other", "validation_images": 300}}, "data"),
+        ({"data": {"sha256": "d", "validation_images": 0}}, "held-out"),
+        ({"lock_sha256": None}, "lock_sha256"),
+        ({"sources": {}}, "sources"),
+        ({"best_validation_accuracy": 0.5}, "validation accuracy"),
+    ],
+)
+def test_a_record_that_does_not_fit_fails_provenance(change, words):
+    x, y = images()
+    origin = replace(ORIGINS["recorded"](), run={**record(), **change})
+    result = registry.run("provenance", Evidence(defended(), x[TEST], y[TEST], EPS, 100, 0, origin=origin))
+    assert result.state == "failed" and words in result.message
