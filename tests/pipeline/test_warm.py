@@ -23,11 +23,8 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 """
 SERVER = f"""{TERMINAL}
 import sys
-import moat.commands.cli
 from moat.pipeline.warm import server
-moat.commands.cli.main = lambda argv: exec(argv[1]) or 0
-server.IMPORTED = ()
-sys.exit(server.main())
+sys.exit(server.main(sys.argv[1], run=lambda argv: exec(argv[1]) or 0, imported=()))
 """
 COMMAND = f"""{TERMINAL}
 import sys

@@ -18,20 +18,18 @@ from pathlib import Path
 
 from moat.pipeline.warm.client import ACCEPTED, ENDED, REFUSED
 
-# What jobs import; all that it takes to train, attack and judge, to tabulate and to draw.
-IMPORTED = (
-    # The second is imported by the first step of any optimizer.
-    "torch", "torch._dynamo", "pandas", "pyarrow.parquet", "scipy.stats", "safetensors.torch", "jsonschema",
-    "moat.commands.evaluation_target", "moat.training.runs", "moat.evaluation.records", "moat.evaluation.checks",
-    "moat.reporting.results", "matplotlib.figure",
-)  # fmt: skip
 _PACKAGE = Path(__file__).parents[2]
 _PARENT_DEATH_SIGNAL = 1
 
 
-def main(path: str, run: Callable[[Sequence[str]], int]) -> int:
-    """Serve on the socket ``path`` until stdin and the last job have ended. In a fork: the job, ``run(argv)``."""
-    for name in IMPORTED:
+def main(path: str, run: Callable[[Sequence[str]], int], imported: Sequence[str]) -> int:
+    """Serve on the socket ``path`` until stdin and the last job have ended.
+
+    Args:
+        run: runs one job in a fork: ``run(argv)``, which returns the exit code.
+        imported: modules to import before the first fork, so that no job has to.
+    """
+    for name in imported:
         importlib.import_module(name)
     gc.collect()
     # Forks share what is imported as long as nobody writes to it; the collector would.

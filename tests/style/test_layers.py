@@ -1,0 +1,166 @@
+"""Imports run one way: every unit of the package stands on a floor, and imports only from the floors below its own.
+
+A unit is a package or module directly under ``src/moat``. Imports inside functions count, and so do the names of
+modules that are imported by name: the argument of ``import_module``, or a table at the top of a module.
+"""
+
+import ast
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[2] / "src" / "moat"
+
+#: From the ground up. The face, ``moat/__init__.py``, has the version and hands names on lazily.
+FLOORS = [
+    {"__init__"},
+    {"base"},
+    {"data", "machine", "provenance"},
+    {"config", "models"},
+    {"kernels"},
+    {"attacks"},
+    {"methods", "evaluation"},
+    {"training", "reporting", "planning"},
+    {"pipeline"},
+    {"commands"},
+    {"__main__"},
+]
+
+# Being moved; each line goes with its move.
+MOVING_UNITS = {"benchmarking"}
+MOVING_ARROWS = {
+    ("kernels", "attacks"),
+    ("models", "kernels"),
+    ("attacks.parts", "attacks"),
+    ("commands", "benchmarking"),
+}
+
+
+def module_files() -> dict[str, Path]:
+    """Dotted name below ``moat`` -> file; a package has the name of its folder, ``moat`` itself is ``__init__``."""
+    files = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        files[".".join(parts[:-1] if len(parts) > 1 and parts[-1] == "__init__" else parts)] = path
+    return files
+
+
+MODULES = module_files()
+
+
+def resolve(name: str) -> str | None:
+    """``moat.data.fetch.Fetcher`` -> ``data.fetch``, ``moat.__version__`` -> ``__init__``; None for other packages."""
+    first, *rest = name.split(".")
+    if first != "moat":
+        return None
+    while rest and ".".join(rest) not in MODULES:
+        rest = rest[:-1]
+    return ".".join(rest) or "__init__"
+
+
+def named_modules(tree: ast.Module, own: str) -> set[str]:
+    """Every dotted name that a module imports, anywhere in it."""
+    found, by_name = set(), [node for node in tree.body if isinstance(node, (ast.Assign, ast.AnnAssign))]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{own}, line {node.lineno}: a relative import; write moat.…"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("import_module", "__import__")):
+            by_name += node.args
+    strings = [each.value for node in by_name for each in ast.walk(node) if isinstance(each, ast.Constant)]
+    # Also of f"moat.attacks.{name}" and "moat.attacks.pgd:pgd".
+    return found | {text.partition(":")[0].rstrip(".") for text in strings if str(text).startswith("moat.")}
+
+
+def imports() -> dict[str, set[str]]:
+    """Module -> the modules of moat that it imports."""
+    return {
+        name: {target for each in named_modules(ast.parse(path.read_text()), name) if (target := resolve(each))}
+        - {name}
+        for name, path in MODULES.items()
+    }
+
+
+def unit(module: str) -> str:
+    return module.partition(".")[0]
+
+
+def floor(name: str) -> int:
+    return next(number for number, units in enumerate(FLOORS) if name in units)
+
+
+@pytest.mark.parametrize(
+    ("source", "module"),
+    [
+        ("import moat", "__init__"),
+        ("from moat import __version__", "__init__"),
+        ("from moat import attacks", "attacks"),
+        ("import moat.data.fetch as fetch", "data.fetch"),
+        ("from moat.data.fetch import fetch", "data.fetch"),
+        ("def f():\n    from moat.attacks import pgd", "attacks.pgd"),
+        ("class C:\n    def f(self):\n        import moat.attacks.pgd", "attacks.pgd"),
+        ("import importlib\nimportlib.import_module('moat.config.paths')", "config.paths"),
+        ("def f(name):\n    return import_module(f'moat.methods.{name}')", "methods"),
+        ("LATER = {'run': 'moat.training.runs:Run'}", "training.runs"),
+        ("def f():\n    return 'moat.training.runs'", None),
+        ("import torch", None),
+    ],
+)
+def test_imports_are_seen_wherever_they_stand(source, module):
+    assert {resolve(name) for name in named_modules(ast.parse(source), "here")} - {None} == {module} - {None}
+
+
+def test_every_unit_stands_on_a_floor():
+    units = {unit(module) for module in MODULES} - MOVING_UNITS
+    placed = [name for units_of_floor in FLOORS for name in units_of_floor]
+    assert len(placed) == len(set(placed))
+    assert units == set(placed), "a new package or module directly under src/moat must be placed in FLOORS"
+
+
+def test_imports_run_down():
+    upward = defaultdict(list)
+    for module, targets in imports().items():
+        for target in targets:
+            own, other = unit(module), unit(target)
+            if MOVING_UNITS.isdisjoint({own, other}) and own != other and floor(other) >= floor(own):
+                upward[own, other].append(f"{module} -> {target}")
+    for arrow in MOVING_ARROWS:
+        upward.pop(arrow, None)
+    assert not upward, "imports that do not run down: " + "; ".join(sorted(sum(upward.values(), [])))
+
+
+def test_attack_families_stand_on_their_parts():
+    """``attacks/parts`` knows no family, ``attacks/autoattack`` no other one, and neither their registry."""
+
+    def storey(module: str) -> int:
+        return {"parts": 0, "autoattack": 1}.get(module.split(".")[1] if "." in module else "", 2)
+
+    wrong = [
+        f"{module} -> {target}"
+        for module, targets in imports().items()
+        for target in targets
+        if unit(module) == unit(target) == "attacks" and storey(target) > storey(module)
+    ]
+    if ("attacks.parts", "attacks") in MOVING_ARROWS:
+        wrong = [arrow for arrow in wrong if not arrow.endswith("-> attacks")]
+    assert not wrong, wrong
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    remaining = imports()
+    # A module that imports only modules already taken away cannot be part of a circle.
+    while free := [name for name, targets in remaining.items() if targets.isdisjoint(remaining)]:
+        for name in free:
+            del remaining[name]
+    assert not remaining, f"circles among: {', '.join(sorted(remaining))}"
+
+
+def test_the_package_never_imports_the_workflow_engine():
+    named = {module: named_modules(ast.parse(path.read_text()), module) for module, path in MODULES.items()}
+    foreign = {
+        module for module, names in named.items() if {"snakemake", "dvc"} & {name.split(".")[0] for name in names}
+    }
+    assert not foreign
