@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-import moat.base.torchvision_ops  # noqa: F401
+from moat.base import torchvision_ops
 from moat.data.augmentation import AUGMENTATIONS, auto_augment
 from moat.data.batches import Batches
 from moat.data.seeding import generator
@@ -21,13 +21,9 @@ def images(channels=3, count=COUNT):
 
 def one_by_one(pixels, seed, epoch):
     """The documented draws, given to torchvision's transform image by image."""
-    from torchvision.transforms import AutoAugment, AutoAugmentPolicy
-
-    transform, random, count = (
-        AutoAugment(AutoAugmentPolicy.CIFAR10),
-        generator(seed, epoch, "autoaugment"),
-        len(pixels),
-    )
+    transforms = torchvision_ops.library("torchvision.transforms", user="the test")
+    transform = transforms.AutoAugment(transforms.AutoAugmentPolicy.CIFAR10)
+    random, count = generator(seed, epoch, "autoaugment"), len(pixels)
     which = torch.randint(25, (count,), generator=random).tolist()
     chances, signs = torch.rand(count, 2, generator=random), torch.randint(2, (count, 2), generator=random)
     results = []

@@ -6,18 +6,16 @@ import subprocess
 import sys
 from pathlib import Path
 
-import moat.base.torchvision_ops  # isort: skip
 import pytest
 import safetensors.torch
-import timm
 import torch
-import torchvision
 import yaml
 from torch import nn
 
 import moat.methods
 from moat.attacks import for_attack
 from moat.base.errors import ConfigError
+from moat.base.torchvision_ops import library
 from moat.commands.cli import main
 from moat.config.project import Project
 from moat.config.recipes import resolve_run
@@ -28,7 +26,8 @@ from moat.models.nets.classifier import scale_channels
 from moat.models.nets.zoo import NETS
 
 ROOT = Path(__file__).parents[2]
-VISION = torchvision.models
+VISION = library("torchvision.models", user="the test")
+timm = library("timm", user="the test")
 
 # The library's own net; the layers that are not its own here; pixels that are left of 32x32, and behind which layer.
 LIBRARY = {

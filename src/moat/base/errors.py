@@ -1,7 +1,7 @@
-"""The errors a user can meet, each with the exit code of the command that raises it.
+"""The errors that users meet, each with the exit code of the command that raises it.
 
-A message names the value, where it came from and what is allowed. Everything else that escapes is
-a defect of moat and ends with a traceback and exit code 1.
+A message names the value, where it came from and what is allowed. Any other exception that reaches the command line is
+a bug in moat: it ends in a traceback and exit code 1.
 """
 
 import difflib
@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 
 class MoatError(Exception):
-    """Something went wrong that the user can understand from one line. Exit code 1."""
+    """An error that one line explains to the user. Exit code 1."""
 
     exit_code = 1
 
@@ -27,17 +27,17 @@ class DataError(MoatError):
 
 
 class TrainingError(MoatError):
-    """A training that cannot go on, e.g. a loss that is no longer finite. Exit code 1."""
+    """Training cannot continue, for example because the loss is NaN. Exit code 1."""
 
 
 class Interrupted(MoatError):
-    """Stopped by SIGTERM with everything saved; the same command resumes. Exit code 75."""
+    """Stopped by a signal after saving everything; the same command resumes. Exit code 75."""
 
     exit_code = 75
 
 
 def unknown_name(name: object, allowed: Iterable[str], *, what: str) -> str:
-    """The sentence that an unknown name deserves: the name, the nearest one, all that are allowed."""
+    """The error message for an unknown ``what``: the name, the closest match, and every allowed name."""
     allowed = sorted(allowed)
     shortened = [each for each in allowed if str(name).startswith(each) or each.startswith(str(name))] if name else []
     near = shortened[:1] or difflib.get_close_matches(str(name), allowed, n=1)

@@ -1,4 +1,4 @@
-"""Files that appear under their final name complete, or not at all."""
+"""Atomic writes: a file appears under its final name complete, or not at all."""
 
 import errno
 import fcntl
@@ -19,13 +19,12 @@ from moat.base.errors import ConfigError, DataError
 def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; on success fsync it and rename it to ``path``.
 
-    Whatever goes wrong inside the block (an exception, a kill, a full disk) leaves ``path`` as it
-    was: absent, or the previous complete file. (A kill also leaves the temporary file: whoever writes ``path`` next
-    removes it.)
+    Whatever goes wrong inside the block (an exception, a kill, a full disk) leaves ``path`` as it was: absent, or the
+    previous complete file. After a kill the temporary file remains until the next write to ``path`` removes it.
 
     Raises:
         DataError: no space left on the device; names the file.
-        ConfigError: the folder cannot be made or written.
+        ConfigError: the folder cannot be created or written to.
     """
     path = Path(path)
     temporary, held = _temporary_beside(path)
@@ -42,10 +41,10 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
 
 
 def check_writable(path: str | os.PathLike) -> None:
-    """Make sure, before hours of work, that ``path`` can be written.
+    """Fail before hours of work rather than after them if ``path`` cannot be written.
 
     Raises:
-        ConfigError: it cannot; says why.
+        ConfigError: it cannot be written; says why.
     """
     temporary, held = _temporary_beside(Path(path))
     temporary.unlink()
@@ -53,7 +52,7 @@ def check_writable(path: str | os.PathLike) -> None:
 
 
 def _temporary_beside(path: Path) -> tuple[Path, int]:
-    """A new file, and its number as long as somebody writes it: open and locked."""
+    """A new file and its open, locked file descriptor. The lock marks the file as being written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(path)
@@ -62,18 +61,18 @@ def _temporary_beside(path: Path) -> tuple[Path, int]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise DataError(f"{path}: no space left on the device") from error
         raise ConfigError(f"{path}: cannot be written here ({error.strerror})") from error
-    # Where a file system knows no locks, leftovers stay.
+    # On a file system without locks, leftovers stay.
     with suppress(OSError):
         fcntl.flock(handle, fcntl.LOCK_EX)
     if os.fstat(handle).st_nlink:
         return Path(name), handle
-    # Taken for a leftover by another writer, before it was locked.
+    # Before it was locked, another writer took it for a leftover and removed it.
     os.close(handle)
     return _temporary_beside(path)
 
 
 def _remove_leftovers(path: Path) -> None:
-    """Temporary files of ``path`` that nobody holds any more: those of killed processes."""
+    """Remove the temporary files that killed processes left beside ``path``: those that no process has locked."""
     for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
         with suppress(OSError), open(leftover, "rb") as stream:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -106,7 +105,7 @@ def write_text(path: str | os.PathLike, content: str) -> None:
 
 
 def write_json(path: str | os.PathLike, content: Any) -> None:
-    """Write ``content`` to ``path`` as indented JSON, atomically. NaN is refused: it is not JSON."""
+    """Write ``content`` to ``path`` as indented JSON, atomically. Raises ValueError for NaN, which is not JSON."""
     write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
@@ -125,6 +124,6 @@ def read_json(path: str | os.PathLike) -> Any:
 
 
 def hash_file(path: str | os.PathLike, algorithm: str = "sha256") -> str:
-    """Hex digest of a file's content, read in blocks."""
+    """Hex digest of a file's content, read block by block."""
     with open(path, "rb") as stream:
         return hashlib.file_digest(stream, algorithm).hexdigest()

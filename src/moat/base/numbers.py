@@ -6,10 +6,13 @@ from moat.base.errors import ConfigError
 
 
 def parse_number(value: str | int | float, *, where: str = "value") -> float:
-    """``"8/255"``, ``"0.031"``, ``0.03`` or ``8`` as a float. The only place that reads fractions.
+    """Parse ``"8/255"``, ``"0.031"``, ``0.03`` or ``8`` as a float. Nothing else in the package parses fractions.
+
+    Args:
+        where: where the value came from, for the error message.
 
     Raises:
-        ConfigError: not a number; ``where`` says where it came from.
+        ConfigError: not a number.
     """
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return float(value)

@@ -1,4 +1,4 @@
-"""How far a long piece of work has come: a bar on a terminal, a line about every tenth in a log."""
+"""Progress of long work: a bar on a terminal, a line for about every tenth of it in a log."""
 
 import sys
 import time
@@ -15,13 +15,14 @@ def progress(
     total: int | None = None,
     stream: TextIO | None = None,
 ) -> Any:
-    """Report on ``work`` to ``stream`` (standard error).
+    """Report the progress of ``work``.
 
     Args:
-        work: what to iterate over; or a total, or None for an unknown one, and ``update(n)`` is called.
-        unit: what is counted; "B" prints kB, MB, ….
-        initial: how much was done before.
-        total: of an iterable without a length.
+        work: an iterable to pass through; or a total (None if unknown), for work that calls ``update(n)`` itself.
+        unit: the unit counted; "B" is printed as kB, MB, ….
+        initial: units done before, by an earlier process.
+        total: the length of an iterable that does not know its own.
+        stream: default: standard error.
 
     Returns:
         A context manager and iterator with ``update(n)`` and ``set_postfix_str(text)``.
@@ -33,19 +34,21 @@ def progress(
     elif total is None and hasattr(work, "__len__"):
         total = len(work)
     if stream.isatty():
-        from tqdm import tqdm
+        from tqdm import tqdm  # Here, because most commands run without a terminal or are over at once.
 
         options = {"unit_scale": unit == "B", "dynamic_ncols": True, "leave": False, "initial": initial}
         return tqdm(iterable, desc=description, total=total, unit=unit, file=stream, **options)
     return _Lines(iterable, total, description, unit, initial, stream)
 
 
-# A log gets a line no more often than this.
+# The least time between two lines of a log.
 QUIET_SECONDS = 10.0
+# The time between two lines where the total is unknown.
+SECONDS_WITHOUT_TOTAL = 30.0
 
 
 class _Lines:
-    """The part of tqdm's face that moat uses, as lines in a log. Work that is soon over prints nothing."""
+    """The part of tqdm's interface that moat uses, as lines in a log. Short work prints nothing."""
 
     def __init__(
         self, iterable: Iterable | None, total: int | None, description: str, unit: str, initial: int, stream: TextIO
@@ -67,19 +70,19 @@ class _Lines:
             self.update()
 
     def set_postfix_str(self, text: str) -> None:
-        """Text to stand at the end of the next line."""
+        """Append ``text`` to the lines from now on."""
         self.postfix = text
 
     def update(self, n: int = 1) -> None:
         self.n += n
         now = time.monotonic()
-        # Without a total there are no tenths: a line every half minute then.
-        due = 10 * self.n // self.total > self._tenth if self.total else now - self._printed >= 30
-        if due and now - self._printed >= QUIET_SECONDS:
+        waited = now - self._printed
+        due = 10 * self.n // self.total > self._tenth if self.total else waited >= SECONDS_WITHOUT_TOTAL
+        if due and waited >= QUIET_SECONDS:
             self._print(now)
 
     def close(self) -> None:
-        """End of the work; here nothing is left to do."""
+        """For tqdm's interface; a log needs no last line."""
 
     def _print(self, now: float) -> None:
         self._printed = now

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C as an orderly end."""
+"""How a command ends on SIGTERM and Ctrl-C: at once, where it can repeat its work, or once its state is saved."""
 
 import os
 import signal
@@ -8,11 +8,11 @@ from moat.base.errors import Interrupted
 
 
 def exit_on_sigterm(message: str) -> None:
-    """From now on SIGTERM ends the command with ``message`` and the exit code 75 of :class:`Interrupted`."""
+    """Make SIGTERM end the process with ``message`` and the exit code of :class:`Interrupted`, 75."""
 
     def stop(number, frame):
-        # Not through sys.stderr, which may be in the middle of a line. And no error that `except Exception` catches:
-        # one raised while a log message is written would be printed by logging and forgotten.
+        # Not through sys.stderr, which may be in the middle of a line; and SystemExit, because any other exception
+        # raised inside a logging handler would be printed and swallowed.
         os.write(2, f"moat: stopped; {message}\n".encode())
         raise SystemExit(Interrupted.exit_code)
 
@@ -20,7 +20,7 @@ def exit_on_sigterm(message: str) -> None:
 
 
 class Interruption:
-    """While entered, SIGTERM and SIGINT set :attr:`requested`; a second one kills as usual."""
+    """A context in which the first SIGTERM or SIGINT only sets :attr:`requested`; the second acts as usual."""
 
     def __init__(self):
         self.requested = False

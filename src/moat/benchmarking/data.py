@@ -3,7 +3,6 @@
 An epoch of each in turn; the loader has no workers, for CPU time is what is compared.
 """
 
-import importlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -43,8 +42,10 @@ def _peer(images, labels: list[int]) -> Callable[[], None]:
     """An epoch of torchvision's CIFAR10 over these images, as training scripts of the field write it."""
     import torch
 
-    importlib.import_module("moat.base.torchvision_ops")  # Before torchvision, which may not import without it.
-    from torchvision import datasets, transforms
+    from moat.base import torchvision_ops
+
+    datasets = torchvision_ops.library("torchvision.datasets", user="this benchmark's peer")
+    transforms = torchvision_ops.library("torchvision.transforms", user="this benchmark's peer")
 
     steps = [transforms.RandomCrop(32, padding=4), transforms.RandomHorizontalFlip(), transforms.ToTensor()]
     # Without its files: only what __getitem__ uses is set.

@@ -11,6 +11,8 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from moat.base import torchvision_ops
+
 EPS, STEP_SIZE, STEPS = 8 / 255, 2 / 255, 10
 INSTALL = "pip install --no-deps --target work/peers -r benchmarks/requirements.txt, then PYTHONPATH=work/peers"
 
@@ -19,8 +21,8 @@ Attack = Callable[[torch.Tensor, torch.Tensor], object]
 
 def torchattacks(model: nn.Module) -> Attack:
     """PGD of torchattacks: tensors in, tensors out."""
-    # It imports torchvision, which may not import without this.
-    importlib.import_module("moat.base.torchvision_ops")
+    # It imports torchvision.
+    torchvision_ops.declare_missing_operators()
     library = importlib.import_module("torchattacks")
     return library.PGD(model, eps=EPS, alpha=STEP_SIZE, steps=STEPS, random_start=True)
 

@@ -1,14 +1,11 @@
 """A library's net, fitted to a width and to the images: its layers stay, their channels change."""
 
 import functools
-import importlib
 from collections.abc import Callable
-from types import ModuleType
 
 import torch
 from torch import nn
 
-from moat.base.errors import ConfigError
 from moat.models.nets.classifier import scale_channels
 
 
@@ -44,24 +41,6 @@ def fit(make: Callable[[], nn.Module], *, width: float, in_channels: int, image_
     for layer in _layers(net):
         layer.reset_parameters()
     return net.train(), num_features
-
-
-def library(module: str) -> ModuleType:
-    """A module of torchvision or timm, imported only when a net of theirs is built: that takes seconds.
-
-    Raises:
-        ConfigError: it cannot be imported; says which package to install.
-    """
-    import moat.base.torchvision_ops  # noqa: F401
-
-    package = module.partition(".")[0]
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise ConfigError(
-            f"arch: this net is {package}'s, which cannot be imported ({error}); `pip install {package}`, "
-            "in the version of envs/requirements.lock"
-        ) from error
 
 
 def _layers(net: nn.Module) -> list[nn.Module]:

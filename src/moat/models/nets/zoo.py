@@ -20,14 +20,17 @@ from collections.abc import Callable
 
 from torch import nn
 
+from moat.base import torchvision_ops
 from moat.base.errors import ConfigError
 from moat.models.nets.classifier import Classifier
-from moat.models.nets.fitting import fit, library
+from moat.models.nets.fitting import fit
 
 # Three halvings must leave a pixel.
 SMALLEST_IMAGE = 8
 # Up to here EfficientNet's stem keeps the image size.
 LARGEST_SMALL_IMAGE = 64
+
+library = functools.partial(torchvision_ops.library, user="arch: this net")
 
 
 def zoo(

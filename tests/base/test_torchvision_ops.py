@@ -4,14 +4,14 @@ import subprocess
 import sys
 
 WITH = """
-import moat.base.torchvision_ops
-import moat.base.torchvision_ops, torch, torchvision
+import moat.base.torchvision_ops as ops, torch
+torchvision = ops.library("torchvision", user="the test")
 from torchvision import models, transforms
 with torch.no_grad():
     assert models.resnet18().eval()(torch.rand(1, 3, 32, 32)).shape == (1, 1000)
 from PIL import Image
 assert transforms.ToTensor()(Image.new("RGB", (4, 4))).shape == (3, 4, 4)
-assert all(moat.base.torchvision_ops.is_defined(name) for name in moat.base.torchvision_ops.NAMES)
+assert all(ops.is_declared(name) for name in ops.NAMES)
 boxes, scores = torch.tensor([[0., 0., 1., 1.]]), torch.tensor([1.0])
 try:
     kept = torchvision.ops.nms(boxes, scores, 0.5).tolist()
@@ -25,8 +25,9 @@ WITHOUT = """
 import importlib.util
 real = importlib.util.find_spec
 importlib.util.find_spec = lambda name, *rest: None if name == "torchvision" else real(name, *rest)
-import moat.base.torchvision_ops
-assert not any(moat.base.torchvision_ops.is_defined(name) for name in moat.base.torchvision_ops.NAMES)
+import moat.base.torchvision_ops as ops
+ops.declare_missing_operators()
+assert not any(ops.is_declared(name) for name in ops.NAMES)
 print("done")
 """
 
