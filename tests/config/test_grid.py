@@ -131,7 +131,7 @@ def test_a_cell_without_its_published_number_is_refused_unless_it_says_so(projec
     declare(project, "dramoe", study(table2=table([typo, METHODS], [DATA, METRICS], published={"table": "2"})))
     with pytest.raises(ConfigError, match="dramoe.csv: no row fits table2: ResNet18 / TRADES x CIFAR-10 / Std"):
         build_grid(project, "paper", ["dramoe"])
-    said = axis("arch", {"label": "ResNet18", "arch": "resnet18", "unpublished": True})
+    said = axis("arch", {"label": "ResNet18", "arch": "resnet18", "not_in_paper": True})
     declare(project, "dramoe", study(table2=table([said, METHODS], [DATA, METRICS], published={"table": "2"})))
     (made,) = build_grid(project, "paper", ["dramoe"]).tables
     assert {cell.published for cell in made.cells} == {None}

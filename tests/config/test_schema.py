@@ -220,7 +220,7 @@ def test_what_a_recipe_may_say_of_images_and_space(project, key, said):
     [
         ("  dwf-expert-pgd:", "  trade: {epochs: 9}\n  dwf-expert-pgd:", "quickstart.yaml: unknown method 'trade'"),
         ("arch: [resnet18]", "arch: [resnet18], method: [standart]", "quickstart.yaml: unknown method 'standart'"),
-        ("only: {dataset: [digits]", "only: {dataset: [digit]", "quickstart.yaml: unknown dataset 'digit'"),
+        ("include: {dataset: [digits]", "include: {dataset: [digit]", "quickstart.yaml: unknown dataset 'digit'"),
         ("{cifar10: digits}", "{cifar10: digit}", "quickstart.yaml: unknown dataset 'digit'"),
     ],
 )

@@ -139,7 +139,7 @@ def test_a_corruptions_row_is_the_mean_over_its_five_severities(paper):
     table = paper.table("mocse", "table1")
     fog = next(cell for cell in table.cells if cell.row == "Weather/Fog")
     assert (fog.aggregate, fog.settings) == ("mean", tuple(f"fog-{severity}" for severity in range(1, 6)))
-    assert [each.settings for each in fog.explanations] == [tuple(f"fog-{s}-imagenet" for s in range(1, 6))]
+    assert [each.settings for each in fog.alternatives] == [tuple(f"fog-{s}-imagenet" for s in range(1, 6))]
     average = next(cell for cell in table.cells if cell.row == "Average of 19 Corruptions")
     assert len(average.settings) == 95 and "clean" not in average.settings
 
@@ -163,9 +163,9 @@ def test_a_corruptions_row_is_the_mean_over_its_five_severities(paper):
 )
 def test_what_may_explain_a_cell(paper, study, table, row, column, protocols):
     (cell,) = [c for c in paper.table(study, table).cells if (c.row, c.column) == (row, column)]
-    assert [each.protocol for each in cell.explanations] == protocols
+    assert [each.protocol for each in cell.alternatives] == protocols
     # Never a flawed setting in a correct cell.
-    assert not {s for each in cell.explanations for s in each.settings if s != "clean"} & set(cell.settings)
+    assert not {s for each in cell.alternatives for s in each.settings if s != "clean"} & set(cell.settings)
 
 
 def test_dwf_has_five_seeds_and_its_published_spread(paper):
@@ -244,26 +244,30 @@ def study(tmp_path):
     [
         (
             "dramoe",
-            lambda t: t["table2"]["except"][0]["where"].update(method=["DRAMOE"]),
+            lambda t: t["table2"]["overrides"][0]["match"].update(method=["DRAMOE"]),
             "unknown label of method 'DRAMOE'.*'DRAMoE'",
         ),
-        ("dramoe", lambda t: t["table2"]["except"][0]["where"].update(methods=["DRAMoE"]), "unknown axis 'methods'"),
+        ("dramoe", lambda t: t["table2"]["overrides"][0]["match"].update(methods=["DRAMoE"]), "unknown axis 'methods'"),
         (
             "dramoe",
-            lambda t: t["table2"]["except"][0].update(settings=["pgd1?0"]),
+            lambda t: t["table2"]["overrides"][0].update(settings=["pgd1?0"]),
             "unknown setting of suite 'advmoe' 'pgd1\\?0'",
         ),
         (
             "dwf",
-            lambda t: t["table2"]["explained_by"][0].update(suite="dwf-normalized"),
+            lambda t: t["table2"]["alternative_protocols"][0].update(suite="dwf-normalized"),
             "unknown suite 'dwf-normalized'.*dwf-normalised",
         ),
         (
             "dwf",
-            lambda t: t["table2"]["explained_by"][0].update(suffix="_nrm"),
+            lambda t: t["table2"]["alternative_protocols"][0].update(suffix="_nrm"),
             "unknown setting of suite 'dwf-normalised' 'fgsm_e01_nrm'",
         ),
-        ("dwf", lambda t: t["table2"]["explained_by"][0].update(protocol="correct"), "explained_by.0.protocol"),
+        (
+            "dwf",
+            lambda t: t["table2"]["alternative_protocols"][0].update(protocol="correct"),
+            "alternative_protocols.0.protocol",
+        ),
         (
             "hybrid",
             lambda t: t["overhead"]["columns"][0]["points"][0].update(measure="hours"),

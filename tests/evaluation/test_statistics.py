@@ -82,8 +82,8 @@ def test_accuracy_refuses(frame, settings, words):
         (49, 51, "reproduced"),
         (48, 52, "reproduced"),
         (51.5, 52.5, "unverified"),
-        (52.1, 53, "higher"),
-        (40, 47.9, "lower"),
+        (52.1, 53, "above"),
+        (40, 47.9, "below"),
         (47, 49, "unverified"),
         (40, 60, "unverified"),
     ],
@@ -96,8 +96,8 @@ def test_every_verdict_is_one_of_four_and_none_contradicts_the_measurement():
     for low, width, tolerance in itertools.product(range(0, 100, 7), (0, 1, 5, 20), (0, 2)):
         measured = low + width / 2
         found = verdict(50, low, low + width, measured, tolerance)
-        assert found in {"reproduced", "higher", "lower", "unverified"}
-        assert (found != "higher" or measured > 50) and (found != "lower" or measured < 50)
+        assert found in {"reproduced", "above", "below", "unverified"}
+        assert (found != "above" or measured > 50) and (found != "below" or measured < 50)
 
 
 @pytest.mark.parametrize(("low", "high", "measured", "tolerance"), [(51, 52, 50, 2), (49, 51, 50, -1), (52, 51, 51, 1)])

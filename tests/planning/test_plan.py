@@ -304,9 +304,8 @@ def test_an_unknown_study_in_worth_is_named(project, capsys):
         )
         == 2
     )
-    assert (
-        "config/planner.yaml: worth.studies: unknown study 'dramo' (did you mean 'dramoe'?)" in capsys.readouterr().err
-    )
+    said = capsys.readouterr().err
+    assert "config/planner.yaml: priority.studies: unknown study 'dramo' (did you mean 'dramoe'?)" in said
 
 
 def test_a_plan_needs_neither_torch_nor_snakemake():

@@ -37,7 +37,7 @@ def make_project(folder: Path) -> Path:
     shutil.copy(Path(__file__).parent / "claims.yaml", folder / "config" / "claims.yaml")
     edit_yaml(folder / "config/config.yaml", lambda content: content.update(studies=["unified", "dramoe"]))
     few = {"dataset": ["digits"], "arch": ["resnet18"], "method": ["standard", "pgd-at", "trades"]}
-    edit_yaml(folder / "config/scales/quickstart.yaml", lambda content: content.update(only=few))
+    edit_yaml(folder / "config/scales/quickstart.yaml", lambda content: content.update(include=few))
     shutil.copytree(ROOT / "workflow" / "schemas", folder / "workflow" / "schemas")
     return folder
 

@@ -42,12 +42,12 @@ def test_quantities(quantity, of, against, expected):
     ("band", "number", "verdict"),
     [
         ((2, 6), (4, 3, 5), "reproduced"),
-        ((2, 6), (1, 0, 1.9), "lower"),
-        ((2, 6), (7, 6.1, 8), "higher"),
+        ((2, 6), (1, 0, 1.9), "below"),
+        ((2, 6), (7, 6.1, 8), "above"),
         ((2, 6), (5.5, 5, 6.5), "unverified"),
         ((90, math.inf), (91, 90.4, 91.6), "reproduced"),
         ((90, math.inf), (90.2, 89.8, 90.6), "unverified"),
-        ((-math.inf, 50), (60, 55, 65), "higher"),
+        ((-math.inf, 50), (60, 55, 65), "above"),
         ((45, 55), (0, -math.inf, math.inf), "unverified"),
     ],
 )
@@ -101,7 +101,7 @@ def case(project):
     study = project / "config/studies/dramoe.yaml"
     content = yaml.safe_load(study.read_text())
     flawed = [{"protocol": "advmoe-released", "suite": "advmoe", "settings": ["pgd10_advmoe"]}]
-    content["tables"]["table2"]["columns"][1]["points"][1]["explained_by"] = flawed
+    content["tables"]["table2"]["columns"][1]["points"][1]["alternative_protocols"] = flawed
     study.write_text(yaml.safe_dump(content, sort_keys=False))
     return Case(Project(project), Tree(project, "paper"))
 
@@ -113,11 +113,11 @@ GAIN = "trades-over-pgd-at"
     ("trades", "pgd_at", "stated", "verdict"),
     [
         (5000, 4950, {"equals": 0.43}, "reproduced"),
-        (5000, 4000, {"equals": 0.43}, "higher"),
-        (4000, 5000, {"equals": 0.43}, "lower"),
+        (5000, 4000, {"equals": 0.43}, "above"),
+        (4000, 5000, {"equals": 0.43}, "below"),
         (5000, 4950, {"at_least": 0}, "unverified"),
         (5000, 4000, {"at_least": 0}, "reproduced"),
-        (5000, 4000, {"at_most": 5}, "higher"),
+        (5000, 4000, {"at_most": 5}, "above"),
         (
             5000,
             4000,
@@ -143,7 +143,7 @@ def test_a_difference_between_two_cells(case, trades, pgd_at, stated, verdict):
 
 @pytest.mark.parametrize(
     ("replicas", "verdict", "explained"),
-    [((6200, 5800), "explained", 4.0), ((6200, 6100), "lower", 1.0), ((None, None), "lower", None)],
+    [((6200, 5800), "explained", 4.0), ((6200, 6100), "below", 1.0), ((None, None), "below", None)],
 )
 def test_a_claim_is_explained_by_the_protocol_that_gives_it(case, replicas, verdict, explained):
     case.measure("trades", 4000, replica=replicas[0])

@@ -295,7 +295,7 @@ def test_published_numbers_stand_beside_ours(tree, declare, draw, project):
     lines = [f"x,1,CIFAR-10,ResNet-18,{m},{s},,{v},\n" for m, s, v in (("plain", "a", 91.5), ("PGD-AT", "a", 80.25))]
     (project / "config/published/unified.csv").write_text(header + "".join(lines))
     std, pgd = ATTACKS["points"]
-    points = [{**std, "published": {"metric": "a"}}, {**pgd, "published": {"metric": "b"}, "unpublished": True}]
+    points = [{**std, "published": {"metric": "a"}}, {**pgd, "published": {"metric": "b"}, "not_in_paper": True}]
     declare("grouped_bars", published={"table": "1"}, lines=[*MODELS, {"axis": "attack", "points": points}])
     content, _ = draw()
     assert content["published"].tolist()[::2] == [91.5, 80.25] and content["published"][1::2].isna().all()
@@ -303,7 +303,7 @@ def test_published_numbers_stand_beside_ours(tree, declare, draw, project):
 
 def test_flawed_protocols_are_drawn_where_asked(tree, declare, draw):
     flawed = {"protocol": "normalised-noclip", "suite": "dwf-normalised", "settings": ["pgd10_norm"]}
-    point = {**STEPS["points"][0], "explained_by": [flawed]}
+    point = {**STEPS["points"][0], "alternative_protocols": [flawed]}
     lines = [*MODELS, {"axis": "steps", "points": [point]}]
     options = {"along": "steps", "x": "steps", "panel": "protocol", "protocols": True}
     declare("accuracy_curves", lines=lines, options=options)

@@ -237,9 +237,8 @@ def test_a_property_that_there_is_not(method, name, said):
     [("Soft", "reproduced", None), ("Hard", "unverified", "differs-in-code"), (None, None, None)],
 )
 def test_a_word_is_the_papers_or_is_said_to_differ(tree, published, verdict, reasons):
-    word = cell(
-        method="dwf", measure="code_property", of="gating", reads=(), suite="", settings=(), published=published
-    )
+    asked = {"measure": "code_property", "code_property": "gating", "reads": (), "suite": "", "settings": ()}
+    word = cell(method="dwf", published=published, **asked)
     found = measured(tree, word)
     assert (found["measured"], found["verdict"], found["checks_failed"]) == ("Soft", verdict, reasons)
     assert found["metric"] == "code_property(gating)"
@@ -251,12 +250,12 @@ def test_a_word_is_the_papers_or_is_said_to_differ(tree, published, verdict, rea
     [
         (300, 620, (), ("explained", "reproduced")),
         (620, 620, (), ("reproduced", "reproduced")),
-        (300, 300, (), ("lower", "lower")),
+        (300, 300, (), ("below", "below")),
         (900, 620, (), ("explained", "reproduced")),
-        (900, 900, (), ("higher", "higher")),
+        (900, 900, (), ("above", "above")),
         # A check judges the claim of robustness; the replica claims none.
         (300, 620, ("threat-model",), ("unverified", "reproduced")),
-        (300, None, (), ("lower", "not-run")),
+        (300, None, (), ("below", "not-run")),
     ],
 )
 def test_a_flawed_protocol_explains_what_the_correct_one_does_not_give(tree, correct, flawed, check, verdicts):
@@ -268,7 +267,7 @@ def test_a_flawed_protocol_explains_what_the_correct_one_does_not_give(tree, cor
         tree.evaluation(name, "advmoe", rows({"pgd10_advmoe": first(flawed * scale, n)}))
     both = cell(published=62.0)
     replica = replace(both, protocol="advmoe-released", suite="advmoe", settings=("pgd10_advmoe",))
-    both = replace(both, explanations=(replica,))
+    both = replace(both, alternatives=(replica,))
     found = rows_of(both, Results(tree.root, tree.scale), COMPARABLE)
     assert tuple(row["verdict"] for row in found) == verdicts
     assert [row["protocol"] for row in found] == ["correct", "advmoe-released"]
@@ -284,7 +283,7 @@ def test_an_explanation_is_printed_beside_its_cell(tree, one):
     replica = cell(
         published=62.0, protocol="advmoe-released", suite="advmoe", settings=("pgd10_advmoe",), tolerance=4.0
     )
-    both = cell(published=62.0, explanations=(replica,), tolerance=4.0)
+    both = cell(published=62.0, alternatives=(replica,), tolerance=4.0)
     table = Table("s", "t", "Title", "Caption", ("r",), ("c",), (both,))
     results = Results(tree.root, tree.scale)
     layout = arrange(table, frame(rows_of(both, results, COMPARABLE)), results)

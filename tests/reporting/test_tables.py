@@ -90,8 +90,8 @@ def test_every_measured_cell_follows_from_the_rows(tree, moat):
     [
         (50.0, 5000, "reproduced"),
         (50.9, 5000, "reproduced"),
-        (40.0, 5000, "higher"),
-        (60.0, 5000, "lower"),
+        (40.0, 5000, "above"),
+        (60.0, 5000, "below"),
         (51.5, 5000, "unverified"),
     ],
 )
@@ -267,7 +267,7 @@ def test_grid_of_a_comparable_scale_reaches_a_verdict(tmp_path):
         if cell.row == "ResNet-18 / TRADES"
     }
     assert verdicts == {
-        "CIFAR-10 / Std": "lower",
+        "CIFAR-10 / Std": "below",
         "CIFAR-10 / Adv": "reproduced",
         "CIFAR-100 / Std": "not-run",
         "CIFAR-100 / Adv": "not-run",
@@ -275,15 +275,15 @@ def test_grid_of_a_comparable_scale_reaches_a_verdict(tmp_path):
 
 
 def test_counts_of_verdicts():
-    verdicts = ["not-run", None, "lower", "lower", ""]
+    verdicts = ["not-run", None, "below", "below", ""]
     content = frame([{"study": "s", "column": str(n), "verdict": verdict} for n, verdict in enumerate(verdicts)])
-    assert count_verdicts(content) == {"lower": 2, "not-run": 1, "measured": 2}
+    assert count_verdicts(content) == {"below": 2, "not-run": 1, "measured": 2}
 
 
 def test_outcomes_of_published_numbers():
     """Explanations stand behind their cell and are not counted, nor are words, nor what nobody published."""
-    cells = [("reproduced", 1.0), ("explained", 2.0), ("higher", 3.0), ("lower", 4.0), ("unverified", 5.0)]
-    cells += [("not-run", 6.0), ("reproduced", "Hard"), ("not-run", None), ("lower", 7.0)]
+    cells = [("reproduced", 1.0), ("explained", 2.0), ("above", 3.0), ("below", 4.0), ("unverified", 5.0)]
+    cells += [("not-run", 6.0), ("reproduced", "Hard"), ("not-run", None), ("below", 7.0)]
     content = [
         {"study": "s", "column": str(n), "verdict": verdict, "published": published, "protocol": "correct"}
         for n, (verdict, published) in enumerate(cells)

@@ -18,7 +18,7 @@ TINY = {
     "description": "for tests",
     "comparable": False,
     "substitute": {"dataset": {"cifar10": "digits"}},
-    "only": {"dataset": ["digits"], "arch": ["lenet5"]},
+    "include": {"dataset": ["digits"], "arch": ["lenet5"]},
     "data": {"image_size": 16, "train_limit": 200, "test_limit": 40, "validation": 40},
     "recipe": {"epochs": 4, "batch_size": 16, "optimizer": {"lr": 0.02}},
     "max_seeds": 1,

@@ -18,7 +18,7 @@ from moat.training.runs import load_model, read_run
 
 METHODS = ("pgd-at-moe", "advmoe", "dramoe")
 CHANGES = {
-    "only": {"dataset": ["digits"], "arch": ["resnet18"]},
+    "include": {"dataset": ["digits"], "arch": ["resnet18"]},
     "model": {"width": 0.0625},
     "recipe": {"epochs": 2, "batch_size": 40, "optimizer": {"lr": 0.02}, "validation": {"every": 2}},
     "recipes": {name: {"attack": {"steps": 1}} for name in METHODS},

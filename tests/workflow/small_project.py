@@ -20,7 +20,7 @@ SCALE = {
     "description": "for tests",
     "comparable": False,
     "substitute": {"dataset": {"cifar10": "digits"}},
-    "only": {"dataset": ["digits"]},
+    "include": {"dataset": ["digits"]},
     "data": {"image_size": 16, "train_limit": 100, "test_limit": 30, "validation": 20},
     "recipe": {"epochs": 1, "batch_size": 32, "validation": {"setting": "clean"}},
     "max_seeds": 1,

@@ -224,7 +224,7 @@ def test_snakemakes_own_report_is_one_offline_file_with_captions(workflow):
     ],
 )
 def test_jobs_ask_for_what_the_scale_says_up_to_the_most_there_is(finished, tmp_path, most, asked):
-    (tmp_path / "mine.yaml").write_text(f"most: {most}\n")
+    (tmp_path / "mine.yaml").write_text(f"max_resources: {most}\n")
     done = finished.snakemake("--dry-run", "--forceall", "--configfile", str(tmp_path / "mine.yaml"))
     train = (done.stdout + done.stderr).partition("rule train:")[2].partition("rule ")[0]
     assert {key: int(re.search(rf"\b{key}=(\d+)", train)[1]) for key in asked} == asked

@@ -216,7 +216,7 @@ def growing(rule, resource):
     """What the scale gives to a rule; twice and three times that for the first retries, which may have lacked it."""
 
     def asked_for(wildcards, attempt):
-        most = config["most"][resource] or float("inf")
+        most = config["max_resources"][resource] or float("inf")
         return min(most, min(attempt, 3) * scale_spec(wildcards.scale)["resources"][rule][resource])
 
     return asked_for

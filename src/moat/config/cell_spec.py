@@ -1,4 +1,4 @@
-"""What a cell is about: the keys of its table, of its points of rows and columns, and of what the study excepts."""
+"""What a cell measures: the keys of its table, of its points on both axes, and of the overrides that match it."""
 
 import fnmatch
 from collections.abc import Mapping, Sequence
@@ -8,69 +8,68 @@ from moat.base.errors import ConfigError, unknown_name
 
 Points = Sequence[tuple[str, Mapping[str, Any]]]
 
-# What a point says about itself, not about what is measured.
-_NOT_BOUND = ("label", "published", "unpublished")
-# Keys of a table that hold for every cell that says nothing else.
-_FROM_TABLE = ("suite", "explained_by", "tolerance", "hardware")
+# Keys that describe a point, not the measurement.
+_NOT_BOUND = ("label", "published", "not_in_paper")
+# Keys of a table that are defaults for its cells.
+_FROM_TABLE = ("suite", "alternative_protocols", "tolerance", "hardware")
 CLEAN = "clean"
 
 
 def bind(spec: Mapping[str, Any], points: Points) -> dict[str, Any]:
-    """The keys of one cell: the table's, then those of its points, then those of each exception that fits."""
+    """The keys of one cell; later ones win: the table's, each point's in axis order, each matching override's."""
     bound: dict[str, Any] = {"protocol": "correct", "measure": "accuracy", "aggregate": "worst"}
     bound.update({key: spec[key] for key in _FROM_TABLE if key in spec})
     for _, point in points:
         bound.update({key: value for key, value in point.items() if key not in _NOT_BOUND})
     labels = {axis: point["label"] for axis, point in points}
-    for exception in spec.get("except", ()):
-        if all(labels.get(axis) in allowed for axis, allowed in exception["where"].items()):
-            bound.update({key: value for key, value in exception.items() if key != "where"})
+    for override in spec.get("overrides", ()):
+        if all(labels.get(axis) in allowed for axis, allowed in override["match"].items()):
+            bound.update({key: value for key, value in override.items() if key != "match"})
     return bound
 
 
-def check_exceptions(spec: Mapping[str, Any], where: str) -> None:
-    """Every label that an exception names must be one of the table's: a slip in it would except nothing.
+def check_overrides(spec: Mapping[str, Any], where: str) -> None:
+    """Every label that an override matches must exist in the table: with a typo it would silently match nothing.
 
     Raises:
         ConfigError: an axis or a label that the table does not have; names ``where``.
     """
     labels = {axis["axis"]: [point["label"] for point in axis["points"]] for axis in (*spec["rows"], *spec["columns"])}
-    for exception in spec.get("except", ()):
-        for axis, allowed in exception["where"].items():
+    for override in spec.get("overrides", ()):
+        for axis, allowed in override["match"].items():
             if axis not in labels:
-                raise ConfigError(f"{where}: except: " + unknown_name(axis, labels, what="axis"))
+                raise ConfigError(f"{where}: overrides: " + unknown_name(axis, labels, what="axis"))
             for label in allowed:
                 if label not in labels[axis]:
-                    raise ConfigError(f"{where}: except: " + unknown_name(label, labels[axis], what=f"label of {axis}"))
+                    what = unknown_name(label, labels[axis], what=f"label of {axis}")
+                    raise ConfigError(f"{where}: overrides: {what}")
 
 
 def expand_settings(patterns: Sequence[str], known: Sequence[str], *, suite: str, where: str) -> tuple[str, ...]:
-    """The settings of a suite that names and patterns (``fog-?``) stand for, in the suite's order within each.
+    """The settings of a suite that names and patterns (``fog-?``) stand for; each pattern's in the suite's order.
 
     Raises:
-        ConfigError: a name that is not in the suite, or a pattern that fits none of it.
+        ConfigError: a name that is not in the suite, or a pattern that matches none of it.
     """
     settings: dict[str, None] = {}
     for pattern in patterns:
-        fitting = [pattern] if pattern in known else fnmatch.filter(known, pattern)
-        if not fitting:
+        matching = [pattern] if pattern in known else fnmatch.filter(known, pattern)
+        if not matching:
             raise ConfigError(f"{where}: " + unknown_name(pattern, known, what=f"setting of suite {suite!r}"))
-        settings.update(dict.fromkeys(fitting))
+        settings.update(dict.fromkeys(matching))
     return tuple(settings)
 
 
-def explanation(bound: Mapping[str, Any], entry: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The cell's keys under a flawed protocol; None where that changes nothing (clean images are no attack).
+def under_alternative(bound: Mapping[str, Any], alternative: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The keys of a cell under an alternative protocol; None where nothing changes (clean images are not attacked).
 
-    ``entry``: protocol, and either settings or a suffix, which is put behind the name of every setting but clean.
+    Args:
+        alternative: an entry of ``alternative_protocols``: a protocol, and either settings or a suffix that is
+            appended to the name of every setting but clean.
     """
     written = tuple(bound.get("settings", ()))
-    settings = tuple(entry.get("settings") or (_suffixed(name, entry["suffix"]) for name in written))
+    suffix = alternative.get("suffix", "")
+    settings = tuple(alternative.get("settings") or (name if name == CLEAN else name + suffix for name in written))
     if settings == written:
         return None
-    changes = {key: value for key, value in entry.items() if key != "suffix"}
-    return {**bound, **changes, "settings": settings}
-
-
-def _suffixed(setting: str, suffix: str) -> str:
-    return setting if setting == CLEAN else setting + suffix
+    return {**bound, **{key: value for key, value in alternative.items() if key != "suffix"}, "settings": settings}

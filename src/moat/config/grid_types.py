@@ -42,7 +42,7 @@ class Cell:
         settings: the attack settings of ``suite``; under ``aggregate`` worst a sample must be right under all of
             them to count, under mean each counts alike.
         patterns: the settings as the study writes them, e.g. ``fog-?``.
-        of: what the measure is asked for, where it knows several things (a property of the code).
+        code_property: which one the measure of that name shows. probe: which one a figure shows.
         protocol: ``correct``, or the flawed one that ``settings`` replicate.
         published: a number, or the word of a table of words; ``published_line``: its line in
             config/published/<study>.csv, the first after the header being 2.
@@ -51,7 +51,7 @@ class Cell:
         hardware: what a published cost was measured on.
         not_run: why there is no measurement, or None.
         axes: the label of each axis, as the study writes them, e.g. ("method", "DRAMoE").
-        explanations: the same cell under flawed protocols that may give the published number.
+        alternatives: the same cell under flawed protocols that may have given the published number.
     """
 
     study: str
@@ -74,11 +74,12 @@ class Cell:
     reads: tuple[str, ...] = ("rows",)
     aggregate: str = "worst"
     patterns: tuple[str, ...] = ()
-    of: str = ""
+    code_property: str = ""
+    probe: str = ""
     hardware: str | None = None
     published_line: int | None = None
     axes: tuple[tuple[str, str], ...] = ()
-    explanations: tuple["Cell", ...] = ()
+    alternatives: tuple["Cell", ...] = ()
 
     @property
     def runs(self) -> tuple[Run, ...]:
@@ -94,7 +95,7 @@ class Cell:
     @property
     def probes(self) -> tuple[Probe, ...]:
         """Of the first seed: such figures show one model."""
-        return tuple(Probe(run, self.of) for run in self.runs[:1]) if "probe" in self.reads else ()
+        return tuple(Probe(run, self.probe) for run in self.runs[:1]) if "probe" in self.reads else ()
 
     @property
     def checks(self) -> tuple[Run, ...]:
@@ -105,13 +106,13 @@ class Cell:
     def metric(self) -> str:
         """What the number is, e.g. ``accuracy(pgd10)``, ``mean_accuracy(fog-?)`` or ``parameters``."""
         name = f"mean_{self.measure}" if self.aggregate == "mean" else self.measure
-        about = self.of or "+".join(self.patterns or self.settings)
+        about = self.code_property or self.probe or "+".join(self.patterns or self.settings)
         return f"{name}({about})" if about else name
 
     def each(self) -> Iterator["Cell"]:
-        """The cell, then what may explain it."""
+        """The cell, then the same under alternative protocols."""
         yield self
-        yield from self.explanations
+        yield from self.alternatives
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,7 @@ class Table:
 
     @property
     def measured(self) -> Iterator[Cell]:
-        """All cells, and what may explain them."""
+        """All cells, also under alternative protocols."""
         return (each for cell in self.cells for each in cell.each())
 
     @cached_property
@@ -169,7 +170,7 @@ class Figure:
 
     @property
     def measured(self) -> Iterator[Cell]:
-        """The cells of all lines, and what may explain them."""
+        """The cells of all lines, also under alternative protocols."""
         return (each for line in self.lines for each in line.cell.each())
 
     @cached_property

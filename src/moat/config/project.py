@@ -37,9 +37,9 @@ class Project:
     def scale(self, name: str) -> dict[str, Any]:
         scale = self._named("scales", "scale", name)
         named = {
-            "method": [*scale.get("recipes", {}), *scale.get("only", {}).get("method", [])],
+            "method": [*scale.get("recipes", {}), *scale.get("include", {}).get("method", [])],
             "dataset": [
-                *scale.get("only", {}).get("dataset", []),
+                *scale.get("include", {}).get("dataset", []),
                 *scale.get("substitute", {}).get("dataset", {}).values(),
             ],
         }

@@ -54,7 +54,7 @@ class PublishedNumbers:
                 return NOTHING
             raise ConfigError(
                 f"{self.file}: no row fits {where} ({wanted}); "
-                "correct a label, or add unpublished: true to the point if the paper has no such number"
+                "correct a label, or add not_in_paper: true to the point if the paper has no such number"
             )
         row = self.rows[found[0]]
         return Published(_value(row["value"]), _value(row["std"]), found[0] + 2)

@@ -8,7 +8,7 @@ from typing import Any
 from moat.base import plugins
 from moat.base.errors import ConfigError, unknown_name
 from moat.config import corruptions, protocols
-from moat.config.cell_spec import bind, check_exceptions, expand_settings, explanation
+from moat.config.cell_spec import bind, check_overrides, expand_settings, under_alternative
 from moat.config.grid_types import Cell, Figure, Line, Table
 from moat.config.project import Project
 from moat.config.published import NOTHING, Published, PublishedNumbers, wanted_columns
@@ -37,7 +37,7 @@ class Expander:
 
     def tables(self) -> Iterator[Table]:
         for name, spec in self.spec.get("tables", {}).items():
-            check_exceptions(spec, f"config/studies/{self.study}.yaml: {name}")
+            check_overrides(spec, f"config/studies/{self.study}.yaml: {name}")
             rows, columns = _product(spec["rows"]), _product(spec["columns"])
             cells = tuple(
                 self._cell(name, spec, row, column, self._published(name, spec, row, column))
@@ -50,7 +50,7 @@ class Expander:
         for name, spec in self.spec.get("figures", {}).items():
             shows = self._shows(spec, f"config/studies/{self.study}.yaml: figures.{name}")
             # The figure's own settings come first, so that a line can have others.
-            common = ("settings", {"label": "", "measure": _MEASURES[shows], "of": spec.get("probe", "")})
+            common = ("settings", {"label": "", "measure": _MEASURES[shows], "probe": spec.get("probe", "")})
             if "settings" in spec:
                 common[1]["settings"] = spec["settings"]
             lines = tuple(
@@ -96,17 +96,17 @@ class Expander:
         place = {"table": table, "row": self._label(row), "column": self._label(column)}
         place["axes"] = tuple((axis, point["label"]) for axis, point in points)
         bound = bind(spec, points)
-        flawed = [explanation(bound, entry) for entry in bound.get("explained_by", ())]
         cell = self._measured(bound, place, published, where)
         if cell.not_run is not None:
-            flawed = []
-        explanations = tuple(self._measured(each, place, published, where) for each in flawed if each is not None)
-        return replace(cell, explanations=explanations) if explanations else cell
+            return cell
+        declared = (under_alternative(bound, entry) for entry in bound.get("alternative_protocols", ()))
+        alternatives = (self._measured(each, place, published, where) for each in declared if each is not None)
+        return replace(cell, alternatives=tuple(alternatives))
 
     def _measured(self, bound: Mapping[str, Any], place: Mapping[str, Any], published: Published, where: str) -> Cell:
         """The cell under one protocol."""
         bound = dict(bound)
-        substitutes = (*bound.get("in_place_of", {}).items(), *self._substitute(bound))
+        substitutes = (*bound.get("replaces", {}).items(), *self._substitute(bound))
         reads = self._reads(bound["measure"], where)
         # What is about the code alone needs no run, so no scale leaves it out.
         not_run = bound.get("not_run") or (self._excluded(bound) if reads else None)
@@ -128,7 +128,8 @@ class Expander:
             measure=bound["measure"],
             reads=reads,
             aggregate=bound["aggregate"],
-            of=bound.get("of", ""),
+            code_property=bound.get("property", ""),
+            probe=bound.get("probe", ""),
             protocol=bound["protocol"],
             # What a probe shows is one model.
             seeds=self.seeds[:1] if "probe" in reads else self.seeds,
@@ -165,7 +166,7 @@ class Expander:
         return tuple(replaced)
 
     def _excluded(self, bound: Mapping[str, Any]) -> str | None:
-        for kind, allowed in self.scale.get("only", {}).items():
+        for kind, allowed in self.scale.get("include", {}).items():
             if bound.get(kind) and bound[kind] not in allowed:
                 return f"the {kind} {bound[kind]} is not part of scale {self.scale_name}"
         return None
@@ -189,7 +190,7 @@ class Expander:
         if "published" not in spec:
             return NOTHING
         points = (*row, *column)
-        lacks = any(point.get("unpublished") for _, point in points)
+        lacks = any(point.get("not_in_paper") for _, point in points)
         where = f"{table}: {_label(row)} x {_label(column)}"
         return self.numbers.find(wanted_columns(spec, points), where=where, may_lack=lacks)
 

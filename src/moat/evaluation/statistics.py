@@ -9,7 +9,7 @@ import pandas as pd
 
 from moat.base.errors import DataError
 
-Verdict = Literal["reproduced", "higher", "lower", "unverified"]
+Verdict = Literal["reproduced", "above", "below", "unverified"]
 
 
 def wilson(correct: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -59,7 +59,7 @@ def accuracy(frame: pd.DataFrame, settings: Sequence[str]) -> tuple[int, int]:
 def verdict(published: float, low: float, high: float, measured: float, tolerance: float) -> Verdict:
     """Whether a measurement equals a published number, by equivalence; all arguments in points.
 
-    ``reproduced``: the whole interval [low, high] lies within published ± tolerance. ``higher``, ``lower``: the
+    ``reproduced``: the whole interval [low, high] lies within published ± tolerance. ``above``, ``below``: the
     whole interval lies beyond that band. ``unverified``: the interval crosses a border of the band, so that too
     few examples were measured to tell.
 
@@ -75,7 +75,7 @@ def verdict(published: float, low: float, high: float, measured: float, toleranc
     if bottom <= low and high <= top:
         return "reproduced"
     if low > top:
-        return "higher"
+        return "above"
     if high < bottom:
-        return "lower"
+        return "below"
     return "unverified"

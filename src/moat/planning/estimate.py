@@ -65,7 +65,7 @@ def items_of(project: Project, grid: Grid, jobs: Mapping[str, Job]) -> list[Item
     Raises:
         ConfigError: config/planner.yaml names a study that there is not.
     """
-    worth = project.planner()["worth"]
+    worth = project.planner()["priority"]
     _check_names(project, worth)
     closed: dict[str, frozenset[str]] = {}
     for path, job in jobs.items():  # what is needed comes first
@@ -116,7 +116,7 @@ def _check_names(project: Project, worth: Mapping[str, Any]) -> None:
         for name in worth[key]:
             study = name if key == "studies" else next((s for s in known if name.startswith(f"{s}-")), name)
             if study not in known:
-                raise ConfigError(f"config/planner.yaml: worth.{key}: " + unknown_name(study, known, what="study"))
+                raise ConfigError(f"config/planner.yaml: priority.{key}: " + unknown_name(study, known, what="study"))
 
 
 # -- the command that makes it --------------------------------------------------

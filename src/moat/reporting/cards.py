@@ -90,8 +90,8 @@ def _reasons(entry: Entry) -> list[str]:
     known = {
         "unverified": explain("interval-too-wide").removeprefix("unverified: "),
         "reproduced": "the whole interval lies within the tolerance of the published number",
-        "higher": "the whole interval lies above the published number and its tolerance",
-        "lower": "the whole interval lies below the published number and its tolerance",
+        "above": "the whole interval lies above the published number and its tolerance",
+        "below": "the whole interval lies below the published number and its tolerance",
         "explained": "a replica of the paper's protocol gives the published number, the correct protocol does not",
     }
     return [known[entry.verdict]] if entry.verdict in known else []

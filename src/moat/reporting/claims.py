@@ -9,7 +9,7 @@ and ``.tex`` (:mod:`moat.reporting.claims_tables`) and the top of the page are m
     measured                  {value, low, high} under the correct protocol, or None
     protocol, explained       the flawed protocol that may explain the claim, and {value, low, high} under it, or None
     explanation               in words, what may explain a difference
-    verdict                   as of a cell: reproduced, explained, higher, lower, unverified, not-run
+    verdict                   as of a cell: reproduced, explained, above, below, unverified, not-run
     reasons                   names as in ``checks_failed`` (see :func:`moat.reporting.layout.explain`), or why not run
     evidence                  one dict per cell: study, table, row, column, id (``<study>-<table>``, the table's anchor
                               on the page), measured, verdict, role (``of`` or ``against``)
@@ -101,7 +101,7 @@ def _verdict(band: Band, measured: Number | None, explained: Number | None, reas
     if reasons:
         return "unverified"
     verdict = band.verdict(measured)
-    if verdict in ("higher", "lower") and explained is not None and band.verdict(explained) == "reproduced":
+    if verdict in ("above", "below") and explained is not None and band.verdict(explained) == "reproduced":
         return "explained"
     return verdict
 

@@ -80,7 +80,7 @@ class Layout:
 
 
 NOT_RUN = "not run"
-_OUTCOMES = ("reproduced", "explained", "higher", "lower")
+_OUTCOMES = ("reproduced", "explained", "above", "below")
 
 
 def arrange(table: Table, content, results: Results) -> Layout:
@@ -123,7 +123,7 @@ def _entry(cell: Cell, rows: list[Mapping[str, Any]], results: Results, marks: d
         number=number,
         interval=interval,
         published=_with_spread(values["published"], values["published_std"]),
-        flawed=tuple(_flawed(each, row) for each, row in zip(cell.explanations, flawed, strict=True)),
+        flawed=tuple(_flawed(each, row) for each, row in zip(cell.alternatives, flawed, strict=True)),
         verdict=verdict,
         reason=reason,
         marks=tuple(sorted((marks.setdefault(note, _mark(len(marks))) for note in notes), key=lambda m: (len(m), m))),

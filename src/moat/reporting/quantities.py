@@ -27,12 +27,12 @@ class Band:
     high: float
 
     def verdict(self, number: Number) -> str:
-        """``reproduced``: the interval lies in the band; ``higher``, ``lower``: beyond it; else ``unverified``."""
+        """``reproduced``: the interval lies in the band; ``above``, ``below``: beyond it; else ``unverified``."""
         if self.low <= number.low and number.high <= self.high:
             return "reproduced"
         if number.low > self.high:
-            return "higher"
-        return "lower" if number.high < self.low else "unverified"
+            return "above"
+        return "below" if number.high < self.low else "unverified"
 
 
 Pairs = Sequence[tuple[Number, Number]]

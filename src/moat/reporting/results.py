@@ -161,7 +161,7 @@ class Results:
             if cell.checks:
                 made["checks"] = self.stale_checks(run)
             if "probe" in cell.reads:
-                made["probe"] = stale_parts(self.probe_record(run, cell.of))
+                made["probe"] = stale_parts(self.probe_record(run, cell.probe))
             for what, parts in made.items():
                 if parts:
                     found[what] = list(dict.fromkeys([*found.get(what, []), *parts]))
@@ -223,7 +223,7 @@ _HAS = {
     "rows": lambda results, run, cell: results.has_evaluation(run, cell.suite),
     "record": lambda results, run, cell: results.run(run) is not None,
     "checks": lambda results, run, cell: results.checks(run) is not None,
-    "probe": lambda results, run, cell: results.probe_path(run, cell.of).exists(),
+    "probe": lambda results, run, cell: results.probe_path(run, cell.probe).exists(),
 }
 
 

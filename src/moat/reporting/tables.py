@@ -21,7 +21,7 @@ COLUMNS = [
     *("published", "published_std", "measured", "measured_std", "ci_low", "ci_high", "n", "seeds"),
     *("verdict", "checks_failed"),
 ]
-VERDICTS = ("reproduced", "explained", "higher", "lower", "unverified", "not-run")
+VERDICTS = ("reproduced", "explained", "above", "below", "unverified", "not-run")
 CORRECT = "correct"
 # What stands in checks_failed beside a verdict, and does not change it.
 REMARKS = ("stale",)
@@ -29,7 +29,7 @@ REMARKS = ("stale",)
 OUTCOMES = {
     "reproduced": ("reproduced",),
     "explained": ("explained",),
-    "contradicted": ("higher", "lower"),
+    "contradicted": ("above", "below"),
     "unverified": ("unverified",),
     "not run": ("not-run",),
 }
@@ -71,7 +71,7 @@ def rows_of(cell: Cell, results: Results, scale: Mapping[str, Any]) -> list[dict
     The cell is ``explained`` where the correct protocol clearly gives another number and a flawed one the published.
     """
     row, *flawed = (measure_cell(each, results, scale) for each in cell.each())
-    if row["verdict"] in ("higher", "lower") and any(other["verdict"] == "reproduced" for other in flawed):
+    if row["verdict"] in ("above", "below") and any(other["verdict"] == "reproduced" for other in flawed):
         row["verdict"] = "explained"
     return [row, *flawed]
 

@@ -47,7 +47,7 @@ class Frames:
 
     def probe(self, line: Line) -> dict[str, Any]:
         """The arrays of a line that is drawn, and under ``classes`` the names of the data set's classes."""
-        run, name = self.evaluated(line)[0], line.cell.of
+        run, name = self.evaluated(line)[0], line.cell.probe
         return {**self.results.probe(run, name), "classes": (self.results.probe_record(run, name) or {}).get("classes")}
 
     def labels(self, figure: Figure) -> list[str]:

@@ -1,8 +1,9 @@
 """Accuracy under each corruption: a row of panels for each family, a column for each set of severities.
 
-The lines are a table's: an axis ``setting`` whose labels are ``Family/Corruption``, and one of models; ``explained_by``
-names the second set of severities. Published numbers stand as hollow markers in every column, so that one sees which
-severities they fit. Options: ``along``: the axis of corruptions (default: setting); ``titles``: protocol -> title.
+The lines are a table's: an axis ``setting`` whose labels are ``Family/Corruption``, and an axis of models; the second
+set of severities is given by ``alternative_protocols``. Published numbers are drawn as hollow markers in every column
+to show which severities they match. Options: ``along``: the axis of corruptions (default: setting); ``titles``:
+protocol -> title.
 """
 
 from moat.config.grid import Figure

@@ -7,7 +7,7 @@ UNIT = ""
 def measure(cell, runs, results):
     from moat.reporting.properties import describe
 
-    word = describe(results.project, cell.method, cell.of)
+    word = describe(results.project, cell.method, cell.code_property)
     return {"measured": word, "measured_std": None, "ci_low": None, "ci_high": None, "n": None}
 
 
