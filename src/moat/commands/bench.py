@@ -51,8 +51,7 @@ def _measure(arguments) -> int:
     options = parser.parse_args(arguments.options)
     options.project = arguments.project
     if hasattr(options, "device"):
-        options.until_end = arguments.until_end
-        devices.lease(options)
+        options.device = arguments.until_end.enter_context(devices.lease(options.device))
     options.command = " ".join(["moat", "bench", arguments.benchmark, *_without_notes(arguments.options)])
     content = module.measure(options)
     if options.record:

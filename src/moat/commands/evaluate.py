@@ -43,7 +43,7 @@ def run(arguments) -> int:
         project.scale(arguments.scale)
     exit_on_sigterm("the same command continues with the attack setting it was in")
     check_writable(arguments.out)
-    devices.lease(arguments)
+    arguments.device = arguments.until_end.enter_context(devices.lease(arguments.device))
     subject = evaluation_target.load(arguments)
     _evaluate(arguments, project, subject)
     return 0

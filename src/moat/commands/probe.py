@@ -30,7 +30,7 @@ def run(arguments) -> int:
     probe = project.probe(arguments.probe)
     exit_on_sigterm("the same command starts the probe again")
     check_writable(arguments.out)
-    devices.lease(arguments)
+    arguments.device = arguments.until_end.enter_context(devices.lease(arguments.device))
 
     from moat.attacks.parts.setting import resolve
     from moat.evaluation import probes

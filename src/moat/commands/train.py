@@ -46,7 +46,7 @@ def run(arguments) -> int:
         seed=arguments.seed,
     )
     needs = _needs(arguments.need, resolved["recipe"])
-    devices.lease(arguments)
+    arguments.device = arguments.until_end.enter_context(devices.lease(arguments.device))
     device = devices.select(arguments.device, arguments.threads)
     work = arguments.work or work_folder(arguments.out)
     _forget_unreadable(work)

@@ -40,7 +40,7 @@ def run(arguments) -> int:
     claims = _claims(project, arguments.suite, eps)
     exit_on_sigterm("the same command starts the checks again")
     check_writable(arguments.out)
-    devices.lease(arguments)
+    arguments.device = arguments.until_end.enter_context(devices.lease(arguments.device))
 
     from moat.evaluation import verify
     from moat.evaluation.evidence import ATTACKS, Budget

@@ -1,7 +1,7 @@
-"""One GPU for one process: a slot is leased, CUDA is shown that device only, and a crash frees it.
+"""GPU leases: a process takes one slot of one GPU, CUDA sees only that device, and a crash frees the slot.
 
-`snakemake --resources gpu=2` runs two jobs at once and gives them no device. Here each takes a slot: a locked file
-per device and place on it, shared by all pipelines and users of the machine.
+`snakemake --resources gpu=2` runs two jobs at once but assigns no device to them. So each job takes a slot, a locked
+file per device and place on it, which all pipelines and users of the machine share.
 """
 
 import contextlib
@@ -10,6 +10,7 @@ import os
 import re
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, MutableMapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,9 +23,9 @@ from moat.machine.gpus import Gpu
 
 log = logging.getLogger(__name__)
 
-# Seconds between two looks of the one who is next.
-LOOK_EVERY = 0.1
-# Set while a lease is held: a child process shares its parent's.
+# How often, in seconds, the first process in the queue tries to take a slot.
+POLL_SECONDS = 0.1
+# Set while a lease is held, so that child processes share their parent's.
 HELD = "MOAT_GPU_LEASE"
 
 
@@ -51,19 +52,19 @@ def lease(
     folder: Path | None = None,
     environ: MutableMapping[str, str] = os.environ,
 ) -> Iterator[Slot | None]:
-    """Hold one slot, waiting for it where all are taken; CUDA_VISIBLE_DEVICES names its device meanwhile.
+    """Hold one slot, waiting for a free one; meanwhile CUDA_VISIBLE_DEVICES names its device.
 
-    Yields None, and changes nothing, where there is no GPU, where SLURM has assigned one (unless MOAT_GPUS is set),
-    and where the parent process holds a lease already.
+    Yields None and changes nothing if there is no GPU, if SLURM has assigned one (unless MOAT_GPUS is set), or if the
+    parent process already holds a lease.
 
     Args:
-        gpus: those to choose from; default: :func:`moat.machine.gpus.find`.
+        gpus: the GPUs to choose from; default: :func:`moat.machine.gpus.find`.
         slots_per_gpu: how many processes share a device; default: ``MOAT_SLOTS_PER_GPU``, or 1.
-        folder: of the lock files; default: :func:`moat.machine.locks.shared_folder`.
+        folder: the folder of the lock files; default: :func:`moat.machine.locks.shared_folder`.
 
     Raises:
-        ConfigError: a number of slots below 1, or a folder that cannot be written.
-        MoatError: CUDA is in use already, so that no device can be chosen any more.
+        ConfigError: a number of slots below 1, or a folder that cannot be written to.
+        MoatError: CUDA is initialized, so that it is too late to choose a device.
     """
     if slots_per_gpu is not None and slots_per_gpu < 1:
         raise ConfigError(f"slots_per_gpu {slots_per_gpu}: allowed: 1 or more")
@@ -75,7 +76,9 @@ def lease(
     if not gpus:
         yield None
         return
-    _check_cuda_unused()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        raise MoatError("CUDA is in use in this process already: a GPU must be leased before")
     slots = [Slot(gpu, number) for gpu in gpus for number in range(per_gpu)]
     slot, file = _acquire(folder or locks.shared_folder(environ), slots)
     try:
@@ -90,7 +93,7 @@ def configured_slots(environ: MutableMapping[str, str] = os.environ, default: in
     """``MOAT_SLOTS_PER_GPU``, or a default.
 
     Raises:
-        ConfigError: it is not a whole number from 1.
+        ConfigError: not a whole number from 1.
     """
     text = environ.get("MOAT_SLOTS_PER_GPU", str(default))
     if not text.isdecimal() or int(text) < 1:
@@ -99,17 +102,17 @@ def configured_slots(environ: MutableMapping[str, str] = os.environ, default: in
 
 
 def assigned_by_slurm(environ: MutableMapping[str, str] = os.environ) -> bool:
-    """Inside a SLURM job, whose devices SLURM has chosen. MOAT_GPUS says otherwise: lease these, one per process."""
+    """Whether this is a SLURM job, whose devices SLURM has chosen. MOAT_GPUS overrides that: lease those instead."""
     return "SLURM_JOB_ID" in environ and "MOAT_GPUS" not in environ
 
 
 def holders(
     gpus: Sequence[Gpu], *, slots_per_gpu: int, folder: Path | None = None
 ) -> dict[Slot, dict[str, Any] | None]:
-    """Who holds which slot: pid, user, since (seconds since 1970), command; None for a free slot."""
+    """The holder of each slot: pid, user, since (Unix time), command; None for a free slot."""
     folder = folder or locks.shared_folder()
     found: dict[Slot, dict[str, Any] | None] = {}
-    with locks.gate(folder):
+    with locks.mutex(folder):
         for slot in (Slot(gpu, number) for gpu in gpus for number in range(slots_per_gpu)):
             file = locks.open_file(slot.file(folder))
             found[slot] = None if locks.try_lock(file) else locks.read_owner(file)
@@ -119,7 +122,7 @@ def holders(
 
 def _acquire(folder: Path, slots: Sequence[Slot]) -> tuple[Slot, int]:
     names = {slot.gpu.name for slot in slots}
-    with locks.gate(folder):
+    with locks.mutex(folder):
         queued = queue.waiting(folder, names)
         _close(queued)
         if not queued and (taken := _take(folder, slots)):
@@ -134,27 +137,27 @@ def _acquire(folder: Path, slots: Sequence[Slot]) -> tuple[Slot, int]:
 
 def _wait(folder: Path, slots: Sequence[Slot], ticket: queue.Ticket) -> tuple[Slot, int]:
     while True:
-        with locks.gate(folder):
-            before = ticket.before()
-            if not before and (taken := _take(folder, slots)):
+        with locks.mutex(folder):
+            ahead = ticket.ahead()
+            if not ahead and (taken := _take(folder, slots)):
                 return taken
         try:
-            if before:
-                queue.sleep_until_free(before[0])
+            if ahead:
+                queue.sleep_until_free(ahead[0])
             else:
-                time.sleep(LOOK_EVERY)
+                time.sleep(POLL_SECONDS)
         finally:
-            _close(before)
+            _close(ahead)
 
 
 def _take(folder: Path, slots: Sequence[Slot]) -> tuple[Slot, int] | None:
-    """Lock a slot of the device with the fewest holders, inside the gate; None where all are taken."""
+    """Lock a slot of the device with the fewest holders; None if all are taken. Call it inside the mutex."""
     files = {slot: locks.open_file(slot.file(folder)) for slot in slots}
     free = [slot for slot in slots if locks.try_lock(files[slot])]
     if free:
-        room = {slot.gpu: sum(other.gpu == slot.gpu for other in free) for slot in free}
-        # max takes the first of equals: the lowest device, the lowest place on it.
-        chosen = max(free, key=lambda slot: room[slot.gpu])
+        free_on = Counter(slot.gpu for slot in free)
+        # Of equals, max returns the first: the lowest device and its lowest slot.
+        chosen = max(free, key=lambda slot: free_on[slot.gpu])
         file = files.pop(chosen)
         locks.write_owner(file)
     _close(files.values())
@@ -162,20 +165,14 @@ def _take(folder: Path, slots: Sequence[Slot]) -> tuple[Slot, int] | None:
 
 
 def _described(folder: Path, slots: Sequence[Slot]) -> str:
-    """Who is in the way, for the message of one who waits."""
-    people = []
+    """The holders of the slots, for the message of a process that has to wait."""
+    holding = []
     for slot in slots:
         file = locks.open_file(slot.file(folder))
         owner = locks.read_owner(file)
         os.close(file)
-        people.append(f"{slot.name}: pid {owner.get('pid', '?')} of {owner.get('user', '?')}")
-    return f"no free GPU slot ({'; '.join(people)})"
-
-
-def _check_cuda_unused() -> None:
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_initialized():
-        raise MoatError("CUDA is in use in this process already: a GPU must be leased before")
+        holding.append(f"{slot.name}: pid {owner.get('pid', '?')} of {owner.get('user', '?')}")
+    return f"no free GPU slot ({'; '.join(holding)})"
 
 
 @contextlib.contextmanager

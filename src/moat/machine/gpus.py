@@ -1,4 +1,4 @@
-"""The GPUs that a process may use, found without importing torch."""
+"""The GPUs that a process may use, listed without importing torch."""
 
 import os
 import re
@@ -10,13 +10,13 @@ from pathlib import Path
 
 from moat.base.errors import ConfigError, MoatError
 
-# Seconds for `nvidia-smi -L`, which may have to wake the driver first.
+# Seconds that `nvidia-smi -L` may take: it may have to load the driver first.
 DRIVER_TIMEOUT = 60.0
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """One device. ``name`` is the same for every process on the machine; ``visible`` selects it for CUDA."""
+    """A device: its ``name`` for every process of the machine, and its name in CUDA_VISIBLE_DEVICES, ``visible``."""
 
     name: str
     visible: str
@@ -25,12 +25,12 @@ class Gpu:
 def find(environ: Mapping[str, str] = os.environ) -> list[Gpu]:
     """The GPUs of this machine that the environment allows.
 
-    ``MOAT_GPUS`` (names, separated by commas) comes first and is taken as it is; then CUDA_VISIBLE_DEVICES, whose
-    numbers count as `nvidia-smi` does; then all that the driver lists.
+    ``MOAT_GPUS`` (comma-separated names) is taken as it is; without it CUDA_VISIBLE_DEVICES, whose numbers are those of
+    `nvidia-smi`; without either, all that the driver lists.
 
     Raises:
-        ConfigError: a name stands twice, or a number is not one of the driver's.
-        MoatError: the driver is there, but does not answer.
+        ConfigError: a name occurs twice, or a number is none of the driver's.
+        MoatError: the driver is installed but does not answer.
     """
     if "MOAT_GPUS" in environ:
         names = _split(environ["MOAT_GPUS"])
@@ -46,7 +46,7 @@ def find(environ: Mapping[str, str] = os.environ) -> list[Gpu]:
 
 
 def driver_gpus() -> list[Gpu]:
-    """What the driver lists: MIG instances where a device is divided, else devices; empty without a driver."""
+    """The driver's devices, a partitioned one as its MIG instances; empty without a driver."""
     program = shutil.which("nvidia-smi")
     if program is not None:
         return parse_listing(_ask(program))
@@ -65,7 +65,7 @@ def parse_listing(text: str) -> list[Gpu]:
             found.append([uuid[1]])
         elif found:
             found[-1].append(uuid[1])
-    # Of a divided device only its instances can be used.
+    # Of a partitioned device only the instances can be used.
     return [Gpu(uuid, uuid) for device in found for uuid in (device[1:] or device)]
 
 
@@ -77,7 +77,7 @@ def _ask(program: str) -> str:
             f"{program} -L: no answer from the GPU driver within {DRIVER_TIMEOUT:.0f} s; "
             "name the GPUs in MOAT_GPUS, or use --device cpu"
         ) from error
-    # It fails where the program is installed without a device: no GPU, then.
+    # It fails if the program is installed but there is no device.
     return done.stdout if done.returncode == 0 else ""
 
 
@@ -86,7 +86,7 @@ def _split(text: str) -> list[str]:
 
 
 def _usable(names: list[str]) -> list[str]:
-    """As CUDA reads the variable: nothing counts from the first invalid name on."""
+    """The names that CUDA reads from the variable: those before the first invalid one."""
     invalid = [index for index, name in enumerate(names) if name == "NoDevFiles" or name.startswith("-")]
     return names[: invalid[0]] if invalid else names
 
@@ -99,7 +99,7 @@ def _chosen(name: str, listed: list[Gpu]) -> Gpu:
             raise ConfigError(f"CUDA_VISIBLE_DEVICES: no GPU {name} here; allowed: 0 to {len(listed) - 1}")
         return listed[int(name)]
     matching = [gpu for gpu in listed if gpu.name.startswith(name)]
-    # What the driver does not list by this name (a MIG path of an older driver) is CUDA's to judge.
+    # A name that the driver does not list (a MIG path of an older driver) is left to CUDA.
     return matching[0] if len(matching) == 1 else Gpu(name, name)
 
 

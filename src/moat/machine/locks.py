@@ -1,6 +1,7 @@
-"""Lock files that processes of several users share, and that a killed holder frees.
+"""Lock files shared by the processes of all users, and freed by the kernel when their holder is killed.
 
-An advisory ``flock`` belongs to the open file: the kernel drops it when its last process is gone, however it went.
+An advisory ``flock`` belongs to the open file: the kernel releases it when the last process that has the file open
+ends, for whatever reason.
 """
 
 import contextlib
@@ -20,19 +21,19 @@ from moat.base.errors import ConfigError
 
 
 def shared_folder(environ=os.environ) -> Path:
-    """Where the locks of this machine lie: ``MOAT_LOCKS``, or a folder that is the same for every user."""
+    """The folder of this machine's locks: ``MOAT_LOCKS``, or a folder that is the same for every user."""
     if environ.get("MOAT_LOCKS"):
         return make_folder(Path(environ["MOAT_LOCKS"]))
-    anyone = Path("/run/lock")
-    everyones = anyone.is_dir() and anyone.stat().st_mode & stat.S_IWOTH
-    return make_folder((anyone if everyones else Path("/tmp")) / "moat-gpus")
+    system = Path("/run/lock")
+    writable = system.is_dir() and system.stat().st_mode & stat.S_IWOTH
+    return make_folder((system if writable else Path("/tmp")) / "moat-gpus")
 
 
 def make_folder(path: Path) -> Path:
-    """Make a folder in which every user may make files, and remove only his own.
+    """Create a folder like /tmp: every user may create files in it, and remove only their own.
 
     Raises:
-        ConfigError: it cannot be made or written; says why.
+        ConfigError: it cannot be created or written to; says why.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -46,10 +47,10 @@ def make_folder(path: Path) -> Path:
 
 
 def open_file(path: Path) -> int:
-    """Open a lock file of anybody's, or make it; a file descriptor that children do not inherit."""
+    """Open a lock file, whoever owns it, or create it. Child processes do not inherit the file descriptor."""
     flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
     while True:
-        # O_CREAT on a file of another user's is refused in a folder like /tmp, even where it is not needed.
+        # Without O_CREAT first: in a sticky folder it is refused for another user's file even if the file exists.
         with contextlib.suppress(FileNotFoundError):
             return os.open(path, flags)
         with contextlib.suppress(FileExistsError):
@@ -59,7 +60,7 @@ def open_file(path: Path) -> int:
 
 
 def try_lock(file: int, *, shared: bool = False) -> bool:
-    """Lock without waiting; False where another holds it."""
+    """Lock without waiting; False if another process holds the lock."""
     try:
         fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -68,9 +69,9 @@ def try_lock(file: int, *, shared: bool = False) -> bool:
 
 
 @contextlib.contextmanager
-def gate(folder: Path) -> Iterator[None]:
-    """Only one process at a time looks at the locks of a folder and changes them."""
-    file = open_file(folder / "gate")
+def mutex(folder: Path) -> Iterator[None]:
+    """Let only one process at a time look at the locks of a folder and change them."""
+    file = open_file(folder / "mutex")
     try:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
@@ -79,7 +80,7 @@ def gate(folder: Path) -> Iterator[None]:
 
 
 def write_owner(file: int, **more: Any) -> None:
-    """Say in a lock file who holds it, for people."""
+    """Record in a lock file who holds it, for `moat doctor` and for those who wait."""
     try:
         user = pwd.getpwuid(os.getuid()).pw_name
     except KeyError:
@@ -91,7 +92,7 @@ def write_owner(file: int, **more: Any) -> None:
 
 
 def read_owner(file: int) -> dict[str, Any]:
-    """What :func:`write_owner` wrote; empty where nothing legible is there."""
+    """What :func:`write_owner` recorded; empty if the file is empty or unreadable."""
     try:
         owner = json.loads(os.pread(file, os.fstat(file).st_size, 0))
     except ValueError:

@@ -1,7 +1,7 @@
-"""First come, first served: the queue of those who wait for a GPU.
+"""The queue for GPUs: first come, first served.
 
-A ticket is a locked file with a number. Whoever waits sleeps on the lock of the ticket before its own, which the
-kernel frees when that one is served or killed: nobody is overtaken, and nobody polls but the first.
+A ticket is a locked file with a number. A waiting process sleeps on the lock of the ticket ahead of its own, which the
+kernel releases once that process is served or killed: nobody is overtaken, and only the first in line polls.
 """
 
 import contextlib
@@ -14,10 +14,10 @@ from moat.machine import locks
 
 
 class Ticket:
-    """A place in the queue, held until :meth:`leave`. Made, and asked, inside :func:`moat.machine.locks.gate`.
+    """A place in the queue, held until :meth:`leave`. Create and query it inside :func:`moat.machine.locks.mutex`.
 
     Args:
-        names: the GPUs that it waits for. Who waits for others is not in its way.
+        names: the GPUs that it waits for. Tickets for disjoint sets of GPUs ignore each other.
     """
 
     def __init__(self, folder: Path, names: Iterable[str]):
@@ -28,8 +28,8 @@ class Ticket:
         fcntl.flock(self.file, fcntl.LOCK_EX)
         locks.write_owner(self.file, gpus=sorted(self.names))
 
-    def before(self) -> list[int]:
-        """Open files of the tickets that are served before this one, the nearest first. The caller closes them."""
+    def ahead(self) -> list[int]:
+        """Open files of the tickets to be served before this one, the nearest first. The caller closes them."""
         return waiting(self.folder, self.names, below=_number(self.path))
 
     def leave(self) -> None:
@@ -38,15 +38,15 @@ class Ticket:
 
 
 def waiting(folder: Path, names: Iterable[str], below: float = float("inf")) -> list[int]:
-    """Open files of living tickets for any of these GPUs, the newest first. The caller closes them."""
+    """Open files of the held tickets for any of these GPUs, the newest first. The caller closes them."""
     files = []
     tickets = [path for path in folder.glob("ticket.*") if _number(path) < below]
     for path in sorted(tickets, key=_number, reverse=True):
-        # Whoever is served leaves without passing the gate.
+        # A process that has been served removes its ticket without taking the mutex.
         with contextlib.suppress(FileNotFoundError):
             file = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
             if locks.try_lock(file, shared=True):
-                # Its holder is gone. (Another user's file stays; it costs a look.)
+                # Its holder is gone. (Another user's file cannot be removed, and costs this check every time.)
                 os.close(file)
                 with contextlib.suppress(OSError):
                     path.unlink(missing_ok=True)
@@ -58,7 +58,7 @@ def waiting(folder: Path, names: Iterable[str], below: float = float("inf")) -> 
 
 
 def sleep_until_free(file: int) -> None:
-    """Wait until the ticket behind an open file is served, or its holder is gone."""
+    """Block until the holder of the ticket behind an open file has been served, or has died."""
     fcntl.flock(file, fcntl.LOCK_SH)
 
 
