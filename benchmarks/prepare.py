@@ -3,7 +3,7 @@
     python benchmarks/prepare.py [--mirror DIR_OR_URL]
 
 Prints JSON. Needs a mirror with cifar10-jpeg.tar.xz (default: $MOAT_MIRROR, then ../shared/data). Batches are measured
-by `moat bench data`.
+by data.py.
 """
 
 import argparse

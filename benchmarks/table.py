@@ -93,7 +93,7 @@ def equality(row: dict) -> str:
 
 
 def layers(folder: Path) -> list[str]:
-    """The compiled convolution's rows of all files, of `moat bench convolution`."""
+    """The compiled convolution's rows of all files, by convolution.py."""
     lines = []
     for path in sorted(folder.glob("*.json")):
         for row in json.loads(path.read_text()).get("rows", []):

@@ -10,8 +10,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 import moat.methods
+from benchlib.methods import begin
 from moat.base.errors import ConfigError, DataError
-from moat.benchmarking.models import begin
 from moat.config.grid import build_grid
 from moat.config.project import Project
 from moat.config.recipes import digest, resolve_data, resolve_recipe, resolve_run

@@ -137,8 +137,8 @@ def test_the_nearest_observation_counts_and_of_equals_the_median(project):
     rates = Rates(project, "h200")
     rates.observations = [
         Observation("train", "bf16", "trades", "resnet18", MACS, rate, source)
-        for rate, source in ((1e12, "run"), (3e12, "run"), (9e12, "run"), (7e12, "bench"))
-    ] + [Observation("train", "bf16", "standard", "resnet18", MACS, 5e12, "bench")]
+        for rate, source in ((1e12, "run"), (3e12, "run"), (9e12, "run"), (7e12, "calibration"))
+    ] + [Observation("train", "bf16", "standard", "resnet18", MACS, 5e12, "calibration")]
     assert (rates.of("train", job()).value, rates.of("train", job()).source) == (3e12, "run")
     assert rates.of("train", job(method="standard")).value == 5e12
 

@@ -18,7 +18,7 @@ from moat.base.errors import MoatError
 from moat.pipeline.warm.client import run_warm
 
 SUBCOMMANDS = (
-    "bench", "doctor", "draw", "evaluate", "fetch", "plan", "prepare", "probe", "pull", "report", "tabulate", "train",
+    "doctor", "draw", "evaluate", "fetch", "plan", "prepare", "probe", "pull", "report", "tabulate", "train",
     "verify",
 )  # fmt: skip
 

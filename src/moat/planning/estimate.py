@@ -23,7 +23,7 @@ class Estimate:
     Attributes:
         jobs: path -> job, those that are done included.
         seconds: path -> estimated seconds of a job.
-        sources: path -> what the estimate rests on: "run", "bench" or "shipped".
+        sources: path -> what the estimate rests on: "run", "calibration" or "shipped".
         hardware: a name of config/planner.yaml; ``basis``: where its shipped rates come from.
     """
 

@@ -1,4 +1,4 @@
-"""How fast a piece of hardware computes: from finished jobs and `moat bench train --calibrate`, else as shipped.
+"""How fast a piece of hardware computes: from finished jobs and benchmarks/train.py --calibrate, else as shipped.
 
 Rates are multiply-adds per second, of trainings and of evaluations, in float32 or bf16. They differ by the net: a
 narrow one fills a GPU less. So a job takes the rate of the measured net nearest to its own, and of none that is more
@@ -39,7 +39,7 @@ class Observation:
 
 @dataclass(frozen=True)
 class Rate:
-    """Multiply-adds per second, and where the figure comes from: "run", "bench" or "shipped"."""
+    """Multiply-adds per second, and where the figure comes from: "run", "calibration" or "shipped"."""
 
     value: float
     source: str
@@ -98,7 +98,7 @@ def _factor(observation: Observation, job: Job) -> float:
 
 
 def _distance(observation: Observation, job: Job) -> tuple[bool, bool, float, bool]:
-    """Measured on the same net, then by the same method; then the nearest size; a finished run before a benchmark."""
+    """Measured on the same net, then by the same method; then the nearest size; a finished run before a calibration."""
     same_net = observation.arch == job.net.arch and observation.macs == job.macs
     factor = round(_factor(observation, job), 3)
     return not same_net, observation.method != job.net.method, factor, observation.source != "run"
@@ -137,12 +137,12 @@ def _gpu_name(driver: Path = Path("/proc/driver/nvidia/gpus")) -> str | None:
 
 # -- where observations come from ---------------------------------------------
 def _calibrated(path: Path) -> Iterator[Observation]:
-    """What `moat bench train --calibrate` wrote for a piece of hardware."""
+    """The rates that benchmarks/train.py --calibrate wrote for a piece of hardware."""
     if not path.exists():
         return
     for row in read_json(path)["rows"]:
         about = (row[key] for key in ("kind", "precision", "method", "arch", "macs", "macs_per_second"))
-        yield Observation(*about, "bench")
+        yield Observation(*about, "calibration")
 
 
 def _finished(project: Project, planner: Mapping[str, Any], matching: Iterable[str]) -> Iterator[Observation]:

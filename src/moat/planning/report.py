@@ -13,7 +13,7 @@ from moat.planning.estimate import Estimate, estimate, items_of, snakemake_targe
 # What the source of a rate is called.
 SOURCES = {
     "run": "finished jobs on this hardware",
-    "bench": "moat bench train --calibrate",
+    "calibration": "benchmarks/train.py --calibrate",
     "shipped": "figures that are shipped",
 }
 

@@ -1,4 +1,4 @@
-"""A narrow net with some robustness, for benchmarks that need a width of which there is no trained run."""
+"""A narrow net with some robustness, for benchmarks of a width that no trained run has."""
 
 from pathlib import Path
 

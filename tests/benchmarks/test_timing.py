@@ -4,12 +4,15 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import psutil
 import pytest
 
+from benchlib import timing
 from moat.base.errors import MoatError
-from moat.benchmarking import timing
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_calls_take_turns_in_processes_of_their_own(tmp_path):
@@ -41,11 +44,11 @@ def test_a_call_that_fails_is_an_error(capfd):
 
 def test_forks_end_with_their_parent(tmp_path):
     code = (
-        "import os\nfrom moat.benchmarking import timing\n"
+        "import os\nfrom benchlib import timing\n"
         f"call = lambda: open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid()))\n"
         "timing.cpu_seconds({'one': call, 'two': lambda: os.kill(os.getppid(), 9)}, repeats=5)\n"
     )
-    assert subprocess.run([sys.executable, "-c", code]).returncode == -9
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT / "benchmarks").returncode == -9
     pid = int((tmp_path / "pid").read_text())
     deadline = time.monotonic() + 60
     while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:

@@ -1,19 +1,36 @@
 """Training speed: images/s and model-FLOP utilisation of each method and net; with --calibrate, plans use it.
 
-Real updates of the real recipes, on random images that lie on the device. Also measured is PGD-10 in float32, which
-is what evaluations are made of. Utilisation counts the passes that the recipe asks for, whatever the code computes.
+    python benchmarks/train.py --methods standard,trades,dramoe --archs resnet18 --calibrate
+
+Real updates of the real recipes, on random images that lie on the device. PGD-10 in float32, which is what evaluations
+consist of, is measured, too. Utilisation counts the passes that the recipe asks for, whatever the code computes.
+--calibrate writes config/calibration/<hardware>.json, where `moat plan` finds the rates.
 """
 
+import argparse
 import contextlib
+import itertools
 import sys
 from pathlib import Path
 from typing import Any
 
-from moat.machine import devices
+import torch
 
-HELP = "images/s and model-FLOP utilisation, per method and net"
+from benchlib import command, methods, timing
+from moat.attacks import pgd
+from moat.base.errors import ConfigError
+from moat.base.files import read_json, write_json
+from moat.config.project import Project
+from moat.config.recipes import resolve_recipe
+from moat.machine import devices
+from moat.methods.base import Step
+from moat.planning.cost import ATTACK_STEP, training_passes
+from moat.planning.macs import count
+from moat.planning.rates import CALIBRATION, match
+from moat.training.models import autocast
+
 COLUMNS = ("kind", "method", "arch", "batch_size", "precision", "images_per_second", "tflops", "utilisation")
-# Settings by which evaluations are measured, and how many steps it has.
+# Steps of the PGD by which evaluations are measured.
 EVALUATION_STEPS = 10
 
 
@@ -32,52 +49,37 @@ def add_arguments(parser) -> None:
     devices.add_arguments(parser)
 
 
-def measure(arguments) -> dict[str, Any]:
+def measure(arguments) -> list[dict[str, Any]]:
     """Rows of every method on every net, training and evaluation."""
-    from moat.base.errors import ConfigError
-    from moat.benchmarking import timing
-    from moat.config.project import Project
-
     for name in ("repeats", "steps", "batch_size"):
         if getattr(arguments, name) is not None and getattr(arguments, name) < 1:
             raise ConfigError(f"--{name.replace('_', '-')} {getattr(arguments, name)}: allowed: 1 or more")
-    project, device = Project(Path(arguments.project)), devices.select(arguments.device, arguments.threads)
+    project, device = Project(arguments.project), arguments.torch_device
     rows = []
     for arch in arguments.archs.split(","):
         for method in arguments.methods.split(","):
             rows += rows_of(arguments, project, device, arch, method)
-    machine = timing.machine(device)
-    add_utilisation(rows, project, machine["device"], device)
-    content = {"benchmark": "train", **machine, "threads": arguments.threads, "rows": rows}
+    add_utilisation(rows, project, device)
     if arguments.calibrate:
-        content["calibration"] = str(_calibrate(project, machine, rows))
-    return content
-
-
-def net_and_recipe(project, scale: str, dataset: str, arch: str, method: str):
-    """A run's resolved content and its net."""
-    from moat.config.grid import Run
-    from moat.config.recipes import resolve_recipe, resolve_run
-    from moat.planning.macs import net_of
-
-    resolved = resolve_run(project, scale, dataset=dataset, arch=arch, method=method, seed=0)
-    net = net_of(project, scale, Run(dataset, arch, method, 0), resolve_recipe(project, scale, method))
-    return resolved, net
+        print(f"train: rates kept in {_calibrate(project, timing.machine(device), rows)}", file=sys.stderr)
+    return rows
 
 
 def rows_of(
-    arguments, project, device, arch: str, method: str, kinds: tuple[str, ...] = ("train", "evaluate")
+    arguments: argparse.Namespace,
+    project: Project,
+    device: torch.device,
+    arch: str,
+    method: str,
+    kinds: tuple[str, ...] = ("train", "evaluate"),
 ) -> list[dict[str, Any]]:
-    """Of one method on one net, a row for each of ``kinds``; ``arguments``: those of this benchmark."""
-    from moat.benchmarking import models, timing
-    from moat.config.recipes import resolve_recipe
-
-    resolved, net = net_and_recipe(project, arguments.scale, arguments.dataset, arch, method)
+    """A row for each of ``kinds``, of one method on one net; ``arguments``: those of this benchmark."""
+    resolved, net = methods.resolved_net(project, arguments.scale, arguments.dataset, arch, method)
     recipe = resolve_recipe(project, arguments.scale, method)
     size = arguments.batch_size or recipe["batch_size"]
-    print(f"moat bench train: {arch}, {method}, batches of {size}", file=sys.stderr)
-    method_object = models.begin(net, _steady(resolved["recipe"]), device)
-    calls = _calls(method_object, net, size, arguments.steps, device)
+    print(f"train: {arch}, {method}, batches of {size}", file=sys.stderr)
+    begun = methods.begin(net, _steady(resolved["recipe"]), device)
+    calls = _calls(begun, net, size, arguments.steps, device)
     calls = {kind: calls[kind] for kind in kinds}
     taken = timing.seconds(calls, repeats=arguments.repeats, warm_up=arguments.warm_up, device=device)
     about = {"method": method, "arch": arch, "model": net.model, "image_size": net.image_size, "batch_size": size}
@@ -88,22 +90,15 @@ def rows_of(
 
 
 def _steady(recipe: dict[str, Any]) -> dict[str, Any]:
-    """The recipe with the mean of numbers of steps of which one is drawn for each batch."""
+    """The recipe with the mean number of steps, where each batch draws one of several."""
     attack = recipe.get("pgd_attack")
     if attack is None:
         return recipe
     return {**recipe, "pgd_attack": {**attack, "steps": [round(sum(attack["steps"]) / len(attack["steps"]))]}}
 
 
-def _calls(method, net, size: int, steps: int, device) -> dict[str, Any]:
+def _calls(method, net, size: int, steps: int, device: torch.device) -> dict[str, Any]:
     """A round of updates, and as many batches attacked as evaluations attack them."""
-    import itertools
-
-    import torch
-
-    from moat.attacks import pgd
-    from moat.methods.base import Step
-
     generator = torch.Generator(device).manual_seed(0)
     shape = (size, net.channels, net.image_size, net.image_size)
     x = torch.rand(shape, generator=generator, device=device).contiguous(memory_format=torch.channels_last)
@@ -125,11 +120,6 @@ def _calls(method, net, size: int, steps: int, device) -> dict[str, Any]:
 
 
 def _speed(kind, net, recipe, resolved, device, images: int, taken: list[float]) -> dict[str, Any]:
-    from moat.benchmarking import timing
-    from moat.planning.cost import ATTACK_STEP, training_passes
-    from moat.planning.macs import count
-    from moat.training.models import autocast
-
     mixed = kind == "train" and autocast(resolved, device) is not contextlib.nullcontext
     passes = training_passes(recipe) if kind == "train" else ATTACK_STEP * EVALUATION_STEPS
     found = timing.summary(taken)
@@ -146,17 +136,11 @@ def _speed(kind, net, recipe, resolved, device, images: int, taken: list[float])
     }
 
 
-def add_utilisation(rows, project, device_name: str, device) -> None:
-    """Add the share of the data sheet's peak, where it is known, and of a large matrix product here."""
-    import torch
-
-    from moat.base.errors import ConfigError
-    from moat.benchmarking import timing
-    from moat.planning.rates import match
-
+def add_utilisation(rows, project: Project, device: torch.device) -> None:
+    """Add the fraction of the data sheet's peak, where it is known, and of a large matrix product's rate here."""
     known = project.planner()["hardware"]
     try:
-        peak = known[match(device_name, known)]["peak"]
+        peak = known[match(timing.machine(device)["device"], known)]["peak"]
     except ConfigError:
         peak = {}
     types = {"bf16": torch.bfloat16, "float32": torch.float32}
@@ -168,14 +152,15 @@ def add_utilisation(rows, project, device_name: str, device) -> None:
         row["of_matrix_product"] = round(flops / product[row["precision"]], 4)
 
 
-def _calibrate(project, machine, rows) -> Path:
-    """Put the rates beside those measured before on this hardware; the same method and net is replaced."""
-    from moat.base.files import read_json, write_json
-    from moat.planning.rates import CALIBRATION, match
-
+def _calibrate(project: Project, machine: dict[str, Any], rows) -> Path:
+    """Add the rates to those measured before on this hardware, replacing the same method on the same net."""
     path = project.root / CALIBRATION / f"{match(machine['device'], project.planner()['hardware'])}.json"
     keys = ("kind", "precision", "method", "arch", "model", "image_size")
     kept = {tuple(row[key] for key in keys): row for row in (read_json(path)["rows"] if path.exists() else [])}
     kept |= {tuple(row[key] for key in keys): row for row in rows}
     write_json(path, {**machine, "rows": list(kept.values())})
     return path
+
+
+if __name__ == "__main__":
+    sys.exit(command.main(sys.modules[__name__]))

@@ -1,4 +1,4 @@
-"""Models as they would be without moat's convolutions: what others' code is given in a benchmark of training."""
+"""Models without moat's convolutions, for the other side of a training benchmark."""
 
 import copy
 
@@ -9,10 +9,7 @@ from moat.kernels.convolution import Conv2d
 
 
 def plain(model: nn.Module) -> nn.Module:
-    """A copy, contiguous, whose convolutions are PyTorch's in training, too.
-
-    Masked ones, and those of channel experts, are left as they are.
-    """
+    """A contiguous copy that trains with PyTorch's convolutions, too; masked and channel-expert ones are unchanged."""
     copied = copy.deepcopy(model).to(memory_format=torch.contiguous_format)
     for module in copied.modules():
         if type(module) is Conv2d:

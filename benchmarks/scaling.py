@@ -1,16 +1,19 @@
 """How images/s grow with the batch size and with the number of experts, as curves.
 
-Batch size: PGD-10 in float32 on a dense net. Experts: ADVMoE's attack at constant total width, routed and with every
-expert computed and masked; what is routed must not become slower.
+    python benchmarks/scaling.py [--curves batch,experts]
+
+Batch size: PGD-10 in float32 on a dense net. Experts: ADVMoE's attack at constant total width, routed, and with every
+expert computed and masked; routing must not become slower with more experts.
 """
 
 import sys
-from pathlib import Path
 from typing import Any
 
-from moat.benchmarking import records
+import moe
+from benchlib import command, peers, timing, updates
+from moat.attacks import for_attack, pgd
+from moat.base.errors import ConfigError, unknown_name
 
-HELP = "images/s against the batch size and the number of experts"
 COLUMNS = ("curve", "case", "points")
 
 
@@ -25,33 +28,19 @@ def add_arguments(parser) -> None:
     parser.add_argument("--repeats", type=int, default=5, metavar="N", help="timed rounds (default: 5)")
 
 
-def measure(arguments) -> dict[str, Any]:
+def measure(arguments) -> list[dict[str, Any]]:
     """A row per curve and contender, with its ``points``."""
-    import torch
-
-    from moat.base.errors import ConfigError, unknown_name
-    from moat.benchmarking import timing
-
-    torch.set_num_threads(1)
-    root, rows = Path(arguments.project), []
-    shared = {"precision": "float32", "width": arguments.width, **records.conditions(root, arguments)}
+    rows = []
     for name in arguments.curves.split(","):
         if name not in _CURVES:
-            raise ConfigError(unknown_name(name, _CURVES, what="curve"))
-        print(f"moat bench growth: {name}", file=sys.stderr)
-        rows += _CURVES[name](arguments, root)
-    return {"benchmark": "growth", **timing.machine(torch.device("cpu")), "rows": [{**row, **shared} for row in rows]}
+            raise ConfigError("--curves: " + unknown_name(name, _CURVES, what="curve"))
+        print(f"scaling: {name}", file=sys.stderr)
+        rows += _CURVES[name](arguments)
+    return [{**row, "precision": "float32", "width": arguments.width} for row in rows]
 
 
-def _over_batches(arguments, root: Path) -> list[dict[str, Any]]:
-    import torch
-
-    from moat.attacks import for_attack, pgd
-    from moat.benchmarking import peers, timing, updates
-    from moat.models import nets
-
-    torch.manual_seed(0)
-    model = for_attack(nets.build("resnet18", 10, width=arguments.width / 64))
+def _over_batches(arguments) -> list[dict[str, Any]]:
+    model = for_attack(updates.resnet18(arguments.width))
     settings = {"eps": peers.EPS, "step_size": peers.STEP_SIZE, "steps": peers.STEPS}
     sizes = [int(size) for size in arguments.sizes.split(",")]
 
@@ -66,27 +55,27 @@ def _over_batches(arguments, root: Path) -> list[dict[str, Any]]:
     return [{"curve": "batch", "case": "PGD-10", "points": points}]
 
 
-def _over_experts(arguments, root: Path) -> list[dict[str, Any]]:
-    from moat.benchmarking import moe, timing, updates
-
-    found: dict[str, list] = {"routed": [], "masked": []}
-    recipe, counts = updates.recipe_of(root, "advmoe"), [int(count) for count in arguments.experts.split(",")]
+def _over_experts(arguments) -> list[dict[str, Any]]:
+    recipe = updates.recipe_of(arguments.project, "advmoe")
+    counts = [int(count) for count in arguments.experts.split(",")]
     calls = {}
     for count in counts:
         of_count, _ = moe.attack_calls(arguments.width, count, arguments.batch_size, recipe, 1 / count)
         calls |= {f"{name} {count}": call for name, call in of_count.items()}
     taken = timing.cpu_seconds(calls, repeats=arguments.repeats)
-    for count in counts:
-        for name, points in found.items():
-            points.append(_point(count, arguments.batch_size, taken[f"{name} {count}"]))
-    return [{"curve": "experts", "case": name, "points": points} for name, points in found.items()]
+    return [
+        {
+            "curve": "experts",
+            "case": name,
+            "points": [_point(count, arguments.batch_size, taken[f"{name} {count}"]) for count in counts],
+        }
+        for name in ("routed", "masked")
+    ]
 
 
 def _point(x: int, images: int, seconds: list[float]) -> dict[str, float]:
     """Images/s: the median and the range of the repeats."""
-    from moat.benchmarking.timing import summary
-
-    rates = summary([images / each for each in seconds])
+    rates = timing.summary([images / each for each in seconds])
     return {
         "x": x,
         "y": round(rates["median"], 2),
@@ -96,3 +85,6 @@ def _point(x: int, images: int, seconds: list[float]) -> dict[str, float]:
 
 
 _CURVES = {"batch": _over_batches, "experts": _over_experts}
+
+if __name__ == "__main__":
+    sys.exit(command.main(sys.modules[__name__]))

@@ -1,4 +1,4 @@
-"""Trained nets to count verdicts on: a run of the project, and the same function as a wider net."""
+"""Trained nets for comparing verdicts: a run of the project, and the same function as a wider net."""
 
 import copy
 from pathlib import Path
@@ -8,16 +8,19 @@ from torch import nn
 
 from moat import models
 from moat.base.errors import DataError
+from moat.data import datasets
+from moat.evaluation.judging import images
+from moat.training.models import load_model, read_run
 
 RUN = Path("results/mini/runs/cifar10-jpeg/resnet18/trades/seed0")
 HOW = "`moat train` makes it, see --run"
 
 
 def add_arguments(parser) -> None:
-    what = "a trained run, by which verdicts are counted (default: %(default)s)"
+    what = "a trained run, on which verdicts are compared (default: %(default)s)"
     parser.add_argument("--run", dest="run_dir", type=Path, default=RUN, metavar="DIR", help=what)
     parser.add_argument("--data", type=Path, metavar="FILE", help="its data set (default: the run's own)")
-    parser.add_argument("--images", type=int, default=512, metavar="N", help="verdicts counted (default: 512)")
+    parser.add_argument("--images", type=int, default=512, metavar="N", help="verdicts compared (default: 512)")
 
 
 def load(arguments) -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
@@ -26,10 +29,6 @@ def load(arguments) -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
     Raises:
         DataError: there is no such run, or no such data set.
     """
-    from moat.data import datasets
-    from moat.evaluation.judging import images
-    from moat.training.models import load_model, read_run
-
     folder = arguments.run_dir
     if not folder.exists():
         raise DataError(f"{folder}: no such run; {HOW}")
@@ -39,13 +38,13 @@ def load(arguments) -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
 
 
 def widened(model: nn.Module, factor: int, *, arch: str = "resnet18") -> nn.Module:
-    """The same function as a net ``factor`` times as wide: every channel in so many copies, which share what one sent.
+    """The same function as a net ``factor`` times as wide: each channel is replicated, its outgoing weight divided.
 
-    The shares differ (from 0.5 to 1.5 times equal ones), so that rounding is not the same in each copy.
+    The replicas' parts differ (0.5 to 1.5 times equal parts), so that rounding differs among them.
     Source: Chen et al., Net2Net, arXiv 1511.05641.
 
     Args:
-        model: of the first convolution's width w, built by :func:`moat.models.nets.build`.
+        model: built by :func:`moat.models.build`.
     """
     small = model.state_dict()
     stem = next(module for module in model.modules() if isinstance(module, nn.Conv2d))

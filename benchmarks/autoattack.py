@@ -1,23 +1,38 @@
 """AutoAttack against the package ``pyautoattack`` as its users call it, in time and in verdicts.
 
-Both attack the same trained net, slice by slice of its test images in turn, with the same seed, in one batch each; what
-either finds is judged by the net itself in float32. Ours includes the copy that is attacked. At full width a run takes
-hours: there the steps are timed on examples that stay robust, with squares of the sizes that Square's have, and
+    python benchmarks/autoattack.py [--cases 16,8,64-steps,undefended] --record
+
+Both attack the same trained net, slice by slice of its test images in turn, with the same seed, in one batch each;
+whatever either finds is scored by the net itself in float32. Ours includes making the copy that is attacked. At full
+width a run takes hours: there the steps are timed on examples that stay robust, with squares of Square's sizes, and
 weighted by their numbers in AutoAttack.
 """
 
+import argparse
+import logging
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from moat.benchmarking import narrow, records, trained
+import torch
+from pyautoattack import AutoAttack
+from pyautoattack.autopgd_base import APGDAttack_targeted
+from pyautoattack.fab_pt import FABAttack_PT
+from pyautoattack.square import SquareAttack
 
-HELP = "AutoAttack against pyautoattack: times and verdicts"
+from benchlib import command, narrow, records, timing, trained
+from moat import attacks
+from moat.attacks.autoattack.adapter import Attacked
+from moat.attacks.autoattack.apgd import ApgdTargeted
+from moat.attacks.autoattack.fab import Fab
+from moat.attacks.autoattack.square import SquareSearch
+from moat.kernels.low_precision import for_low_precision_attack
+
 COLUMNS = (*records.COLUMNS, "differences", "robust_accuracy")
 EPS = 8 / 255
-# Of an example that stays robust: gradient steps of APGD on cross-entropy and on nine targets, steps of FAB, queries.
+# For an example that stays robust: gradient steps of APGD on cross-entropy and on nine targets, steps of FAB, queries.
 STEPS = {"apgd": 10 * 101, "fab": 9 * 100, "square": 5000}
 # Steps that are timed where not all are run.
 COUNTED = {"apgd": 5, "fab": 4, "square": 40}
@@ -34,37 +49,22 @@ def add_arguments(parser) -> None:
     parser.set_defaults(images=128)
 
 
-def measure(arguments) -> dict[str, Any]:
-    """Rows 9, 10 and 11 of the table; those of other cases in the file ``--out`` are kept there."""
-    import torch
-
-    from moat.base.files import read_json
-    from moat.benchmarking import timing
-
-    torch.set_num_threads(1)
-    root = Path(arguments.project)
-    wanted, rows = records.targets(root), []
+def measure(arguments) -> list[dict[str, Any]]:
+    """Rows 9, 10 and 11 of the table."""
+    rows = []
     for case in arguments.cases.split(","):
-        print(f"moat bench autoattack: {case}", file=sys.stderr)
-        rows += _by_steps(arguments, wanted) if case == "64-steps" else _whole(arguments, wanted, case)
-    rows = [{**row, **records.conditions(root, arguments)} for row in rows]
-    before = read_json(arguments.out)["rows"] if arguments.out and arguments.out.exists() else []
-    new = {(row["id"], row["case"]) for row in rows}
-    rows += [row for row in before if (row["id"], row["case"]) not in new]
-    rows.sort(key=lambda row: (row["id"], row["case"]))
-    return {"benchmark": "autoattack", **timing.machine(torch.device("cpu")), "rows": rows}
+        print(f"autoattack: {case}", file=sys.stderr)
+        rows += _by_steps(arguments) if case == "64-steps" else _whole(arguments, case)
+    return rows
 
 
-def _whole(arguments, wanted, case: str) -> list[dict[str, Any]]:
-    """Rows of whole runs: of both precisions for the defended nets."""
-    import torch
-
-    from moat.benchmarking import timing
-
-    model, x, y = _subject(arguments, case)
-    calls = {"package": _package, "float32": _ours("float32")}
+# -- whole runs ---------------------------------------------------------------
+def _whole(arguments, case: str) -> list[dict[str, Any]]:
+    """Rows of whole runs, of defended nets at width 16 and 64 in both precisions."""
+    model, x, y = _net_and_images(arguments, case)
+    calls = {"package": _package, "float32": our_call("float32")}
     if case in ("16", "64"):
-        calls["bf16"] = _ours("bf16")
+        calls["bf16"] = our_call("bf16")
     taken = {name: [] for name in calls}
     robust = {name: [] for name in calls}
     for images, labels in zip(x.chunk(arguments.slices), y.chunk(arguments.slices), strict=True):
@@ -83,9 +83,10 @@ def _whole(arguments, wanted, case: str) -> list[dict[str, Any]]:
             "differences": differences, "images": len(y), "queries": arguments.queries, "robust_accuracy": shares[name],
             "robust_accuracy_of_package": shares["package"], "seconds": taken, "slices": arguments.slices,
             "exact": f"{differences} of {len(y)} verdicts differ; robust accuracy differs by {points:.2f} points",
-            "precision": "float32" if name == "float32" else "bf16 gradients, judged in float32",
+            "precision": "float32" if name == "float32" else "bf16 gradients, scored in float32",
         }  # fmt: skip
-        rows.append(records.row(wanted, *_row_of(case, name), timing.ratio(taken["package"], taken[name]), **facts))
+        found = timing.ratio(taken["package"], taken[name])
+        rows.append(records.row(arguments.project, *_row_of(case, name), found, **facts))
     return rows
 
 
@@ -95,10 +96,8 @@ def _row_of(case: str, precision: str) -> tuple[int, str]:
     return (11, "") if case == "undefended" else (9, f"width {case}")
 
 
-def _subject(arguments, case: str):
+def _net_and_images(arguments, case: str):
     """A net as its users have it, in evaluation mode with gradients for its parameters, and test images."""
-    import argparse
-
     if case == "undefended":
         arguments = argparse.Namespace(**{**vars(arguments), "run_dir": arguments.undefended})
     model, x, y = trained.load(arguments)
@@ -110,24 +109,18 @@ def _subject(arguments, case: str):
     return model.eval().requires_grad_(True), x, y
 
 
-def _package(model, x, y, queries: int):
-    """Which examples are robust, as the package has it."""
-    import logging
-
-    from pyautoattack import AutoAttack
-
+def _package(model, x, y, queries: int) -> torch.Tensor:
+    """Which examples are robust according to the package."""
     logging.getLogger("auto-attack").setLevel(logging.CRITICAL)
     attack = AutoAttack(model, norm="Linf", eps=EPS, version="standard", device="cpu", seed=0)
     attack.square.n_queries = queries
     return attack.run_standard_evaluation(x, y)[1] == y
 
 
-def _ours(precision: str) -> Callable:
-    def call(model, x, y, queries: int):
-        import torch
+def our_call(precision: str) -> Callable[..., torch.Tensor]:
+    """(model, x, y, queries) -> which examples are robust."""
 
-        from moat import attacks
-
+    def call(model, x, y, queries: int) -> torch.Tensor:
         copied = attacks.for_attack(model, x[:8])
         found = attacks.autoattack(copied, x, y, eps=EPS, n_queries=queries, precision=precision)
         with torch.no_grad():
@@ -136,18 +129,14 @@ def _ours(precision: str) -> Callable:
     return call
 
 
-def _by_steps(arguments, wanted) -> list[dict[str, Any]]:
+# -- by steps -----------------------------------------------------------------
+def _by_steps(arguments) -> list[dict[str, Any]]:
     """At width 64: CPU seconds of each attack's steps, weighted by their numbers."""
-    from moat.attacks import for_attack
-    from moat.attacks.autoattack.adapter import Attacked
-    from moat.benchmarking import timing
-    from moat.kernels.low_precision import for_low_precision_attack
-
     small, x, _ = trained.load(arguments)
     model = trained.widened(small, 64 // (small.head.in_features // 8)).requires_grad_(True)
     x = x[:16]
     y = model(x).argmax(1)
-    copied = for_attack(model)
+    copied = attacks.for_attack(model)
     nets = {
         "package": model,
         "float32": Attacked(copied),
@@ -165,22 +154,15 @@ def _by_steps(arguments, wanted) -> list[dict[str, Any]]:
         "exact": "verdicts not counted", "seconds": whole, "steps": taken,
     }  # fmt: skip
     return [
-        records.row(wanted, 9, "width 64, by steps", timing.ratio(whole["package"], whole["float32"]), **facts),
-        records.row(wanted, 10, "width 64, by steps", timing.ratio(whole["package"], whole["bf16"]), **facts),
+        records.row(
+            arguments.project, number, "width 64, by steps", timing.ratio(whole["package"], whole[name]), **facts
+        )
+        for number, name in ((9, "float32"), (10, "bf16"))
     ]
 
 
 def _steps(net, x, y) -> dict[str, Callable]:
-    """Some steps of each attack; the ball is so small that nothing breaks."""
-    from pyautoattack.autopgd_base import APGDAttack_targeted
-    from pyautoattack.fab_pt import FABAttack_PT
-    from pyautoattack.square import SquareAttack
-
-    from moat.attacks.autoattack.adapter import Attacked
-    from moat.attacks.autoattack.apgd import ApgdTargeted
-    from moat.attacks.autoattack.fab import Fab
-    from moat.attacks.autoattack.square import SquareSearch
-
+    """Some steps of each attack; the ball is so small that no example is misclassified."""
     ours = isinstance(net, Attacked)
     targeted, fab, square = (
         (ApgdTargeted, Fab, SquareSearch) if ours else (APGDAttack_targeted, FABAttack_PT, SquareAttack)
@@ -188,10 +170,14 @@ def _steps(net, x, y) -> dict[str, Callable]:
     shared = {"norm": "Linf", "eps": 1e-6, "seed": 0, "device": x.device}
     one = {"n_restarts": 1, "n_target_classes": 1}
     search = square(net, n_queries=COUNTED["square"], resc_schedule=False, **shared)
-    # The squares of so few queries have the sizes of all 5,000.
+    # So few queries get squares of the sizes that all 5,000 have.
     search.p_selection = lambda number: square.p_selection(search, number * STEPS["square"] // COUNTED["square"])
     return {
         "apgd": lambda: targeted(net, n_iter=COUNTED["apgd"] - 1, **one, **shared).perturb(x, y),
         "fab": lambda: fab(net, n_iter=COUNTED["fab"], targeted=True, **one, **shared).perturb(x, y),
         "square": lambda: search.perturb(x, y),
     }
+
+
+if __name__ == "__main__":
+    sys.exit(command.main(sys.modules[__name__]))

@@ -1,6 +1,6 @@
-"""The textbook forms of PGD and of a TRADES step: what ours must equal, and be faster than.
+"""Textbook PGD and TRADES: ours must compute the same, faster.
 
-Written from the formulas; no trick of the project is used here, and none of its attack code.
+Written from the formulas, without any of the project's optimisations or attack code.
 """
 
 import torch
@@ -11,7 +11,7 @@ from torch.nn import functional as F
 def pgd(
     model: nn.Module, x: torch.Tensor, y: torch.Tensor, start: torch.Tensor, *, eps: float, step_size: float, steps: int
 ) -> torch.Tensor:
-    """Signed steps up the cross-entropy from ``start``, projected to the ball around ``x`` (B, C, H, W) and [0,1]."""
+    """Signed steps that maximize the cross-entropy, projected to the ball around ``x`` (B, C, H, W) and [0,1]."""
     model.eval()
     x_adv = start.clone()
     for _ in range(steps):
@@ -35,10 +35,10 @@ def trades_step(
     steps: int,
     beta: float,
 ) -> None:
-    """One update of TRADES as its official code does it: the clean logits are computed again in every attack step.
+    """One TRADES update as in the official code, which recomputes the clean logits in every attack step.
 
-    That code also runs the clean images twice in the update, which moves the statistics of batch norm a second time;
-    here they run once, so that the states can be compared.
+    That code also runs the clean images twice in the update, which updates batch norm's statistics a second time; here
+    they run once, so that the states can be compared.
     """
     divergence = nn.KLDivLoss(reduction="sum")
     model.eval()

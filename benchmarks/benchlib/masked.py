@@ -1,8 +1,8 @@
-"""The MoE-CNN and its training by definition: every expert computed for every image, masked, the selected kept.
+"""The MoE-CNN and its training by definition: all experts computed for every image, masked, the selected one kept.
 
-As the released code of ADVMoE does it, whose order of operations this follows: one convolution for all experts, a mask
-of all their channels, a gather; nothing in channels-last, which that code cannot take; in each attack step the router
-runs twice, by itself and inside the model. Two train-mode passes that the released code has for its log are left out.
+The order of operations is that of ADVMoE's released code: one convolution for all experts, a mask over all their
+channels, a gather; nothing in channels-last, which that code does not support; in each attack step the router runs
+twice, by itself and inside the model. Two train-mode passes that the released code makes for its log are left out.
 """
 
 from collections.abc import Mapping
@@ -12,12 +12,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from moat.benchmarking.plain import plain
+from benchlib.plain import plain
 from moat.models.moe import ChannelExpertConv2d, MoeCnn
 
 
 class Masked(nn.Module):
-    """A copy of an MoE-CNN with shared batch norm that computes every expert, in the order of the batch."""
+    """A copy of an MoE-CNN with shared batch norm that computes all experts, in the order of the batch."""
 
     def __init__(self, model: MoeCnn):
         super().__init__()
@@ -59,7 +59,7 @@ class MaskedTrainer:
         self.router_optimizer = _sgd(self.router.parameters(), recipe["router_optimizer"])
 
     def adversarial(self, x: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
-        """Steps up KL(F(x) || F(x')) + KL(G(x) || G(x')) from ``start``."""
+        """Signed steps that maximize KL(F(x) || F(x')) + KL(G(x) || G(x')) from ``start``."""
         self.model.eval()
         with torch.no_grad():
             clean, clean_scores = self.model(x), self.router(x)
@@ -74,7 +74,7 @@ class MaskedTrainer:
         return x_adv.detach()
 
     def update(self, x: torch.Tensor, y: torch.Tensor, starts: tuple[torch.Tensor, torch.Tensor]) -> None:
-        """Backbone, then router, each against an attack of its own that begins at one of ``starts``."""
+        """Backbone, then router, each on an attack of its own from one of the ``starts``."""
         x_adv = self.adversarial(x, starts[0])
         scores = self.router(x)
         logits = self.model.classify(x, scores.detach())
@@ -94,7 +94,7 @@ def balance(model: MoeCnn, x: torch.Tensor) -> None:
     """Shift the router's biases until the experts get about equal numbers of ``x``."""
     with torch.no_grad():
         scores = model.eval().route_logits(x)
-        # The scores of a fresh router differ far more between experts than between images.
+        # A fresh router's scores differ far more between experts than between images.
         shift, spread = -scores.mean(0), scores.std(0).mean()
         for number in range(200):
             load = F.one_hot((scores + shift).argmax(1), model.experts).to(scores.dtype).mean(0)
@@ -103,7 +103,7 @@ def balance(model: MoeCnn, x: torch.Tensor) -> None:
 
 
 def loads(model: MoeCnn, x: torch.Tensor) -> list[int]:
-    """How many of the images each expert gets."""
+    """The number of images that each expert gets."""
     with torch.no_grad():
         return F.one_hot(model.route_logits(x).argmax(1), model.experts).sum(0).tolist()
 

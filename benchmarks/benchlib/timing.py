@@ -1,4 +1,4 @@
-"""Seconds of a call: warmed up, repeated, contenders taking turns; and what ran them."""
+"""Seconds of a call: warmed up, repeated, contenders taking turns; and the machine that ran them."""
 
 import contextlib
 import functools
@@ -41,8 +41,8 @@ def seconds(
 def cpu_seconds(calls: Mapping[str, Callable[[], Any]], *, repeats: int, warm_up: int = 1) -> dict[str, list[float]]:
     """As :func:`seconds`, but CPU seconds, and each call in a process of its own: a fork of this one, of one thread.
 
-    What others do on the machine hardly changes CPU time. In one process the contenders would share a heap: memory that
-    one has freed spares the next the page faults that its users have.
+    Other work on the machine hardly changes CPU time. In one process the contenders would share a heap: memory that one
+    has freed would spare the next the page faults that its users have.
     """
     with contextlib.ExitStack() as stack:
         workers = {name: stack.enter_context(_Worker(call)) for name, call in calls.items()}
@@ -50,7 +50,7 @@ def cpu_seconds(calls: Mapping[str, Callable[[], Any]], *, repeats: int, warm_up
 
 
 def as_in_jobs(call: Callable[[], Any]) -> Callable[[], Any]:
-    """``call`` in a process that has been set up as those of moat's commands are (:mod:`moat.machine.devices`)."""
+    """``call`` in a process set up like those of moat's commands (:mod:`moat.machine.devices`)."""
 
     def made() -> Any:
         devices.keep_freed_memory()
@@ -60,13 +60,13 @@ def as_in_jobs(call: Callable[[], Any]) -> Callable[[], Any]:
 
 
 def _in_turns(timed: Mapping[str, Callable[[], float]], repeats: int, warm_up: int) -> dict[str, list[float]]:
-    """What each says, round by round, without the first ``warm_up`` rounds."""
+    """The answers of each, round by round, without the first ``warm_up`` rounds."""
     rounds = [{name: call() for name, call in timed.items()} for _ in range(warm_up + repeats)]
     return {name: [taken[name] for taken in rounds[warm_up:]] for name in timed}
 
 
 class _Worker:
-    """A fork that makes the call whenever it is asked to, and tells how long that took."""
+    """A fork that makes the call on request and reports how long it took."""
 
     def __init__(self, call: Callable[[], Any]):
         self.call = call
@@ -78,7 +78,7 @@ class _Worker:
         sys.stderr.flush()
         self.pid = os.fork()
         if not self.pid:
-            # Only so does the end of the parent end the fork.
+            # Otherwise the fork would hold its own pipe open and outlive its parent.
             os.close(self.ask)
             _serve(self.call, asked, tell)
         os.close(asked)
@@ -91,7 +91,7 @@ class _Worker:
         os.waitpid(self.pid, 0)
 
     def cpu_seconds(self) -> float:
-        """Of one call.
+        """CPU seconds of one call.
 
         Raises:
             MoatError: it failed; the process has printed why.
@@ -104,7 +104,7 @@ class _Worker:
 
 
 def _serve(call: Callable[[], Any], asked: int, tell: int) -> None:
-    """Never returns: what the parent has to clean up is not for its forks to do."""
+    """Never returns: a fork must not run its parent's clean-up."""
     code = 1
     try:
         while os.read(asked, 1):
@@ -136,13 +136,13 @@ def summary(values: list[float]) -> dict[str, float]:
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """Device, hardware and versions, as every benchmark's JSON begins."""
+    """Device, hardware and versions, at the head of every benchmark's JSON."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     return {"device": name, **environment.environment()}
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP/s of one large square matrix product: what this device does at best, in practice."""
+    """FLOP/s of one large square matrix product: the best that this device does in practice."""
     size = 8192 if device.type == "cuda" else 1024
     a = torch.rand(size, size, device=device).to(dtype)
     taken = seconds({"product": lambda: a @ a}, repeats=5, warm_up=2, device=device)["product"]

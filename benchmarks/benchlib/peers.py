@@ -1,7 +1,7 @@
 """The attack libraries that ours is measured against, called as their users call them.
 
-They are in no environment of the project: ``pip install --no-deps --target work/peers -r benchmarks/requirements.txt``,
-then run the benchmark with ``PYTHONPATH=work/peers``.
+No environment of the project contains them:
+``pip install --no-deps --target work/peers -r benchmarks/requirements.txt``, then run with ``PYTHONPATH=work/peers``.
 """
 
 import importlib
@@ -28,7 +28,7 @@ def torchattacks(model: nn.Module) -> Attack:
 
 
 def foolbox(model: nn.Module) -> Attack:
-    """LinfPGD of foolbox, which judges what it found, too."""
+    """LinfPGD of foolbox, which also evaluates its result."""
     library = importlib.import_module("foolbox")
     wrapped = library.PyTorchModel(model, bounds=(0, 1))
     attack = library.attacks.LinfPGD(abs_stepsize=STEP_SIZE, steps=STEPS, random_start=True)

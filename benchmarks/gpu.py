@@ -1,6 +1,8 @@
-"""Rows 14 to 18 of the table, which are about a GPU: utilisation, routing, graphs, a whole recipe's hours, memory.
+"""Rows 14 to 18 of the table, about a GPU: utilisation, routing, CUDA graphs, hours of the DWF recipe, memory.
 
-Real updates of the real recipes on random images that lie on the device, as in `moat bench train`.
+    python benchmarks/gpu.py [--rows 14,15,16,17,18] --record
+
+Real updates of the real recipes on random images that lie on the device, as in train.py.
 """
 
 import argparse
@@ -8,14 +10,22 @@ import contextlib
 import gc
 import os
 import sys
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from moat.benchmarking import records, train
-from moat.machine import devices
+import torch
+from torch.backends import cudnn
 
-HELP = "what a GPU makes of it: utilisation, routing, graphs, hours of the DWF recipe, memory"
+import train
+from benchlib import command, methods, records, timing, updates
+from benchlib.masked import MaskedTrainer, balance, loads
+from moat.attacks import pgd
+from moat.config.project import Project
+from moat.kernels import graphs
+from moat.machine import devices
+from moat.planning.jobs import Workload
+from moat.training.models import autocast
+
 COLUMNS = ("id", "case", "ratio", "unit", "low", "high", "n", "floor", "aim")
 # Arch -> the case of row 14.
 NAMES = {"resnet18": "ResNet-18", "wrn-28-10": "WRN-28-10"}
@@ -32,66 +42,53 @@ def add_arguments(parser) -> None:
     devices.add_arguments(parser)
 
 
-def measure(arguments) -> dict[str, Any]:
+def measure(arguments) -> list[dict[str, Any]]:
     """The rows; those that this device cannot measure say why."""
-    from moat.benchmarking import timing
-    from moat.config.project import Project
-
-    project, device = Project(Path(arguments.project)), devices.select(arguments.device, arguments.threads)
-    wanted, rows = records.targets(project.root), []
+    project, rows = Project(arguments.project), []
     for number in map(int, arguments.rows.split(",")):
-        print(f"moat bench gpu: row {number}", file=sys.stderr)
-        rows += ROWS[number](arguments, project, device, wanted)
-    shared = {**records.conditions(project.root, arguments), "threads": arguments.threads}
-    return {"benchmark": "gpu", **timing.machine(device), "rows": [{**shared, **row} for row in rows]}
+        print(f"gpu: row {number}", file=sys.stderr)
+        rows += ROWS[number](arguments, project, arguments.torch_device)
+    return rows
 
 
-def _speed(arguments, project, device, arch: str, method: str, batch_size: int | None) -> dict[str, Any]:
-    """The row of a training in `moat bench train`."""
+def _speed(arguments, project: Project, device, arch: str, method: str, batch_size: int | None) -> dict[str, Any]:
+    """The row of a training in train.py."""
     of_train = {"dataset": arguments.dataset, "scale": arguments.scale, "batch_size": batch_size}
     options = argparse.Namespace(**of_train, repeats=arguments.repeats, warm_up=2, steps=1)
     (row,) = train.rows_of(options, project, device, arch, method, kinds=("train",))
     return row
 
 
-def _utilisation(arguments, project, device, wanted) -> list[dict[str, Any]]:
+def _utilisation(arguments, project: Project, device) -> list[dict[str, Any]]:
     """Row 14: percent of the data sheet's peak, of TRADES in the recipe's precision."""
-    from moat.benchmarking import timing
-
     rows = []
     for arch in arguments.archs.split(","):
         row = _speed(arguments, project, device, arch, "trades", arguments.batch_size)
-        train.add_utilisation([row], project, timing.machine(device)["device"], device)
+        train.add_utilisation([row], project, device)
         facts = {key: row[key] for key in ("precision", "batch_size", "images_per_second", "of_matrix_product")}
-        case = NAMES.get(arch, arch)
+        measured: dict[str, Any] = {}
         if row["utilisation"] is None:
             facts["not_measured"] = "the peak of this device is not in config/planner.yaml"
-            rows.append(records.row(wanted, 14, case, {}, **facts))
-            continue
-        rows.append(records.row(wanted, 14, case, _scaled(row["seconds"], 100 * row["utilisation"]), unit="%", **facts))
+        else:
+            measured, facts["unit"] = _scaled(row["seconds"], 100 * row["utilisation"]), "%"
+        rows.append(records.row(project.root, 14, NAMES.get(arch, arch), measured, **facts))
     return rows
 
 
 def _scaled(seconds: dict[str, float], at_median: float) -> dict[str, float]:
-    """A rate's median and range, where that of the median number of seconds is known."""
+    """A rate's median and range, given the rate at the median number of seconds."""
     whole = at_median * seconds["median"]
     low, high = whole / seconds["high"], whole / seconds["low"]
     return {"ratio": round(at_median, 3), "low": round(low, 3), "high": round(high, 3), "n": seconds["n"]}
 
 
-def _routing(arguments, project, device, wanted) -> list[dict[str, Any]]:
+def _routing(arguments, project: Project, device) -> list[dict[str, Any]]:
     """Row 15: ADVMoE's attack in the recipe's precision, divided by its steps, against the definition's."""
-    import torch
-
-    from moat.benchmarking import models, timing, updates
-    from moat.benchmarking.masked import MaskedTrainer, balance, loads
-    from moat.training.models import autocast
-
-    resolved, net = train.net_and_recipe(project, arguments.scale, arguments.dataset, "resnet18", "advmoe")
+    resolved, net = methods.resolved_net(project, arguments.scale, arguments.dataset, "resnet18", "advmoe")
     generator, size = torch.Generator(device).manual_seed(0), arguments.batch_size
     x = torch.rand(size, net.channels, net.image_size, net.image_size, generator=generator, device=device)
     y = torch.arange(size, device=device) % net.classes
-    method = models.begin(net, resolved["recipe"], device)
+    method = methods.begin(net, resolved["recipe"], device)
     balance(method.model, x)
     attack = updates.attack_of(resolved["recipe"])
     theirs, last = MaskedTrainer(method.model, resolved["recipe"], attack), updates.channels_last(x)
@@ -104,38 +101,30 @@ def _routing(arguments, project, device, wanted) -> list[dict[str, Any]]:
     about["ms_per_image_and_step"] = updates.milliseconds(taken, size * attack["steps"])
     mixed = autocast(resolved["recipe"], device) is not contextlib.nullcontext
     about["precision"] = f"{'bf16, router in float32' if mixed else 'float32'}; the definition's: TF32"
-    return [records.row(wanted, 15, "", timing.ratio(taken["masked"], taken["routed"]), **about)]
+    return [records.row(project.root, 15, "", timing.ratio(taken["masked"], taken["routed"]), **about)]
 
 
 def _at_defaults(call: Callable[[], Any]) -> Callable[[], Any]:
-    """The call with cuDNN as PyTorch sets it up: TF32, not deterministic."""
+    """The call with PyTorch's defaults for cuDNN: TF32, not deterministic."""
 
     def called() -> Any:
-        from torch.backends import cudnn
-
         with cudnn.flags(enabled=True, benchmark=False, deterministic=False, allow_tf32=True):
             return call()
 
     return called
 
 
-def _graphs(arguments, project, device, wanted) -> list[dict[str, Any]]:
+def _graphs(arguments, project: Project, device) -> list[dict[str, Any]]:
     """Row 16: the attack of PGD-AT on batches of the recipe, its gradients replayed, against launch by launch."""
-    import torch
-
-    from moat.attacks import pgd
-    from moat.benchmarking import models, timing, updates
-    from moat.kernels import graphs
-
     if device.type != "cuda":
-        return [records.row(wanted, 16, "", {}, not_measured="CUDA graphs are CUDA's")]
-    resolved, net = train.net_and_recipe(project, arguments.scale, arguments.dataset, "resnet18", "pgd-at")
+        return [records.row(project.root, 16, "", {}, not_measured="CUDA graphs need a CUDA device")]
+    resolved, net = methods.resolved_net(project, arguments.scale, arguments.dataset, "resnet18", "pgd-at")
     generator, size = torch.Generator(device).manual_seed(0), resolved["recipe"]["batch_size"]
     x = torch.rand(size, net.channels, net.image_size, net.image_size, generator=generator, device=device)
     x, y = updates.channels_last(x), torch.arange(size, device=device) % net.classes
     copies, attack = {}, updates.attack_of(resolved["recipe"])
     for name, asked in (("eager", "0"), ("graphed", "1")):
-        method = models.begin(net, resolved["recipe"], device)
+        method = methods.begin(net, resolved["recipe"], device)
         with _environment(graphs.ASKED, asked):
             copies[name] = method.attacked()
 
@@ -154,12 +143,12 @@ def _graphs(arguments, project, device, wanted) -> list[dict[str, Any]]:
     about["ms_per_image_and_step"] = updates.milliseconds(taken, size * attack["steps"])
     if not copies["graphed"].forward.kept:
         about["not_measured"] = "no graph was kept: not captured, not equal, or no faster; the log says which"
-        return [records.row(wanted, 16, "", {}, **about)]
-    return [records.row(wanted, 16, "", timing.ratio(taken["eager"], taken["graphed"]), **about)]
+        return [records.row(project.root, 16, "", {}, **about)]
+    return [records.row(project.root, 16, "", timing.ratio(taken["eager"], taken["graphed"]), **about)]
 
 
 @contextlib.contextmanager
-def _environment(name: str, value: str):
+def _environment(name: str, value: str) -> Iterator[None]:
     before = os.environ.get(name)
     os.environ[name] = value
     try:
@@ -170,10 +159,8 @@ def _environment(name: str, value: str):
             os.environ[name] = before
 
 
-def _recipe_hours(arguments, project, device, wanted) -> list[dict[str, Any]]:
+def _recipe_hours(arguments, project: Project, device) -> list[dict[str, Any]]:
     """Row 17: hours of DWF and the experts that it starts from, one seed, from the speed of an update of each."""
-    from moat.planning.jobs import Workload
-
     work = Workload(project, arguments.scale)
     images = work.images(arguments.dataset)["train"]
     needed = [need["method"] for need in work.recipe("dwf")["needs"]]
@@ -183,29 +170,31 @@ def _recipe_hours(arguments, project, device, wanted) -> list[dict[str, Any]]:
         epochs = work.recipe(method)["epochs"]
         times = max(1, needed.count(method))
         # Updates, divided by the seconds of an hour.
-        updates = times * epochs * images / row["batch_size"] / 3600
+        updates_made = times * epochs * images / row["batch_size"] / 3600
         parts[method] = {"times": times, "epochs": epochs, "images_per_second": row["images_per_second"]}
         parts[method]["precision"] = row["precision"]
-        hours += updates * row["seconds"]["median"]
-        low, high = low + updates * row["seconds"]["low"], high + updates * row["seconds"]["high"]
+        hours += updates_made * row["seconds"]["median"]
+        low, high = low + updates_made * row["seconds"]["low"], high + updates_made * row["seconds"]["high"]
     found = {"ratio": round(hours, 3), "low": round(low, 3), "high": round(high, 3), "n": arguments.repeats}
     how = "from the time of an update of each training; validation, data and start-up not counted"
-    return [records.row(wanted, 17, "", found, unit="h", how=how, images=images, parts=parts)]
+    return [records.row(project.root, 17, "", found, unit="h", how=how, images=images, parts=parts)]
 
 
-def _memory(arguments, project, device, wanted) -> list[dict[str, Any]]:
-    """Row 18: the most memory that tensors of an update of PGD-AT take, in GB (10^9 bytes)."""
-    import torch
-
+def _memory(arguments, project: Project, device) -> list[dict[str, Any]]:
+    """Row 18: peak memory of the tensors of an update of PGD-AT, in GB (10^9 bytes)."""
     if device.type != "cuda":
-        return [records.row(wanted, 18, "", {}, not_measured="memory is counted on a CUDA device only")]
+        return [records.row(project.root, 18, "", {}, not_measured="memory is counted on a CUDA device only")]
     gc.collect()
     before = torch.cuda.memory_allocated(device)
     torch.cuda.reset_peak_memory_stats(device)
     row = _speed(arguments, project, device, arguments.large, "pgd-at", None)
     gigabytes = (torch.cuda.max_memory_allocated(device) - before) / 1e9
     found = {key: round(gigabytes, 3) for key in ("ratio", "low", "high")} | {"n": 1}
-    return [records.row(wanted, 18, "", found, unit="GB", batch_size=row["batch_size"], precision=row["precision"])]
+    facts = {"batch_size": row["batch_size"], "precision": row["precision"]}
+    return [records.row(project.root, 18, "", found, unit="GB", **facts)]
 
 
 ROWS = {14: _utilisation, 15: _routing, 16: _graphs, 17: _recipe_hours, 18: _memory}
+
+if __name__ == "__main__":
+    sys.exit(command.main(sys.modules[__name__]))

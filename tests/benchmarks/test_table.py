@@ -1,6 +1,5 @@
 """The benchmark table: each benchmark compares equal things, rows are kept, and the page says what the files say."""
 
-import importlib.util
 import json
 import shutil
 import sys
@@ -9,20 +8,20 @@ from pathlib import Path
 import pytest
 import torch
 
+import attack
+import convolution
+import data
+import gpu
+import mixture
+import moe
+import scaling
+import table
+from benchlib import command, masked, records, trained
 from moat import models
-from moat.benchmarking import records, trained
-from moat.commands import cli
 from moat.kernels import winograd
 
 ROOT = Path(__file__).parents[2]
 TINY = ("--repeats", "2", "--json")
-
-
-def script(name):
-    spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture
@@ -36,8 +35,8 @@ def project(tmp_path):
 
 @pytest.fixture
 def rows(project, capsys):
-    def run(*options):
-        assert cli.main(["--project", str(project), "bench", *options, *TINY]) == 0
+    def run(benchmark, *options):
+        assert command.main(benchmark, ["--project", str(project), *options, *TINY]) == 0
         return {(row["id"], row["case"]): row for row in json.loads(capsys.readouterr().out)["rows"]}
 
     return run
@@ -46,7 +45,7 @@ def rows(project, capsys):
 def test_compiled_convolution_is_compared_in_rounding_too(project, capsys):
     if winograd.library() is None:
         pytest.skip("winograd.cpp is not compiled here")
-    assert cli.main(["--project", str(project), "bench", "convolution", "--layers", "1", *TINY]) == 0
+    assert command.main(convolution, ["--project", str(project), "--layers", "1", *TINY]) == 0
     plain, strided = json.loads(capsys.readouterr().out)["rows"]
     for row, beside in ((plain, "training"), (strided, "gradient")):
         assert {"winograd", "oneDNN", "oneDNN, ordered"} <= row["us_per_image"].keys() == row["rounding"].keys()
@@ -60,7 +59,7 @@ def test_compiled_convolution_is_compared_in_rounding_too(project, capsys):
 
 def test_attacks_are_equal_and_a_missing_library_is_said(rows, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "art.estimators.classification", None)
-    found = rows("attack", "--widths", "4", "--batch-size", "2", "--run", str(tmp_path / "none"))
+    found = rows(attack, "--widths", "4", "--batch-size", "2", "--run", str(tmp_path / "none"))
     assert list(found) == [
         (4, "width 4"), (5, "width 4, foolbox"), (5, "width 4, art"), (6, "width 4"), (7, "width 4"),
     ]  # fmt: skip
@@ -76,7 +75,7 @@ def test_attacks_are_equal_and_a_missing_library_is_said(rows, monkeypatch, tmp_
 
 
 def test_routed_training_and_attack_are_the_definition(rows):
-    found = rows("moe", "--width", "8", "--batch-size", "8", "--steps", "2")
+    found = rows(moe, "--width", "8", "--batch-size", "8", "--steps", "2")
     assert list(found) == [(1, "width 8"), (2, "2 experts"), (2, "8 experts"), (3, "width 8, batches of 8")]
     for key in ((1, "width 8"), (2, "2 experts"), (2, "8 experts")):
         assert found[key]["exact"]["float64_largest_difference"] <= 1e-12, key
@@ -87,7 +86,7 @@ def test_routed_training_and_attack_are_the_definition(rows):
 
 def test_rows_about_a_gpu_are_measured_or_say_why_not(project, capsys, rows):
     options = ("--scale", "quickstart", "--dataset", "digits", "--archs", "resnet18", "--large", "resnet18")
-    found = rows("gpu", *options, "--batch-size", "8", "--device", "cpu")
+    found = rows(gpu, *options, "--batch-size", "8", "--device", "cpu")
     assert list(found) == [(14, "ResNet-18"), (15, ""), (16, ""), (17, ""), (18, "")]
     # The peak of no CPU is known, and its memory is not counted.
     assert "planner.yaml" in found[14, "ResNet-18"]["not_measured"] and found[14, "ResNet-18"]["images_per_second"] > 0
@@ -102,7 +101,6 @@ def test_rows_about_a_gpu_are_measured_or_say_why_not(project, capsys, rows):
 
 
 def test_units_are_read_and_less_may_be_better():
-    table = script("table")
     cases = [
         ("35 %", "45 %", 40, "floor"),
         ("12 h", "7 h", 6.5, "aim"),
@@ -127,7 +125,7 @@ def test_units_are_read_and_less_may_be_better():
 
 @pytest.mark.parametrize("kind", ["dwf", "mocse"])
 def test_mixtures_give_the_same_however_they_are_computed(rows, kind):
-    found = rows("mixture", "--mixtures", kind, "--widths", "4", "--batch-size", "2")
+    found = rows(mixture, "--mixtures", kind, "--widths", "4", "--batch-size", "2")
     assert list(found) == [(8, f"{kind}, width 4, update"), (8, f"{kind}, width 4, attack step")]
     for row in found.values():
         assert len(row["exact"]) == 4 and max(row["exact"].values()) <= 1e-12
@@ -135,9 +133,9 @@ def test_mixtures_give_the_same_however_they_are_computed(rows, kind):
 
 
 def test_batches_and_curves(rows, project, capsys):
-    assert rows("data", "--images", "256")[12, ""]["floor"] == 9
+    assert rows(data, "--images", "256")[12, ""]["floor"] == 9
     options = ("--width", "4", "--sizes", "1,2", "--experts", "2,4", "--batch-size", "4")
-    assert cli.main(["--project", str(project), "bench", "growth", *options, *TINY]) == 0
+    assert command.main(scaling, ["--project", str(project), *options, *TINY]) == 0
     curves = json.loads(capsys.readouterr().out)["rows"]
     assert [(row["curve"], row["case"], [point["x"] for point in row["points"]]) for row in curves] == [
         ("batch", "PGD-10", [1, 2]), ("experts", "routed", [2, 4]), ("experts", "masked", [2, 4]),
@@ -146,25 +144,26 @@ def test_batches_and_curves(rows, project, capsys):
 
 def test_another_update_is_seen(monkeypatch, rows):
     """What the equality is worth: with its divergences the other way round the peer ends elsewhere."""
-    from moat.benchmarking import masked
-
     original = masked._kl
     monkeypatch.setattr(masked, "_kl", lambda p, q: original(q, p))
-    row = rows("moe", "--width", "8", "--batch-size", "8", "--steps", "2", "--rows", "1")[1, "width 8"]
+    row = rows(moe, "--width", "8", "--batch-size", "8", "--steps", "2", "--rows", "1")[1, "width 8"]
     assert row["exact"]["float64_largest_difference"] > 1e-6
 
 
 def test_kept_rows_replace_those_of_the_same_case(project, rows, capsys):
     options = ("--mixtures", "dwf", "--widths", "4", "--batch-size", "2", "--record", "--note", "a test")
-    first = rows("mixture", *options)
-    rows("data", "--images", "256", "--record")
-    second = rows("mixture", *options)
+    first = rows(mixture, *options)
+    rows(data, "--images", "256", "--record")
+    second = rows(mixture, *options)
     (path,) = (project / records.RESULTS).glob("*.json")
     kept = json.loads(path.read_text())
     assert [(row["id"], row["case"]) for row in kept["rows"]] == [*first, (12, "")]
     assert kept["rows"][0]["ratio"] == second[8, "dwf, width 4, update"]["ratio"]
     assert kept["rows"][0]["note"] == "a test"
-    assert kept["rows"][0]["command"] == "moat bench mixture --mixtures dwf --widths 4 --batch-size 2 --repeats 2"
+    assert (
+        kept["rows"][0]["command"]
+        == "python benchmarks/mixture.py --mixtures dwf --widths 4 --batch-size 2 --repeats 2"
+    )
     assert kept["hardware"]["cores"] and kept["versions"]["torch"]
 
 
@@ -183,7 +182,6 @@ def test_a_wider_net_computes_the_same():
 
 # -- the page ---------------------------------------------------------------
 def test_the_page_says_what_the_files_say():
-    table = script("table")
     lines = table.table(records.targets(ROOT), table.measured(ROOT / records.RESULTS))
     text = table.page(table.README.read_text(), lines)
     text = table.page(text, table.layers(ROOT / records.RESULTS), table.LAYERS)
@@ -191,7 +189,7 @@ def test_the_page_says_what_the_files_say():
 
 
 def test_every_row_of_the_issue_is_there_and_no_target_was_lowered():
-    targets, found = records.targets(ROOT), script("table").measured(ROOT / records.RESULTS)
+    targets, found = records.targets(ROOT), table.measured(ROOT / records.RESULTS)
     assert list(targets) == list(range(1, 19))
     for number, rows in found.items():
         limits = [tuple(limits) for limits in targets[number]["cases"].values()]
@@ -203,4 +201,4 @@ def test_every_row_of_the_issue_is_there_and_no_target_was_lowered():
     ("ratio", "met"), [(0.99, "**no**"), (1.0, "floor"), (1.19, "floor"), (1.2, "aim"), (3, "aim")]
 )
 def test_what_is_reached(ratio, met):
-    assert script("table").met({"ratio": ratio, "floor": 1.0, "aim": 1.2}) == met
+    assert table.met({"ratio": ratio, "floor": 1.0, "aim": 1.2}) == met

@@ -1,4 +1,4 @@
-"""Updates of the project's methods on a batch of random images, and whether another code's update is the same."""
+"""Updates of the project's methods on random images, and how far another implementation's update is from them."""
 
 import itertools
 from collections.abc import Callable, Mapping
@@ -9,6 +9,8 @@ import torch
 from torch import nn
 
 import moat.methods
+from benchlib import timing
+from moat import models
 from moat.base.numbers import parse_number
 from moat.config.project import Project
 from moat.config.recipes import merge, resolve_recipe
@@ -16,26 +18,26 @@ from moat.methods.base import Method, Step
 
 
 def recipe_of(root: Path, method: str, **changes: Any) -> dict[str, Any]:
-    """The recipe at full scale; ``changes``: merged into it."""
+    """The recipe at scale paper, with ``changes`` merged into it."""
     return merge(resolve_recipe(Project(root), "paper", method), changes)
 
 
 def standing_still(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """The recipe with next to no learning rate: random labels teach nothing, and weights that diverge end a run."""
+    """The recipe with a learning rate of almost 0: on random labels the weights would diverge and end the run."""
     keys = [key for key in ("optimizer", "router_optimizer") if key in recipe]
     return {**recipe, **{key: {**recipe[key], "lr": 1e-6} for key in keys}}
 
 
 def attack_of(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """The attack's eps and step_size as numbers, and its steps."""
+    """The attack's eps and step_size as numbers, and its number of steps."""
     numbers = {key: parse_number(recipe["attack"][key], where=f"attack.{key}") for key in ("eps", "step_size")}
     return {**numbers, "steps": recipe["attack"]["steps"]}
 
 
 def begin(name: str, recipe: Mapping[str, Any], model: nn.Module) -> Method:
-    """The method on ``model``, which is brought into channels-last and training mode.
+    """The method on ``model``, which is put into channels-last and training mode.
 
-    On a model in float64 its logits are not rounded to float32, as they are in trainings.
+    On a model in float64 the logits are not rounded to float32 as they are in training.
     """
     kind = moat.methods.get(name)
     model = model.to(memory_format=torch.channels_last)
@@ -44,6 +46,12 @@ def begin(name: str, recipe: Mapping[str, Any], model: nn.Module) -> Method:
     method = kind(model, recipe)
     method.train_mode()
     return method
+
+
+def resnet18(width: int) -> nn.Module:
+    """A fresh ResNet-18 with ``width`` channels in its first stage; 64 is the full net."""
+    torch.manual_seed(0)
+    return models.build("resnet18", 10, width=width / 64)
 
 
 def batch(images: int, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tensor]:
@@ -62,13 +70,13 @@ def step(number: int = 0) -> Step:
 
 
 def repeated(method: Method, x: torch.Tensor, y: torch.Tensor) -> Callable[[], object]:
-    """A call that makes the next update."""
+    """A call that performs the next update."""
     numbers, x = itertools.count(), channels_last(x)
     return lambda: method.update(x, y, step(next(numbers)))
 
 
 def largest_difference(ours: nn.Module, theirs: nn.Module) -> float:
-    """Of all parameters and buffers, relative to the largest value of each tensor (or to 1, if that is larger)."""
+    """Over all parameters and buffers, relative to the largest value of each tensor (or to 1, if that is larger)."""
     other = theirs.state_dict()
     return max(
         float((value.double() - other[name].double()).abs().max() / other[name].double().abs().max().clamp(min=1))
@@ -79,9 +87,7 @@ def largest_difference(ours: nn.Module, theirs: nn.Module) -> float:
 
 def milliseconds(taken: Mapping[str, list[float]], images: int) -> dict[str, float]:
     """Median per image."""
-    from moat.benchmarking.timing import summary
-
-    return {name: round(1000 * summary(values)["median"] / images, 2) for name, values in taken.items()}
+    return {name: round(1000 * timing.summary(values)["median"] / images, 2) for name, values in taken.items()}
 
 
 def _logits(self: Method, x: torch.Tensor, model: nn.Module | None = None) -> torch.Tensor:

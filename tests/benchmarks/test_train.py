@@ -1,17 +1,19 @@
-"""`moat bench`: that it measures real updates, says what of, and feeds the planner. No time is asserted."""
+"""benchmarks/train.py measures real updates, reports their conditions, and feeds the planner. No time is asserted."""
 
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import torch
 
-from moat import benchmarking
-from moat.benchmarking import train
-from moat.commands import cli
+import train
+from benchlib import command
 from moat.config.project import Project
-from moat.machine import locks
+from moat.machine import devices, locks
 from moat.planning.rates import Rates
 
 ROOT = Path(__file__).parents[2]
@@ -28,27 +30,29 @@ def project(tmp_path):
     return tmp_path
 
 
-def bench(project, capsys, *options):
-    assert cli.main(["--project", str(project), "bench", *options]) == 0
-    return capsys.readouterr().out
+@pytest.fixture
+def run(project, capsys):
+    def run(*options):
+        assert command.main(train, ["--project", str(project), *options]) == 0
+        return capsys.readouterr().out
+
+    return run
 
 
 @pytest.mark.parametrize(("device", "leased"), [("auto", "a"), ("cuda", "a"), ("cpu", None)])
-def test_it_leases_a_gpu_like_a_job(project, capsys, monkeypatch, tmp_path, device, leased):
+def test_it_leases_a_gpu_like_a_job(run, monkeypatch, tmp_path, device, leased):
     monkeypatch.setenv("MOAT_GPUS", "a")
     monkeypatch.setenv("MOAT_LOCKS", str(locks.make_folder(tmp_path / "locks")))
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     seen = []
-    monkeypatch.setattr(
-        train, "measure", lambda options: seen.append(os.getenv("CUDA_VISIBLE_DEVICES")) or {"rows": []}
-    )
-    bench(project, capsys, "train", "--device", device, "--json")
+    monkeypatch.setattr(devices, "select", lambda name, threads: torch.device("cpu"))
+    monkeypatch.setattr(train, "measure", lambda arguments: seen.append(os.getenv("CUDA_VISIBLE_DEVICES")) or [])
+    run("--device", device, "--json")
     assert seen == [leased]
 
 
-def test_rates_of_training_and_evaluation_add_up(project, capsys):
-    out = bench(project, capsys, "train", "--methods", "standard,fgsm-at", "--archs", "lenet5", *QUICK, "--json")
-    content = json.loads(out)
+def test_rates_of_training_and_evaluation_add_up(run):
+    content = json.loads(run("--methods", "standard,fgsm-at", "--archs", "lenet5", *QUICK, "--json"))
     assert content["device"] == "cpu" and content["versions"]["torch"] and content["hardware"]["cpu"]
     assert [(row["kind"], row["method"]) for row in content["rows"]] == [
         ("train", "standard"), ("evaluate", "standard"), ("train", "fgsm-at"), ("evaluate", "fgsm-at"),
@@ -64,53 +68,50 @@ def test_rates_of_training_and_evaluation_add_up(project, capsys):
         assert row["of_matrix_product"] > 0
 
 
-def test_calibration_is_what_the_planner_reads(project, capsys):
-    said = []
+def test_calibration_is_what_the_planner_reads(project, run):
+    measured = []
     for method in ("standard", "dwf"):  # one that starts from other runs, too
         options = ("--methods", method, "--archs", "lenet5", *QUICK, "--calibrate", "--json")
         if method == "dwf":
             options = ("--methods", method, *QUICK, "--batch-size", "2", "--repeats", "1", "--calibrate", "--json")
-        said += json.loads(bench(project, capsys, "train", *options))["rows"]
+        measured += json.loads(run(*options))["rows"]
     observed = Rates(Project(project), "cpu").observations
     assert {(each.kind, each.method, each.rate) for each in observed} == {
-        (row["kind"], row["method"], row["macs_per_second"]) for row in said
+        (row["kind"], row["method"], row["macs_per_second"]) for row in measured
     }
-    assert {each.source for each in observed} == {"bench"}
+    assert {each.source for each in observed} == {"calibration"}
 
 
-def test_measured_again_replaces_what_was_measured(project, capsys):
+def test_measured_again_replaces_what_was_measured(project, run):
     for _ in range(2):
         options = ("--methods", "standard", "--archs", "lenet5", *QUICK, "--calibrate", "--json")
-        rows = json.loads(bench(project, capsys, "train", *options))["rows"]
+        rows = json.loads(run(*options))["rows"]
     kept = json.loads((project / "config/calibration/cpu.json").read_text())["rows"]
     assert [row["macs_per_second"] for row in kept] == [row["macs_per_second"] for row in rows]
 
 
-def test_people_get_a_table_and_a_file(project, capsys, tmp_path):
+def test_people_get_a_table_and_a_file(run, tmp_path):
     out = tmp_path / "out.json"
-    text = bench(project, capsys, "train", "--methods", "standard", "--archs", "lenet5", *QUICK, "--out", str(out))
+    text = run("--methods", "standard", "--archs", "lenet5", *QUICK, "--out", str(out))
     assert text.splitlines()[0].split()[:3] == ["kind", "method", "arch"]
     assert json.loads(out.read_text())["benchmark"] == "train"
 
 
-def test_a_script_of_the_project_is_a_benchmark_too(project, capfd):
-    (project / "benchmarks").mkdir()
-    (project / "benchmarks" / "mine.py").write_text("import sys; print(sys.argv[1:]); sys.exit(3)")
-    assert cli.main(["--project", str(project), "bench", "list"]) == 0
-    assert capfd.readouterr().out.split() == sorted([*benchmarking.names(), "mine"])
-    assert cli.main(["--project", str(project), "bench", "mine", "--repeats", "2", "--json"]) == 3
-    assert capfd.readouterr().out.strip() == "['--repeats', '2']"
+def test_the_script_runs_by_itself_in_any_folder(tmp_path):
+    script = [sys.executable, str(ROOT / "benchmarks" / "train.py"), "--archs", "lenet6", "--scale", "quickstart"]
+    done = subprocess.run(script, cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "benchmarks/train.py: unknown net 'lenet6'" in done.stderr
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
-        (["trian"], "unknown benchmark 'trian' (did you mean 'train'?); allowed: attack"),
-        (["train", "--repeats", "0"], "--repeats 0: allowed: 1 or more"),
-        (["train", "--methods", "standart", "--scale", "quickstart"], "unknown method 'standart'"),
-        (["train", "--archs", "lenet6", "--scale", "quickstart"], "unknown net 'lenet6'"),
+        (["--repeats", "0"], "--repeats 0: allowed: 1 or more"),
+        (["--methods", "standart", "--scale", "quickstart"], "unknown method 'standart'"),
+        (["--archs", "lenet6", "--scale", "quickstart"], "unknown net 'lenet6'"),
     ],
 )
-def test_wrong_options_are_told_in_a_line(project, capsys, options, said):
-    assert cli.main(["--project", str(project), "bench", *options]) == 2
-    assert said in capsys.readouterr().err
+def test_wrong_options_are_reported_in_one_line(project, capsys, options, message):
+    assert command.main(train, ["--project", str(project), *options]) == 2
+    assert message in capsys.readouterr().err

@@ -8,10 +8,10 @@ from torch import nn
 
 
 class Grouped(nn.Module):
-    """The nets' logits (E, B, K) for images (B, C, H, W), computed in one pass with their channels side by side.
+    """The nets' logits (E, B, K) for images (B, C, H, W), computed in one pass over their concatenated channels.
 
-    Batch norm over the channels of all nets is each net's own, also in training mode. The first convolution is dense,
-    for all nets see the same image.
+    Batch norm over all channels is each net's own, also in training mode. The first convolution is dense, since all
+    nets see the same image.
 
     Args:
         nets: residual nets of one architecture, of :func:`moat.models.nets.build`, with equal normalisation.
@@ -36,7 +36,7 @@ class Grouped(nn.Module):
 
 
 def _joined(parts: Sequence[nn.Module]) -> nn.Module:
-    """One layer for all nets' channels: a convolution in groups, or a batch norm."""
+    """One layer for the channels of all nets: a grouped convolution, or a batch norm."""
     first, count = parts[0], len(parts)
     if isinstance(first, nn.BatchNorm2d):
         joined: nn.Module = nn.BatchNorm2d(count * first.num_features, eps=first.eps, momentum=first.momentum)

@@ -1,8 +1,10 @@
-"""Measured rows beside what was wanted (``benchmarks/targets.yaml``), and the file that a machine's rows are kept in.
+"""Measured rows beside their targets (``benchmarks/targets.yaml``), and the file that keeps a machine's rows.
 
 A row says what was compared, ``ratio`` (how many times faster), its range, ``floor``, ``aim`` and the command.
 """
 
+import argparse
+import functools
 import importlib.metadata
 import os
 import re
@@ -14,12 +16,14 @@ import yaml
 
 from moat.base.errors import ConfigError
 from moat.base.files import read_json, write_json
+from moat.provenance import environment
 
 TARGETS = Path("benchmarks") / "targets.yaml"
 RESULTS = Path("benchmarks") / "results"
 COLUMNS = ("id", "case", "what", "ratio", "low", "high", "n", "floor", "aim", "exact")
 
 
+@functools.cache
 def targets(root: Path) -> dict[int, dict[str, Any]]:
     """Number of a row -> ``what``, ``against``, ``cases`` (case -> [floor, aim]), ``not_measured``.
 
@@ -28,44 +32,41 @@ def targets(root: Path) -> dict[int, dict[str, Any]]:
     """
     path = root / TARGETS
     if not path.exists():
-        raise ConfigError(f"{path}: no such file; benchmarks are run in the project's folder (--project)")
+        raise ConfigError(f"{path}: no such file; --project names a checkout of the project")
     return yaml.safe_load(path.read_text())
 
 
-def row(wanted: Mapping[int, Mapping], number: int, case: str, measured: Mapping[str, float], **facts) -> dict:
+def row(root: Path, number: int, case: str, measured: Mapping[str, float], **facts) -> dict:
     """A row of the table.
 
     Args:
+        root: of the project, whose targets the row is measured by.
         case: one that has no target has neither floor nor aim.
-        measured: of :func:`moat.benchmarking.timing.ratio`; empty where it could not be measured, see ``facts``.
+        measured: from :func:`benchlib.timing.ratio`; empty where it could not be measured, see ``facts``.
         facts: further keys: ``exact``, ``batch_size``, ``not_measured``, …
     """
-    target = wanted[number]
+    target = targets(root)[number]
     floor, aim = target["cases"].get(case, (None, None))
     limits = {"floor": floor, "aim": aim}
     about = {"id": number, "case": case, "what": target["what"], "against": target["against"]}
     return {**about, **(measured or {"ratio": None}), **limits, **facts}
 
 
-def conditions(root: Path, arguments) -> dict[str, Any]:
-    """What a run was made under, for each of its rows: another run may replace only some of a file's rows."""
-    from moat.provenance import environment
-
+def conditions(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The conditions of a run, kept with each of its rows: another run may replace only some rows of a file."""
     return {
         "command": arguments.command,
-        "threads": 1,
+        "threads": getattr(arguments, "threads", 1),
         "cores": f"{len(os.sched_getaffinity(0))} of {os.cpu_count()}",
         "load_average": round(os.getloadavg()[0], 1),
         "versions": {name: _version(name) for name in ("torch", "numpy")},
-        "commit": environment.git_commit(root),
+        "commit": environment.git_commit(arguments.project),
         **({"note": arguments.note} if arguments.note else {}),
     }
 
 
 def merge(root: Path, rows: Iterable[Mapping[str, Any]]) -> Path:
     """Put rows into ``benchmarks/results/<hardware>.json``; those of the same number and case are replaced."""
-    from moat.provenance import environment
-
     machine = environment.environment()
     path = root / RESULTS / f"{hardware_name(machine['hardware'])}.json"
     content = read_json(path) if path.exists() else {}
