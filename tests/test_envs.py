@@ -1,6 +1,8 @@
 """The environments agree: one set of versions, that of the lock file."""
 
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -49,6 +51,26 @@ def test_conda_with_pip_has_all_that_the_package_needs():
     names = {entry.partition("=")[0] for entry in conda() if isinstance(entry, str)}
     there = {normal(RENAMED.get(name, name)) for name in names} | {normal(entry.split("==")[0]) for entry in from_pip}
     assert {normal(name) for group, name in declared() if group in ("", "workflow")} <= there
+
+
+def test_every_module_imports_without_what_only_the_workflow_needs():
+    code = (
+        "import importlib, pkgutil, sys\n"
+        "sys.modules.update(dict.fromkeys(['snakemake', 'dvc', 'pulp', 'highspy']))\n"  # None: not to be imported
+        "import moat\n"
+        "for module in pkgutil.walk_packages(moat.__path__, 'moat.'):\n"
+        "    if not module.name.endswith('__main__'):\n"
+        "        importlib.import_module(module.name)\n"
+        "        print(module.name)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert {"moat.planning.budget", "moat.training.engine"} <= set(done.stdout.split())
+
+
+def test_the_core_leaves_the_workflow_to_its_extra():
+    groups = {name: group for group, name in declared()}
+    assert {groups[name] for name in ("snakemake", "pulp", "highspy")} == {"workflow"}
 
 
 @pytest.mark.parametrize("file", ["cpu.txt", "cuda.txt"])

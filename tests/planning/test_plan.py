@@ -285,6 +285,20 @@ def test_wrong_options_are_told_in_a_line(project, capsys, options, said):
     assert said in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("hidden", [["pulp"], ["highspy"], ["pulp", "highspy"]], ids=" ".join)
+def test_without_a_solver_there_is_a_plan_but_no_budget(project, capsys, monkeypatch, hidden):
+    command = ["--project", str(project.root), "plan", "--studies", "small", "--scale", "paper", "--hardware", "h200"]
+    assert cli.main(command) == 0
+    with_solver = capsys.readouterr().out
+    for name in hidden:
+        monkeypatch.setitem(sys.modules, name, None)
+    needs = f"a budget needs {' and '.join(hidden)}: pip install -c envs/requirements.lock -e '.[workflow]'"
+    assert cli.main(command) == 0
+    assert capsys.readouterr().out == f"{with_solver}budget        not available: {needs}\n"
+    assert cli.main([*command, "--budget-gpu-hours", "1"]) == 2
+    assert capsys.readouterr().err == f"moat plan: {needs}\n"
+
+
 def test_an_unknown_study_in_worth_is_named(project, capsys):
     path = project.root / "config/planner.yaml"
     path.write_text(path.read_text().replace("studies: {}", "studies: {dramo: 2}"))

@@ -4,12 +4,16 @@ An integer programme. Cells that need the same jobs become one item, jobs that a
 the paper grid's thousands of cells and jobs shrink to some hundred of each.
 """
 
+import importlib.util
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
 
 from moat.base.errors import ConfigError, MoatError
 
+#: The integer programme's modelling language and its solver. moat works without them, see :func:`missing_solver`.
+SOLVER = ("pulp", "highspy")
+INSTALL = "pip install -c envs/requirements.lock -e '.[workflow]'"
 # How far the solver may exceed the budget by rounding; prices are estimates of far less precision.
 TOLERANCE = 1e-6
 # Sums of the same worths in another order differ by less.
@@ -74,16 +78,24 @@ def buy(
         prices: job -> price, 0 or more, in the unit of the budget.
 
     Raises:
-        ConfigError: a budget that is negative or not a number.
+        ConfigError: a budget that is negative or not a number, or no solver is installed.
     """
     items = list(items)
     _check(budget)
+    if missing := missing_solver():
+        raise ConfigError(missing)
     problem = _aggregate(items, prices)
     chosen, bound = _solve(problem, budget, time_limit)
     at_least = _greedy(problem, budget)
     if _worth(problem, at_least) > _worth(problem, chosen):  # the search was cut short
         chosen = at_least
     return _purchase(items, prices, problem, chosen, bound)
+
+
+def missing_solver() -> str | None:
+    """What a budget needs and how to install it; None where it is installed."""
+    missing = [name for name in SOLVER if importlib.util.find_spec(name) is None]
+    return f"a budget needs {' and '.join(missing)}: {INSTALL}" if missing else None
 
 
 def buy_greedily(items: Iterable[Item], prices: Mapping[Hashable, float], budget: float) -> Purchase:
@@ -125,7 +137,7 @@ def _priced(item: Item, prices: Mapping[Hashable, float]) -> frozenset:
 
 def _solve(problem: _Lots, budget: float, time_limit: float) -> tuple[set[int], float]:
     """The chosen items and an upper bound of the worth."""
-    import pulp
+    import pulp  # an extra
 
     affordable = [n for n, lots in enumerate(problem.lots) if sum(problem.price[lot] for lot in lots) <= budget]
     if not affordable:

@@ -7,7 +7,7 @@ from typing import Any
 from moat.config.grid import Grid, Table
 from moat.config.project import Project
 from moat.planning import status
-from moat.planning.budget import buy
+from moat.planning.budget import buy, missing_solver
 from moat.planning.estimate import Estimate, estimate, items_of, snakemake_targets
 
 # What the source of a rate is called.
@@ -113,6 +113,8 @@ def lines(planned: Mapping[str, Any]) -> Iterator[str]:
     if "budget" in planned:
         yield ""
         yield from _budget(planned["budget"], planned["hardware"])
+    elif missing := missing_solver():
+        yield f"budget        not available: {missing}"
 
 
 def _totals(planned: Mapping[str, Any]) -> Iterator[str]:
