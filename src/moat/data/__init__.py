@@ -1,1 +1,1 @@
-"""Datasets: fetched and verified, prepared into one tensor file each, served as augmented batches."""
+"""Datasets: download and verify their files, prepare one tensor file per dataset, serve augmented batches."""

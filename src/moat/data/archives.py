@@ -1,4 +1,4 @@
-"""Members of tar and zip archives and of folders, read where they lie: nothing is ever extracted to disk."""
+"""Read the members of tar and zip archives, and of folders, without ever extracting anything to disk."""
 
 import lzma
 import stat
@@ -10,19 +10,19 @@ from pathlib import Path, PurePosixPath
 
 from moat.base.errors import DataError
 
-#: What the standard library raises on an archive that is cut short or is none.
+#: What the standard library raises for a truncated archive, or for a file that is no archive.
 BROKEN = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, NotImplementedError)
 
 Member = tuple[str, Callable[[], bytes]]
 
 
 def members(path: Path) -> Iterator[Member]:
-    """The regular files of an archive or folder as (name, function that reads it), one pass.
+    """Iterate over the regular files of an archive or folder as (name, function that reads the content).
 
-    Call a member's function before asking for the next member: a tar file is read as a stream.
+    Call a member's function before advancing to the next member: a tar file is read as a stream.
 
     Raises:
-        DataError: not an archive, truncated, or a member that is a link or points outside; names both.
+        DataError: not an archive, truncated, or a member that is a link or points outside; names both files.
     """
     if path.is_dir():
         yield from _folder_members(path)
@@ -36,7 +36,7 @@ def members(path: Path) -> Iterator[Member]:
 
 
 def read_members(path: Path, wanted: Callable[[str], bool]) -> dict[str, bytes]:
-    """The content of every member whose name is ``wanted``. Looks at all names: one that is unsafe is refused."""
+    """The content of every member whose name is ``wanted``. An unsafe name anywhere in the archive is an error."""
     return {name: read() for name, read in members(path) if wanted(name)}
 
 
@@ -78,7 +78,7 @@ def _zip_members(path: Path) -> Iterator[Member]:
 
 
 def _check_name(path: Path, name: str) -> None:
-    # A backslash or a drive letter would be a path on Windows.
+    # Backslashes and drive letters make a path on Windows.
     parts = PurePosixPath(name.replace("\\", "/")).parts
     if ".." in parts or (parts and (parts[0].startswith("/") or parts[0].endswith(":"))):
         raise DataError(f"{path}: member {name!r} points outside the archive; refused")

@@ -1,9 +1,9 @@
-"""Prepared datasets: official files -> one safetensors file per dataset and scale, and back.
+"""Prepared datasets: write the official files as one safetensors file per dataset and scale, and load that file.
 
-The file holds, for each of the splits train, val and test (CIFAR-10-C: test alone), ``<split>.images`` uint8
-(N, H, W, C), ``<split>.labels`` int64 (N,) and ``<split>.index`` int64 (N,), the rows in the official split; for
-CIFAR-10-C also ``test.corruption`` and ``test.severity``. Its metadata is one JSON document under the key "moat".
-The same files and parameters give the same bytes.
+For each split (train, val and test; CIFAR-10-C has only test) the file holds ``<split>.images`` uint8 (N, H, W, C),
+``<split>.labels`` int64 (N,) and ``<split>.index`` int64 (N,), the row numbers in the official split; for CIFAR-10-C
+also ``test.corruption`` and ``test.severity``. Its metadata is one JSON document under the key "moat". The same files
+and parameters give the same bytes.
 """
 
 import json
@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
 from moat.base.errors import ConfigError, DataError
 from moat.base.files import atomic_path, hash_file
@@ -24,7 +26,7 @@ from moat.data.splits import hold_out, stratified_order, subset
 if TYPE_CHECKING:
     import torch
 
-#: Raised when the same inputs would give another file.
+#: Incremented whenever the same inputs would give a different file.
 VERSION = 1
 
 
@@ -44,12 +46,12 @@ class Dataset:
     Attributes:
         name: as in ``config/datasets/<name>.yaml``.
         classes: names in label order.
-        mean, std: per channel, for pixels in [0, 1].
+        mean, std: per channel, of pixels in [0, 1].
         augment: {"crop_padding": pixels at this image size, "flip": bool}.
-        image_size: pixels a side.
+        image_size: height and width in pixels.
         splits: "train", "val", "test" -> :class:`Split`.
-        sha256: of the prepared file.
-        metadata: all that the file says about itself.
+        sha256: the prepared file's hash.
+        metadata: the prepared file's metadata.
     """
 
     name: str
@@ -74,20 +76,20 @@ def prepare(
     test_limit: int | None = None,
     validation: int | None = None,
 ) -> None:
-    """Read fetched files and write the prepared dataset ``out``, atomically.
+    """Read fetched files and write the prepared dataset to ``out``, atomically.
 
-    The validation images are taken out of the training split by a fixed permutation, before ``train_limit``.
+    The validation images are held out of the training split by a fixed permutation, before ``train_limit`` applies.
 
     Args:
         spec: the dataset's description (``config/datasets/<name>.yaml``).
-        source: folder that :func:`moat.data.fetch.fetch` filled.
-        image_size: pixels a side; None: as published.
-        train_limit, test_limit: at most so many images, classes in proportion; None: all. For CIFAR-10-C
-            ``test_limit`` counts the images of each corruption and severity.
-        validation: images held out; None: as the description says.
+        source: the folder that :func:`moat.data.fetch.fetch` filled.
+        image_size: height and width in pixels; None: as published.
+        train_limit, test_limit: the largest number of images, with the classes in proportion; None: all. For CIFAR-10-C
+            ``test_limit`` counts the images per corruption and severity.
+        validation: number of held-out images; None: as in the description.
 
     Raises:
-        DataError: files missing, changed since they were fetched, corrupt, or not what the description says.
+        DataError: files that are missing, corrupt, changed since they were fetched, or not as described.
         ConfigError: a parameter that this dataset cannot satisfy.
     """
     found = manifest.read(Path(source), spec["name"])
@@ -100,7 +102,11 @@ def prepare(
     tensors = _tensors(spec, raw, size, train_limit, test_limit, held_out)
     parameters = {"image_size": size, "train_limit": train_limit, "test_limit": test_limit, "validation": held_out}
     metadata = _metadata(spec, raw, classes, tensors, parameters, found)
-    _save(Path(out), tensors, metadata)
+    with atomic_path(out) as temporary:
+        try:
+            save_file(tensors, temporary, metadata={"moat": json.dumps(metadata, sort_keys=True)})
+        except SafetensorError as error:
+            raise DataError(f"{out}: cannot be written ({error}); nothing was written under this name") from error
 
 
 def _check_parameters(spec: Mapping[str, Any], size: int, *limits: int | None) -> None:
@@ -147,10 +153,10 @@ def _tensors(
 
 
 def _test_rows(raw: Raw, limit: int | None) -> np.ndarray:
-    """Rows of the test split: in an order whose every prefix is balanced; in the official order if it has blocks.
+    """The rows to keep of the test split, ordered so that every prefix is balanced by class.
 
-    A block of a corrupted test split holds the same images as all others, so it is cut to the images that the same
-    limit leaves of the clean split: corrupted and clean accuracy are then about the same images.
+    A corrupted test split consists of blocks, each of them with the same images. Every block is cut, in the official
+    order, to the images that the limit leaves of the clean split, so that both accuracies are about the same images.
     """
     _, labels = raw.splits["test"]
     order = stratified_order(labels[: len(labels) // raw.blocks])[:limit]
@@ -201,7 +207,7 @@ def _metadata(
         "image_size": size,
         "mean": spec["mean"],
         "std": spec["std"],
-        # The same fraction of the image whatever its size.
+        # The same fraction of the image at every size.
         "augment": {**augment, "crop_padding": round(augment["crop_padding"] * size / spec["image_size"])},
         "counts": {name.split(".")[0]: len(rows) for name, rows in tensors.items() if name.endswith(".labels")},
         "parameters": parameters,
@@ -210,23 +216,12 @@ def _metadata(
     }
 
 
-def _save(out: Path, tensors: dict[str, np.ndarray], metadata: dict[str, Any]) -> None:
-    from safetensors import SafetensorError
-    from safetensors.numpy import save_file
-
-    with atomic_path(out) as temporary:
-        try:
-            save_file(tensors, temporary, metadata={"moat": json.dumps(metadata, sort_keys=True)})
-        except SafetensorError as error:
-            raise DataError(f"{out}: cannot be written ({error}); nothing was written under this name") from error
-
-
 # -- load ------------------------------------------------------------------
 def load(path: Path, splits: Sequence[str] = ("train", "val", "test")) -> Dataset:
-    """A prepared dataset, or some of its splits, as torch tensors on the CPU.
+    """Load a prepared dataset, or some of its splits, as torch tensors on the CPU.
 
     Raises:
-        DataError: the file is missing, truncated, not a prepared dataset, or has no such split; names file and reason.
+        DataError: the file is missing, truncated, no prepared dataset, or lacks a split; names the file and the reason.
     """
     path = Path(path)
     if not path.is_file():
@@ -236,15 +231,14 @@ def load(path: Path, splits: Sequence[str] = ("train", "val", "test")) -> Datase
     return Dataset(
         name=metadata["dataset"],
         **{key: metadata[key] for key in keys},
-        splits={split: _split(tensors, split) for split in splits},
+        splits={split: Split(**tensors[split]) for split in splits},
         sha256=hash_file(path),
         metadata=metadata,
     )
 
 
-def _read(path: Path, splits: Sequence[str]) -> tuple[dict[str, Any], dict[str, "torch.Tensor"]]:
-    from safetensors import SafetensorError, safe_open
-
+def _read(path: Path, splits: Sequence[str]) -> tuple[dict[str, Any], dict[str, dict[str, "torch.Tensor"]]]:
+    """The metadata, and for each split its tensors by name, ``index`` and the like under "columns"."""
     try:
         with safe_open(path, framework="pt") as stream:
             metadata = json.loads((stream.metadata() or {}).get("moat", "null"))
@@ -253,12 +247,12 @@ def _read(path: Path, splits: Sequence[str]) -> tuple[dict[str, Any], dict[str, 
             missing = [split for split in splits if split not in metadata["counts"]]
             if missing:
                 raise DataError(f"{path}: no split {missing[0]!r}; it has: {', '.join(metadata['counts'])}")
-            names = [name for name in stream.keys() if name.split(".")[0] in splits]  # noqa: SIM118 - not a dict
-            return metadata, {name: stream.get_tensor(name) for name in names}
+            tensors = {split: {"columns": {}} for split in splits}
+            for name in stream.keys():  # noqa: SIM118 - not a dict
+                split, _, column = name.partition(".")
+                if split in tensors:
+                    own = tensors[split] if column in ("images", "labels") else tensors[split]["columns"]
+                    own[column] = stream.get_tensor(name)
+            return metadata, tensors
     except (SafetensorError, OSError, ValueError) as error:
         raise DataError(f"{path}: not a whole safetensors file ({error})") from error
-
-
-def _split(tensors: Mapping[str, "torch.Tensor"], split: str) -> Split:
-    own = {name.split(".", 1)[1]: tensor for name, tensor in tensors.items() if name.startswith(f"{split}.")}
-    return Split(own.pop("images"), own.pop("labels"), own)

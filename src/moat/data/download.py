@@ -1,4 +1,4 @@
-"""One file from an address to a path: resumed, retried, and recognised when it is an error page."""
+"""Download one file: resume, retry, and recognise an error page that comes in its place."""
 
 import errno
 import http.client
@@ -18,24 +18,24 @@ import moat
 from moat.base.errors import DataError
 from moat.base.progress import progress
 
-#: Seconds before the second, third, … attempt.
+#: Seconds of waiting before the second, third, … attempt.
 BACKOFF = (1, 2, 4, 8)
 TIMEOUT = 60
 _BLOCK = 1 << 20
-#: Answers that say "later", as opposed to "no".
+#: HTTP status codes that mean "try again later".
 _TEMPORARY = {408, 425, 429, 500, 502, 503, 504}
 
 
-class _Again(Exception):
-    """This attempt failed in a way that the next one may not."""
+class _TransientError(Exception):
+    """An attempt failed, and the next one may succeed."""
 
 
-TRANSIENT = (_Again, http.client.HTTPException, urllib.error.URLError, ConnectionError, TimeoutError)
+TRANSIENT = (_TransientError, http.client.HTTPException, urllib.error.URLError, ConnectionError, TimeoutError)
 
 
 @dataclass
-class _Answer:
-    """An open source: what follows ``start``, ``total`` bytes altogether if known."""
+class _Response:
+    """An open source at byte ``start`` of ``total`` bytes, None if unknown."""
 
     stream: BinaryIO
     start: int
@@ -43,35 +43,46 @@ class _Answer:
 
 
 def download(address: str, part: Path, *, size: int | None, description: str) -> None:
-    """Bring the content of ``address`` to ``part``, going on where ``part`` ends if it exists already.
+    """Copy the content of ``address`` to ``part``, resuming at the end of ``part`` if it exists.
 
     Args:
         address: an http(s) or file URL, or a path.
-        size: bytes, if known: another size is refused before anything is transferred.
+        size: the size in bytes, if known; a source of another size is refused before the transfer.
 
     Raises:
-        DataError: names the address and the reason, after all attempts. ``part`` keeps what arrived.
+        DataError: all attempts failed; names the address and the reason. ``part`` keeps what arrived.
     """
     reached, failures = _size(part), 0
     while True:
         try:
             return _attempt(address, part, size, description)
         except TRANSIENT as error:
-            # A connection that breaks often but brings something each time is worth keeping.
+            # Count only the failures since the last progress: a connection that often breaks still gets there.
             failures = failures + 1 if _size(part) <= reached else 1
             reached = max(reached, _size(part))
             _wait(address, failures, error)
         except OSError as error:
-            raise _final(error, address, part) from error
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                message = f"{part}: no space left on the device while fetching {address}; the next call goes on here"
+            elif isinstance(error, FileNotFoundError):
+                message = f"{address}: {error.strerror}"
+            else:
+                message = f"{address} to {part}: {error}"
+            raise DataError(message) from error
 
 
 def read_text(address: str) -> str:
-    """A small text file at ``address``. Raises DataError like :func:`download`, FileNotFoundError where is none."""
+    """Read a small text file at ``address``.
+
+    Raises:
+        DataError: as for :func:`download`.
+        FileNotFoundError: there is no such file.
+    """
     failures = 0
     while True:
         try:
-            with _open(address, 0) as answer:
-                return answer.stream.read(_BLOCK).decode("utf-8", errors="replace")
+            with _open(address, 0) as response:
+                return response.stream.read(_BLOCK).decode("utf-8", errors="replace")
         except TRANSIENT as error:
             failures += 1
             _wait(address, failures, error)
@@ -82,7 +93,7 @@ def read_text(address: str) -> str:
 
 
 def _wait(address: str, failures: int, error: BaseException) -> None:
-    """Sleep before the next attempt, or give up."""
+    """Wait before the next attempt, or give up with a DataError."""
     reason = " ".join(str(getattr(error, "reason", error)).split()) or type(error).__name__
     if failures > len(BACKOFF):
         raise DataError(f"{address}: gave up after {failures} attempts: {reason}") from error
@@ -100,35 +111,35 @@ def _attempt(address: str, part: Path, size: int | None, description: str) -> No
         have = 0
     if size is not None and have == size:
         return
-    with _open(address, have) as answer:
-        if size is not None and answer.total is not None and answer.total != size:
-            raise DataError(f"{address}: has {answer.total} bytes; expected {size}")
-        _copy(answer, part, address, description)
+    with _open(address, have) as response:
+        if size is not None and response.total is not None and response.total != size:
+            raise DataError(f"{address}: has {response.total} bytes; expected {size}")
+        _copy(response, part, address, description)
 
 
-def _copy(answer: _Answer, part: Path, address: str, description: str) -> None:
-    first = answer.stream.read(_BLOCK)
-    if answer.start == 0 and first[:256].lstrip().lower().startswith((b"<!doctype html", b"<html")):
+def _copy(response: _Response, part: Path, address: str, description: str) -> None:
+    first = response.stream.read(_BLOCK)
+    if response.start == 0 and first[:256].lstrip().lower().startswith((b"<!doctype html", b"<html")):
         raise DataError(f"{address}: the server answered with an HTML page instead of the file")
     with (
         open(part, "r+b" if part.exists() else "wb") as target,
-        progress(answer.total, description=description, unit="B", initial=answer.start) as bar,
+        progress(response.total, description=description, unit="B", initial=response.start) as bar,
     ):
-        target.seek(answer.start)
+        target.seek(response.start)
         target.truncate()
         block = first
         while block:
             target.write(block)
             bar.update(len(block))
-            block = answer.stream.read(_BLOCK)
+            block = response.stream.read(_BLOCK)
         arrived = target.tell()
-    if answer.total is not None and arrived < answer.total:
-        raise _Again(f"the connection ended after {arrived} of {answer.total} bytes")
+    if response.total is not None and arrived < response.total:
+        raise _TransientError(f"the connection ended after {arrived} of {response.total} bytes")
 
 
 @contextmanager
-def _open(address: str, start: int) -> Iterator[_Answer]:
-    """Open an address at byte ``start``, or at 0 where the server cannot."""
+def _open(address: str, start: int) -> Iterator[_Response]:
+    """Open an address at byte ``start``, or at 0 if the server cannot resume."""
     if is_url(address) and urlsplit(address).scheme != "file":
         yield from _open_http(address, start)
         return
@@ -139,11 +150,11 @@ def _open(address: str, start: int) -> Iterator[_Answer]:
         total = os.fstat(stream.fileno()).st_size
         start = start if start <= total else 0
         stream.seek(start)
-        yield _Answer(stream, start, total)
+        yield _Response(stream, start, total)
 
 
-def _open_http(address: str, start: int) -> Iterator[_Answer]:
-    # "identity": a compressed transfer would have other lengths and ranges.
+def _open_http(address: str, start: int) -> Iterator[_Response]:
+    # "identity", because lengths and ranges of a compressed transfer would be those of the compressed bytes.
     headers = {"User-Agent": f"moat/{moat.__version__}", "Accept-Encoding": "identity"}
     if start:
         headers["Range"] = f"bytes={start}-"
@@ -152,10 +163,14 @@ def _open_http(address: str, start: int) -> Iterator[_Answer]:
     except urllib.error.HTTPError as error:
         with error:
             if error.code == 416:
-                # Nothing lies beyond what we have: either it is whole, or it is something else. Begin again.
+                # Nothing beyond byte ``start``: the part is either complete or another file's. Start over.
                 yield from _open_http(address, 0)
                 return
-            _refuse(address, error.code, error.reason)
+            if error.code in _TEMPORARY:
+                raise _TransientError(f"HTTP {error.code} {error.reason}") from error
+            if error.code in (404, 410):
+                raise FileNotFoundError(errno.ENOENT, f"no such file (HTTP {error.code})", address) from error
+            raise DataError(f"{address}: HTTP {error.code} {error.reason}") from error
     with response:
         resumed = response.status == 206 and response.headers.get("Content-Range", "").startswith(f"bytes {start}-")
         if response.status == 206 and not resumed:
@@ -163,32 +178,16 @@ def _open_http(address: str, start: int) -> Iterator[_Answer]:
         if response.headers.get_content_type() == "text/html" and not resumed:
             raise DataError(f"{address}: the server answered with an HTML page instead of the file")
         begin, length = (start if resumed else 0), response.headers.get("Content-Length")
-        yield _Answer(response, begin, begin + int(length) if length and length.isdigit() else None)
-
-
-def _refuse(address: str, code: int, reason: str) -> None:
-    if code in _TEMPORARY:
-        raise _Again(f"HTTP {code} {reason}")
-    if code in (404, 410):
-        raise FileNotFoundError(errno.ENOENT, f"no such file (HTTP {code})", address)
-    raise DataError(f"{address}: HTTP {code} {reason}")
-
-
-def _final(error: OSError, address: str, part: Path) -> DataError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return DataError(f"{part}: no space left on the device while fetching {address}; the next call goes on here")
-    if isinstance(error, FileNotFoundError):
-        return DataError(f"{address}: {error.strerror}")
-    return DataError(f"{address} to {part}: {error}")
+        yield _Response(response, begin, begin + int(length) if length and length.isdigit() else None)
 
 
 def is_url(address: str) -> bool:
-    """Whether an address is a URL and not a path."""
+    """Whether an address is a URL rather than a path."""
     return urlsplit(address).scheme in ("http", "https", "file")
 
 
 def as_path(address: str) -> Path:
-    """A file URL or a path as a path."""
+    """The path of a file URL, or the path itself."""
     return Path(unquote(urlsplit(address).path)) if is_url(address) else Path(address)
 
 
