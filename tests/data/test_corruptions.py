@@ -237,7 +237,7 @@ def test_glass_is_the_loop_over_the_pixels(reach):
     """What follows chains of copies in one go is the published loop, one pixel after the other."""
     side = 14
     inner = list(itertools.product(range(reach + 1, side - reach + 1), repeat=2))
-    moves = Draws([5]).below(2 * reach, (2, len(inner)))[0] - reach
+    moves = Draws([5]).randint(2 * reach, (2, len(inner)))[0] - reach
     value = np.arange(side * side).reshape(side, side)
     for number in reversed(range(len(inner))):
         row, column = inner[number]
@@ -275,8 +275,8 @@ def test_edges_and_equalisation():
     rows, columns = np.nonzero(found[0])
     assert not found[1].any() and found[0].sum() >= 16
     assert all({row, column} & {2, 3, 8, 9} for row, column in zip(rows, columns, strict=True))
-    assert np.unique(spatter._equalised(levels)[0]).tolist() == [0, 255]
-    assert (spatter._equalised(levels)[1] == 0).all()
+    assert np.unique(spatter._equalized(levels)[0]).tolist() == [0, 255]
+    assert (spatter._equalized(levels)[1] == 0).all()
 
 
 # -- random numbers ----------------------------------------------------------------
@@ -293,7 +293,7 @@ def test_streams_are_splitmix64():
         (lambda draws: draws.normal((50, 50)), 0, 1),
         (lambda draws: draws.uniform((50, 50)), 0, 3**-0.5),
         (lambda draws: draws.between(-45, 45, (2500,)), 0, 90 / 12**0.5),
-        (lambda draws: draws.below(6, (2500,)), 2.5, (35 / 12) ** 0.5),
+        (lambda draws: draws.randint(6, (2500,)), 2.5, (35 / 12) ** 0.5),
     ],
 )
 def test_distributions(draw, mean, deviation):

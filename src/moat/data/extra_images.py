@@ -1,4 +1,4 @@
-"""A file of further training images, for example generated ones, and how they are mixed with the data set's own."""
+"""Additional training images, such as generated ones, mixed into the epochs of a data set."""
 
 import math
 import zipfile
@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
 
 from moat.base.errors import DataError, unknown_name
 from moat.base.files import hash_file
@@ -17,15 +19,15 @@ from moat.data.seeding import generator
 
 @dataclass(frozen=True)
 class Mixture:
-    """The rows of an epoch over ``own`` images of the data set, followed by ``extra`` others.
+    """The rows of each epoch over ``own`` images of the data set, followed by ``extra`` additional ones.
 
-    An epoch has as many images as the data set, ``round(share * own)`` of them extra ones, all in random order. Each
-    epoch draws its rows anew, without replacement; extra images are repeated only where they are fewer than asked for.
+    An epoch has as many images as the data set, ``round(fraction * own)`` of them extra ones, in random order. The rows
+    are sampled anew each epoch, without replacement; extra images repeat only if there are fewer than an epoch needs.
     """
 
     own: int
     extra: int
-    share: float
+    fraction: float
 
     def __len__(self) -> int:
         return self.own
@@ -33,7 +35,7 @@ class Mixture:
     def __call__(self, seed: int, epoch: int) -> torch.Tensor:
         """Row numbers (own,), int64 on the CPU."""
         random = generator(seed, epoch, "extra images")
-        wanted = round(self.share * self.own)
+        wanted = round(self.fraction * self.own)
         rounds = math.ceil(wanted / self.extra)
         extra = torch.cat(
             [torch.randperm(self.extra, generator=random) for _ in range(rounds)] or [torch.empty(0).long()]
@@ -44,13 +46,13 @@ class Mixture:
 
 
 def load(path: Path, *, sha256: str, image_size: int, channels: int, num_classes: int) -> Split:
-    """The images of an .npz or .safetensors file: ``image`` uint8 (N, H, W, C) and ``label`` whole numbers (N,).
+    """Load an .npz or .safetensors file with ``image`` uint8 (N, H, W, C) and ``label`` integer (N,).
 
-    These are the names in the files of generated images that are commonly published.
+    Published files of generated images use these names.
 
     Raises:
-        DataError: the file is missing, not the one that ``sha256`` names, damaged, or not of this data set's kind;
-            names the file, what was found and what is allowed.
+        DataError: the file is missing, damaged, has another ``sha256``, or does not fit the data set; names the file,
+            what was found and what is allowed.
     """
     path = Path(path)
     if path.suffix not in _READERS:
@@ -70,7 +72,7 @@ def load(path: Path, *, sha256: str, image_size: int, channels: int, num_classes
 
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
     try:
-        # Never pickles: they run code.
+        # No pickles, which can run code.
         with np.load(path, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files if name in ("image", "label")}
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
@@ -78,9 +80,6 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
 
 
 def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
     try:
         return load_file(path)
     except (SafetensorError, OSError, ValueError) as error:

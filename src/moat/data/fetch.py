@@ -1,8 +1,8 @@
-"""Fetch a dataset's files: downloaded or copied, verified before anything opens them, then listed in a manifest.
+"""Fetch a dataset's files: download or copy them, verify them before anything opens them, and list them in a manifest.
 
-A file being transferred is called ``<name>.part``; the next call goes on where it ends. It gets its own name when
-size and checksum are right. From a mirror (a folder or a URL with ``SHA256SUMS``) the mirror's checksums count, as it
-may hold a subset; the manifest says which files are the official ones.
+During the transfer a file is called ``<name>.part``, which the next call resumes; it gets its final name once its size
+and checksum are right. A mirror (a folder or URL with ``SHA256SUMS``) may hold a subset of the data, so its own
+checksums apply; the manifest says which files are the official ones.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ SUMS = "SHA256SUMS"
 
 @dataclass(frozen=True)
 class _Wanted:
-    """One file: where it may come from, in order, and how it is recognised."""
+    """A file to fetch: its addresses in the order to try them, and its checksum and size where known."""
 
     name: str
     addresses: tuple[str, ...]
@@ -34,19 +34,19 @@ class _Wanted:
 
 
 def fetch(spec: Mapping[str, Any], into: Path, *, mirror: str | None = None) -> Path:
-    """Bring the files of a dataset to ``into`` and write ``into/manifest.json``, last.
+    """Fetch the files of a dataset into the folder ``into`` and finally write ``into/manifest.json``.
 
-    Files that are there already and right are left alone. Two calls for one folder take turns.
+    Files that are already there and correct stay as they are. Concurrent calls for one folder take turns.
 
     Args:
         spec: the dataset's description (``config/datasets/<name>.yaml``).
-        mirror: folder, or http(s) or file URL, that holds the files and ``SHA256SUMS``; None: the official addresses.
+        mirror: a folder, or http(s) or file URL, with the files and ``SHA256SUMS``; None: the official addresses.
 
     Returns:
-        The manifest's path; its fields are described in :mod:`moat.data.manifest`.
+        The manifest's path; see :mod:`moat.data.manifest`.
 
     Raises:
-        DataError: names the file and why it cannot be had; nothing is left under a final name then.
+        DataError: a file cannot be fetched; names it and the reason. Its final name stays free.
     """
     into = Path(into)
     try:
@@ -79,7 +79,7 @@ def _wanted(spec: Mapping[str, Any], mirror: str | None) -> list[_Wanted]:
 
 
 def _from_mirror(name: str, mirror: str, sums: Mapping[str, str]) -> _Wanted:
-    """The entry of SHA256SUMS called ``name``, in whatever folder of the mirror."""
+    """The file called ``name`` in SHA256SUMS, in any folder of the mirror."""
     found = [path for path in sums if path == name] or [path for path in sums if PurePosixPath(path).name == name]
     if len(found) != 1:
         what = "no entry" if not found else "several entries"
@@ -88,10 +88,10 @@ def _from_mirror(name: str, mirror: str, sums: Mapping[str, str]) -> _Wanted:
 
 
 def read_sums(mirror: str) -> dict[str, str]:
-    """A mirror's SHA256SUMS as path -> sha256.
+    """Read a mirror's SHA256SUMS as path -> sha256.
 
     Raises:
-        DataError: there is none (the mirror is refused then), or it is malformed.
+        DataError: it is missing or malformed; such a mirror is refused.
     """
     if "://" in mirror and not download.is_url(mirror):
         raise DataError(f"{mirror}: not a mirror; allowed: a folder, or an http, https or file URL")
@@ -131,7 +131,7 @@ def _fetch_file(wanted: _Wanted, into: Path) -> dict[str, Any]:
 
 
 def _transfer(wanted: _Wanted, part: Path, target: Path) -> dict[str, Any]:
-    """Try the addresses in order. A wrong checksum is tried once more from the start: the part may have been old."""
+    """Try the addresses in order, each once more after a wrong checksum: the resumed part may have been stale."""
     failures = []
     for address in wanted.addresses:
         for _ in range(2):
@@ -143,7 +143,9 @@ def _transfer(wanted: _Wanted, part: Path, target: Path) -> dict[str, Any]:
             entry = _describe(part)
             fault = _fault(entry, wanted)
             if fault is None:
-                _publish(part, target)
+                with open(part, "rb") as stream:
+                    os.fsync(stream.fileno())
+                os.replace(part, target)
                 return _entry(wanted, entry, address)
             part.unlink()
         else:
@@ -151,14 +153,8 @@ def _transfer(wanted: _Wanted, part: Path, target: Path) -> dict[str, Any]:
     raise DataError(f"{wanted.name} cannot be fetched: " + "; ".join(failures))
 
 
-def _publish(part: Path, target: Path) -> None:
-    with open(part, "rb") as stream:
-        os.fsync(stream.fileno())
-    os.replace(part, target)
-
-
 def _describe(path: Path) -> dict[str, Any]:
-    """Size and digests of a file, in one pass."""
+    """A file's size and digests, computed in one pass."""
     sha256, md5 = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
     with open(path, "rb") as stream:
         while block := stream.read(1 << 20):
@@ -168,7 +164,7 @@ def _describe(path: Path) -> dict[str, Any]:
 
 
 def _fault(entry: Mapping[str, Any], wanted: _Wanted) -> str | None:
-    """Why a file is not the wanted one, or None. md5 counts only where no sha256 is known."""
+    """Why a file is not the wanted one; None if it is. The md5 counts only if no sha256 is known."""
     if wanted.size is not None and entry["size"] != wanted.size:
         return f"has {entry['size']} bytes; expected {wanted.size}"
     kind = "sha256" if wanted.sha256 else "md5"
@@ -182,7 +178,7 @@ def _entry(wanted: _Wanted, entry: Mapping[str, Any], origin: str | None) -> dic
 
 
 def _previous_origin(into: Path, entry: Mapping[str, Any]) -> str | None:
-    """Where a file that is there already came from, if an earlier manifest says so; None: the user put it there."""
+    """The origin of a file that was already there, from an earlier manifest; None: the user put it there."""
     try:
         files = manifest.read_json(into / manifest.NAME)["files"]
         return next((file["origin"] for file in files if file["sha256"] == entry["sha256"]), None)

@@ -1,7 +1,7 @@
-"""One reader per file format. A dataset's YAML names its reader with ``format:``.
+"""The readers of file formats. A dataset's YAML selects its reader with ``format:``.
 
-A reader takes the dataset's description, the verified files and the wanted size, and returns :class:`Raw`.
-A new format is one function with the decorator ``@reader``. Those of encoded images are in
+A reader takes the dataset's description, the verified files and the image size, and returns :class:`Raw`. To add a
+format, write one function with the decorator ``@reader``. The readers of encoded images are in
 :mod:`moat.data.image_formats`.
 """
 
@@ -35,7 +35,7 @@ reader(image_formats.tiny_imagenet)
 
 @reader
 def cifar_pickle(spec: Spec, files: Mapping[str, Path], size: int) -> Raw:
-    """CIFAR-10 and CIFAR-100 for Python: a tar of pickled dicts; rows are 3 x 1024 bytes, red first."""
+    """CIFAR-10 and CIFAR-100 for Python: a tar of pickled dicts, whose rows are 3 planes (red first) of 1,024 bytes."""
     path, layout = only(spec, files), spec["layout"]
     wanted = {*listed(layout["train"]), *listed(layout["test"]), layout["names_member"]}
     content = {
@@ -71,19 +71,19 @@ def _cifar_split(path: Path, batches: list[tuple[str, dict[str, Any]]], labels_k
 
 @reader
 def svhn_mat(spec: Spec, files: Mapping[str, Path], size: int) -> Raw:
-    """SVHN, cropped digits: MATLAB files with X (32, 32, 3, N) and y (N, 1), where 10 stands for the digit 0."""
+    """SVHN's cropped digits: MATLAB files with X (32, 32, 3, N) and y (N, 1), where 10 is the label of the digit 0."""
     return Raw({split: _read_mat(role(spec, files, split)) for split in ("train", "test")})
 
 
 def _read_mat(path: Path) -> Pair:
-    import scipy.io
+    import scipy.io  # Here, because it takes half a second and only SVHN needs it.
 
     try:
         content = scipy.io.loadmat(path, variable_names=["X", "y"])
         pixels, labels = content["X"], content["y"].reshape(-1)
     except KeyError as error:
         raise DataError(f"{path}: no variable {error} in this MATLAB file") from error
-    # loadmat raises whatever its parsing runs into on broken content.
+    # On corrupt content loadmat raises almost any exception.
     except Exception as error:
         raise DataError(f"{path}: not a whole MATLAB 5 file ({error})") from error
     if pixels.ndim != 4 or pixels.shape[2] != 3 or pixels.dtype != np.uint8:
@@ -93,7 +93,7 @@ def _read_mat(path: Path) -> Pair:
 
 @reader
 def idx(spec: Spec, files: Mapping[str, Path], size: int) -> Raw:
-    """MNIST: gzipped IDX files, images and labels apart."""
+    """MNIST: gzipped IDX files, with images and labels in separate files."""
     splits = {}
     for split in ("train", "test"):
         pixels = _read_idx(role(spec, files, f"{split}-images"), dimensions=3)
@@ -102,7 +102,7 @@ def idx(spec: Spec, files: Mapping[str, Path], size: int) -> Raw:
 
 
 def _read_idx(path: Path, dimensions: int) -> np.ndarray:
-    """An IDX array of unsigned bytes: 0, 0, type 8, the number of dimensions, big-endian sizes, the bytes."""
+    """Read an IDX array: bytes 0, 0, 8 (the type "unsigned byte"), number of dimensions; big-endian sizes; the data."""
     try:
         with gzip.open(path) as stream:
             content = stream.read()
@@ -119,7 +119,7 @@ def _read_idx(path: Path, dimensions: int) -> np.ndarray:
 
 @reader
 def cifar_c(spec: Spec, files: Mapping[str, Path], size: int) -> Raw:
-    """CIFAR-10-C: a tar of <corruption>.npy, each five severities in blocks of equal length, and labels.npy."""
+    """CIFAR-10-C: a tar with labels.npy and files <corruption>.npy, each of five equal blocks, one per severity."""
     path = only(spec, files)
     arrays = {
         PurePosixPath(name).stem: _read_npy(read(), where=f"{path}: member {name}")
@@ -137,7 +137,7 @@ def cifar_c(spec: Spec, files: Mapping[str, Path], size: int) -> Raw:
     if not arrays:
         raise DataError(f"{path}: no member <corruption>.npy")
     names = sorted(arrays)
-    # One array at a time moves into the result: the official files are 2.9 GB.
+    # Move one array at a time: the official files have 2.9 GB.
     pixels = np.empty((len(names), *arrays[names[0]].shape), np.uint8)
     for index, name in enumerate(names):
         pixels[index] = arrays.pop(name)
@@ -158,8 +158,8 @@ def _read_npy(content: bytes, *, where: str) -> np.ndarray:
 
 @reader
 def digits(spec: Spec, files: Mapping[str, Path], size: int) -> Raw:
-    """scikit-learn's digits, grey levels 0..16 stretched to 0..255; of each class about a fifth is the test split."""
-    from sklearn.datasets import load_digits
+    """scikit-learn's digits, grey levels 0..16 scaled to 0..255; about a fifth of each class is the test split."""
+    from sklearn.datasets import load_digits  # Here, because it takes two seconds and only this reader needs it.
 
     bunch = load_digits()
     pixels = np.round(bunch.images * (255 / 16)).astype(np.uint8)[..., None]

@@ -1,4 +1,4 @@
-"""Readers of datasets whose images are encoded files, in a folder or an archive."""
+"""Readers of datasets whose images are JPEG, PNG or other image files, in a folder or an archive."""
 
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
@@ -14,7 +14,7 @@ IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".we
 
 
 def tiny_imagenet(spec: Spec, files: Mapping[str, Path], size: int) -> Raw:
-    """Tiny ImageNet: train/<class>/images/*, and val/images/* with classes in val/val_annotations.txt (the test)."""
+    """Tiny ImageNet: train/<class>/images/*, and as test split val/images/* with val/val_annotations.txt."""
     path = only(spec, files)
     content = {
         name.split("/", 1)[-1]: data
@@ -32,19 +32,15 @@ def tiny_imagenet(spec: Spec, files: Mapping[str, Path], size: int) -> Raw:
         if parts[0] == "train" and len(parts) == 4:
             train.append((name, parts[1]))
         elif parts[0] == "val":
-            test.append((name, _annotation(path, annotated, parts[-1])))
+            if parts[-1] not in annotated:
+                raise DataError(f"{path}: member val/images/{parts[-1]} has no class in val/val_annotations.txt")
+            test.append((name, annotated[parts[-1]]))
     pairs = {"train": train, "test": test}
     return Raw({split: _decode_all(path, content, rows, classes, spec, size) for split, rows in pairs.items()}, classes)
 
 
-def _annotation(path: Path, annotated: Mapping[str, str], name: str) -> str:
-    if name not in annotated:
-        raise DataError(f"{path}: member val/images/{name} has no class in val/val_annotations.txt")
-    return annotated[name]
-
-
 def image_folder(spec: Spec, files: Mapping[str, Path], size: int) -> Raw:
-    """Images in <split>/<class>/*, below any common folder, in a folder, tar or zip. Labels: classes sorted by name."""
+    """Images <split>/<class>/* in a folder, tar or zip, at any depth. Labels number the classes, sorted by name."""
     path = only(spec, files)
     layout = {split: spec.get("layout", {}).get(split, split) for split in ("train", "test")}
     content = archives.read_members(path, lambda name: _is_image(name) and name.split("/")[-3:-2] != [])

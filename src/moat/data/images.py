@@ -1,4 +1,4 @@
-"""Encoded images and pixel arrays to uint8 arrays of one size."""
+"""Decode and resize images: uint8 arrays of one size from image files or from pixel arrays."""
 
 import io
 import warnings
@@ -12,26 +12,29 @@ _MODES = {1: "L", 3: "RGB"}
 
 
 def decode(content: bytes, size: int, channels: int, *, where: str) -> np.ndarray:
-    """An encoded image as uint8 (size, size, channels), grey or RGB whatever the file holds.
+    """Decode an image file to uint8 (size, size, channels), converted to grey or RGB.
+
+    Args:
+        where: names the image in the error message.
 
     Raises:
-        DataError: ``where``, and why it cannot be decoded.
+        DataError: the image cannot be decoded; says why.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(content)) as image:
                 pixels = np.asarray(_fit(image.convert(_MODES[channels]), size))
-    # Pillow's readers raise whatever their parsing runs into on broken content.
+    # On corrupt content Pillow raises almost any exception.
     except Exception as error:
         raise DataError(f"{where}: corrupt image ({' '.join(str(error).split()) or type(error).__name__})") from error
     return pixels.reshape(size, size, channels)
 
 
 def fit(images: np.ndarray, size: int, channels: int) -> np.ndarray:
-    """Images uint8 (N, H, W, C) as (N, size, size, channels), by the same resizing as :func:`decode`.
+    """Resize images uint8 (N, H, W, C) to (N, size, size, channels) as :func:`decode` does.
 
-    A grey image is repeated over three channels where three are wanted; the converse is not done.
+    Grey images become RGB if three channels are wanted; RGB images never become grey.
     """
     if images.shape[3] == 1 and channels == 3:
         images = np.repeat(images, 3, axis=3)
@@ -45,7 +48,7 @@ def fit(images: np.ndarray, size: int, channels: int) -> np.ndarray:
 
 
 def _fit(image: Image.Image, size: int) -> Image.Image:
-    """Shorter side to ``size`` (bilinear, antialiased), then the centre square."""
+    """Resize the shorter side to ``size`` (bilinear, antialiased), then crop the centre square."""
     width, height = image.size
     if (width, height) == (size, size):
         return image

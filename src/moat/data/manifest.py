@@ -1,8 +1,8 @@
-"""``manifest.json``: what lies in a fetched folder. Written last, so a folder that has one is complete.
+"""``manifest.json`` lists the files of a fetched folder. It is written last, so that a folder with one is complete.
 
-{"version", "dataset", "mirror": where the files came from or null, "files": [{"name", "path", "sha256", "md5"?,
-"size", "origin", "official": whether it is the file that the dataset's description names}]}. A local folder of
-images has "folder": {"path", "files", "sha256"} instead of files, over all its files' names and contents.
+{"version", "dataset", "mirror": the files' source or null, "files": [{"name", "path", "sha256", "md5"?, "size",
+"origin", "official": whether it is the file that the dataset's description names}]}. For a local folder of images it
+has "folder" instead: {"path", "files": their number, "sha256": one hash of all names and contents}.
 """
 
 import hashlib
@@ -18,10 +18,10 @@ VERSION = 1
 
 
 def read(folder: Path, dataset: str) -> dict[str, Any]:
-    """The manifest of a fetched folder.
+    """Read the manifest of a fetched folder.
 
     Raises:
-        DataError: there is none, or it is another dataset's.
+        DataError: it is missing, or another dataset's.
     """
     path = folder / NAME
     if not path.is_file():
@@ -35,13 +35,16 @@ def read(folder: Path, dataset: str) -> dict[str, Any]:
 
 
 def verified_files(folder: Path, content: Mapping[str, Any]) -> dict[str, Path]:
-    """Name -> path of the files, each hashed again: nothing is opened that changed since it was fetched.
+    """Hash the files again, so that none that changed since it was fetched is opened, and return name -> path.
 
     Raises:
         DataError: a file is missing or differs from the manifest.
     """
     if content.get("folder"):
-        return {"folder": _verified_folder(content["folder"])}
+        path = Path(content["folder"]["path"])
+        if describe_folder(path)["sha256"] != content["folder"]["sha256"]:
+            raise DataError(f"{path}: this folder's content differs from {NAME}; run moat fetch again")
+        return {"folder": path}
     files = {}
     for file in content["files"]:
         path = folder / file["path"]
@@ -54,16 +57,8 @@ def verified_files(folder: Path, content: Mapping[str, Any]) -> dict[str, Path]:
     return files
 
 
-def _verified_folder(entry: Mapping[str, Any]) -> Path:
-    path = Path(entry["path"])
-    actual = describe_folder(path)
-    if actual["sha256"] != entry["sha256"]:
-        raise DataError(f"{path}: this folder's content differs from {NAME}; run moat fetch again")
-    return path
-
-
 def describe_folder(path: Path) -> dict[str, Any]:
-    """A local folder's entry: its number of files, and one sha256 over the names and contents of all.
+    """The manifest's entry for a local folder: its path, number of files, and one sha256 of all names and contents.
 
     Raises:
         DataError: no such folder.
@@ -79,7 +74,7 @@ def describe_folder(path: Path) -> dict[str, Any]:
 
 
 def sources(content: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """What identifies the files a prepared dataset was made of, without where they happened to lie."""
+    """The identity of the files that a dataset is prepared from: names and hashes, without their locations."""
     if content.get("folder"):
         return [{"name": "folder", "sha256": content["folder"]["sha256"], "official": False}]
     return [{key: file[key] for key in ("name", "sha256", "official")} for file in content["files"]]

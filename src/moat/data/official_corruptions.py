@@ -1,4 +1,4 @@
-"""Published corrupted test images (CIFAR-10-C and whatever has its layout), prepared, looked up image by image."""
+"""Look up published corrupted test images (CIFAR-10-C, or data of the same layout) in a prepared file."""
 
 import json
 from collections.abc import Sequence
@@ -14,11 +14,11 @@ from moat.data.datasets import VERSION
 
 
 class OfficialCorruptions:
-    """A prepared file of corrupted test images; each corruption and severity is read when it is asked for.
+    """A prepared file of corrupted test images. The images of a corruption and severity are read on demand.
 
     Attributes:
-        path, sha256: the file.
-        names: the corruptions that it holds.
+        path, sha256: the file and its hash.
+        names: the corruptions in it.
 
     Raises:
         DataError: no such file, or not a dataset of corruptions prepared by this version of moat.
@@ -40,18 +40,18 @@ class OfficialCorruptions:
         return cls(found) if found.exists() else None
 
     def lacks(self, indices: Sequence[int]) -> int:
-        """How many of these test images it does not hold: some for a subset of the published files, else none."""
+        """The number of these test images that are missing, as they are if the file holds a subset of the images."""
         return len({int(index) for index in indices} - set(self._columns["index"].tolist()))
 
     def images(self, corruption: str, severity: int, indices: Sequence[int], labels: Sequence[int]) -> np.ndarray:
-        """The corrupted versions of the test images of these indices, uint8 (N, H, W, C).
+        """The corrupted versions of the test images with these indices, uint8 (N, H, W, C).
 
         Args:
-            indices: each image's number in the official test split.
-            labels: the labels that these images have elsewhere, as a check that the same images are meant.
+            indices: row numbers in the official test split.
+            labels: the images' labels in the clean data set, which must be the same here.
 
         Raises:
-            DataError: no such corruption or severity, an image that is not there, or one of another label.
+            DataError: an unknown corruption or severity, a missing image, or one with another label.
         """
         where = f"{self.path}: {corruption}, severity {severity}"
         if corruption not in self.names:
@@ -74,12 +74,12 @@ class OfficialCorruptions:
         return block[places]
 
     def describe(self) -> dict[str, Any]:
-        """What a record should say of the file."""
+        """The source of the images, for an evaluation's record."""
         return {"source": "official", "dataset": self.dataset, "data_sha256": self.sha256}
 
 
 def _open(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Metadata, and all columns of the test split but the images."""
+    """The metadata, and all columns of the test split except the images."""
     if not path.is_file():
         raise DataError(f"{path}: no such file; make it with: moat prepare")
     try:

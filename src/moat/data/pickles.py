@@ -1,7 +1,7 @@
-"""CIFAR's pickles, read without giving them a way to run anything.
+"""Read CIFAR's pickles without letting them run code.
 
-The unpickler knows four names, those an array is pickled with, and maps them to inert records below; no numpy
-object is ever built or changed by the pickle itself.
+The unpickler resolves four names, those that a pickled array refers to, and maps them to the inert classes below: the
+pickle itself never creates or changes a numpy object.
 """
 
 import io
@@ -17,7 +17,7 @@ _DTYPES = {"u1", "i1", "i2", "i4", "i8", "f4", "f8", "b1"}
 
 
 class _Dtype:
-    """What the pickle says of a dtype."""
+    """A dtype's description in the pickle."""
 
     def __init__(self, code, *_):
         self.code, self.order = _text(code), "|"
@@ -32,7 +32,7 @@ class _Dtype:
 
 
 class _Array:
-    """What the pickle says of an array: (version, shape, dtype, Fortran order, bytes)."""
+    """An array's description in the pickle: (version, shape, dtype, Fortran order, bytes)."""
 
     def __init__(self, *_):
         self.state = None
@@ -52,7 +52,7 @@ class _Array:
 
 
 def _encode(text: str, encoding: str = "latin1") -> bytes:
-    # Python 3 writes bytes this way at protocol 2.
+    # Python 3 pickles bytes this way with protocol 2.
     if encoding != "latin1" or not isinstance(text, str):
         raise pickle.UnpicklingError(f"text encoded as {encoding!r}")
     return text.encode("latin1")
@@ -70,17 +70,20 @@ class _RestrictedUnpickler(pickle.Unpickler):
 
 
 def load(content: bytes, *, where: str) -> dict[str, Any]:
-    """A pickled dict of numbers, strings, lists and numeric arrays, written by Python 2 or 3. Keys become str.
+    """Load a dict of numbers, strings, lists and numeric arrays that Python 2 or 3 has pickled. Keys become str.
+
+    Args:
+        where: names the pickle in the error message.
 
     Raises:
-        DataError: ``where``, and what is wrong: not a pickle, not a dict, or anything beyond plain data.
+        DataError: not a pickle, not a dict, or not plain data.
     """
     try:
         result = _RestrictedUnpickler(io.BytesIO(content), encoding="bytes").load()
         if not isinstance(result, dict):
             raise pickle.UnpicklingError(f"it holds a {type(result).__name__}, not a dict")
         return {_text(key): value.array() if isinstance(value, _Array) else value for key, value in result.items()}
-    # A hostile pickle can make the unpickler raise almost anything; none of it is our defect.
+    # A malicious pickle can make the unpickler raise any exception.
     except Exception as error:
         raise DataError(f"{where}: refused pickle ({' '.join(str(error).split()) or type(error).__name__})") from error
 

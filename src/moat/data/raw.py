@@ -1,4 +1,4 @@
-"""A dataset as its files hold it, and what the readers of :mod:`moat.data.formats` share."""
+"""A dataset as it is in its files, and helpers of the readers in :mod:`moat.data.formats`."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,14 +15,14 @@ Pair = tuple[np.ndarray, np.ndarray]
 
 @dataclass(frozen=True)
 class Raw:
-    """A dataset as its files hold it.
+    """A dataset as it is in its files, before any split, limit or resizing.
 
     Attributes:
         splits: "train" and/or "test" -> (images uint8 (N, H, W, C), labels int (N,)).
-        classes: names in label order, where the files say them.
+        classes: names in label order, if the files have them.
         columns: further columns (N,) of the test split.
-        extra: what else the prepared file's metadata should say.
-        blocks: how many times the test split goes through the same images; 1 unless they are corrupted.
+        extra: further entries of the prepared file's metadata.
+        blocks: how many times the test split repeats the same images; more than 1 only for corrupted images.
     """
 
     splits: dict[str, Pair]
@@ -33,10 +33,12 @@ class Raw:
 
 
 def listed(value: str | list[str]) -> list[str]:
+    """A single name as a list."""
     return [value] if isinstance(value, str) else list(value)
 
 
 def only(spec: Spec, files: Mapping[str, Path]) -> Path:
+    """The single file of a dataset. Raises DataError if there are several."""
     if len(files) != 1:
         raise DataError(
             f"dataset {spec['name']}: format {spec['format']} reads one file or folder; there are {len(files)}"
@@ -45,6 +47,7 @@ def only(spec: Spec, files: Mapping[str, Path]) -> Path:
 
 
 def role(spec: Spec, files: Mapping[str, Path], role: str) -> Path:
+    """The file with ``role:`` in the dataset's description. Raises DataError if there is none."""
     for file in spec["files"]:
         if file.get("role") == role:
             return files[file["name"]]
@@ -52,6 +55,7 @@ def role(spec: Spec, files: Mapping[str, Path], role: str) -> Path:
 
 
 def require(path: Path, wanted: set[str], found: Mapping[str, Any]) -> None:
+    """Raise DataError unless all ``wanted`` members of the archive ``path`` were found."""
     missing = sorted(wanted - set(found))
     if missing:
         raise DataError(f"{path}: no member {', '.join(missing)} in this archive")

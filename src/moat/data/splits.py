@@ -1,18 +1,18 @@
-"""Which rows go where: the same for every run, machine and version of numpy.
+"""Assign rows to splits and subsets, the same for every run, machine and version of numpy.
 
-``numpy.random.RandomState`` is used because its streams are frozen for good; those of ``Generator`` may change.
+numpy guarantees that the streams of ``RandomState`` never change; those of ``Generator`` may.
 """
 
 import numpy as np
 
-#: Fixed: the held-out images must be the same for every run, whatever the run's own seed.
+#: Independent of the run's seed: every run must hold out the same images.
 SEED = 20260101
 
 
 def stratified_order(labels: np.ndarray, seed: int = SEED) -> np.ndarray:
-    """An order of all rows in which every prefix holds the classes in proportion, as far as whole rows allow.
+    """A random order of all rows in which every prefix has the classes in proportion, as far as whole rows allow.
 
-    Row k (in random order) of the n rows of its class sorts at (k + 1/2) / n; ties are broken at random.
+    The k-th of the n rows of a class (in random order) gets the position (k + 1/2) / n; ties are broken at random.
     """
     random = np.random.RandomState(seed)
     shuffled = random.permutation(len(labels))
@@ -24,13 +24,13 @@ def stratified_order(labels: np.ndarray, seed: int = SEED) -> np.ndarray:
 
 
 def hold_out(count: int, validation: int, seed: int = SEED) -> tuple[np.ndarray, np.ndarray]:
-    """Rows 0..count-1 as (kept, held out), each ascending; a larger ``validation`` holds out a superset."""
+    """Split the rows 0..count-1 into (kept, held out), both ascending. A larger ``validation`` gives a superset."""
     order = np.random.RandomState(seed).permutation(count)
     return np.sort(order[validation:]), np.sort(order[:validation])
 
 
 def subset(labels: np.ndarray, rows: np.ndarray, limit: int | None, seed: int = SEED) -> np.ndarray:
-    """At most ``limit`` of ``rows``, ascending, classes in proportion; a larger limit gives a superset."""
+    """At most ``limit`` of ``rows``, ascending, with classes in proportion. A larger limit gives a superset."""
     if limit is None or limit >= len(rows):
         return rows
     return np.sort(rows[stratified_order(labels[rows], seed)[:limit]])

@@ -1,7 +1,8 @@
-"""Common corruptions, generated: the 19 of CIFAR-10-C and of ImageNet-C at five severities.
+"""Generate common corruptions: the 19 of CIFAR-10-C and ImageNet-C, at five severities.
 
-One module per kind of corruption; its ``CORRUPTIONS`` names the functions. ``corrupt`` is loaded on first use, so
-that :mod:`moat.data.corruptions.severities` (names and parameters) needs no numpy.
+There is one module per kind of corruption, whose ``CORRUPTIONS`` maps names to functions. ``corrupt`` is loaded on
+first use, so that the configuration can import :mod:`moat.data.corruptions.severities` (names and parameters) without
+numpy. scipy is imported in the functions that use it: it takes a second, and :mod:`moat.attacks` imports this package.
 """
 
 import importlib

@@ -1,4 +1,4 @@
-"""Blurs that treat all images alike, and the glass that moves pixels: Gaussian, defocus, zoom, glass."""
+"""Gaussian, defocus and zoom blur, which are linear and the same for all images, and glass blur."""
 
 import functools
 
@@ -7,21 +7,21 @@ import numpy as np
 from moat.data.corruptions.draws import Draws
 from moat.data.corruptions.pixels import to_bytes, zoom_matrix
 
-# The published disk is drawn on at least 17 x 17 pixels.
+# The published disk is drawn on a grid of at least 17 x 17 pixels.
 _DISK_REACH = 8
 
 
 def gaussian_blur(images: np.ndarray, deviation: float, draws: Draws) -> np.ndarray:
-    """Gaussian filter, the image continued by its outermost pixels."""
+    """Gaussian filter; the image is padded with its edge pixels."""
     from scipy.ndimage import gaussian_filter
 
-    # On a scale from 0 to 1, because the rounding of this scale decides what even areas become.
+    # In [0, 1], as in the published generator: the rounding decides the level of uniform areas.
     blurred = gaussian_filter(images / 255.0, (0, deviation, deviation, 0), mode="nearest")
     return (np.clip(blurred, 0, 1) * 255).astype(np.uint8)
 
 
 def defocus_blur(images: np.ndarray, parameters: tuple[float, float], draws: Draws) -> np.ndarray:
-    """Correlation with a smoothed disk, the image continued by its mirror image (outermost pixels not repeated)."""
+    """Correlation with a smoothed disk; the image is padded by reflection, edge pixels not repeated."""
     from scipy.ndimage import correlate1d
 
     pixels = images.astype(np.float64)
@@ -33,7 +33,7 @@ def defocus_blur(images: np.ndarray, parameters: tuple[float, float], draws: Dra
 
 
 def zoom_blur(images: np.ndarray, parameters: tuple[float, float], draws: Draws) -> np.ndarray:
-    """Mean of the image and of its enlargements by factors from 1."""
+    """Mean of the image and its enlargements, with factors from 1."""
     matrix = _zoom_operator(images.shape[1], *parameters)
     count, size, _, channels = images.shape
     pixels = images.reshape(count, size * size, channels).transpose(1, 0, 2).reshape(size * size, -1)
@@ -43,13 +43,13 @@ def zoom_blur(images: np.ndarray, parameters: tuple[float, float], draws: Draws)
 
 
 def glass_blur(images: np.ndarray, parameters: tuple[float, int, int], draws: Draws) -> np.ndarray:
-    """Blur, pixels copied from nearby, the same blur.
+    """Blur, copy pixels from nearby, blur again.
 
-    The published loop means to swap two pixels but, by views of one array, copies one over the other.
+    The published loop intends to swap two pixels but, because both are views of one array, copies one over the other.
     """
     deviation, reach, passes = parameters
     count, size = images.shape[:2]
-    # Four bytes a pixel: they move as one number.
+    # Four bytes per pixel, so that a pixel moves as one number.
     pixels = np.zeros((count, size, size, 4), np.uint8)
     pixels[..., :3] = gaussian_blur(images, deviation, draws)
     flat = pixels.view(np.uint32).reshape(-1)
@@ -61,24 +61,24 @@ def glass_blur(images: np.ndarray, parameters: tuple[float, int, int], draws: Dr
 
 
 def _sources(size: int, reach: int, draws: Draws) -> np.ndarray:
-    """For each pixel, where its new value comes from: int64 (N, size * size).
+    """The source of each pixel's new value, int64 (N, size * size).
 
-    Pixels are gone through from the last row's end backwards. One that copies a pixel already gone through gets what
-    that one got; such chains are followed by doubling.
+    The published loop visits the pixels backwards from the end of the last row. A pixel that copies an already visited
+    one gets the value that one received; such chains are resolved by pointer doubling.
     """
     rows = np.arange(reach + 1, size - reach + 1)
     inner = (rows[:, None] * size + rows).ravel()
-    move = draws.below(2 * reach, (2, len(inner))) - reach
+    move = draws.randint(2 * reach, (2, len(inner))) - reach
     sources = np.broadcast_to(np.arange(size * size), (len(move), size * size)).copy()
     target = inner + move[:, 0] * size + move[:, 1]
     if reach == 1:
-        # Moves up and to the left only: no chains.
+        # Moves are up and to the left only, so there are no chains.
         sources[:, inner] = target
         return sources
-    gone_through = np.zeros(size * size, dtype=bool)
-    gone_through[inner] = True
+    visited = np.zeros(size * size, dtype=bool)
+    visited[inner] = True
     follow = sources.copy()
-    earlier = (target > inner) & gone_through[target]
+    earlier = (target > inner) & visited[target]
     follow[:, inner] = np.where(earlier, target, inner)
     sources[:, inner] = target
     while True:
@@ -90,21 +90,21 @@ def _sources(size: int, reach: int, draws: Draws) -> np.ndarray:
 
 @functools.lru_cache(maxsize=32)
 def _disk_terms(radius: float, smoothing: float) -> list[tuple[np.ndarray, np.ndarray]]:
-    """The filter as a sum of separable ones: weights downwards and to the right, of odd length."""
+    """The disk as a sum of separable filters: vertical and horizontal weights of odd length."""
     kernel = _disk(radius, smoothing).astype(np.float64)
     columns, strengths, rows = np.linalg.svd(kernel)
     used = strengths > 1e-9 * strengths[0]
     terms = zip(strengths[used], columns.T[used], rows[used], strict=True)
-    return [(strength * _even(column), _even(row)) for strength, column, row in terms]
+    return [(strength * _symmetrize(column), _symmetrize(row)) for strength, column, row in terms]
 
 
-def _even(weights: np.ndarray) -> np.ndarray:
-    """Without the rounding of the decomposition: the disk is the same in a mirror (and such filters are faster)."""
+def _symmetrize(weights: np.ndarray) -> np.ndarray:
+    """Remove the rounding of the decomposition: the disk is symmetric, and scipy's symmetric filters are faster."""
     return (weights + weights[::-1]) / 2
 
 
 def _disk(radius: float, smoothing: float) -> np.ndarray:
-    """The smoothed disk in float32, of odd side."""
+    """The smoothed disk, float32, with an odd number of rows and columns."""
     from scipy.ndimage import correlate1d
 
     reach = _DISK_REACH if radius <= _DISK_REACH else radius
@@ -116,14 +116,14 @@ def _disk(radius: float, smoothing: float) -> np.ndarray:
     weights = (weights / weights.sum()).astype(np.float32)
     for axis in (0, 1):
         disk = correlate1d(disk, weights, axis=axis, mode="mirror")
-    # The outermost weights of a small disk are 0.
+    # Cut off the zeros around a small disk.
     edge = np.flatnonzero(disk.any(axis=0))[0]
     return disk[edge : len(disk) - edge, edge : len(disk) - edge]
 
 
 @functools.lru_cache(maxsize=16)
 def _zoom_operator(size: int, stop: float, step: float):
-    """A sparse matrix (size * size, size * size) of float32 that maps pixels to blurred ones."""
+    """The blur as a sparse float32 matrix (size * size, size * size) over the pixels."""
     from scipy import sparse
 
     factors = np.arange(1, stop, step)

@@ -1,26 +1,27 @@
-"""Brightness, saturation and contrast, with the published generator's rounding: float64, operation by operation."""
+"""Brightness, saturation and contrast, rounded as by the published generator: float64, operation by operation."""
 
 import numpy as np
 
 from moat.data.corruptions.draws import Draws
 
-# For red, green and blue, which sixths of the hue circle show the value there, and which the middle: bits 0 to 5.
+# For red, green and blue: the sixths of the hue circle (bits 0 to 5) in which the channel has the largest value, and
+# those in which it has the middle one.
 _PLACES = ((0b100001, 0b010010), (0b000110, 0b001001), (0b011000, 0b100100))
 
 
 def brightness(images: np.ndarray, added: float, draws: Draws) -> np.ndarray:
-    """``added`` to the value of hue, saturation and value."""
+    """Add ``added`` to the value in HSV."""
     return _in_hsv(images, lambda saturation, value: (saturation, np.clip(value + added, 0, 1)))
 
 
 def saturate(images: np.ndarray, parameters: tuple[float, float], draws: Draws) -> np.ndarray:
-    """The saturation of hue, saturation and value times a factor, plus a constant."""
+    """Multiply the saturation in HSV by a factor and add a constant."""
     factor, added = parameters
     return _in_hsv(images, lambda saturation, value: (np.clip(saturation * factor + added, 0, 1), value))
 
 
 def contrast(images: np.ndarray, factor: float, draws: Draws) -> np.ndarray:
-    """Distances to each channel's mean times ``factor``."""
+    """Scale the differences to each channel's mean by ``factor``."""
     pixels = images / 255.0
     means = np.mean(pixels, axis=(1, 2), keepdims=True)
     pixels -= means
@@ -32,7 +33,7 @@ def contrast(images: np.ndarray, factor: float, draws: Draws) -> np.ndarray:
 
 
 def _in_hsv(images: np.ndarray, change) -> np.ndarray:
-    """``change(saturation, value)`` between the colour spaces."""
+    """Convert to HSV, apply ``change(saturation, value)``, and convert back."""
     red, green, blue = (np.ascontiguousarray(images[..., channel]) for channel in range(3))
     highest = np.maximum(np.maximum(red, green), blue)
     lowest = np.minimum(np.minimum(red, green), blue)
@@ -44,7 +45,7 @@ def _in_hsv(images: np.ndarray, change) -> np.ndarray:
     delta[grey] = 0
     saturation = np.divide(delta, value, out=np.zeros_like(delta), where=highest > 0)
     saturation, value = change(saturation, value)
-    # In odd sixths the middle falls towards the next one, in even ones it rises.
+    # The middle value falls within odd sixths of the circle and rises within even ones.
     np.subtract(1, rest, out=rest, where=(sixth & 1) == 0)
     parts = (value, value * (1 - rest * saturation), value * (1 - saturation))
     top, middle, bottom = ((np.clip(part, 0, 1, out=part) * 255).astype(np.uint8) for part in parts)
@@ -56,9 +57,9 @@ def _in_hsv(images: np.ndarray, change) -> np.ndarray:
 
 
 def _hue(channels, highest: np.ndarray, grey: np.ndarray, delta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Which sixth of the hue circle, uint8 0 to 5, and how far into it, float64 0 to 1; 0 and 0 for grey."""
+    """The sixth of the hue circle, uint8 0 to 5, and the position in it, float64 0 to 1; 0 and 0 for grey."""
     red, green, blue = channels
-    # Where several channels are highest, blue goes before green before red.
+    # Ties for the highest channel go to blue, then to green.
     is_blue = (blue == highest) & ~grey
     is_green = (green == highest) & ~is_blue & ~grey
     plus = np.where(is_blue, red, np.where(is_green, blue, green))

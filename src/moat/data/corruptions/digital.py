@@ -1,4 +1,4 @@
-"""Pixelation and JPEG compression, by Pillow, which the published generators use."""
+"""Pixelation and JPEG compression with Pillow, as in the published generators."""
 
 from io import BytesIO
 
@@ -9,7 +9,7 @@ from moat.data.corruptions.draws import Draws
 
 
 def pixelate(images: np.ndarray, scale: float, draws: Draws) -> np.ndarray:
-    """Shrunk and enlarged again, box filter both times."""
+    """Shrink and enlarge again, both with a box filter."""
     size = images.shape[1]
     small = max(1, int(size * scale))
     result = np.empty_like(images)
@@ -20,7 +20,7 @@ def pixelate(images: np.ndarray, scale: float, draws: Draws) -> np.ndarray:
 
 
 def jpeg_compression(images: np.ndarray, quality: int, draws: Draws) -> np.ndarray:
-    """Through a JPEG file of this quality."""
+    """Save as JPEG of this quality and load again."""
     result = np.empty_like(images)
     for number, image in enumerate(images):
         with BytesIO() as file:

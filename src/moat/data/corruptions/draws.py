@@ -1,4 +1,4 @@
-"""Random numbers of a batch in which every image has its own stream, drawn for all images at once."""
+"""Vectorized random numbers for a batch in which every image has its own stream."""
 
 import functools
 import math
@@ -12,10 +12,10 @@ _ROUNDS = ((np.uint64(30), np.uint64(0xBF58476D1CE4E5B9)), (np.uint64(27), np.ui
 
 
 class Draws:
-    """Streams of random numbers, one per image, which depend on the image's key alone.
+    """One stream of random numbers per image, which depends only on the image's key.
 
     Args:
-        keys: a whole number from 0 to 2**64 - 1 per image, e.g. of :func:`moat.data.seeding.derive_seed`.
+        keys: per image an integer from 0 to 2**64 - 1, such as :func:`moat.data.seeding.derive_seed` returns.
     """
 
     def __init__(self, keys: Sequence[int]):
@@ -36,31 +36,31 @@ class Draws:
         value ^= value >> np.uint64(31)
         return value
 
-    def sixteen(self, shape: tuple[int, ...]) -> np.ndarray:
-        """Uniform whole numbers from 0 to 65,535: uint16 (N, \\*shape)."""
+    def uint16(self, shape: tuple[int, ...]) -> np.ndarray:
+        """Uniform integers from 0 to 65,535: uint16 (N, \\*shape)."""
         count = math.prod(shape)
         found = self.bits(-(-count // 4)).astype("<u8", copy=False).view("<u2")
         return found[:, :count].reshape(len(found), *shape)
 
     def uniform(self, shape: tuple[int, ...]) -> np.ndarray:
-        """Uniform in (-1, 1), at 65,536 places: float32 (N, \\*shape)."""
-        return self.sixteen(shape).astype(np.float32) * np.float32(2 / 65536) - np.float32(65535 / 65536)
+        """Uniform on 65,536 values in (-1, 1): float32 (N, \\*shape)."""
+        return self.uint16(shape).astype(np.float32) * np.float32(2 / 65536) - np.float32(65535 / 65536)
 
     def normal(self, shape: tuple[int, ...]) -> np.ndarray:
-        """Standard normal, at its quantiles (k + 1/2) / 65,536: float32 (N, \\*shape)."""
-        return _normal_quantiles()[self.sixteen(shape)]
+        """Standard normal, from its quantiles at (k + 1/2) / 65,536: float32 (N, \\*shape)."""
+        return _normal_quantiles()[self.uint16(shape)]
 
     def between(self, low: float, high: float, shape: tuple[int, ...] = ()) -> np.ndarray:
         """Uniform in [low, high) with 53 random bits: float64 (N, \\*shape)."""
         unit = (self.bits(math.prod(shape)) >> np.uint64(11)).astype(np.float64) * 2.0**-53
         return low + (high - low) * unit.reshape(len(unit), *shape)
 
-    def below(self, limit: int, shape: tuple[int, ...] = ()) -> np.ndarray:
-        """Uniform whole numbers from 0 to limit - 1 (limit up to 65,536): int64 (N, \\*shape).
+    def randint(self, limit: int, shape: tuple[int, ...] = ()) -> np.ndarray:
+        """Uniform integers from 0 to limit - 1, for a limit up to 65,536: int64 (N, \\*shape).
 
-        The shares of two numbers differ by at most limit / 65,536.
+        The probabilities of two integers differ by at most 1 / 65,536.
         """
-        drawn = self.sixteen(shape or (1,)).astype(np.int64) * limit >> 16
+        drawn = self.uint16(shape or (1,)).astype(np.int64) * limit >> 16
         return drawn.reshape(len(drawn), *shape)
 
 

@@ -1,4 +1,4 @@
-"""Elastic deformation: a random affine map, then random displacements."""
+"""Elastic deformation: a random affine map, then smooth random displacements."""
 
 import functools
 
@@ -11,9 +11,9 @@ from moat.data.corruptions.pixels import gaussian_matrix, interleaved, planes, s
 
 
 def elastic_transform(images: np.ndarray, parameters: tuple[float, float, float, str], draws: Draws) -> np.ndarray:
-    """Three corners moved, the image resampled, then every pixel taken from a smoothly varying place nearby."""
+    """Resample the image so that three of its points move, then displace every pixel by a smooth random field."""
     size = images.shape[1]
-    unit = size if parameters[3] == "share" else 1
+    unit = size if parameters[3] == "fraction" else 1
     displacement, smoothing, corner = (unit * length for length in parameters[:3])
     pixels = torch.from_numpy(planes(images, np.float32))
     pixels = _resample(pixels, *_affine(size, corner, draws), align=True)
@@ -26,7 +26,7 @@ def elastic_transform(images: np.ndarray, parameters: tuple[float, float, float,
 
 
 def _affine(size: int, corner: float, draws: Draws) -> tuple[np.ndarray, np.ndarray]:
-    """Where each pixel comes from: x and y, float64 (N, size, size)."""
+    """The source coordinates x and y of each pixel, float64 (N, size, size)."""
     centre, reach = size // 2, size // 3
     points = np.array([[reach, reach], [reach, -reach], [-reach, -reach]], np.float64) + centre
     moved = points + draws.between(-corner, corner, (3, 2))
@@ -39,7 +39,7 @@ def _affine(size: int, corner: float, draws: Draws) -> tuple[np.ndarray, np.ndar
 
 
 def _resample(pixels: torch.Tensor, x: np.ndarray, y: np.ndarray, *, align: bool) -> torch.Tensor:
-    """Bilinear, the image continued by its mirror image: ``align`` says that the outermost pixels are not repeated."""
+    """Sample at x and y bilinearly, with reflection padding; with ``align`` edge pixels are not repeated."""
     size = pixels.shape[-1]
     grid = np.stack([x, y], axis=-1)
     grid = 2 * grid / (size - 1) - 1 if align else (2 * grid + 1) / size - 1

@@ -1,4 +1,4 @@
-"""Corrupted versions of images."""
+"""Apply corruptions to images."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -17,7 +17,7 @@ FUNCTIONS = {
     for name, function in module.CORRUPTIONS.items()
 }
 
-# Values worked on at once: they stay in a core's cache, unless the work is done for groups of like images.
+# Values processed at once, few enough to stay in a core's cache; more for the corruptions that group similar images.
 _VALUES = 2**17
 _GROUPED_VALUES = 2**21
 _GROUPED = ("motion_blur", "snow", "spatter")
@@ -33,24 +33,24 @@ def corrupt(
     severities: Literal["cifar10-c", "imagenet-c"] = "cifar10-c",
     indices: Sequence[int] | None = None,
 ) -> np.ndarray:
-    """Images under one corruption, uint8 (N, H, W, C); the same images that the suite of this name evaluates.
+    """Corrupt images as the suite of this corruption does; returns uint8 (N, H, W, C).
 
-    An image's random numbers depend on ``seed``, the corruption, the severity and the image's index alone.
-    Without random numbers, and equal to the published generator's bytes but for rounding: defocus_blur, zoom_blur,
-    brightness, contrast, pixelate, jpeg_compression, gaussian_blur, saturate. ``frost`` differs from the published
-    one: its textures are computed, where that one cuts pieces out of photographs.
+    An image's random numbers depend only on ``seed``, the corruption, the severity and the image's index. These
+    corruptions are deterministic and, except for rounding, equal to the published generator's: defocus_blur,
+    zoom_blur, brightness, contrast, pixelate, jpeg_compression, gaussian_blur, saturate. ``frost`` differs from the
+    published one: its textures are synthetic instead of photographs.
 
     Args:
-        images_uint8_NHWC: uint8 (N, H, W, 3), or (N, H, W, 1) for grey, which becomes the first of three equal
-            channels; square, at least 4 pixels a side.
-        name: one of ``moat.data.corruptions.severities.NAMES``, e.g. ``"fog"``.
+        images_uint8_NHWC: uint8 (N, H, W, 3), or grey (N, H, W, 1), which is corrupted as three equal channels, of
+            which the first is returned; square, at least 4 pixels a side.
+        name: one of ``moat.data.corruptions.severities.NAMES``, such as ``"fog"``.
         severity: 1 to 5.
-        severities: whose parameters. ImageNet-C's are meant for 224 pixels and are far harsher on small images.
-        indices: each image's number in its data set; 0 to N-1 if not given.
+        severities: the parameters to use. ImageNet-C's are meant for 224 pixels, and far harsher on small images.
+        indices: each image's index in its data set; default: 0 to N-1.
 
     Raises:
         ConfigError: unknown name, severity or severities.
-        DataError: something else than such images, or as many indices as images.
+        DataError: not such images, or a different number of indices than images.
     """
     indices = range(len(images_uint8_NHWC)) if indices is None else indices
     purpose = f"evaluate {setting_name(name, severity, severities)}"
@@ -61,7 +61,7 @@ def corrupt(
 def corrupt_with_keys(
     images: np.ndarray, name: str, severity: int, *, keys: Sequence[int], severities: str = "cifar10-c"
 ) -> np.ndarray:
-    """:func:`corrupt` with the key of each image's random numbers, a whole number from 0 to 2**64 - 1."""
+    """:func:`corrupt` with the key of each image's random numbers, an integer from 0 to 2**64 - 1."""
     parameters = _parameters(name, severity, severities)
     _check_images(images, keys)
     colour_images = images if images.shape[3] == 3 else np.repeat(images, 3, axis=3)

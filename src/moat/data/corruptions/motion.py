@@ -1,4 +1,4 @@
-"""Motion blur along a straight path of random direction, as ImageMagick's ``-motion-blur`` computes it."""
+"""Motion blur along a straight path of random direction, computed as by ImageMagick's ``-motion-blur``."""
 
 import functools
 
@@ -7,20 +7,20 @@ import numpy as np
 from moat.data.corruptions.draws import Draws
 
 _WIDEST = 45.0
-# A lighter pixel of a path cannot change a level by more than a thousandth.
+# Pixels of smaller weight are left out: they change a level by at most a thousandth.
 _LIGHTEST = 4e-6
 
 
 def motion_blur(images: np.ndarray, parameters: tuple[float, float], draws: Draws) -> np.ndarray:
-    """Blur along directions uniform in (-45, 45) degrees."""
+    """Blur along directions drawn uniformly from (-45, 45) degrees."""
     return blur_along(images, *parameters, draws.between(-_WIDEST, _WIDEST))
 
 
 def blur_along(images: np.ndarray, radius: float, deviation: float, angles: np.ndarray) -> np.ndarray:
-    """Each image (N, H, W, C) blurred along its own direction, in degrees (N,); rounded to uint8.
+    """Blur each image (N, H, W, C) along its own direction, in degrees (N,); rounded to uint8.
 
-    Pixel p becomes the mean of those at p + offset i for i from 0 to 2 * radius, weighted by a normal density of i; the
-    image is continued by its outermost pixels. Images of equal offsets are worked on together.
+    A pixel p becomes the mean of the pixels p + offset i, i = 0 to 2 * radius, weighted by a normal density of i; the
+    image is padded with its edge pixels. Images with the same offsets are processed together.
     """
     weights = _weights(radius, deviation)
     paths, members = _paths(len(weights), angles)
@@ -35,7 +35,7 @@ def blur_along(images: np.ndarray, radius: float, deviation: float, angles: np.n
 
 
 def _blur_along_one(padded: np.ndarray, path: np.ndarray, weights: np.ndarray, size: int) -> np.ndarray:
-    """Images (n, H, W, C), padded so that ``path`` does not leave them, along one path; floating point (n, …)."""
+    """Blur images (n, H, W, C), padded to contain ``path``, along it: float32 (n, size, size, C)."""
     pixels = padded.astype(np.float32)
     total = np.full((len(padded), size, size, padded.shape[3]), np.float32(0.5))
     part = np.empty_like(total)
@@ -53,7 +53,7 @@ def _weights(radius: float, deviation: float) -> np.ndarray:
 
 
 def _paths(length: int, angles: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The different paths, int64 (P, length, 2) of (down, right), and the number of each image's."""
+    """The distinct paths, int64 (P, length, 2) of (down, right), and the number of each image's path (N,)."""
     steps = np.arange(length)
     radians = np.deg2rad(angles)[:, None]
     offsets = np.stack([np.ceil(steps * f(radians) - 0.5) for f in (np.sin, np.cos)], axis=-1).astype(np.int64)

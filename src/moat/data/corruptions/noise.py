@@ -7,7 +7,7 @@ import numpy as np
 from moat.data.corruptions.draws import Draws
 from moat.data.corruptions.pixels import to_bytes
 
-# Of Poisson's distribution, as many quantiles for each of the 256 levels.
+# Each of the 256 levels has 2**14 quantiles of the Poisson distribution.
 _QUANTILE_BITS = 14
 
 
@@ -30,14 +30,14 @@ def speckle_noise(images: np.ndarray, deviation: float, draws: Draws) -> np.ndar
 
 def shot_noise(images: np.ndarray, photons: float, draws: Draws) -> np.ndarray:
     """Poisson(x * photons) / photons."""
-    place = (draws.sixteen(images.shape[1:]) >> np.uint16(16 - _QUANTILE_BITS)).astype(np.int32)
+    place = (draws.uint16(images.shape[1:]) >> np.uint16(16 - _QUANTILE_BITS)).astype(np.int32)
     place |= images.astype(np.int32) << _QUANTILE_BITS
     return _poisson_quantiles(photons).take(place)
 
 
 @functools.lru_cache(maxsize=10)
 def _poisson_quantiles(photons: float) -> np.ndarray:
-    """For each level: the output levels at equally likely quantiles, uint8 (256 * 2**_QUANTILE_BITS,)."""
+    """For each level the noisy levels at equidistant quantiles, uint8 (256 * 2**_QUANTILE_BITS,)."""
     from scipy.stats import poisson
 
     places = 2**_QUANTILE_BITS
@@ -49,8 +49,8 @@ def _poisson_quantiles(photons: float) -> np.ndarray:
 
 
 def impulse_noise(images: np.ndarray, amount: float, draws: Draws) -> np.ndarray:
-    """``amount`` of the values are replaced, half of them by 0 and half by 255."""
-    place = draws.sixteen(images.shape[1:])
+    """Replace a fraction ``amount`` of the values, half of them by 0 and half by 255."""
+    place = draws.uint16(images.shape[1:])
     half = round(amount * 32768)
     salted = images | -(place >= 65536 - half).view(np.int8).view(np.uint8)
     return salted & -(place >= half).view(np.int8).view(np.uint8)

@@ -1,15 +1,15 @@
-"""What the corruptions share: floating point to bytes, and linear filters as matrices."""
+"""Helpers of the corruptions: conversion to bytes, memory layouts, and linear filters as matrices."""
 
 import numpy as np
 
 
 def to_bytes(values: np.ndarray) -> np.ndarray:
-    """Levels 0 to 255 as uint8, cut off (not rounded) as the published generators do it. Overwrites ``values``."""
+    """Levels 0 to 255 as uint8, truncated rather than rounded, as in the published generators. Clips in place."""
     return np.clip(values, 0, 255, out=values).astype(np.uint8)
 
 
 def planes(images: np.ndarray, dtype: type) -> np.ndarray:
-    """(N, H, W, C) -> (N, C, H, W) of floating point levels, contiguous."""
+    """(N, H, W, C) -> (N, C, H, W) as floating-point levels, contiguous."""
     return np.ascontiguousarray(images.transpose(0, 3, 1, 2)).astype(dtype)
 
 
@@ -19,15 +19,15 @@ def interleaved(pixels: np.ndarray) -> np.ndarray:
 
 
 def separable(pixels: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    """``matrix`` @ X @ ``matrix``.T for each X (H, W) of ``pixels`` (…, H, W).
+    """``matrix`` @ X @ ``matrix``.T for each image X (H, W) of ``pixels`` (…, H, W).
 
-    A product per image: its sums do not depend on how many images there are.
+    One product per image, so that the rounding does not depend on the number of images.
     """
     return np.matmul(np.matmul(matrix, pixels), matrix.T)
 
 
 def gaussian_matrix(size: int, deviation: float, mode: str, truncate: float) -> np.ndarray:
-    """scipy's Gaussian filter along an axis of ``size`` pixels as a matrix, float64 (size, size)."""
+    """scipy's Gaussian filter over ``size`` pixels as a matrix, float64 (size, size)."""
     from scipy.ndimage import gaussian_filter1d
 
     if deviation == 0:
@@ -36,7 +36,7 @@ def gaussian_matrix(size: int, deviation: float, mode: str, truncate: float) -> 
 
 
 def zoom_matrix(size: int, factor: float) -> np.ndarray:
-    """The middle of an axis, enlarged by ``factor`` with linear interpolation: float64 (size, size)."""
+    """Enlarge the middle of ``size`` pixels by ``factor`` with linear interpolation: float64 (size, size)."""
     from scipy.ndimage import zoom
 
     cut = int(np.ceil(size / factor))

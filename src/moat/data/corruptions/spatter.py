@@ -1,7 +1,7 @@
 """Spatter: drops of water, or splashes of mud.
 
-The shading of water follows OpenCV's definitions, which the published generator calls: Canny edges (Sobel gradients of
-side 3, L1 norm), chamfer distance of side 5, histogram equalisation, filters with rounding.
+The shading of water follows OpenCV, which the published generator calls: Canny edges (3 x 3 Sobel gradients, L1 norm),
+5 x 5 chamfer distance, histogram equalization, filters with rounding.
 """
 
 import functools
@@ -17,7 +17,7 @@ _MUD = np.array([63, 42, 20], np.float32)
 _MUD_LEAST = 0.8
 
 _LOW, _HIGH = 50, 150
-# Tangent of 22.5 degrees in units of 2**-15.
+# The tangent of 22.5 degrees in units of 2**-15.
 _TANGENT, _TANGENT_BITS = 13573, 15
 
 _STRAIGHT, _DIAGONAL, _KNIGHT = 1.0, 1.4, 2.1969
@@ -26,7 +26,7 @@ _RELIEF = ((-2, -1, 0), (-1, 1, 1), (0, 1, 2))
 
 
 def spatter(images: np.ndarray, parameters: tuple, draws: Draws) -> np.ndarray:
-    """An image on which no drop falls stays as it is."""
+    """Lay drops over the image, wherever a smoothed random layer exceeds a threshold."""
     mean, deviation, smoothing, threshold, opacity, liquid = parameters
     size = images.shape[1]
     layer = mean + deviation * draws.normal((size, size)).astype(np.float64)
@@ -45,9 +45,9 @@ def spatter(images: np.ndarray, parameters: tuple, draws: Draws) -> np.ndarray:
 
 
 def _shading(water: np.ndarray) -> np.ndarray:
-    """How drops look lit from one side: float32 (N, H, W), whole levels."""
+    """The shading of drops lit from one side: float32 (N, H, W), integer levels."""
     distance = np.minimum(_distance(_edges(water)), np.float32(_FARTHEST))
-    distance = _equalised(_box(distance, "reflect").astype(np.uint8))
+    distance = _equalized(_box(distance, "reflect").astype(np.uint8))
     padded = np.pad(distance.astype(np.int16), ((0, 0), (1, 1), (1, 1)), mode="reflect")
     relief = sum(
         weight * _moved(padded, down - 1, right - 1)
@@ -59,12 +59,12 @@ def _shading(water: np.ndarray) -> np.ndarray:
 
 
 def _moved(padded: np.ndarray, down: int, right: int) -> np.ndarray:
-    """What stands ``down`` and ``right`` of each pixel of an array that was padded by one pixel."""
+    """Each pixel's neighbour ``down`` and ``right`` of it, of an array padded by one pixel."""
     return padded[:, 1 + down : padded.shape[1] - 1 + down, 1 + right : padded.shape[2] - 1 + right]
 
 
 def _box(values: np.ndarray, mode: str) -> np.ndarray:
-    """Mean of 3 x 3 pixels, float32."""
+    """The mean of 3 x 3 pixels, float32."""
     padded = np.pad(values, ((0, 0), (1, 1), (1, 1)), mode=mode)
     rows = padded[:, :-2] + padded[:, 1:-1] + padded[:, 2:]
     return (rows[:, :, :-2] + rows[:, :, 1:-1] + rows[:, :, 2:]) / np.float32(9)
@@ -87,14 +87,14 @@ def _edges(levels: np.ndarray) -> np.ndarray:
     after = np.where(falling, _moved(around, 1, -1), _moved(around, 1, 1))
     before = np.where(horizontal, _moved(around, 0, -1), np.where(vertical, _moved(around, -1, 0), before))
     after = np.where(horizontal, _moved(around, 0, 1), np.where(vertical, _moved(around, 1, 0), after))
-    # On a plateau the first pixel counts, on a diagonal none.
+    # Of equal neighbours the first one is the ridge; along a diagonal neither is.
     ridge = (strength > before) & ((strength > after) | ((horizontal | vertical) & (strength == after)))
     ridge &= strength > _LOW
     return _connected(ridge, ridge & (strength > _HIGH))
 
 
 def _connected(candidates: np.ndarray, seeds: np.ndarray) -> np.ndarray:
-    """The 8-connected parts of ``candidates`` (N, H, W) that hold a seed."""
+    """The 8-connected components of ``candidates`` (N, H, W) that contain a seed."""
     from scipy.ndimage import label
 
     within_an_image = np.zeros((3, 3, 3), bool)
@@ -107,7 +107,7 @@ def _connected(candidates: np.ndarray, seeds: np.ndarray) -> np.ndarray:
 
 
 def _distance(edges: np.ndarray) -> np.ndarray:
-    """Chamfer distance to the nearest edge, float32 (N, H, W); large where an image has none."""
+    """Chamfer distance to the nearest edge, float32 (N, H, W); large if an image has no edge."""
     distance = np.where(edges, np.float32(0), np.float32(1e4))
     for rows in (distance, distance[:, ::-1, ::-1]):
         _sweep(rows)
@@ -115,7 +115,7 @@ def _distance(edges: np.ndarray) -> np.ndarray:
 
 
 def _sweep(distance: np.ndarray) -> None:
-    """From the first row to the last and within a row from left to right, in place."""
+    """One pass of the chamfer distance, in place: rows from first to last, each from left to right."""
     count, height, width = distance.shape
     line = np.arange(width, dtype=np.float32) * np.float32(_STRAIGHT)
     padded = np.full((count, height + 2, width + 4), np.float32(1e4))
@@ -123,7 +123,7 @@ def _sweep(distance: np.ndarray) -> None:
     for row in range(2, height + 2):
         above, higher = padded[:, row - 1], padded[:, row - 2]
         best = padded[:, row, 2:-2]
-        # What stands left and right by one and by two pixels, in the row above and in the one above that.
+        # Neighbours one and two pixels to the left and right, in the row above and the one above that.
         diagonal = np.minimum(above[:, 1:-3], above[:, 3:-1])
         knight = np.minimum(above[:, :-4], above[:, 4:])
         np.minimum(knight, higher[:, 1:-3], out=knight)
@@ -134,8 +134,8 @@ def _sweep(distance: np.ndarray) -> None:
     distance[...] = padded[:, 2:, 2:-2]
 
 
-def _equalised(levels: np.ndarray) -> np.ndarray:
-    """Histogram equalisation of each image of uint8 (N, H, W)."""
+def _equalized(levels: np.ndarray) -> np.ndarray:
+    """Histogram equalization of each image of uint8 (N, H, W)."""
     count, pixels = len(levels), levels[0].size
     flat = levels.reshape(count, -1).astype(np.int64) + 256 * np.arange(count)[:, None]
     histogram = np.bincount(flat.ravel(), minlength=256 * count).reshape(count, 256)
@@ -143,7 +143,7 @@ def _equalised(levels: np.ndarray) -> np.ndarray:
     first = np.take_along_axis(histogram, levels.reshape(count, -1).min(axis=1)[:, None].astype(np.int64), axis=1)
     scale = np.float32(255) / np.maximum(pixels - first, 1).astype(np.float32)
     table = np.clip(np.rint((below - first) * scale), 0, 255).astype(np.uint8)
-    # An image of one level keeps it.
+    # A uniform image keeps its level.
     table = np.where(first == pixels, np.arange(256, dtype=np.uint8), table)
     return table.reshape(-1).take(flat).reshape(levels.shape)
 

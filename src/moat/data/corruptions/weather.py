@@ -8,14 +8,14 @@ from moat.data.corruptions.draws import Draws
 from moat.data.corruptions.motion import blur_along
 from moat.data.corruptions.pixels import separable, to_bytes, zoom_matrix
 
-# Luma as ITU-R BT.601 weighs red, green and blue.
+# Luma weights of red, green and blue (ITU-R BT.601).
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
-# Of the plasma's first step; what is added has up to its square.
+# Of the plasma's first step; the noise added there is up to its square.
 _WIBBLE = 100.0
 
 
 def snow(images: np.ndarray, parameters: tuple[float, ...], draws: Draws) -> np.ndarray:
-    """Flakes that fall, once as they are and once turned by 180 degrees, on a whitened image."""
+    """Add motion-blurred flakes, once as drawn and once rotated by 180 degrees, to a whitened image."""
     mean, deviation, zoom, threshold, radius, fall, mix = parameters
     size = images.shape[1]
     layer = mean + deviation * draws.normal((size, size))
@@ -31,7 +31,7 @@ def snow(images: np.ndarray, parameters: tuple[float, ...], draws: Draws) -> np.
 
 
 def fog(images: np.ndarray, parameters: tuple[float, float], draws: Draws) -> np.ndarray:
-    """Plasma added, then the image's brightest value put back to where it was."""
+    """Add plasma, and rescale so that the image's brightest value stays what it was."""
     density, decay = parameters
     size = images.shape[1]
     brightest = images.max(axis=(1, 2, 3)).astype(np.float32) / np.float32(255)
@@ -45,7 +45,7 @@ def plasma(size: int, decay: float, draws: Draws) -> np.ndarray:
 
     Args:
         size: a power of two.
-        decay: by what the wibble shrinks from one scale to the next, twice as fine one.
+        decay: the factor by which the noise shrinks from one scale to the next finer one.
     """
     grid = np.zeros((len(draws), size, size), np.float32)
     step, wibble = size, _WIBBLE
@@ -67,7 +67,7 @@ def plasma(size: int, decay: float, draws: Draws) -> np.ndarray:
 
 
 def _wibbled(sums: np.ndarray, wibble: float, draws: Draws) -> np.ndarray:
-    """A quarter of the sums of four, plus noise of up to ``wibble`` squared, as published."""
+    """The means of four neighbours, given their sums, plus noise of up to ``wibble`` squared, as published."""
     return sums / 4 + np.float32(wibble * wibble) * draws.uniform(sums.shape[1:])
 
 
