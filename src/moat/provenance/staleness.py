@@ -1,22 +1,21 @@
 """Content hashes of the sources that made a result.
 
 Counted are the files that took part: the method's, the net's, the attacks', and what they import. So a new attack
-or a new method makes no finished result stale. Comments, docstrings and blank lines do not count. Results whose
-recorded hashes differ from today's are *stale*: reported, never thrown away by themselves.
+or a new method makes no finished result stale. What counts of a file is its behaviour
+(:mod:`moat.provenance.behaviour`), not its comments, its format, its name or its folder. Results whose recorded hashes
+differ from today's are *stale*: reported, never thrown away by themselves.
 """
 
-import ast
 import functools
 import hashlib
-import io
 import os
-import tokenize
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from moat.base.files import read_json
 from moat.base.plugins import net_file
+from moat.provenance import behaviour
 
 PACKAGE = Path(__file__).parents[1]
 
@@ -35,9 +34,12 @@ EVALUATION_PARTS = ("nets", "attacks", "evaluation")
 CHECKS_PARTS = ("nets", "attacks", "checks")
 PROBE_PARTS = ("nets", "attacks", "probing")
 
+# Of a part's hash: what its files do, and what they use.
+_HALVES = (slice(16), slice(16, None))
+
 # What takes part wherever the part is asked for. (A new check changes no evaluation, the statistics change no row.)
 _ROOTS: Mapping[str, tuple[str, ...]] = {
-    "engine": ("training/*.py", "data/batches.py", "data/seeding.py"),
+    "engine": ("training/runs.py", "training/engine.py"),
     "evaluation": ("evaluation/runner.py",),
     "checks": ("evaluation/checks/*.py",),
 }
@@ -52,7 +54,11 @@ def hash_parts(
     probe: str | None = None,
     package: Path = PACKAGE,
 ) -> dict[str, str]:
-    """Content hash of each part today: part -> 16 hex digits.
+    """Content hash of each part today: part -> 32 hex digits.
+
+    The first 16 say what the files of the part do, the others what they use of each other and of the other parts'
+    files. Both are sums over the files: they know no order, and added up over all parts they stay the same when a
+    file moves from one part to another.
 
     Args:
         parts: keys of :data:`PARTS`.
@@ -69,8 +75,26 @@ def hash_parts(
     if arch is not None:
         roots += [path for path in [net_file(arch, package)] if path is not None]
     roots += [path for part in parts for pattern in _ROOTS.get(part, ()) for path in package.glob(pattern)]
-    taking_part = _with_imports(roots, package)
-    return {part: _hash([path for path in taking_part if _is_in(path, part, package)], package) for part in parts}
+    counted = {path: part for path in _with_imports(roots, package) for part in parts if _is_in(path, part, package)}
+    behaviours, uses = dict.fromkeys(parts, 0), dict.fromkeys(parts, 0)
+    for path, part in counted.items():
+        source = _read(path, package)
+        if source.behaviour:
+            behaviours[part] += int(source.behaviour, 16)
+            uses[part] += sum(_uses(source, counted, package))
+    return {part: _digits(behaviours[part]) + _digits(uses[part]) for part in parts}
+
+
+def _uses(source: behaviour.Source, counted: Mapping[Path, str], package: Path) -> Iterator[int]:
+    """A hash of each thing of moat's that a file uses: its name, and what the file that defines it does."""
+    for number, full_name in enumerate(source.uses):
+        path, name = _definition(full_name, package)
+        defined_by = _read(path, package).behaviour if path in counted else ""
+        yield int(behaviour.digest(f"{source.behaviour} {number} {name} {defined_by}"), 16)
+
+
+def _digits(number: int) -> str:
+    return f"{number % 2**64:016x}"
 
 
 _hash_parts_once = functools.cache(hash_parts)
@@ -95,7 +119,15 @@ def stale(record: Mapping[str, Any], *, package: Path = PACKAGE) -> list[str]:
         probe=(record.get("probe") or {}).get("probe"),
         package=package,
     )
-    return [part for part, value in recorded.items() if today.get(part) != value]
+    changed = [part for part, value in recorded.items() if today.get(part) != value]
+    if recorded.keys() == today.keys() and _total(recorded) == _total(today):
+        return []
+    # A file that has changed is another one to those that use it, and they are still the same.
+    return [part for part in changed if recorded[part][:16] != today.get(part, "")[:16]] or changed
+
+
+def _total(hashes: Mapping[str, str]) -> list[str]:
+    return [_digits(sum(int(value[half] or "0", 16) for value in hashes.values())) for half in _HALVES]
 
 
 def stale_file(path: str | os.PathLike) -> list[str]:
@@ -110,18 +142,18 @@ def attacks_of(record: Mapping[str, Any]) -> list[str]:
     return sorted(named | ({"views"} if any(setting.get("view") for setting in settings) else set()))
 
 
+@functools.cache
 def reporting_hash(*, package: Path = PACKAGE) -> str:
     """Content hash of what makes tables, figures and the page: code and templates."""
     folder = package / "reporting"
-    counted = [package / "evaluation" / name for name in ("statistics.py", "clusters.py")]
-    code = [*folder.rglob("*.py"), *counted]
-    templates = sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc"))
-    digest = hashlib.sha256(_hash(code, package).encode())
-    for path in templates:
-        digest.update(path.read_bytes())
-    return digest.hexdigest()[:16]
+    code = [*folder.rglob("*.py"), *(package / "evaluation" / name for name in ("statistics.py", "clusters.py"))]
+    templates = [path for path in folder.rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")]
+    hashes = [_read(path, package).behaviour for path in code]
+    hashes += [hashlib.sha256(path.read_bytes()).hexdigest() for path in templates]
+    return behaviour.digest("\n".join(sorted(hashes)))
 
 
+# -- files -----------------------------------------------------------------------
 def _attack_files(name: str, package: Path) -> list[Path]:
     """A family is a module or a package; ``views`` is a part of several."""
     folder = package / "attacks"
@@ -140,55 +172,32 @@ def _with_imports(roots: Iterable[Path], package: Path) -> set[Path]:
         path = todo.pop()
         if path not in found and path.exists():
             found.add(path)
-            if path.suffix == ".py":
-                todo += _imports(path, path.stat().st_mtime_ns, package)
+            # A module may have a part that is compiled.
+            todo.append(path.with_suffix(".cpp"))
+            for name in _read(path, package).names.values():
+                todo += [*_candidates(name, package), *_candidates(name.rpartition(".")[0], package)]
     return found
 
 
-@functools.cache
-def _imports(path: Path, mtime_ns: int, package: Path) -> tuple[Path, ...]:
-    names: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
-            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-    inside = [name.split(".")[1:] for name in names if name.startswith("moat.")]
-    candidates = [file for parts in inside for file in (Path(*parts).with_suffix(".py"), Path(*parts, "__init__.py"))]
-    # A module may have a part that is compiled.
-    return (path.with_suffix(".cpp"), *(package / file for file in candidates))
+def _candidates(module: str, package: Path) -> list[Path]:
+    """Where the module of that full name may be; nowhere if it is not one of moat's."""
+    first, *inside = module.split(".")
+    path = package.joinpath(*inside)
+    return [path.with_suffix(".py"), path / "__init__.py"] if first == "moat" and inside else []
 
 
-def _hash(files: Iterable[Path], package: Path) -> str:
-    digest = hashlib.sha256()
-    for path in sorted(files):
-        digest.update(f"{path.relative_to(package).as_posix()}\n".encode())
-        digest.update(_behaviour(path, path.stat().st_mtime_ns).encode())
-    return digest.hexdigest()[:16]
+def _definition(full_name: str, package: Path) -> tuple[Path | None, str]:
+    """The file that defines what has this name, and its name there (of a module, none)."""
+    module, _, name = full_name.rpartition(".")
+    for path in filter(Path.exists, _candidates(full_name, package)):
+        return path, ""
+    for path in filter(Path.exists, _candidates(module, package)):
+        # A package may pass on what a module of it defines.
+        passed_on = _read(path, package).names.get(name, full_name)
+        return (path, name) if passed_on == full_name else _definition(passed_on, package)
+    return None, name
 
 
-@functools.cache
-def _behaviour(path: Path, mtime_ns: int) -> str:
-    """The file's text without comments, docstrings and blank lines; the same on every Python version."""
-    text = path.read_text(encoding="utf-8")
-    lines = text.splitlines()
-    if path.suffix == ".cpp":
-        return "\n".join(line.rstrip() for line in lines if line.strip() and not line.lstrip().startswith("//"))
-    for token in tokenize.generate_tokens(io.StringIO(text).readline):
-        if token.type == tokenize.COMMENT:
-            row, column = token.start
-            lines[row - 1] = lines[row - 1][:column]
-    for first, last in _docstrings(text):
-        lines[first - 1 : last] = [""] * (last - first + 1)
-    return "\n".join(line.rstrip() for line in lines if line.strip())
-
-
-def _docstrings(text: str) -> list[tuple[int, int]]:
-    places = []
-    for node in ast.walk(ast.parse(text)):
-        if not isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)) or not node.body:
-            continue
-        first = node.body[0]
-        if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str):
-            places.append((first.lineno, first.end_lineno))
-    return places
+def _read(path: Path, package: Path) -> behaviour.Source:
+    inside = path.relative_to(package).with_suffix("").parts
+    return behaviour.read(path, ".".join(["moat", *(part for part in inside if part != "__init__")]))
