@@ -14,7 +14,7 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 SOURCE = Path("src/moat/kernels/winograd.cpp")
 # The library for each instruction set -> what the compiler is told of it.
 AVX512 = ["-march=x86-64-v4", "-mprefer-vector-width=512"]
-LEVELS = {"avx512_bf16": [*AVX512, "-mavx512bf16"], "avx512": AVX512, "avx2": ["-march=x86-64-v3"]}
+INSTRUCTION_SETS = {"avx512_bf16": [*AVX512, "-mavx512bf16"], "avx512": AVX512, "avx2": ["-march=x86-64-v3"]}
 FLAGS = ["-O3", "-std=c++17", "-ffp-contract=fast", "-fPIC", "-shared", "-pthread", "-Wno-psabi"]
 
 
@@ -25,7 +25,7 @@ class CompileHook(BuildHookInterface):
         if self.target_name != "wheel":
             return
         root = Path(self.root)
-        for instructions, options in LEVELS.items():
+        for instructions, options in INSTRUCTION_SETS.items():
             library = root / SOURCE.parent / "compiled" / f"winograd_{instructions}.so"
             if compiled(root / SOURCE, library, options):
                 build_data["artifacts"].append(str(library.relative_to(root)))

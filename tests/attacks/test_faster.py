@@ -17,7 +17,7 @@ from moat.attacks.autoattack.apgd import Apgd, ApgdTargeted
 from moat.attacks.autoattack.fab import Fab
 from moat.attacks.autoattack.fab_projection import project_linf
 from moat.attacks.autoattack.square import SquareSearch
-from moat.kernels.low_precision import for_low_precision_attack
+from moat.kernels import for_attack
 
 EPS = 12 / 255
 
@@ -183,7 +183,7 @@ def square(model, for_search, x, y, eps, n_queries=100):
 
 def test_square_in_bf16_finds_what_float32_finds_within_noise(trained, digits):
     x, y = digits[0][1280:1380], digits[1][1280:1380]
-    robust = [square(trained, copied, x, y, EPS) for copied in (None, for_low_precision_attack(trained))]
+    robust = [square(trained, copied, x, y, EPS) for copied in (None, for_attack(trained, dtype=torch.bfloat16))]
     assert 0.1 < robust[0].float().mean() < 0.9
     assert (robust[0] != robust[1]).float().mean() <= 0.1
 

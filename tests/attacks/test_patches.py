@@ -8,8 +8,7 @@ from torch.nn import functional as F
 from moat import attacks
 from moat.attacks.autoattack.adapter import Attacked, examples_are_independent
 from moat.attacks.autoattack.patches import Patched, Whole, Window, evaluator
-from moat.kernels import packed
-from moat.kernels.low_precision import for_low_precision_attack
+from moat.kernels import for_attack, packed
 from moat.models import nets
 
 
@@ -83,9 +82,9 @@ def assert_same_logits(values, model, tolerance=1e-5):
         ("wrn-28-10", {"width": 1 / 10}), ("vgg19", {"width": 1 / 8}),
     ],
 )  # fmt: skip
-@pytest.mark.parametrize("worth", [0, packed.WORTH])
+@pytest.mark.parametrize("worth", [0, packed.MIN_WEIGHTS_TO_PACK])
 def test_patches_give_the_logits_of_whole_images(arch, options, worth, monkeypatch):
-    monkeypatch.setattr(packed, "WORTH", worth)
+    monkeypatch.setattr(packed, "MIN_WEIGHTS_TO_PACK", worth)
     torch.manual_seed(0)
     model = nets.build(arch, 10, image_size=32, **options)
     for module in model.modules():
@@ -104,7 +103,7 @@ def test_patches_give_the_logits_of_whole_images(arch, options, worth, monkeypat
 
 def test_patches_of_a_copy_in_low_precision_are_near_those_of_whole_images():
     torch.manual_seed(0)
-    net = for_low_precision_attack(nets.build("resnet18", 10, image_size=32, width=1 / 8))
+    net = for_attack(nets.build("resnet18", 10, image_size=32, width=1 / 8), dtype=torch.bfloat16)
     with torch.no_grad():
         searched = Attacked(net)
         values = evaluator(searched, net, torch.rand(3, 3, 32, 32), smallest=Window(0, 0, 3, 3))

@@ -141,8 +141,8 @@ def _patches() -> Iterator[Any]:
     original, tag = torch.load, torch.serialization.location_tag
     yield mock.patch.object(torch, "load", lambda *args, **kwargs: _load(original, *args, **kwargs))
     # The compiled convolutions must let the GPU's tensors be for their device, not for their class or these modes.
-    yield mock.patch.object(convolution, "PLAIN", (*convolution.PLAIN, GpuTensor))
-    yield mock.patch.object(convolution, "_watched", lambda: False)
+    yield mock.patch.object(convolution, "TENSOR_CLASSES", (*convolution.TENSOR_CLASSES, GpuTensor))
+    yield mock.patch.object(convolution, "_is_observed", lambda: False)
     tagged = lambda storage: "cuda:0" if storage._cdata in STATE.storages else tag(storage)  # noqa: E731
     yield mock.patch.object(torch.serialization, "location_tag", tagged)
 

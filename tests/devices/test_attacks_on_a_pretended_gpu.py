@@ -20,7 +20,6 @@ from moat.evaluation import evaluate, probes, verify
 from moat.evaluation.evidence import Budget
 from moat.evaluation.judging import images
 from moat.kernels import packed
-from moat.kernels.low_precision import for_low_precision_attack
 from moat.methods import losses
 from moat.training.models import load_model
 
@@ -108,7 +107,7 @@ def test_a_copy_in_low_precision(tiny, method):
 
     def gradient(device):
         model, x, y = loaded(tiny, method, device)
-        return steps.input_gradient(for_low_precision_attack(model, x), x, objectives.cross_entropy(y)).cpu()
+        return steps.input_gradient(for_attack(model, x, dtype=torch.bfloat16), x, objectives.cross_entropy(y)).cpu()
 
     on_cpu, on_gpu = both(gradient)
     torch.testing.assert_close(on_gpu, on_cpu)
@@ -122,7 +121,7 @@ def test_a_packed_convolution_is_pytorchs_there():
         on_cpu = made(x)
         with on(ON_GPU):
             there = made.cuda().requires_grad_(False)
-            assert not packed.worth_packing(there)
+            assert not packed.packing_is_faster(there)
             torch.testing.assert_close(packed.PackedConv2d.of(there)(x.cuda()).cpu(), on_cpu)
 
 

@@ -29,7 +29,7 @@ REFUSED = {
     "GPU generator": (lambda: torch.rand(2, generator=torch.Generator("cuda")), "'cpu' device type"),
     "GPU generator in place": (lambda: torch.ones(2).uniform_(generator=torch.Generator("cuda")), "'cpu' device type"),
     "address": (lambda: gpu(1.0).data_ptr(), "address"),
-    "compiled convolution": (lambda: winograd.transformed(torch.ones(8, 8, 3, 3, device="cuda")), "address"),
+    "compiled convolution": (lambda: winograd.transform_weight(torch.ones(8, 8, 3, 3, device="cuda")), "address"),
     "oneDNN": (
         lambda: torch.ops.mkldnn._convolution_pointwise(
             torch.ones(1, 1, 3, 3, device="cuda"),

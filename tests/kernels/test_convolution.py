@@ -9,8 +9,8 @@ from torch.autograd import forward_ad
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from moat.kernels import convolution, winograd
-from moat.kernels.convolution import Conv2d
+from moat.kernels import convolution, for_training, winograd
+from moat.kernels.convolution import FastConv2d
 
 compiled = pytest.mark.skipif(winograd.library() is None, reason="winograd.cpp is not compiled here")
 
@@ -36,9 +36,9 @@ def calls(monkeypatch):
     return served
 
 
-def layer(channels: int, filters: int, padding: int = 1, **options) -> Conv2d:
+def layer(channels: int, filters: int, padding: int = 1, **options) -> FastConv2d:
     torch.manual_seed(0)
-    return Conv2d(channels, filters, 3, **{"padding": padding, "bias": False, **options})
+    return FastConv2d(channels, filters, 3, **{"padding": padding, "bias": False, **options})
 
 
 def gradients(conv: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -49,7 +49,7 @@ def gradients(conv: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
     return y, *torch.autograd.grad(y, (x, conv.weight), upstream)
 
 
-def plain(conv: Conv2d) -> nn.Conv2d:
+def plain(conv: FastConv2d) -> nn.Conv2d:
     other = copy.deepcopy(conv)
     other.__class__ = nn.Conv2d
     return other
@@ -182,10 +182,10 @@ def test_images_of_other_channels_are_refused_as_by_pytorch():
 
 @compiled
 def test_the_default_type_is_of_no_influence():
-    x, gradient, form = draw(2, 8, 8, 8), draw(2, 8, 8, 8, seed=1), winograd.transformed(draw(8, 8, 3, 3))
+    x, gradient, form = draw(2, 8, 8, 8), draw(2, 8, 8, 8, seed=1), winograd.transform_weight(draw(8, 8, 3, 3))
     asked = (
         (lambda: winograd.weight_gradient(x, gradient)),
-        (lambda: winograd.convolve(x, form, 8, passes=x, less=x[0, :, 0, 0])),
+        (lambda: winograd.convolve(x, form, 8, relu_mask=x, gate_bias=x[0, :, 0, 0])),
     )
     before = [call() for call in asked]
     torch.set_default_dtype(torch.float64)
@@ -233,9 +233,13 @@ def test_a_net_trains_alike_with_it_and_without(monkeypatch):
     from moat.models import nets
 
     def losses(few: int) -> list[float]:
-        monkeypatch.setattr(convolution, "REPAY", few)
+        monkeypatch.setattr(convolution, "MIN_TILES", few)
         torch.manual_seed(0)
-        net, x, y = nets.build("resnet18", 10, width=1 / 8), draw(16, 3, 32, 32).sigmoid(), torch.arange(16) % 10
+        net, x, y = (
+            for_training(nets.build("resnet18", 10, width=1 / 8)),
+            draw(16, 3, 32, 32).sigmoid(),
+            torch.arange(16) % 10,
+        )
         optimizer, found = torch.optim.SGD(net.parameters(), 0.05), []
         for _ in range(10):
             loss = F.cross_entropy(net(x), y)
@@ -245,6 +249,6 @@ def test_a_net_trains_alike_with_it_and_without(monkeypatch):
             found.append(float(loss.detach()))
         return found
 
-    ours, theirs = losses(convolution.REPAY), losses(10**9)
+    ours, theirs = losses(convolution.MIN_TILES), losses(10**9)
     assert ours != theirs
     assert ours == pytest.approx(theirs, rel=1e-3) and ours[-1] < 0.9 * ours[0]

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from moat.kernels.copies import attack_copy
+from moat.kernels import attack_copy
 from moat.models import nets
 
 X = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))

@@ -8,7 +8,7 @@ from moat import models
 from moat.attacks import AttackCopy, for_attack, pgd
 from moat.kernels import packed
 from moat.kernels.folding import foldable
-from moat.models.moe import build_mixture, build_moe_cnn
+from moat.models import ChannelExpertConv2d, build_mixture, build_moe_cnn
 from moat.models.nets.masked import mask_filters
 
 WIDTH, SIZE = 0.0625, 16
@@ -98,12 +98,12 @@ def test_copy_is_the_model_in_eval_mode(name, x):
 
 @pytest.mark.parametrize("name", ["resnet18", "moe resnet18", "masked resnet18", "soe"])
 def test_packed_weights_change_nothing_and_follow_a_training(name, x, monkeypatch):
-    monkeypatch.setattr(packed, "WORTH", 0)
+    monkeypatch.setattr(packed, "MIN_WEIGHTS_TO_PACK", 0)
     torch.manual_seed(0)
     # oneDNN computes in float32: most examples agree to rounding, one whose relu is at 0 need not.
     model, x = trained(MODELS[name][0]()).float(), x.float()
     follower = AttackCopy(model)
-    convolutions = [m for m in follower.copy.modules() if isinstance(m, nn.Conv2d) or hasattr(m, "forward_sorted")]
+    convolutions = [m for m in follower.copy.modules() if isinstance(m, (nn.Conv2d, ChannelExpertConv2d))]
     assert convolutions and all(convolution.packed for convolution in convolutions)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     for _ in range(2):

@@ -11,9 +11,9 @@ from torch.nn import functional as F
 
 from moat import models
 from moat.attacks import AttackCopy, for_attack
-from moat.kernels.folding import Tracer
 from moat.kernels.fusing import fuse
 from moat.kernels.packed import PackedConv2d
+from moat.kernels.tracing import Tracer
 
 
 def conv(*sizes, **options):
@@ -83,7 +83,7 @@ def test_what_is_fused(name):
     net = nn.Sequential(inner).eval()
     x = torch.randn(3, 8, 9, 9)
     before = net(x.clone())
-    fuse(net, Tracer)
+    fuse(net)
     assert made_of(net) == {(f"0.{name}", *takes) for name, *takes in expected}
     # A relu at 0 may go either way: values differ by rounding only.
     torch.testing.assert_close(net(x.clone()), before, rtol=0, atol=1e-5)
@@ -94,13 +94,13 @@ def test_hooks_are_still_called():
     net = nn.Sequential(nn.Sequential(conv(), nn.Sequential(nn.ReLU())))
     called = []
     net[0][1].register_forward_hook(lambda *_: called.append("inside"))
-    fuse(net, Tracer)
+    fuse(net)
     net(torch.randn(1, 8, 4, 4))
     assert set(called) == {"inside"} and not made_of(net)
     called.clear()
     net = nn.Sequential(nn.Sequential(conv(), nn.ReLU()))
     net[0][0].register_forward_hook(lambda *_: called.append("convolution"))
-    fuse(net, Tracer)
+    fuse(net)
     net(torch.randn(1, 8, 4, 4))
     assert called == ["convolution"] and made_of(net) == {("0.0", False, True)}
 
@@ -127,7 +127,7 @@ def test_what_is_not_the_same_every_time_stays_as_it_is(draw):
     torch.manual_seed(0)
     net = nn.Sequential(Counting() if draw is None else Chance())
     net[0].draw = draw
-    fuse(net, Tracer)
+    fuse(net)
     assert "forward" not in vars(net[0]) and "forward" in vars(net[0].block)
     x = torch.randn(1, 8, 4, 4)
     assert {bool((net(x) < 0).any()) for _ in range(40)} == {True, False}
@@ -147,7 +147,7 @@ class Scaled(nn.Module):
 
 def test_tensors_of_a_module_stay_its_own():
     net = Scaled()
-    fuse(net, Tracer)
+    fuse(net)
     assert "forward" not in vars(net) and "forward" in vars(net.block)
     net.scale = torch.zeros(1)
     torch.testing.assert_close(net(torch.ones(1, 8, 4, 4)), net.block(torch.zeros(1, 8, 4, 4)))

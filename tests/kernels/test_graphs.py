@@ -15,8 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from moat import models
 from moat.attacks import AttackCopy, pgd
-from moat.kernels import graphs, streams
-from moat.kernels.folding import Tracer
+from moat.kernels import for_training, graphs, streams
 from moat.models.moe import build_mixture, build_moe_cnn
 
 SIZE = 16
@@ -80,8 +79,8 @@ def recordings(monkeypatch):
     monkeypatch.setattr(graphs, "memory_pool", lambda device: [])
     monkeypatch.setattr(graphs, "capture", capture)
     monkeypatch.setattr(graphs, "seconds", lambda call, device: next(times))
-    monkeypatch.setattr(graphs, "asked_for", lambda device: True)
-    monkeypatch.setattr(graphs, "AFTER", 2)
+    monkeypatch.setattr(graphs, "is_enabled", lambda device: True)
+    monkeypatch.setattr(graphs, "CAPTURE_AFTER", 2)
     monkeypatch.setattr(streams, "new_streams", lambda count: list(range(count)))
     monkeypatch.setattr(streams, "joined", contextlib.nullcontext)
     monkeypatch.setattr(streams, "on_stream", lambda stream, call: call())
@@ -100,8 +99,8 @@ def images(number=0, count=4) -> torch.Tensor:
 def replaying(model: nn.Module) -> nn.Module:
     """A copy that replays, captured already."""
     copied = copy.deepcopy(model)
-    graphs.attach(copied, Tracer)
-    for number in range(graphs.AFTER):
+    graphs.attach(copied)
+    for number in range(graphs.CAPTURE_AFTER):
         gradient(copied, images(number))
     assert copied.forward.kept == 1
     return copied
@@ -115,7 +114,7 @@ def gradient(model, x):
 def dwf():
     torch.manual_seed(0)
     mixture = build_mixture("dwf", "resnet18", 10, width=0.0625, image_size=SIZE, experts=2)
-    return mixture.double().eval().requires_grad_(False)
+    return for_training(mixture).double().eval().requires_grad_(False)
 
 
 @pytest.mark.parametrize("model", [net, lambda: net("preact-resnet18"), lambda: net("wrn-28-10"), dwf])
@@ -200,16 +199,16 @@ def test_a_training_refreshes_what_is_replayed():
 @pytest.mark.parametrize("shapes", [[4, 4, 4, 3, 3, 3, 2, 2, 2], [4] * 3])
 def test_at_most_two_shapes_are_kept(shapes):
     copied = net()
-    graphs.attach(copied, Tracer)
+    graphs.attach(copied)
     for number, count in enumerate(shapes):
         expected = gradient(net(), images(number, count))
         torch.testing.assert_close(gradient(copied, images(number, count)), expected, atol=1e-12, rtol=0)
-    assert copied.forward.kept == min(len(set(shapes)), graphs.AT_MOST)
+    assert copied.forward.kept == min(len(set(shapes)), graphs.MAX_GRAPHS)
 
 
 def test_other_precisions_are_captured_apart():
     copied = net().float()
-    graphs.attach(copied, Tracer)
+    graphs.attach(copied)
     for mixed in (False, False, True, True, False, True):
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=mixed):
             kind = copied(images().float().requires_grad_()).dtype
@@ -245,7 +244,7 @@ class Counting(nn.Module):
 )
 def test_what_cannot_be_replayed_is_computed_as_usual(model, complaint, caplog):
     model = model().double().requires_grad_(False)
-    graphs.attach(model, Tracer)
+    graphs.attach(model)
     for number in range(4):
         gradient(model, images(number))
     assert model.forward.kept == 0
@@ -266,7 +265,7 @@ def refusing(model: nn.Module) -> nn.Module:
 def test_replays_that_are_no_faster_are_dropped(monkeypatch):
     monkeypatch.setattr(graphs, "seconds", lambda call, device: 1.0)
     model = net()
-    graphs.attach(model, Tracer)
+    graphs.attach(model)
     for number in range(3):
         gradient(model, images(number))
     assert model.forward.kept == 0
@@ -278,7 +277,7 @@ def test_a_mixtures_networks_are_captured_side_by_side_where_that_is_faster(monk
     monkeypatch.setattr(graphs, "seconds", lambda call, device: next(times))
     monkeypatch.setattr(streams, "on_stream", lambda stream, call: used.append(stream) or call())
     model, expected = dwf(), dwf()
-    graphs.attach(model, Tracer)
+    graphs.attach(model)
     for number in range(4):
         found = gradient(model, images(number))
         torch.testing.assert_close(found, gradient(expected, images(number)), atol=1e-12, rtol=0)
@@ -291,15 +290,16 @@ def test_a_mixtures_networks_are_captured_side_by_side_where_that_is_faster(monk
 def test_parts_come_back_in_order(monkeypatch, count, expected):
     used = []
     monkeypatch.setattr(streams, "on_stream", lambda stream, call: used.append(stream) or call())
-    with streams.forked(count):
-        assert streams.side_by_side([lambda: "a", lambda: "b", lambda: "c"]) == ["a", "b", "c"]
+    with streams.use_streams(count):
+        assert streams.run_concurrently([lambda: "a", lambda: "b", lambda: "c"]) == ["a", "b", "c"]
     assert used == expected
 
 
 def test_a_routed_model_is_left_alone():
     model = build_moe_cnn("resnet18", 10, width=0.125).eval().requires_grad_(False)
-    graphs.attach(model, Tracer)
-    assert "forward" not in vars(model)
+    for each in (model, for_training(model)):
+        graphs.attach(each)
+        assert "forward" not in vars(each)
 
 
 def test_a_copy_of_a_copy_captures_for_itself():
@@ -317,16 +317,16 @@ def test_a_copy_of_a_copy_captures_for_itself():
 @pytest.mark.parametrize("asked", ["0", "", "1"])
 def test_it_is_off_unless_asked_for(monkeypatch, asked):
     monkeypatch.undo()
-    monkeypatch.setenv(graphs.ASKED, asked)
-    assert graphs.asked_for(torch.device("cuda")) == (asked == "1")
-    assert not graphs.asked_for(torch.device("cpu"))
+    monkeypatch.setenv(graphs.VARIABLE, asked)
+    assert graphs.is_enabled(torch.device("cuda")) == (asked == "1")
+    assert not graphs.is_enabled(torch.device("cpu"))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 def test_on_a_gpu_replays_are_the_models(monkeypatch):
     monkeypatch.undo()
-    monkeypatch.setenv(graphs.ASKED, "1")
-    monkeypatch.setattr(graphs, "WORTH", 0.0)
+    monkeypatch.setenv(graphs.VARIABLE, "1")
+    monkeypatch.setattr(graphs, "MIN_SPEEDUP", 0.0)
     model = net().float().cuda()
     copied, x, y = AttackCopy(model).refresh(), images(1, 32).float().cuda(), torch.arange(32, device="cuda") % 10
     for _ in range(3):

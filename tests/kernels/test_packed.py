@@ -69,7 +69,7 @@ def test_images_with_a_border_are_not_padded(sizes):
     plain, packed = pair(*sizes)
     x = torch.rand(2, sizes[0], 9, 10)
     expected = F.conv2d(x, plain.weight, plain.bias, plain.stride, 0, plain.dilation)
-    torch.testing.assert_close(packed(x, padded=False), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(packed(x, pad=False), expected, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(packed(x), plain(x), rtol=1e-5, atol=1e-5)
 
 

@@ -51,7 +51,7 @@ def case(count, channels, filters, height, width, padding, stride=1):
 def form_and_options(weight, sizes):
     """The transformed weight, and how to call :func:`winograd.convolve` with it."""
     padding, stride = sizes[-2:]
-    return winograd.transformed(weight, stride=stride), {"padding": padding, "stride": stride}
+    return winograd.transform_weight(weight, stride=stride), {"padding": padding, "stride": stride}
 
 
 @compiled
@@ -72,7 +72,7 @@ def test_rounding_is_two_and_a_half_times_a_direct_convolutions_and_with_a_strid
     x, weight = images(8, 64, 16, 16).relu(), torch.randn(64, 64, 3, 3) / 24
     expected = F.conv2d(x.double(), weight.double(), padding=1, stride=stride)
     # With the points 0, 1, -1, 2, -2 it would be five times.
-    ours = winograd.convolve(x, winograd.transformed(weight, stride=stride), 64, stride=stride) - expected
+    ours = winograd.convolve(x, winograd.transform_weight(weight, stride=stride), 64, stride=stride) - expected
     theirs = F.conv2d(x, weight, padding=1, stride=stride) - expected
     assert ours.square().mean() < (times * theirs.square().mean().sqrt()) ** 2
 
@@ -87,7 +87,7 @@ STRIDED = [(3, 16, 32, 32, 32), (5, 24, 8, 7, 5), (2, 8, 16, 1, 2), (9, 64, 128,
 def test_the_gradient_of_a_strided_convolution(sizes, masked):
     x, weight, y = case(*sizes, 1, 2)
     gradient, mask = images(*y.shape), images(*y.shape) if masked else None
-    form = winograd.transformed(weight.flip(2, 3).transpose(0, 1), stride=2)
+    form = winograd.transform_weight(weight.flip(2, 3).transpose(0, 1), stride=2)
     found = winograd.strided_gradient(gradient, form, x.shape[1], x.shape[2:], mask=mask)
     wide, seen = x.double().requires_grad_(), gradient if mask is None else torch.where(mask > 0, gradient, 0)
     (expected,) = torch.autograd.grad(F.conv2d(wide, weight.double(), padding=1, stride=2), wide, seen.double())
@@ -101,7 +101,7 @@ def test_the_gradient_of_a_strided_convolution(sizes, masked):
 def test_that_gradient_is_an_images_own_and_in_bfloat16_rounded_once(sizes, threads):
     x, weight, y = case(*sizes, 1, 2)
     gradient = images(*y.shape, dtype=torch.bfloat16)
-    form = winograd.transformed(weight.flip(2, 3).transpose(0, 1), stride=2)
+    form = winograd.transform_weight(weight.flip(2, 3).transpose(0, 1), stride=2)
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(threads)
@@ -122,7 +122,7 @@ def test_what_comes_before_and_behind(given, dtype):
     bias = torch.randn(24)
     options = {"bias": bias, "mask": mask, "residual": residual, "relu": True}
     options = options if given == "all" else {given: options[given]} if given in options else {}
-    y = winograd.convolve(x, winograd.transformed(weight), 24, **options)
+    y = winograd.convolve(x, winograd.transform_weight(weight), 24, **options)
     seen = torch.where(mask > 0, x, 0) if "mask" in options else x
     expected = F.conv2d(seen.double(), weight.double(), options.get("bias", bias * 0).double(), padding=1)
     expected = expected + residual if "residual" in options else expected
@@ -164,17 +164,17 @@ def test_where_it_lets_nothing_pass_and_what_comes_with_it(sizes, dtype, threads
     x, weight, _ = case(*sizes)
     x, (form, options) = x.to(dtype), form_and_options(weight, sizes)
     y = winograd.convolve(x, form, len(weight), **options)
-    passes, less = images(*y.shape, dtype=dtype), torch.randn(len(weight))
+    relu_mask, gate_bias = images(*y.shape, dtype=dtype), torch.randn(len(weight))
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(threads)
-        masked, sums = winograd.convolve(x, form, len(weight), passes=passes, less=less, **options)
+        masked, sums = winograd.convolve(x, form, len(weight), relu_mask=relu_mask, gate_bias=gate_bias, **options)
     finally:
         torch.set_num_threads(before)
-    assert torch.equal(masked, torch.where(passes > 0, y, 0))
+    assert torch.equal(masked, torch.where(relu_mask > 0, y, 0))
     wide = winograd.convolve(x.float(), form, len(weight), **options)
-    factors = 2 * passes.double() - less.double()[:, None, None]
-    expected = (torch.where(passes > 0, wide.double(), 0) * factors).sum((1, 2, 3))
+    factors = 2 * relu_mask.double() - gate_bias.double()[:, None, None]
+    expected = (torch.where(relu_mask > 0, wide.double(), 0) * factors).sum((1, 2, 3))
     torch.testing.assert_close(sums.double(), expected, rtol=1e-5, atol=1e-3)
 
 
@@ -185,27 +185,27 @@ def test_where_it_lets_nothing_pass_and_what_comes_with_it(sizes, dtype, threads
 def test_what_is_not_a_number_is_seen_behind_it(value, dtype, relu):
     x, weight = torch.zeros(2, 8, 12, 12, dtype=dtype), torch.ones(8, 8, 3, 3)
     x[0, 3, 5, 5] = value
-    y = winograd.convolve(x, winograd.transformed(weight), 8, relu=relu)
+    y = winograd.convolve(x, winograd.transform_weight(weight), 8, relu=relu)
     assert not y[0, :, 4:7, 4:7].isfinite().any()
     assert torch.equal(y[1], torch.zeros_like(y[1]))
-    masked = winograd.convolve(torch.ones_like(x), winograd.transformed(weight), 8, mask=torch.full_like(x, value))
+    masked = winograd.convolve(torch.ones_like(x), winograd.transform_weight(weight), 8, mask=torch.full_like(x, value))
     assert masked.isfinite().all() and masked.min() > 30
 
 
 @compiled
 def test_few_filters_are_padded_and_cut():
     x, weight, expected = case(2, 16, 3, 9, 9, 1)
-    y = winograd.convolve(x, winograd.transformed(weight), 3)
+    y = winograd.convolve(x, winograd.transform_weight(weight), 3)
     assert y.shape == expected.shape and y.is_contiguous(memory_format=torch.channels_last)
     assert (y - expected).abs().max() < 5e-6
     with pytest.raises(ValueError, match="3 filters"):
-        winograd.convolve(x, winograd.transformed(weight), 3, torch.zeros(3))
+        winograd.convolve(x, winograd.transform_weight(weight), 3, torch.zeros(3))
 
 
 @compiled
 @pytest.mark.parametrize("channels", [8, 24])
 def test_images_that_do_not_fit_the_weight_are_refused(channels):
-    form = winograd.transformed(torch.randn(16, 16, 3, 3))
+    form = winograd.transform_weight(torch.randn(16, 16, 3, 3))
     with pytest.raises(ValueError, match=f"images of {channels} channels"):
         winograd.convolve(images(2, channels, 8, 8), form, 16)
 
@@ -213,14 +213,14 @@ def test_images_that_do_not_fit_the_weight_are_refused(channels):
 @compiled
 def test_inputs_may_lie_in_any_order():
     x, weight, expected = case(2, 16, 16, 8, 8, 1)
-    form = winograd.transformed(weight.contiguous(memory_format=torch.channels_last))
+    form = winograd.transform_weight(weight.contiguous(memory_format=torch.channels_last))
     for each in (x.contiguous(), x.flip(3).flip(3), x.repeat(2, 1, 1, 1)[::2][:2]):
         expected = F.conv2d(each.double(), weight.double(), padding=1)
         assert (winograd.convolve(each, form, 16) - expected).abs().max() < 5e-6
     assert winograd.convolve(x[:0], form, 16).shape == (0, 16, 8, 8)
 
 
-TAKEN = [
+SUPPORTED = [
     ((16, 8, 3, 3), 1, 1, 1, True),
     ((3, 8, 3, 3), 1, 1, 1, True),
     ((16, 12, 3, 3), 1, 1, 1, False),
@@ -234,12 +234,12 @@ TAKEN = [
 
 
 @compiled
-@pytest.mark.parametrize(("shape", "stride", "dilation", "padding", "expected"), TAKEN)
-def test_what_it_takes(shape, stride, dilation, padding, expected):
+@pytest.mark.parametrize(("shape", "stride", "dilation", "padding", "expected"), SUPPORTED)
+def test_what_it_supports(shape, stride, dilation, padding, expected):
     weight = torch.zeros(shape)
-    assert winograd.takes(weight, [stride] * 2, [dilation] * 2, [padding] * 2) is expected
-    assert not winograd.takes(weight.double(), [stride] * 2, [dilation] * 2, [padding] * 2)
-    assert not winograd.takes(weight, [stride, stride + 1], [dilation] * 2, [padding] * 2)
+    assert winograd.supports(weight, [stride] * 2, [dilation] * 2, [padding] * 2) is expected
+    assert not winograd.supports(weight.double(), [stride] * 2, [dilation] * 2, [padding] * 2)
+    assert not winograd.supports(weight, [stride, stride + 1], [dilation] * 2, [padding] * 2)
 
 
 @pytest.mark.parametrize("library", [winograd.library, lambda: None], ids=["as it is", "none"])
@@ -259,26 +259,29 @@ def test_where_there_is_a_compiler_there_is_a_library():
     """It is compiled when moat is installed: nobody shall find out by the time it takes that it was not."""
     if shutil.which("c++") is None:
         pytest.skip("no C++ compiler on this machine: convolutions are PyTorch's")
-    if not winograd.served():
+    if not winograd.available():
         pytest.skip("this processor has neither AVX-512 nor AVX2: convolutions are PyTorch's")
     assert winograd.library() is not None, "install moat again: `make clean`, then what you did"
-    assert winograd.instructions() in winograd.served()
+    assert winograd.instructions() in winograd.available()
 
 
 @compiled
 @pytest.mark.parametrize("dtype", winograd.TYPES)
 def test_all_instruction_sets_give_the_same_bits(dtype, monkeypatch):
-    there = [name for name in winograd.served() if winograd.library_path(name).exists()]
+    there = [name for name in winograd.available() if winograd.library_path(name).exists()]
     if len(there) < 2:
         pytest.skip("this processor serves one instruction set only")
     found = []
     for name in there:
-        monkeypatch.setattr(winograd, "served", lambda name=name: (name,))
+        monkeypatch.setattr(winograd, "available", lambda name=name: (name,))
         winograd.library.cache_clear()
         x, weight, _ = case(2, 32, 48, 9, 9, 1)
         x, backwards = x.to(dtype), weight.flip(2, 3).transpose(0, 1)
-        y = [winograd.convolve(x, winograd.transformed(weight, stride=stride), 48, stride=stride) for stride in (1, 2)]
-        form = winograd.transformed(backwards, stride=2)
+        y = [
+            winograd.convolve(x, winograd.transform_weight(weight, stride=stride), 48, stride=stride)
+            for stride in (1, 2)
+        ]
+        form = winograd.transform_weight(backwards, stride=2)
         found.append([*y, winograd.strided_gradient(y[1], form, 32, (9, 9))])
         assert winograd.instructions() == name
     winograd.library.cache_clear()
@@ -318,5 +321,5 @@ def test_without_a_compiler_the_installation_goes_on(compiler, build, monkeypatc
 
 
 def test_flags_say_what_the_source_is(build):
-    assert tuple(build.LEVELS) == winograd.LEVELS
+    assert tuple(build.INSTRUCTION_SETS) == winograd.INSTRUCTION_SETS
     assert (ROOT / build.SOURCE) == winograd.SOURCE

@@ -1,4 +1,4 @@
-"""The MoE-CNN by its definition, which the routed one must equal: compute every expert, mask, keep the selected."""
+"""The MoE-CNN as its source computes it: every expert on every image, a mask, and a gather of the selected channels."""
 
 import copy
 
@@ -29,7 +29,7 @@ def masked_norm(norm: ExpertBatchNorm2d, x: torch.Tensor, route: torch.Tensor) -
 
 
 class Masked(nn.Module):
-    """A copy of a MoE-CNN that computes as defined, in the order of the batch."""
+    """A copy of an MoE-CNN that computes all experts of every layer."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
@@ -41,7 +41,7 @@ class Masked(nn.Module):
     def classify(self, x: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         for module in self.net.trunk.modules():
             if isinstance(module, ChannelExpertConv2d):
-                module.forward_sorted = lambda x, groups, gate, conv=module: masked_conv(conv, x, scores)
+                module.forward = lambda x, route, gate, conv=module: masked_conv(conv, x, scores)
             elif isinstance(module, ExpertBatchNorm2d):
-                module.forward = lambda x, groups, norm=module: masked_norm(norm, x, scores.argmax(1))
-        return self.net.head(self.net.trunk(self.net.normalize(x), None, None))
+                module.forward = lambda x, route, norm=module: masked_norm(norm, x, route)
+        return self.net.head(self.net.trunk(self.net.normalize(x), scores.argmax(1), None))

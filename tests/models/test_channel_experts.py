@@ -1,4 +1,4 @@
-"""The layer, and the nets made of it, against the definition: every expert computed, then masked."""
+"""The layer and the nets made of it compute what their source computes with all experts and a mask."""
 
 import copy
 import itertools
@@ -6,16 +6,10 @@ import itertools
 import pytest
 import torch
 from masked_reference import Masked, masked_conv
-from torch import nn
 from torch.nn import functional as F
 
-from moat.attacks import AttackCopy
 from moat.base.errors import ConfigError, MoatError
-from moat.kernels import winograd
 from moat.models.moe import ChannelExpertConv2d, build_moe_cnn
-from moat.models.moe.backbones import MoeBasicBlock
-from moat.models.moe.channel_experts import gated_relu
-from moat.models.moe.routing import Sorting
 
 EXACT = {"rtol": 1e-12, "atol": 1e-12}
 
@@ -39,7 +33,7 @@ def draw(*shape: int, seed: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("routes", list(itertools.product((0, 1), repeat=4)), ids=str)
 @pytest.mark.parametrize("channels_last", [False, True])
-def test_the_layer_equals_the_definition_for_every_split(routes, channels_last):
+def test_the_layer_equals_the_masked_one_for_every_split(routes, channels_last):
     torch.manual_seed(0)
     conv = ChannelExpertConv2d(3, 5, 3, experts=2, stride=2, padding=1).double()
     x, scores, upstream = (
@@ -57,61 +51,6 @@ def test_the_layer_equals_the_definition_for_every_split(routes, channels_last):
         torch.autograd.grad(y, inputs, upstream), torch.autograd.grad(expected, inputs, upstream), strict=True
     ):
         torch.testing.assert_close(ours, theirs, **EXACT)
-
-
-def test_one_gated_relu_stands_for_the_gates_of_both_convolutions_around_it():
-    torch.manual_seed(0)
-    first, second = (ChannelExpertConv2d(4, 4, 3, experts=2, padding=1).double() for _ in range(2))
-    for conv in (first, second):
-        conv.bias = torch.nn.Parameter(draw(4, seed=3))
-        conv.requires_grad_(False)
-    groups, upstream = ((0, 3), (1, 2)), draw(5, 4, 6, 6, seed=4)
-    x, gate = draw(5, 4, 6, 6, seed=1).requires_grad_(), torch.ones(5, dtype=torch.float64, requires_grad=True)
-
-    def gradients(y: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return torch.autograd.grad(y, (x, gate), upstream)
-
-    one = second.forward_sorted(gated_relu(first.forward_sorted(x, groups), gate, first.bias), groups)
-    both = second.forward_sorted(F.relu(first.forward_sorted(x, groups, gate)), groups, gate)
-    assert torch.equal(one, both)
-    for ours, theirs in zip(gradients(one), gradients(both), strict=True):
-        torch.testing.assert_close(ours, theirs, **EXACT)
-
-
-@pytest.mark.parametrize(("images", "channels", "size"), [(1, 8, 12), (9, 8, 12), (1, 1024, 4)])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_packed_convolutions_compute_both_gates_gradient_along_with_the_images(
-    images, channels, size, dtype, monkeypatch
-):
-    original, asked = winograd.convolve, []
-
-    def watched(*given, **options):
-        asked.extend([1] if "passes" in options else [])
-        return original(*given, **options)
-
-    monkeypatch.setattr(winograd, "convolve", watched)
-    torch.manual_seed(0)
-    block = MoeBasicBlock(channels, channels, 1, experts=2, norm="shared").eval()
-    block.bn1.running_mean += 0.3
-    groups = [(0, images // 3), (1, images - images // 3)] if images > 1 else [(0, 1)]
-    x, upstream = (draw(images, channels, size, size, seed=seed) for seed in (1, 2))
-
-    def gradients(block, dtype):
-        given, gate = x.to(dtype).requires_grad_(), torch.ones(images, dtype=x.dtype, requires_grad=True)
-        y = block.to(dtype)(given, groups, gate)
-        return torch.autograd.grad(y, (given, gate), upstream.to(dtype))
-
-    holder = nn.Module()
-    holder.block = block
-    folded = AttackCopy(holder).refresh().block
-    expected = gradients(copy.deepcopy(block), torch.float64)
-    for ours, theirs in zip(gradients(folded, dtype), expected, strict=True):
-        # Where a sum is 0 to rounding, relu may pass it or not.
-        error = (ours.double() - theirs).abs().quantile(0.95)
-        assert error < (1e-5 if dtype == torch.float32 else 0.05) * theirs.abs().max()
-    # Channels of 1024 with so few tiles are PyTorch's.
-    along = winograd.library() is not None and (channels < 1024 or images > 1)
-    assert len(asked) == (len(groups) if along else 0)
 
 
 def test_each_sample_sees_the_dense_convolution_of_its_expert():
@@ -153,7 +92,7 @@ CASES += [("resnet18", 2, "shared", [int(i < k) for i in (3, 0, 5, 1, 4, 2)]) fo
 
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize(("arch", "experts", "bn", "split"), CASES, ids=str)
-def test_the_net_equals_the_definition(arch, experts, bn, split, training):
+def test_the_net_equals_the_masked_one(arch, experts, bn, split, training):
     torch.manual_seed(1)
     net = build_moe_cnn(arch, 3, experts=experts, ratio=1 / experts, bn=bn, width=1 / 32).double()
     torch.nn.init.normal_(net.head.weight)
@@ -178,7 +117,7 @@ def test_the_net_equals_the_definition(arch, experts, bn, split, training):
 
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("router", ["gap", "dcar"])
-def test_with_its_router_the_whole_net_equals_the_definition(router, training):
+def test_with_its_router_the_whole_net_equals_the_masked_one(router, training):
     torch.manual_seed(3)
     net = build_moe_cnn("resnet18", 3, router=router, router_head="fc", width=1 / 16).double().train(training)
     torch.nn.init.normal_(net.head.weight)
@@ -197,15 +136,6 @@ def test_with_its_router_the_whole_net_equals_the_definition(router, training):
         results.append((logits.detach(), *gradients, *(buffer.double() for buffer in model.buffers())))
     for ours, theirs in zip(*results, strict=True):
         assert_same(ours, theirs)
-
-
-def test_sorting_keeps_order_within_an_expert_and_finds_the_way_back():
-    route = torch.tensor([1, 0, 3, 1, 0, 3])
-    sorting = Sorting.of(route, 4)
-    assert sorting.order.tolist() == [1, 4, 0, 3, 2, 5]
-    assert sorting.groups == ((0, 2), (1, 2), (3, 2))
-    x = draw(6, 2, seed=1)
-    assert torch.equal(sorting.unsort(sorting.sort(x)), x)
 
 
 def test_an_empty_batch_goes_through():

@@ -14,8 +14,8 @@ from collections.abc import Callable
 
 import torch
 
-from moat.kernels.folding import AttackCopy as AttackCopy
-from moat.kernels.folding import for_attack as for_attack
+from moat.kernels import AttackCopy as AttackCopy
+from moat.kernels import for_attack as for_attack
 
 _REGISTRY: dict[str, Callable[..., torch.Tensor]] = {}
 

@@ -17,7 +17,7 @@ from moat.attacks.parts.setting import Attack
 from moat.data.seeding import generator
 from moat.evaluation import protocols
 from moat.evaluation.judging import device_of, images, judge, project
-from moat.kernels.copies import attack_copy
+from moat.kernels import attack_copy
 
 log = logging.getLogger(__name__)
 

@@ -1,8 +1,8 @@
-"""Convolutions that are trained: PyTorch's, or on a CPU, where it is faster, the compiled one in all three directions.
+"""Convolutions in training: PyTorch's, or on a CPU the compiled Winograd convolution where that is faster.
 
-:mod:`moat.kernels.winograd` computes a 3x3 convolution of stride 1, the gradient of its input and that of its weight in
-less than half of oneDNN's time. The weight has to be transformed in each direction, in every call, for it changes with
-every step: images that make few tiles do not repay that.
+:mod:`moat.kernels.winograd` computes a 3x3 convolution of stride 1, its input gradient and its weight gradient in less
+than half of oneDNN's time. As the weight changes with every step it has to be transformed in every call and direction,
+which pays off only from a number of tiles on.
 """
 
 import torch
@@ -11,17 +11,17 @@ from torch.autograd import forward_ad
 from torch.nn import functional as F
 
 from moat.kernels import winograd
+from moat.models.nets.masked import MaskedConv2d
 
-# Of 4x4 outputs: from so many on, the transformed weight is worth its making (measured: 12 to 16 with 256 and 512
-# channels, 8 and less with fewer).
-REPAY = 16
+# 4x4 output tiles from which transforming the weight pays off: measured 12 to 16 with 256 and 512 channels, 8 or less
+# with fewer channels.
+MIN_TILES = 16
 ONES = (1, 1)
-PLAIN = (torch.Tensor, nn.Parameter)
+# Subclasses may have their own ideas of an operator.
+TENSOR_CLASSES = (torch.Tensor, nn.Parameter)
 
 
-class Conv2d(nn.Conv2d):
-    """``nn.Conv2d``, in training mode by :func:`conv2d`."""
-
+class _FastForward(nn.Conv2d):
     def _conv_forward(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         if (
             self.training
@@ -34,6 +34,14 @@ class Conv2d(nn.Conv2d):
         return super()._conv_forward(x, weight, bias)
 
 
+class FastConv2d(_FastForward):
+    """``nn.Conv2d``, computed by :func:`conv2d` in training mode."""
+
+
+class FastMaskedConv2d(_FastForward, MaskedConv2d):
+    """``MaskedConv2d``, computed by :func:`conv2d` in training mode."""
+
+
 def conv2d(
     x: torch.Tensor,
     weight: torch.Tensor,
@@ -41,45 +49,46 @@ def conv2d(
     padding: tuple[int, int] = ONES,
     dilation: tuple[int, int] = ONES,
 ) -> torch.Tensor:
-    """``F.conv2d`` without bias and groups; up to rounding the same, forwards and backwards.
+    """``F.conv2d`` without bias and groups, equal up to rounding in forward and backward.
 
-    Only calls that may need the weight's gradient are computed differently; then the result is channels last, and the
-    weight's gradient is computed in every backward pass, also where only that of the images is asked for. Under
-    autocast the weight stays float32, the products and sums, too; images and maps have autocast's type.
+    Only calls that may need the weight's gradient take another path. Their result is channels last, and every backward
+    pass computes the weight's gradient, even if only the input's is asked for. Under autocast the weight, products and
+    sums stay float32; images and maps have autocast's type.
 
     Args:
         x: (B, C, H, W).
         weight: (filters, C, height, width).
     """
-    if _trains(x, weight):
+    if _may_need_weight_gradient(x, weight):
         autocast = torch.is_autocast_enabled("cpu") and x.dtype != torch.float64
         dtype = torch.get_autocast_dtype("cpu") if autocast else x.dtype
-        if (autocast or dtype == torch.float32) and _serves(x, dtype, weight, stride, padding, dilation):
+        if (autocast or dtype == torch.float32) and _is_faster(x, dtype, weight, stride, padding, dilation):
             return _Winograd.apply(x.to(dtype), weight, padding[0])
     return F.conv2d(x, weight, None, stride, padding, dilation)
 
 
-def _trains(x: torch.Tensor, weight: torch.Tensor) -> bool:
-    """Whether this is a call on a CPU of which the weight's gradient may be asked."""
-    if type(x) not in PLAIN or type(weight) not in PLAIN or x.device.type != "cpu":
+def _may_need_weight_gradient(x: torch.Tensor, weight: torch.Tensor) -> bool:
+    """Whether this is an ordinary call on a CPU whose weight may get a gradient."""
+    if type(x) not in TENSOR_CLASSES or type(weight) not in TENSOR_CLASSES or x.device.type != "cpu":
         return False
-    return weight.requires_grad and torch.is_grad_enabled() and not _watched()
+    return weight.requires_grad and torch.is_grad_enabled() and not _is_observed()
 
 
-def _watched() -> bool:
-    """Whether something traces, counts or transforms the call, and so wants to see PyTorch's operators."""
+def _is_observed() -> bool:
+    """Whether something that traces, counts or transforms the call needs to see PyTorch's operators."""
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return True
     return torch._C._len_torch_dispatch_stack() > 0 or forward_ad._current_level >= 0
 
 
-def _serves(x: torch.Tensor, dtype: torch.dtype, weight: torch.Tensor, stride, padding, dilation) -> bool:
-    """Whether the compiled convolution computes this in all three directions, and sooner."""
+def _is_faster(x: torch.Tensor, dtype: torch.dtype, weight: torch.Tensor, stride, padding, dilation) -> bool:
+    """Whether the compiled convolution supports all three directions of this one, and is faster."""
     if x.ndim != 4 or x.shape[1] != weight.shape[1] or len(weight) % winograd.LANES:
         return False
     if dtype not in winograd.TYPES or weight.dtype != torch.float32 or tuple(stride) != ONES:
         return False
-    return winograd.takes(weight, stride, dilation, padding) and winograd.count_tiles(x, padding[0]) >= REPAY
+    supported = winograd.supports(weight, stride, dilation, padding)
+    return supported and winograd.count_tiles(x, padding[0]) >= MIN_TILES
 
 
 class _Winograd(torch.autograd.Function):
@@ -87,20 +96,21 @@ class _Winograd(torch.autograd.Function):
     def forward(ctx, x: torch.Tensor, weight: torch.Tensor, padding: int) -> torch.Tensor:
         ctx.save_for_backward(x, weight)
         ctx.padding = padding
-        return winograd.convolve(x, winograd.transformed(weight, briefly=True), len(weight), padding=padding)
+        transformed = winograd.transform_weight(weight, reuse_buffer=True)
+        return winograd.convolve(x, transformed, len(weight), padding=padding)
 
     @staticmethod
     def backward(ctx, gradient: torch.Tensor):
         x, weight = ctx.saved_tensors
         needed = list(ctx.needs_input_grad[:2])
         if torch.is_grad_enabled() or torch._C._functorch.is_legacy_batchedtensor(gradient):
-            # A gradient of this gradient will be asked for, or there are several at once: PyTorch's own can do that.
+            # A second derivative, or a batch of gradients: PyTorch's own backward supports both.
             more = ONES, (ctx.padding,) * 2, ONES, False, (0, 0), 1, [*needed, False]
             of_x, of_weight, _ = torch.ops.aten.convolution_backward(gradient, x, weight.to(x.dtype), None, *more)
             return of_x, of_weight if of_weight is None else of_weight.to(weight.dtype), None
         of_x = of_weight = None
         if needed[0]:
-            mirrored = winograd.transformed(weight.flip(2, 3).transpose(0, 1), briefly=True)
+            mirrored = winograd.transform_weight(weight.flip(2, 3).transpose(0, 1), reuse_buffer=True)
             of_x = winograd.convolve(gradient, mirrored, weight.shape[1], padding=2 - ctx.padding)
         if needed[1]:
             of_weight = winograd.weight_gradient(x, gradient, padding=ctx.padding)

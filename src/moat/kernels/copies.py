@@ -1,35 +1,34 @@
-"""The copy of a model that attacks work on, made once for the many short evaluations of the gates."""
+"""One copy per model for the many short attacks of an evaluation: tracing a net takes longer than one of them."""
 
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
 
-from moat.attacks import for_attack
-from moat.kernels.folding import _same_logits as same_logits
+from moat.kernels.folding import for_attack, have_same_logits
 
-# Model -> what it was when its copy was made, and the copy. Tracing a net costs more than a short attack on it.
+# Model -> its state when it was copied, and the copy.
 _COPIES: WeakKeyDictionary[nn.Module, tuple[object, nn.Module]] = WeakKeyDictionary()
 
 
 def attack_copy(model: nn.Module, example: torch.Tensor) -> nn.Module:
-    """:func:`moat.attacks.for_attack`, or its result of before where the model is the same and so are the logits.
+    """:func:`moat.kernels.for_attack`, or its earlier result if neither the model nor its logits have changed since.
 
     Args:
-        example: images (B, C, H, W) on the model's device, by which copy and model are compared each time.
+        example: images (B, C, H, W) on the model's device, on which copy and model are compared in every call.
     """
     state, copied = _COPIES.get(model, (None, None))
     now = _state(model)
-    if copied is not None and state == now and same_logits(model, copied, example):
+    if copied is not None and state == now and have_same_logits(model, copied, example):
         return copied
     copied = for_attack(model, example)
-    # One that cannot be copied is attacked as it is; kept here it would hold itself.
+    # A model that cannot be copied is returned itself; kept here it would never be freed.
     if copied is not model:
         _COPIES[model] = (now, copied)
     return copied
 
 
 def _state(model: nn.Module) -> tuple:
-    """Changes when a tensor or a part of the model is written to or exchanged."""
+    """Changes when a tensor is written to, and when a tensor or module is replaced."""
     tensors = (*model.parameters(), *model.buffers())
     return tuple((id(each), each._version) for each in tensors), tuple(id(each) for each in model.modules())

@@ -1,7 +1,7 @@
-"""Independent parts of a network side by side: while a CUDA graph captures them, on streams of their own.
+"""Runs independent parts of a network concurrently while a CUDA graph captures them, each on its own stream.
 
-One network of a mixture fills a GPU only with large batches; several at once fill it better. Launch by launch nothing
-would be gained, because the launches come one after the other.
+One network of a mixture fills a GPU only with large batches; several at once fill it better. Outside of a capture
+nothing is gained: the launches follow each other anyway.
 """
 
 import contextlib
@@ -15,13 +15,13 @@ import torch
 Result = TypeVar("Result")
 
 _STREAMS: ContextVar[int] = ContextVar("streams", default=1)
-# The number of calls of each time, where somebody counts.
-_COUNTED: ContextVar[list[int] | None] = ContextVar("counted", default=None)
+# The number of calls of every `run_concurrently`, while `max_concurrency` counts.
+_COUNTS: ContextVar[list[int] | None] = ContextVar("counts", default=None)
 
 
 @contextlib.contextmanager
-def forked(count: int) -> Iterator[None]:
-    """Within it :func:`side_by_side` uses so many streams. Only for what is captured."""
+def use_streams(count: int) -> Iterator[None]:
+    """Let :func:`run_concurrently` use ``count`` streams inside the block. For captures only."""
     before = _STREAMS.set(count)
     try:
         yield
@@ -29,22 +29,22 @@ def forked(count: int) -> Iterator[None]:
         _STREAMS.reset(before)
 
 
-def most_at_once(call: Callable[[], object]) -> int:
-    """How many calls it makes side by side at most; 1 where it makes none."""
-    counted: list[int] = [1]
-    before = _COUNTED.set(counted)
+def max_concurrency(call: Callable[[], object]) -> int:
+    """The largest number of calls that ``call`` passes to one :func:`run_concurrently`; 1 if it passes none."""
+    counts: list[int] = [1]
+    before = _COUNTS.set(counts)
     try:
         call()
     finally:
-        _COUNTED.reset(before)
-    return max(counted)
+        _COUNTS.reset(before)
+    return max(counts)
 
 
-def side_by_side(calls: Sequence[Callable[[], Result]]) -> list[Result]:
-    """The results of calls that need nothing of one another, in their order."""
-    counted, count = _COUNTED.get(), min(_STREAMS.get(), len(calls))
-    if counted is not None:
-        counted.append(len(calls))
+def run_concurrently(calls: Sequence[Callable[[], Result]]) -> list[Result]:
+    """The results of independent calls, in order."""
+    counts, count = _COUNTS.get(), min(_STREAMS.get(), len(calls))
+    if counts is not None:
+        counts.append(len(calls))
     if count < 2:
         return [call() for call in calls]
     streams = new_streams(count)
@@ -52,14 +52,14 @@ def side_by_side(calls: Sequence[Callable[[], Result]]) -> list[Result]:
         return [on_stream(stream, call) for stream, call in zip(itertools.cycle(streams), calls, strict=False)]
 
 
-# -- what is CUDA's ----------------------------------------------------------
+# -- CUDA only ---------------------------------------------------------------
 def new_streams(count: int) -> list[torch.cuda.Stream]:
     return [torch.cuda.Stream() for _ in range(count)]
 
 
 @contextlib.contextmanager
 def joined(streams: list[torch.cuda.Stream]) -> Iterator[None]:
-    """They begin after what the current stream has to do, which goes on after all of them."""
+    """The streams start after the current stream's pending work; the current stream continues after all of them."""
     here = torch.cuda.current_stream()
     for stream in streams:
         stream.wait_stream(here)

@@ -23,6 +23,7 @@ from moat.base.signals import Interruption
 from moat.data.batches import Batches
 from moat.data.datasets import Split
 from moat.data.seeding import generator
+from moat.kernels import for_training
 from moat.methods.base import Method, Step
 from moat.training.checkpoint import Checkpoints
 from moat.training.images import training_batches
@@ -70,6 +71,7 @@ class Engine:
         device: torch.device,
     ):
         self.method, self.name, self.recipe, self.seed, self.device = method, name, recipe, seed, device
+        for_training(method.model)
         self.checkpoints, self.identity = checkpoints, dict(identity)
         size = recipe["batch_size"]
         self.batches = training_batches(train, extra, recipe, seed=seed, augment=augment, device=device)

@@ -13,6 +13,7 @@ import moat.methods
 from moat.base.errors import DataError
 from moat.base.files import hash_file, read_json
 from moat.data import datasets
+from moat.kernels import for_training
 
 REQUIRED = ("dataset", "arch", "method", "seed", "scale", "model", "data", "num_classes", "model_sha256", "last_sha256")
 WEIGHTS = {"best": "model.safetensors", "last": "last.safetensors"}
@@ -53,7 +54,7 @@ def load_model(folder: str | Path, weights: str = "best", device: str | torch.de
     method = moat.methods.get(run["method"])
     model = method.build(arch=run["arch"], num_classes=run["num_classes"], options=run["model"], needs=needs)
     model.load_state_dict(safetensors.torch.load_file(path))
-    return model.to(device, memory_format=torch.channels_last).eval()
+    return for_training(model.to(device, memory_format=torch.channels_last).eval())
 
 
 def _how_to_get(run: Mapping[str, Any], folder: str | Path) -> str:

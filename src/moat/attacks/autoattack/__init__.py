@@ -19,7 +19,7 @@ from moat.attacks.parts.flags import flag
 from moat.attacks.parts.stages import Stage, in_turn
 from moat.attacks.parts.steps import Randomness, frozen
 from moat.base.errors import MoatError
-from moat.kernels.low_precision import for_low_precision_attack
+from moat.kernels import for_attack
 
 # Of all examples: how much Square may add before gradients are in doubt (the package's own limit).
 MOST_BY_SQUARE = 0.002
@@ -114,7 +114,8 @@ def _run(
     """One attack of the package on one batch, all of it classified correctly."""
     images = x.float().contiguous()
     with frozen(model), own_random_numbers(x.device, seed):
-        attacked = Attacked(model, for_low_precision_attack(model, images[:CHECKED]) if precision == "bf16" else None)
+        for_search = for_attack(model, images[:CHECKED], dtype=torch.bfloat16) if precision == "bf16" else None
+        attacked = Attacked(model, for_search)
         classes = attacked(images[:1]).shape[1]
         if check:
             _check_model(attacked, images[:CHECKED], y[:CHECKED], version)

@@ -9,8 +9,7 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
-from moat.kernels.folding import Tracer
-from moat.kernels.low_precision import only_casts
+from moat.kernels import trace
 
 # What works on each pixel by itself, and what is called for it: nothing here may write to its input.
 POINTWISE = {
@@ -72,11 +71,8 @@ class LocalGraph:
 
 def local_graph(net: nn.Module) -> LocalGraph | None:
     """The graph of ``net.forward``; None for a net that has none that is the same for all images."""
-    if not all(only_casts(module) for module in net.modules()):
-        return None
-    try:
-        graph = Tracer().trace(net)
-    except Exception:  # Whatever a forward pass does with a stand-in for its input: then nothing is known of it.
+    graph = trace(net)
+    if graph is None:
         return None
     own = {**dict(net.named_parameters()), **dict(net.named_buffers())}
     constants = {node: own.get(str(node.target)) for node in graph.nodes if node.op == "get_attr"}

@@ -13,7 +13,7 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from moat.attacks.autoattack.local_graph import LocalGraph, local_graph
-from moat.kernels.packed import PackedConv2d
+from moat.kernels import convolve_unpadded
 
 # Of a map: from this share on it is computed whole, because cutting windows out costs, too.
 WHOLE = 0.7
@@ -154,11 +154,9 @@ class Patched(Whole):
         border = (seen.left - left, right - seen.left - seen.width, seen.top - top, bottom - seen.top - seen.height)
         if any(border):
             around = F.pad(around, border)
-        around = around.to(conv.weight.dtype)
-        if isinstance(conv, PackedConv2d):
-            added = [self._within(residual, target).to(conv.weight.dtype) for residual in node.args[1:]]
-            return conv(around, *added, padded=False, **node.kwargs)
-        return F.conv2d(around, conv.weight, conv.bias, conv.stride, 0, conv.dilation, conv.groups)
+        dtype = conv.weight.dtype
+        added = [self._within(residual, target).to(dtype) for residual in node.args[1:]]
+        return convolve_unpadded(conv, around.to(dtype), *added, **node.kwargs)
 
 
 def evaluator(predict, net: nn.Module | None, images: torch.Tensor, *, smallest: Window) -> Whole:

@@ -1,9 +1,9 @@
-"""MoE-CNN: residual nets whose block convolutions are divided among experts, one route per image for the whole net.
+"""MoE-CNN: residual nets whose block convolutions are divided among experts; an image takes one expert in all layers.
 
-So the net is a bundle of narrow nets that share stem, batch norm, head and (in ResNets) projection shortcuts.
+The net is thus a bundle of narrow nets that share stem, batch norm, head and (in ResNets) projection shortcuts.
 
 Source: Zhang et al., Robust Mixture-of-Expert Training for Convolutional Neural Networks, ICCV 2023, as its released
-code builds them; but a wide net's changing blocks start from the activated input, as they do in a wide net.
+code builds them, except that the 1x1 shortcuts of a wide net start from the activated input, as in Wide ResNets.
 """
 
 from collections.abc import Sequence
@@ -12,9 +12,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from moat.models.moe.channel_experts import ChannelExpertConv2d, gated_relu
+from moat.models.moe.channel_experts import ChannelExpertConv2d
 from moat.models.moe.norms import make_norm
-from moat.models.moe.routing import Groups
 from moat.models.nets.classifier import conv1x1, conv3x3, global_average, scale_channels
 
 
@@ -26,8 +25,6 @@ def expert_conv(in_channels: int, out_channels: int, size: int, stride: int, exp
 class MoeBasicBlock(nn.Module):
     """Basic block with channel-expert 3x3 convolutions; a projection shortcut is dense and shared."""
 
-    FOLDS = (("conv1", "bn1"), ("conv2", "bn2"))
-
     def __init__(self, in_channels: int, out_channels: int, stride: int, *, experts: int, norm: str):
         super().__init__()
         self.conv1 = expert_conv(in_channels, out_channels, 3, stride, experts)
@@ -38,30 +35,13 @@ class MoeBasicBlock(nn.Module):
         if stride != 1 or in_channels != out_channels:
             self.shortcut = nn.Sequential(conv1x1(in_channels, out_channels, stride), nn.BatchNorm2d(out_channels))
 
-    def forward(self, x: torch.Tensor, groups: Groups, gate: torch.Tensor | None) -> torch.Tensor:
-        if self.conv1.bias is not None and self.conv2.bias is not None:  # both norms are folded
-            y, gates = self._inner(x, groups, gate)
-            return self.conv2.forward_sorted(y, groups, residual=self.shortcut(x), relu=True, behind=gates)
-        y = F.relu(self.bn1(self.conv1.forward_sorted(x, groups, gate), groups))
-        return F.relu(self.bn2(self.conv2.forward_sorted(y, groups, gate), groups) + self.shortcut(x))
-
-    def _inner(self, x: torch.Tensor, groups: Groups, gate: torch.Tensor | None):
-        """What the second convolution of a folded block gets: its input, and the gates that it has to see to."""
-        if gate is None:
-            return self.conv1.forward_sorted(x, groups, relu=True), None
-        if not (self.conv1.packed and self.conv2.packed):
-            return gated_relu(self.conv1.forward_sorted(x, groups), gate, self.conv1.bias), None
-        y = self.conv1.forward_sorted(x, groups, relu=True, masked=True)
-        if self.conv2.takes_gates(y, groups):
-            return y, (gate, self.conv1.bias)
-        # A copy: PyTorch's relu, which the first convolution may have called, needs its result as it was.
-        return gated_relu(y.clone(), gate, self.conv1.bias), None
+    def forward(self, x: torch.Tensor, route: torch.Tensor, gate: torch.Tensor | None) -> torch.Tensor:
+        y = F.relu(self.bn1(self.conv1(x, route, gate), route))
+        return F.relu(self.bn2(self.conv2(y, route, gate), route) + self.shortcut(x))
 
 
 class MoePreActBlock(nn.Module):
-    """Pre-activation block of channel-expert convolutions; so is its 1x1 shortcut, where the shape changes."""
-
-    FOLDS = (("conv1", "bn2"),)
+    """Pre-activation block of channel-expert convolutions; the 1x1 shortcut is one too where the shape changes."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, *, experts: int, norm: str):
         super().__init__()
@@ -72,15 +52,15 @@ class MoePreActBlock(nn.Module):
         changes = stride != 1 or in_channels != out_channels
         self.shortcut = expert_conv(in_channels, out_channels, 1, stride, experts) if changes else None
 
-    def forward(self, x: torch.Tensor, groups: Groups, gate: torch.Tensor | None) -> torch.Tensor:
-        activated = F.relu(self.bn1(x, groups))
-        y = F.relu(self.bn2(self.conv1.forward_sorted(activated, groups, gate), groups))
-        y = self.conv2.forward_sorted(y, groups, gate)
-        return y + (x if self.shortcut is None else self.shortcut.forward_sorted(activated, groups, gate))
+    def forward(self, x: torch.Tensor, route: torch.Tensor, gate: torch.Tensor | None) -> torch.Tensor:
+        activated = F.relu(self.bn1(x, route))
+        y = F.relu(self.bn2(self.conv1(activated, route, gate), route))
+        y = self.conv2(y, route, gate)
+        return y + (x if self.shortcut is None else self.shortcut(activated, route, gate))
 
 
 class MoeResNetTrunk(nn.Module):
-    """Sorted, normalised images (B, C, H, W) to features (B, D). The stem is dense, of full width."""
+    """Normalised images (B, C, H, W) to features (B, D). The stem is dense, at full width."""
 
     CHANNELS, STRIDES = (64, 128, 256, 512), (1, 2, 2, 2)
 
@@ -97,15 +77,15 @@ class MoeResNetTrunk(nn.Module):
                 previous = out_channels
         self.num_features = previous
 
-    def forward(self, x: torch.Tensor, groups: Groups, gate: torch.Tensor | None) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, route: torch.Tensor, gate: torch.Tensor | None) -> torch.Tensor:
         x = self.stem(x)
         for block in self.blocks:
-            x = block(x, groups, gate)
+            x = block(x, route, gate)
         return global_average(x)
 
 
 class MoeWideTrunk(nn.Module):
-    """Sorted, normalised images (B, C, H, W) to features (B, D): WRN-28-10. The stem is dense, of an expert's width."""
+    """WRN-28-10: normalised images (B, C, H, W) to features (B, D). The stem is dense, at the width of one expert."""
 
     STEM, STRIDES = 16, (1, 2, 2)
 
@@ -123,11 +103,11 @@ class MoeWideTrunk(nn.Module):
         self.bn = make_norm(norm, previous, experts)
         self.num_features = previous
 
-    def forward(self, x: torch.Tensor, groups: Groups, gate: torch.Tensor | None) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, route: torch.Tensor, gate: torch.Tensor | None) -> torch.Tensor:
         x = self.stem(x)
         for block in self.blocks:
-            x = block(x, groups, gate)
-        return global_average(F.relu(self.bn(x, groups)))
+            x = block(x, route, gate)
+        return global_average(F.relu(self.bn(x, route)))
 
 
 TRUNKS = {

@@ -1,6 +1,5 @@
 """Full networks that all see every image: how they are built, run, and started from trained ones."""
 
-import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,6 @@ import torch
 from torch import nn
 
 from moat.base.errors import ConfigError, DataError
-from moat.kernels.streams import side_by_side
 from moat.models import nets
 
 
@@ -19,9 +17,7 @@ class Experts(nn.ModuleList):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Outputs (E, B, K) of the E experts for images (B, C, H, W) in [0,1]."""
-        # Net by net: as one grouped convolution they are slower at all but toy widths.
-        x = x.contiguous(memory_format=torch.channels_last)
-        return torch.stack(side_by_side([functools.partial(expert, x) for expert in self]))
+        return torch.stack([expert(x) for expert in self])
 
 
 def build_experts(count: int, arch: str, outputs: int, options: Mapping[str, Any]) -> Experts:

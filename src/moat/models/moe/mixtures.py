@@ -3,7 +3,6 @@
 Each maps images (B, C, H, W) in [0,1] to logits (B, K).
 """
 
-import functools
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -13,7 +12,6 @@ from torch import nn
 from torch.nn import functional as F
 
 from moat.base.errors import ConfigError, unknown_name
-from moat.kernels.streams import side_by_side
 from moat.models.moe.experts import Experts, build_experts
 from moat.models.moe.mlp_router import MlpRouter
 from moat.models.moe.routers import build_router
@@ -85,9 +83,7 @@ class SynergyOfExperts(nn.Module):
 
     def judge(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Class logits (E, B, K) and trust (E, B) of all experts."""
-        x = x.contiguous(memory_format=torch.channels_last)
-        answers = side_by_side([functools.partial(expert.judge, x) for expert in self.experts])
-        logits, trust = zip(*answers, strict=True)
+        logits, trust = zip(*(expert.judge(x) for expert in self.experts), strict=True)
         return torch.stack(logits), torch.stack(trust)
 
     def route_logits(self, x: torch.Tensor) -> torch.Tensor:

@@ -5,23 +5,20 @@ import math
 import torch
 from torch import nn
 
-from moat.base.errors import ConfigError, unknown_name
+from moat.base.errors import ConfigError, MoatError, unknown_name
 from moat.models.moe.backbones import TRUNKS
 from moat.models.moe.norms import NORMS
 from moat.models.moe.routers import HEADS, ROUTERS, build_router
-from moat.models.moe.routing import Sorting, straight_through
+from moat.models.moe.routing import straight_through
 from moat.models.nets import Classifier, Normalization, initialize
 from moat.models.nets.normalize import make_normalize
 
 
 class MoeCnn(Classifier):
-    """Images (B, C, H, W) in [0,1] to logits (B, num_classes), each through the expert of its highest score.
+    """Images (B, C, H, W) in [0,1] to logits (B, num_classes), each through the expert with its highest score.
 
     The selection is hard and the selected output is not weighted. In the backward pass the selected score gets the
     gradient of a factor 1 on its expert's output, summed over the layers; the other scores get none.
-
-    A forward pass waits for the device once, for the number of images of each expert, and then raises a MoatError
-    if a score is not finite.
     """
 
     def __init__(self, trunk: nn.Module, router: nn.Module, num_classes: int, experts: int):
@@ -30,9 +27,9 @@ class MoeCnn(Classifier):
         self.experts = experts
 
     def route_logits(self, x: torch.Tensor) -> torch.Tensor:
-        """Scores (B, experts), before any softmax, in float32 or wider whatever the precision around it.
+        """Scores (B, experts), before any softmax, in float32 or wider also under autocast.
 
-        A router in bfloat16 sends some per cent of the images elsewhere.
+        In bfloat16 the router would send a few per cent of the images to another expert.
         """
         with torch.autocast(x.device.type, enabled=False):
             return self.router(x if x.dtype == torch.float64 else x.float())
@@ -44,7 +41,7 @@ class MoeCnn(Classifier):
         return self.classify(x, self.route_logits(x))
 
     def classify(self, x: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """Logits of ``x`` routed by given scores (B, experts); no gradient reaches the router if they are detached.
+        """Logits of ``x`` routed by the given scores (B, experts); detach them to keep gradients from the router.
 
         Raises:
             MoatError: scores that are not finite.
@@ -52,21 +49,11 @@ class MoeCnn(Classifier):
         return self.head(self._features(x, scores))
 
     def _features(self, x: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        if bad := int((~scores.isfinite()).any(1).sum()):
+            # argmax would send all of these images to expert 0.
+            raise MoatError(f"the router's scores are not finite for {bad} of {len(scores)} images")
         route = scores.argmax(1)
-        sorting = Sorting.of(route, self.experts, scores.detach())
-        gate = sorting.sort(straight_through(scores, route)) if scores.requires_grad else None
-        x = self.normalize(sorting.sort(x))
-        if self.training:
-            # Batch norm takes its statistics over the joined batch.
-            return sorting.unsort(self.trunk(x, sorting.groups, gate))
-        return sorting.unsort(self._each_alone(x, sorting.groups, gate))
-
-    def _each_alone(self, x: torch.Tensor, groups, gate: torch.Tensor | None) -> torch.Tensor:
-        """Samples do not meet in evaluation mode: each expert's images go through the trunk as one narrow dense net."""
-        sizes = [size for _, size in groups]
-        gates = [None] * len(groups) if gate is None else gate.split(sizes)
-        parts = [self.trunk(part, [group], g) for part, group, g in zip(x.split(sizes), groups, gates, strict=True)]
-        return torch.cat(parts)
+        return self.trunk(self.normalize(x), route, straight_through(scores, route))
 
 
 def build_moe_cnn(

@@ -3,8 +3,6 @@
 import torch
 from torch import nn
 
-from moat.kernels.convolution import Conv2d
-
 MIN_CHANNELS = 4
 
 
@@ -55,7 +53,7 @@ def initialize(net: Classifier) -> None:
 
 def conv3x3(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
     """A 3x3 convolution without bias that keeps the image size up to its stride."""
-    return Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False)
+    return nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False)
 
 
 def conv1x1(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:

@@ -9,10 +9,8 @@ import math
 import torch
 from torch import nn
 
-from moat.kernels.convolution import Conv2d
 
-
-class MaskedConv2d(Conv2d):
+class MaskedConv2d(nn.Conv2d):
     """A convolution whose filters (output channels) with the smallest scores are zero.
 
     ``scores`` has the shape of ``weight``; a filter's importance is the sum of its absolute scores. The arithmetic
