@@ -20,7 +20,6 @@ from moat.attacks import AttackCopy, for_attack, pgd
 from moat.attacks.parts.objectives import cross_entropy
 from moat.attacks.parts.steps import ascend, random_start_point
 from moat.base.errors import DataError
-from moat.kernels.low_precision import for_low_precision_attack
 
 COLUMNS = records.COLUMNS
 # Channels of the first stage -> images attacked at once.
@@ -54,7 +53,7 @@ def measure(arguments) -> list[dict[str, Any]]:
 # -- PGD-10 ------------------------------------------------------------------
 def pgd_calls(model, x, y) -> dict[str, Callable[[], Any]]:
     """Our PGD-10 in "float32", the copy refreshed each time, and in "bf16"."""
-    folded, half = AttackCopy(model), for_low_precision_attack(model)
+    folded, half = AttackCopy(model), for_attack(model, dtype=torch.bfloat16)
 
     def attacked(net) -> None:
         pgd(net, updates.channels_last(x), y, **SETTINGS)
@@ -112,7 +111,7 @@ def _verdicts(arguments, width: int) -> dict[str, dict[str, Any]]:
     trained_width = model.head.in_features // 8
     if width != trained_width:
         model = trained.widened(model, width // trained_width)
-    nets = {"model": model, "float32": for_attack(model), "bf16": for_low_precision_attack(model)}
+    nets = {"model": model, "float32": for_attack(model), "bf16": for_attack(model, dtype=torch.bfloat16)}
     robust = {name: _robust(model, net, x, y) for name, net in nets.items()}
     about = {"verdicts": len(y), "robust_accuracy": float(robust["model"].float().mean())}
     # In float32 the peer is the model itself, unfolded; in bf16 it is the attack in float32.

@@ -28,7 +28,6 @@ from moat.attacks.autoattack.adapter import Attacked
 from moat.attacks.autoattack.apgd import ApgdTargeted
 from moat.attacks.autoattack.fab import Fab
 from moat.attacks.autoattack.square import SquareSearch
-from moat.kernels.low_precision import for_low_precision_attack
 
 COLUMNS = (*records.COLUMNS, "differences", "robust_accuracy")
 EPS = 8 / 255
@@ -140,7 +139,7 @@ def _by_steps(arguments) -> list[dict[str, Any]]:
     nets = {
         "package": model,
         "float32": Attacked(copied),
-        "bf16": Attacked(copied, for_low_precision_attack(model)),
+        "bf16": Attacked(copied, attacks.for_attack(model, dtype=torch.bfloat16)),
     }
     calls = {f"{name} {attack}": call for name, net in nets.items() for attack, call in _steps(net, x, y).items()}
     taken = timing.cpu_seconds(calls, repeats=arguments.slices)

@@ -81,7 +81,7 @@ def _training(x, weight, repeats: int) -> dict[str, Any]:
 def _gradient(x, weight, repeats: int) -> dict[str, Any]:
     """The gradient of the images alone, with stride 2, for a weight that stays the same."""
     weight = updates.channels_last(weight)
-    form = winograd.transformed(weight.flip(2, 3).transpose(0, 1), stride=2)
+    form = winograd.transform_weight(weight.flip(2, 3).transpose(0, 1), stride=2)
     gradient = updates.channels_last(torch.randn(len(x), len(weight), x.shape[2] // 2, x.shape[3] // 2))
     more = [2, 2], [1, 1], [1, 1], False, [0, 0], 1, [True, False, False]
     calls = {
@@ -103,7 +103,7 @@ def _microseconds(taken: dict[str, list[float]], images: int) -> dict[str, float
 
 def _contenders(x, weight, bias, stride: int) -> dict[str, Callable]:
     last, plain, ops = weight.contiguous(memory_format=torch.channels_last), x.contiguous(), torch.ops.mkldnn
-    form, pad, strides, one = winograd.transformed(weight, stride=stride), [1, 1], [stride, stride], [1, 1]
+    form, pad, strides, one = winograd.transform_weight(weight, stride=stride), [1, 1], [stride, stride], [1, 1]
     ordered = ops._reorder_convolution_weight(last, pad, strides, one, 1, list(x.shape))
     calls = {
         "winograd": lambda: winograd.convolve(x, form, len(weight), bias, stride=stride),

@@ -125,7 +125,7 @@ def _graphs(arguments, project: Project, device) -> list[dict[str, Any]]:
     copies, attack = {}, updates.attack_of(resolved["recipe"])
     for name, asked in (("eager", "0"), ("graphed", "1")):
         method = methods.begin(net, resolved["recipe"], device)
-        with _environment(graphs.ASKED, asked):
+        with _environment(graphs.VARIABLE, asked):
             copies[name] = method.attacked()
 
     def attacked(copied) -> Callable[[], Any]:
@@ -136,7 +136,7 @@ def _graphs(arguments, project: Project, device) -> list[dict[str, Any]]:
         return call
 
     # Captured in the first rounds.
-    warm_up = 2 + graphs.AFTER // attack["steps"]
+    warm_up = 2 + graphs.CAPTURE_AFTER // attack["steps"]
     calls = {name: attacked(copied) for name, copied in copies.items()}
     taken = timing.seconds(calls, repeats=arguments.repeats, warm_up=warm_up, device=device)
     about = {"batch_size": size, "steps": attack["steps"]}

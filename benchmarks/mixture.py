@@ -16,6 +16,7 @@ from benchlib import command, records, timing, updates
 from benchlib.grouped import Grouped
 from benchlib.plain import plain
 from moat.attacks import for_attack
+from moat.kernels import for_training
 from moat.models.moe import build_mixture
 
 COLUMNS = (*records.COLUMNS, "grouped_ratio")
@@ -64,9 +65,8 @@ def our_call(kind: str, width: int, what: str, images: int) -> Callable[[], Any]
 def _nets(kind: str, width: int, dtype=None) -> dict[str, Any]:
     """The mixture's experts as ours, as a plain loop, and as grouped convolutions: images to (E, B, K)."""
     torch.manual_seed(0)
-    ours = build_mixture(kind, ARCHS[kind], 10, width=width / 64).experts.to(dtype or torch.float32)
+    ours = for_training(build_mixture(kind, ARCHS[kind], 10, width=width / 64).experts.to(dtype or torch.float32))
     loop, grouped = plain(ours), Grouped(list(ours))
-    loop.forward = lambda x: torch.stack([expert(x) for expert in loop])
     last = torch.channels_last
     return {"ours": ours.to(memory_format=last), "plain": loop, "grouped": grouped.to(memory_format=last)}
 

@@ -32,8 +32,8 @@ class Masked(nn.Module):
         mask = F.one_hot(route, self.net.experts) + (scores - scores.detach())
         for module in self.net.trunk.modules():
             if isinstance(module, ChannelExpertConv2d):
-                module.forward_sorted = lambda x, groups, gate, conv=module: _masked_conv(conv, x, mask, route)
-        return self.net.head(self.net.trunk(self.net.normalize(x), None, None))
+                module.forward = lambda x, route, gate, conv=module: _masked_conv(conv, x, mask, route)
+        return self.net.head(self.net.trunk(self.net.normalize(x), route, None))
 
 
 def _masked_conv(conv: ChannelExpertConv2d, x: torch.Tensor, mask: torch.Tensor, route: torch.Tensor) -> torch.Tensor:

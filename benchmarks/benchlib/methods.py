@@ -10,6 +10,7 @@ import moat.methods
 from moat.config.grid import Run
 from moat.config.project import Project
 from moat.config.recipes import resolve_recipe, resolve_run
+from moat.kernels import for_training
 from moat.methods.base import Method
 from moat.planning.macs import Net, build, net_of
 from moat.training.models import autocast
@@ -24,7 +25,7 @@ def resolved_net(project: Project, scale: str, dataset: str, arch: str, method: 
 def begin(net: Net, recipe: Mapping[str, Any], device: torch.device) -> Method:
     """The method at the start of its first epoch; runs that it starts from are replaced by random weights."""
     needs = {need["name"]: Path() for need in recipe.get("needs", [])}
-    model = build(net, needs).to(device, memory_format=torch.channels_last)
+    model = for_training(build(net, needs).to(device, memory_format=torch.channels_last))
     method = moat.methods.get(net.method)(model, recipe, autocast=autocast(recipe, device))
     for optimizer in method.optimizers.values():
         for group in optimizer.param_groups:

@@ -9,6 +9,7 @@ from moat import models
 from moat.attacks import AttackCopy, pgd
 from moat.data import datasets
 from moat.evaluation.judging import images
+from moat.kernels import for_training
 from moat.training.models import read_run
 
 EPOCHS, BATCH, PEAK = 6, 64, 0.1
@@ -24,7 +25,7 @@ def train(arguments, width: int) -> torch.nn.Module:
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(0)
     model = models.build("resnet18", run["num_classes"], width=width / 64, normalize=run["model"]["normalize"])
-    model = model.to(memory_format=torch.channels_last)
+    model = for_training(model.to(memory_format=torch.channels_last))
     optimizer = torch.optim.SGD(model.parameters(), PEAK, momentum=0.9, weight_decay=5e-4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, PEAK, EPOCHS * (-(-count // BATCH)))
     copied = AttackCopy(model)

@@ -1,17 +1,15 @@
-"""Models without moat's convolutions, for the other side of a training benchmark."""
+"""Models without moat's kernels, for the other side of a training benchmark."""
 
 import copy
 
 import torch
 from torch import nn
 
-from moat.kernels.convolution import Conv2d
-
 
 def plain(model: nn.Module) -> nn.Module:
-    """A contiguous copy that trains with PyTorch's convolutions, too; masked and channel-expert ones are unchanged."""
+    """A contiguous copy of the definition, also of a model that went through ``moat.kernels.for_training``."""
     copied = copy.deepcopy(model).to(memory_format=torch.contiguous_format)
     for module in copied.modules():
-        if type(module) is Conv2d:
-            module.__class__ = nn.Conv2d
+        kinds = (kind for kind in type(module).__mro__ if not kind.__module__.startswith("moat.kernels"))
+        module.__class__ = next(kinds)
     return copied

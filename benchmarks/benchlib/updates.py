@@ -14,6 +14,7 @@ from moat import models
 from moat.base.numbers import parse_number
 from moat.config.project import Project
 from moat.config.recipes import merge, resolve_recipe
+from moat.kernels import for_training
 from moat.methods.base import Method, Step
 
 
@@ -40,7 +41,7 @@ def begin(name: str, recipe: Mapping[str, Any], model: nn.Module) -> Method:
     On a model in float64 the logits are not rounded to float32 as they are in training.
     """
     kind = moat.methods.get(name)
-    model = model.to(memory_format=torch.channels_last)
+    model = for_training(model.to(memory_format=torch.channels_last))
     if next(model.parameters()).dtype == torch.float64:
         kind = type("Wide", (kind,), {"logits": _logits, "classify": _classify})
     method = kind(model, recipe)

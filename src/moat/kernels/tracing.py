@@ -29,10 +29,14 @@ def trace(model: nn.Module) -> fx.Graph | None:
 
 
 def convolve_unpadded(
-    convolution: nn.Conv2d, x: torch.Tensor, residual: torch.Tensor | None = None, *, relu: bool = False
+    convolution: nn.Conv2d, x: torch.Tensor, *residual: torch.Tensor, **options: bool
 ) -> torch.Tensor:
-    """The call of a convolution in a graph of :func:`trace`, for an ``x`` (B, C, H, W) that brings its border along."""
+    """A call of a convolution in a graph of :func:`trace`, for an ``x`` (B, C, H, W) that brings its border along.
+
+    Args:
+        residual, options: further arguments of the call.
+    """
     if isinstance(convolution, PackedConv2d):
-        return convolution(x, residual, relu=relu, pad=False)
+        return convolution(x, *residual, pad=False, **options)
     how = convolution.stride, 0, convolution.dilation, convolution.groups
     return F.conv2d(x, convolution.weight, convolution.bias, *how)
