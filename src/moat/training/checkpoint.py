@@ -1,7 +1,7 @@
-"""Checkpoints: the whole state of a training in one file, complete or absent.
+"""Checkpoints: the state of a training run in one file, written atomically.
 
-A file starts with the sha256 of what follows, so that a damaged one is noticed. The one before is
-kept, so that a damaged one costs the time since then and not the run.
+A file starts with the sha256 of the rest, which reveals damage. The previous checkpoint is kept as well, so that damage
+costs the time since then rather than the run.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ _DIGEST_BYTES = 32
 
 
 class Checkpoints:
-    """The newest checkpoint of a run and the one before it, in ``folder``."""
+    """The newest and the previous checkpoint of a run, in ``folder``."""
 
     def __init__(self, folder: str | os.PathLike):
         self.folder = Path(folder)
@@ -30,12 +30,12 @@ class Checkpoints:
         self.previous = self.folder / "checkpoint.previous.pt"
 
     def tidy(self) -> None:
-        """Remove what a kill in the midst of :meth:`save` left. Call it while holding the run's lock."""
+        """Remove what a kill during :meth:`save` left behind. Call it while holding the run's lock."""
         for leftover in self.folder.glob(f".{self.newest.name}.*.part"):
             leftover.unlink()
 
     def save(self, state: Mapping[str, Any]) -> None:
-        """Write ``state`` (tensors, numbers, strings, plain containers) atomically as the newest checkpoint."""
+        """Write ``state`` (tensors, numbers, strings and plain containers) as the newest checkpoint, atomically."""
         buffer = io.BytesIO()
         torch.save(dict(state), buffer)
         content = buffer.getbuffer()
@@ -47,24 +47,17 @@ class Checkpoints:
                 os.replace(self.newest, self.previous)
 
     def load(self, device: str | torch.device = "cpu") -> dict[str, Any] | None:
-        """The newest checkpoint that is whole, or None where there is none; a damaged one is named in the log."""
+        """The newest undamaged checkpoint, or None. Damage is reported in the log."""
         for path in (self.newest, self.previous):
             if path.exists():
-                state = _read(path, device)
-                if state is not None:
-                    return state
+                content = path.read_bytes()
+                digest, content = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]
+                if hashlib.sha256(content).digest() == digest:
+                    return torch.load(io.BytesIO(content), map_location=device, weights_only=True)
                 log.warning("%s is damaged; falling back to the checkpoint before it", path)
         return None
 
     def clear(self) -> None:
-        """Forget the checkpoints: the run is finished and its results are on disk."""
+        """Delete the checkpoints. Call it once the run's results are on disk."""
         for path in (self.newest, self.previous):
             path.unlink(missing_ok=True)
-
-
-def _read(path: Path, device: str | torch.device) -> dict[str, Any] | None:
-    content = path.read_bytes()
-    digest, content = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]
-    if hashlib.sha256(content).digest() != digest:
-        return None
-    return torch.load(io.BytesIO(content), map_location=device, weights_only=True)

@@ -1,14 +1,14 @@
-"""The training loop: the only one, and it names no method.
+"""The training loop, the same for every method.
 
-The data set lies on the device as uint8; every random draw comes from a generator made of (seed,
-epoch, purpose, batch). So a run that is killed and started again, even inside an epoch, continues
-with the same numbers and ends with bit-identical weights (same device, same thread count).
+The data set is on the device as uint8, and all random numbers come from generators seeded by (seed, epoch, purpose,
+batch). So a run that is killed, even inside an epoch, and started again continues with the same random numbers and ends
+with bit-identical weights (on the same device, with the same number of threads).
 """
 
 import copy
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -31,27 +31,27 @@ from moat.training.meters import Meter
 
 log = logging.getLogger(__name__)
 
-# How many steps may pass before the losses are looked at, and how many seconds between two checkpoints.
+# How often the losses are checked: reading them from a GPU waits for it.
 CHECK_EVERY_STEPS = 50
-KEPT = "The last good checkpoint is kept"
-# Raised when the checkpoint's content changes: one of another format is not resumed.
-CHECKPOINT_FORMAT = 1
 CHECKPOINT_EVERY_SECONDS = 300.0
+# Incremented whenever the checkpoint's content changes; a checkpoint of another format is not resumed.
+CHECKPOINT_FORMAT = 1
+KEPT = "The last good checkpoint is kept"
 
 
 class Engine:
-    """Trains one method on one data set, and can be killed at any time.
+    """Trains one method on one data set. The process may be killed at any time.
 
     Args:
-        method: the method, its model on ``device``.
+        method: the method, with its model on ``device``.
         name: its registry name, for messages.
-        recipe: epochs, batch_size, schedule, ema, validation; augment and extra_images, where they are there.
-        train, validation: uint8 images and labels; the validation part is held out of the training set.
-        extra: further training images, mixed in as the recipe's extra_images says.
-        augment: ``crop_padding`` and ``flip`` of the data set.
-        validation_attack: the attack setting by which the best epoch is chosen.
-        checkpoints: where the state is kept.
-        identity: what must be the same for a checkpoint to be resumed (digests, not paths).
+        recipe: epochs, batch_size, schedule, ema, validation; optionally augment and extra_images.
+        train, validation: uint8 images and labels; the validation images are held out of the training set.
+        extra: additional training images, mixed in according to the recipe's extra_images.
+        augment: the data set's ``crop_padding`` and ``flip``.
+        validation_attack: the attack setting that selects the best epoch.
+        checkpoints: where checkpoints are saved.
+        identity: digests of recipe, data and the like that a checkpoint must share to be resumed.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class Engine:
 
     # -- the loop ------------------------------------------------------------
     def train(self, on_epoch: Callable[[dict[str, Any]], None] = lambda row: None) -> None:
-        """Train to the last epoch of the recipe, from the newest checkpoint where there is one.
+        """Train to the recipe's last epoch, resuming from the newest checkpoint if there is one.
 
         Raises:
             TrainingError: the loss is NaN or infinite; the last good checkpoint is kept.
@@ -110,18 +110,28 @@ class Engine:
     def _train_epoch(self, interruption: Interruption) -> None:
         self.method.train_mode()
         self.method.begin_epoch(self.epoch)
-        shown = self._shown(self.batches.epoch(self.epoch, start=self.batch))
-        for x, y in shown:
+        batches = progress(
+            self.batches.epoch(self.epoch, start=self.batch),
+            total=len(self.batches) - self.batch,
+            description=f"{self.name} epoch {self.epoch + 1}/{self.recipe['epochs']}",
+            unit="batch",
+        )
+        for x, y in batches:
             step = Step(self.seed, self.epoch, self.recipe["epochs"], self.batch, len(self.batches), self.device)
             self._set_learning_rates(step)
-            self.meter.add(self.batch, len(y), self._update(x, y, step))
+            try:
+                metrics = self.method.update(x, y, step)
+            except MoatError as error:
+                # For example an attack whose gradient is NaN because the weights are.
+                raise TrainingError(f"{self._where(self.batch + 1)}: {error}; stopped. {KEPT}") from error
+            self.meter.add(self.batch, len(y), metrics)
             if self.averaged is not None:
                 self.averaged.update_parameters(self.method.model)
             self.batch += 1
             if self.batch % CHECK_EVERY_STEPS == 0:
                 self.meter.check(self.name, self.epoch)
                 self._tick()
-                shown.set_postfix_str(f"{self.meter.samples / self.epoch_seconds:.0f} images/s")
+                batches.set_postfix_str(f"{self.meter.samples / self.epoch_seconds:.0f} images/s")
             if interruption.requested or time.monotonic() - self._saved_at > CHECKPOINT_EVERY_SECONDS:
                 self.save()
             if interruption.requested:
@@ -131,20 +141,8 @@ class Engine:
                 )
         self.check()
 
-    def _update(self, x: torch.Tensor, y: torch.Tensor, step: Step) -> dict[str, torch.Tensor]:
-        try:
-            return self.method.update(x, y, step)
-        except MoatError as error:
-            # For example an attack whose gradient is NaN, because the weights are.
-            raise TrainingError(f"{self._where(step.batch + 1)}: {error}; stopped. {KEPT}") from error
-
-    def _shown(self, batches: Iterator) -> Iterator:
-        description = f"{self.name} epoch {self.epoch + 1}/{self.recipe['epochs']}"
-        total = len(self.batches) - self.batch
-        return progress(batches, total=total, description=description, unit="batch")
-
     def _end_epoch(self) -> dict[str, Any]:
-        """Validate, keep the best weights, write the row of history, move to the next epoch."""
+        """Validate, keep the best weights, append a row to the history, and advance to the next epoch."""
         self._tick()
         train_seconds = self.epoch_seconds
         lr = next(iter(self.method.optimizers.values())).param_groups[0]["lr"]
@@ -163,7 +161,7 @@ class Engine:
         return row
 
     def validate(self, attack: Attack) -> float:
-        """Accuracy on the held-out images under an attack, with the same random starts every epoch."""
+        """Accuracy on the validation images under an attack, with the same random starts in every epoch."""
         model = self.weights()
         model.eval()
         attacked = for_attack(model)
@@ -176,7 +174,7 @@ class Engine:
         return float(correct) / self.validation.size
 
     def weights(self) -> nn.Module:
-        """The model that is validated and kept: the moving average where the recipe asks for one."""
+        """The model to validate and to save: the moving average of the weights if the recipe asks for one."""
         return self.averaged.module if self.averaged is not None else self.method.model
 
     def _set_learning_rates(self, step: Step) -> None:
@@ -185,7 +183,7 @@ class Engine:
                 group["lr"] = self.method.learning_rate(name, step)
 
     def _tick(self) -> None:
-        """Add the time since the last tick to the epoch's and the run's; what was lost to a kill does not count."""
+        """Add the time since the last tick to the epoch and the run. Time lost to a kill is not counted."""
         now = time.monotonic()
         elapsed, self._clock = now - self._clock, now
         self.seconds += elapsed
@@ -193,7 +191,7 @@ class Engine:
 
     # -- state ---------------------------------------------------------------
     def save(self) -> None:
-        """Write a checkpoint, unless a loss since the last one, or a weight, is not finite."""
+        """Write a checkpoint. Raises TrainingError instead if a recent loss or a weight is not finite."""
         self.check()
         self._tick()
         self.checkpoints.save(
@@ -215,10 +213,10 @@ class Engine:
         self._saved_at = time.monotonic()
 
     def check(self) -> None:
-        """Look at the losses since the last look, and at the weights.
+        """Check the losses since the last check, and the weights.
 
         Raises:
-            TrainingError: one is NaN or infinite; the last checkpoint is from before that.
+            TrainingError: one of them is NaN or infinite; the last checkpoint is from before that.
         """
         self.meter.check(self.name, self.epoch)
         weights = [tensor for tensor in self.method.model.state_dict().values() if tensor.is_floating_point()]

@@ -1,7 +1,7 @@
-"""Finished results, kept beside the checkpoints until the workflow has taken them for good.
+"""A second set of links to a finished run's results, beside its checkpoints.
 
-Snakemake deletes a job's outputs before it runs the job again, for example when it was itself killed between the end
-of a training and its own bookkeeping. The files are kept as hard links, which take no space while the results exist.
+Snakemake deletes a job's outputs before it runs the job again, even if the job had finished and only Snakemake was
+killed before it could record that. The hard links take no space while the results exist.
 """
 
 import os
@@ -15,18 +15,18 @@ FILES = ("model.safetensors", "last.safetensors", "history.csv", "run.json")
 
 
 def keep(out: Path, folder: Path) -> None:
-    """Remember a finished run's files in ``folder``; run.json, which vouches for the others, last."""
+    """Link a finished run's files into ``folder``; last run.json, whose hashes vouch for the others."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in FILES:
         _place(out / name, folder / name)
 
 
 def restore(folder: Path, out: Path, *, identity: str, sources: Mapping[str, str]) -> bool:
-    """Whether this very training is finished, in ``out`` or, put back from there, in ``folder``.
+    """Return whether exactly this run is finished in ``out``, restoring it from ``folder`` if necessary.
 
     Args:
-        identity: digest of recipe, data and needed runs.
-        sources: today's hashes of the package's parts: what other code made is trained again.
+        identity: the digest of recipe, data and needed runs.
+        sources: the current hashes of the package's parts; results of other code do not count.
     """
     if _is_finished(out, identity, sources):
         return True
@@ -48,7 +48,7 @@ def _is_finished(folder: Path, identity: str, sources: Mapping[str, str]) -> boo
 
 
 def _place(source: Path, target: Path) -> None:
-    """A hard link, or a copy where the folders lie on different file systems; under its name only when complete."""
+    """Hard-link ``source`` to ``target``, or copy it to another file system, atomically."""
     with atomic_path(target) as temporary:
         temporary.unlink()
         try:

@@ -1,4 +1,4 @@
-"""The images of a training: the data set's, and what a recipe adds to them."""
+"""The training images: those of the data set, and those that a recipe adds."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +13,7 @@ from moat.data.datasets import Dataset, Split
 
 
 def load_extra(recipe: Mapping[str, Any], data: Dataset, root: Path) -> Split | None:
-    """The recipe's file of extra images, if it names one; a relative path starts at the project's root.
+    """Load the recipe's extra images, if it has any. A relative path starts at the project's root.
 
     Raises:
         DataError: see :func:`moat.data.extra_images.load`.
@@ -33,11 +33,11 @@ def load_extra(recipe: Mapping[str, Any], data: Dataset, root: Path) -> Split | 
 def training_batches(
     train: Split, extra: Split | None, recipe: Mapping[str, Any], *, seed: int, augment: Mapping[str, Any], device
 ) -> Batches:
-    """Shuffled, augmented batches of the training images, mixed with the extra ones.
+    """Shuffled, augmented batches of the training images and the extra ones.
 
     Args:
-        recipe: batch_size; where they are there, augment and extra_images.share.
-        augment: ``crop_padding`` and ``flip`` of the data set.
+        recipe: batch_size; optionally augment and extra_images.share.
+        augment: the data set's ``crop_padding`` and ``flip``.
     """
     images, labels, order = train.images, train.labels, None
     if extra is not None:
@@ -53,6 +53,6 @@ def training_batches(
         flip=augment["flip"],
         order=order,
         augment=AUGMENTATIONS[recipe.get("augment", "dataset")],
-        # Batch norm has no variance to take from a single sample.
+        # A single sample has no variance for batch norm.
         drop_last=len(train.labels) % recipe["batch_size"] == 1,
     )

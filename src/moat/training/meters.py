@@ -1,4 +1,4 @@
-"""What an epoch adds up to, kept on the device so that no step waits for the host."""
+"""Running means of an epoch's metrics, kept on the device so that no step has to wait for the host."""
 
 import math
 from collections.abc import Mapping
@@ -9,10 +9,10 @@ from moat.base.errors import TrainingError
 
 
 class Meter:
-    """Sample-weighted means of a method's metrics over one epoch, and a watch on the loss.
+    """Sample-weighted means of a method's metrics over one epoch, and a check that the losses are finite.
 
-    Losses are looked at when :meth:`check` is called, not at every step: reading a number from a GPU
-    would stop it. The message still names the first batch that went wrong.
+    Losses are read in :meth:`check` rather than at every step, because reading a number from a GPU waits for it. The
+    error still names the first bad batch.
     """
 
     def __init__(self):
@@ -21,7 +21,7 @@ class Meter:
         self._unchecked: list[tuple[int, torch.Tensor]] = []
 
     def add(self, batch: int, samples: int, metrics: Mapping[str, torch.Tensor]) -> None:
-        """Add one batch. ``metrics``: scalar tensors, ``loss`` among them, each a mean over the batch."""
+        """Add one batch. ``metrics``: scalar tensors, each a mean over the batch, one of them named ``loss``."""
         self.samples += samples
         for name, value in metrics.items():
             value = value.detach().double() * samples
@@ -29,7 +29,7 @@ class Meter:
         self._unchecked.append((batch, metrics["loss"].detach()))
 
     def check(self, method: str, epoch: int) -> None:
-        """Look at the losses added since the last check.
+        """Check the losses added since the last call.
 
         Raises:
             TrainingError: one is NaN or infinite; names method, epoch and batch.
