@@ -1,4 +1,4 @@
-"""`moat plan`: rates from what was measured, the missing jobs' cost, and the command for what a budget buys."""
+"""`moat plan`: rates from what was measured, the missing jobs' cost, and the command for what fits a budget."""
 
 import json
 import os
@@ -194,7 +194,7 @@ def test_a_plan_adds_up(project, capsys):
     ("probe", "kind", "images"),
     [("weights", "weight_distributions", 0), ("features", "tsne", 1000), ("routing", "routing", 10_000)],
 )
-def test_probes_are_planned_and_bought_with_their_figures(project, capsys, probe, kind, images):
+def test_probes_are_planned_and_selected_with_their_figures(project, capsys, probe, kind, images):
     inside = {**ABOUT, "kind": kind, "probe": probe, "lines": ROWS}
     path = project.root / "config/studies/small.yaml"
     path.write_text(yaml.safe_dump({**STUDY, "figures": {"inside": inside}}))
@@ -223,31 +223,31 @@ def test_what_is_done_costs_nothing_and_calibrates_the_rest(project, capsys):
 
 
 @pytest.mark.parametrize("share", [0.0, 0.4, 0.7, 1.0])
-def test_a_budget_buys_what_fits_and_says_how_to_make_it(project, capsys, share):
+def test_a_budget_selects_what_fits_and_says_how_to_make_it(project, capsys, share):
     options = ("--scale", "paper", "--hardware", "h200", "--gpus", "2")
     total = plan(project, capsys, *options)["gpu_hours"]
-    bought = plan(project, capsys, *options, "--budget-gpu-hours", str(share * total * 1.0001))["budget"]
-    cells = next(each for each in bought["by_item"] if each["kind"] == "table")
-    assert bought["spent_gpu_hours"] <= share * total * 1.001
-    assert (bought["gained"] + bought["left"], bought["gap"]) == (CELLS, 0)
+    selected = plan(project, capsys, *options, "--budget-gpu-hours", str(share * total * 1.0001))["budget"]
+    cells = next(each for each in selected["by_item"] if each["kind"] == "table")
+    assert selected["spent_gpu_hours"] <= share * total * 1.001
+    assert (selected["gained"] + selected["left"], selected["gap"]) == (CELLS, 0)
     assert (cells["gained"] == CELLS, cells["left"] == CELLS) == (share == 1, share == 0)
     if share == 0:
-        assert (bought["targets"], bought["command"]) == ([], [])
+        assert (selected["targets"], selected["command"]) == ([], [])
         return
-    assert bought["command"].startswith(
+    assert selected["command"].startswith(
         "snakemake --cores all --resources gpu=2 --config scale=paper 'studies=[small]' "
     )
     whole = "results/paper/tables/small-table.csv"
-    assert (whole in bought["targets"]) == (share == 1)
-    if len(bought["targets"]) > INLINE_TARGETS:
+    assert (whole in selected["targets"]) == (share == 1)
+    if len(selected["targets"]) > INLINE_TARGETS:
         listed = (project.root / "work/plan/paper-targets.txt").read_text().split()
-        assert listed == bought["targets"]
-        assert bought["command"].endswith("-- $(cat work/plan/paper-targets.txt)")
+        assert listed == selected["targets"]
+        assert selected["command"].endswith("-- $(cat work/plan/paper-targets.txt)")
     else:
-        assert bought["command"].endswith(" -- " + " ".join(bought["targets"]))
+        assert selected["command"].endswith(" -- " + " ".join(selected["targets"]))
 
 
-def test_worth_decides_what_is_bought(project, capsys):
+def test_priority_decides_what_is_selected(project, capsys):
     path = project.root / "config/planner.yaml"
     path.write_text(path.read_text().replace("items: {}", "items: {small-epsilon: 1000}"))
     jobs = jobs_of(project, build_grid(project, "paper", STUDIES))
@@ -255,8 +255,8 @@ def test_worth_decides_what_is_bought(project, capsys):
     # The figure and what it rests on: three nets, three seeds, a suite and checks.
     needed = [path for path, each in jobs.items() if each.suite in (None, "epsilon")]
     hours = sum(rates.seconds(jobs[path])[0] for path in needed) / 3600
-    bought = plan(project, capsys, "--scale", "paper", "--hardware", "h200", "--budget-gpu-hours", str(hours * 1.001))
-    assert "results/paper/figures/small-epsilon.png" in bought["budget"]["targets"]
+    selected = plan(project, capsys, "--scale", "paper", "--hardware", "h200", "--budget-gpu-hours", str(hours * 1.001))
+    assert "results/paper/figures/small-epsilon.png" in selected["budget"]["targets"]
     poorer = plan(project, capsys, "--scale", "paper", "--hardware", "h200", "--budget-gpu-hours", str(hours * 0.99))
     assert "results/paper/figures/small-epsilon.png" not in poorer["budget"]["targets"]
 
@@ -299,7 +299,7 @@ def test_without_a_solver_there_is_a_plan_but_no_budget(project, capsys, monkeyp
     assert capsys.readouterr().err == f"moat plan: {needs}\n"
 
 
-def test_an_unknown_study_in_worth_is_named(project, capsys):
+def test_an_unknown_study_in_priority_is_named(project, capsys):
     path = project.root / "config/planner.yaml"
     path.write_text(path.read_text().replace("studies: {}", "studies: {dramo: 2}"))
     assert (
@@ -337,19 +337,19 @@ def test_durations(hours, text):
     assert duration(hours) == text
 
 
-def test_the_command_makes_just_what_was_bought(project, capsys):
-    """A dry run of it has the bought jobs, and nothing else but their data."""
+def test_the_command_makes_just_what_was_selected(project, capsys):
+    """A dry run of it has the selected jobs, and nothing else but their data."""
     shutil.rmtree(project.root / "workflow")
     shutil.copytree(ROOT / "workflow", project.root / "workflow")
     shutil.copy(ROOT / "Snakefile", project.root)
-    bought = plan(project, capsys, "--scale", "paper", "--hardware", "h200", "--budget-gpu-hours", "0.9")["budget"]
-    assert bought["gained"] and bought["left"]
-    dry = bought["command"].replace("snakemake", "snakemake --dry-run --quiet rules", 1)
+    selected = plan(project, capsys, "--scale", "paper", "--hardware", "h200", "--budget-gpu-hours", "0.9")["budget"]
+    assert selected["gained"] and selected["left"]
+    dry = selected["command"].replace("snakemake", "snakemake --dry-run --quiet rules", 1)
     command = f"{shlex.quote(sys.executable)} -m {dry}"
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
     done = subprocess.run(command, shell=True, cwd=project.root, env=environment, capture_output=True, text=True)
     said = done.stdout + done.stderr
     assert done.returncode == 0, said
     jobs = {name: int(count) for name, count in re.findall(r"^(\w+) +(\d+)$", said, re.MULTILINE)}
-    assert jobs["train"] + jobs["evaluate"] + jobs["verify"] == bought["jobs"]
+    assert jobs["train"] + jobs["evaluate"] + jobs["verify"] == selected["jobs"]
     assert jobs.keys() - {"total", "fetch", "prepare", "tabulate", "draw"} == {"train", "evaluate", "verify"}

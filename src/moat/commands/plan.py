@@ -1,6 +1,6 @@
 """List what the studies ask for at a scale: what of it is done, missing or stale, and how long the missing takes.
 
-With --budget-gpu-hours, choose the table cells of greatest worth that fit, and print the command that makes just them.
+With --budget-gpu-hours, select the table cells of greatest total priority that fit, and print the command to make them.
 """
 
 from pathlib import Path

@@ -1,1 +1,1 @@
-"""Who computes where and when: GPU leases on one machine, and what fits a budget."""
+"""Plan a grid: what is left to do, what it costs, how long it takes on N machines, and what fits a budget."""

@@ -1,7 +1,7 @@
-"""Which cells of the tables a budget buys: the set of greatest worth whose jobs fit, shared jobs paid once.
+"""Select the table cells of greatest total priority whose jobs fit a budget; shared jobs count once.
 
-An integer programme. Cells that need the same jobs become one item, jobs that are always bought together one lot:
-the paper grid's thousands of cells and jobs shrink to some hundred of each.
+This is an integer program. Cells that need the same jobs are merged into one item, and jobs that are only ever selected
+together into one group, which reduces the thousands of cells and jobs of the papers' grid to some hundred of each.
 """
 
 import importlib.util
@@ -11,71 +11,61 @@ from dataclasses import dataclass
 
 from moat.base.errors import ConfigError, MoatError
 
-#: The integer programme's modelling language and its solver. moat works without them, see :func:`missing_solver`.
+#: The modelling language and the solver of the integer program. moat works without them, see :func:`missing_solver`.
 SOLVER = ("pulp", "highspy")
 INSTALL = "pip install -c envs/requirements.lock -e '.[workflow]'"
-# How far the solver may exceed the budget by rounding; prices are estimates of far less precision.
+# How far the solver may exceed the budget by rounding; the costs are far less precise estimates.
 TOLERANCE = 1e-6
-# Sums of the same worths in another order differ by less.
+# Sums of the same priorities in another order differ by less.
 ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
 class Item:
-    """One thing to buy.
+    """Something that a budget may pay for, such as a table cell.
 
     Attributes:
-        worth: 0 or more.
-        needs: all jobs that it needs, those that these start from included; jobs without a price are done.
+        priority: 0 or more.
+        needs: all jobs that it needs, directly or indirectly; jobs without a cost are done.
     """
 
     name: Hashable
-    worth: float
+    priority: float
     needs: frozenset
 
 
 @dataclass(frozen=True)
-class Purchase:
-    """What a budget buys.
+class Selection:
+    """The items and jobs that fit a budget.
 
     Attributes:
-        items: names of the items whose jobs are all bought or done, in the given order.
-        jobs: the jobs to pay for.
-        worth: of the items.
-        cost: of the jobs.
-        bound: no purchase within the budget is worth more.
+        items: names of the items whose jobs are all selected or done, in the given order.
+        jobs: the selected jobs.
+        priority: the items' total priority.
+        cost: the jobs' total cost.
+        bound: an upper bound of the priority of any selection within the budget.
     """
 
     items: tuple
     jobs: frozenset
-    worth: float
+    priority: float
     cost: float
     bound: float
 
     @property
     def gap(self) -> float:
-        """How much more a better purchase could be worth, relative to this one: 0 is proven optimal."""
-        excess = (self.bound - self.worth) / max(self.worth, 1.0)
+        """How much better, relative to this one, another selection could be; 0: this one is proven optimal."""
+        excess = (self.bound - self.priority) / max(self.priority, 1.0)
         return excess if excess > ROUNDING else 0.0
 
 
-@dataclass(frozen=True)
-class _Lots:
-    """The problem after aggregation: item number -> jobs, worth and lots; lot number -> price."""
-
-    bundles: list[frozenset]
-    worth: list[float]
-    lots: list[list[int]]
-    price: list[float]
-
-
-def buy(
-    items: Iterable[Item], prices: Mapping[Hashable, float], budget: float, *, time_limit: float = 30.0
-) -> Purchase:
-    """The purchase of greatest worth within ``budget``, proven optimal unless ``time_limit`` (seconds) ends the search.
+def select_jobs(
+    items: Iterable[Item], costs: Mapping[Hashable, float], budget: float, *, time_limit: float = 30.0
+) -> Selection:
+    """The best selection within ``budget``, proven optimal unless ``time_limit`` (seconds) ends the search.
 
     Args:
-        prices: job -> price, 0 or more, in the unit of the budget.
+        costs: job -> cost, 0 or more, in the unit of the budget.
 
     Raises:
         ConfigError: a budget that is negative or not a number, or no solver is installed.
@@ -84,26 +74,26 @@ def buy(
     _check(budget)
     if missing := missing_solver():
         raise ConfigError(missing)
-    problem = _aggregate(items, prices)
+    problem = _JobGroups(items, costs)
     chosen, bound = _solve(problem, budget, time_limit)
-    at_least = _greedy(problem, budget)
-    if _worth(problem, at_least) > _worth(problem, chosen):  # the search was cut short
-        chosen = at_least
-    return _purchase(items, prices, problem, chosen, bound)
+    greedy = _choose_greedily(problem, budget)
+    if problem.priority(greedy) > problem.priority(chosen):  # The search was cut short.
+        chosen = greedy
+    return problem.selection(chosen, bound)
+
+
+def select_greedily(items: Iterable[Item], costs: Mapping[Hashable, float], budget: float) -> Selection:
+    """A fast selection: repeatedly take the item of highest priority per cost of its jobs not yet selected."""
+    items = list(items)
+    _check(budget)
+    problem = _JobGroups(items, costs)
+    return problem.selection(_choose_greedily(problem, budget), sum(item.priority for item in items))
 
 
 def missing_solver() -> str | None:
-    """What a budget needs and how to install it; None where it is installed."""
+    """What a budget lacks and how to install it; None if nothing is missing."""
     missing = [name for name in SOLVER if importlib.util.find_spec(name) is None]
     return f"a budget needs {' and '.join(missing)}: {INSTALL}" if missing else None
-
-
-def buy_greedily(items: Iterable[Item], prices: Mapping[Hashable, float], budget: float) -> Purchase:
-    """A quick purchase: again and again the item with the most worth for what its unpaid jobs cost."""
-    items = list(items)
-    _check(budget)
-    problem = _aggregate(items, prices)
-    return _purchase(items, prices, problem, _greedy(problem, budget), sum(item.worth for item in items))
 
 
 def _check(budget: float) -> None:
@@ -111,87 +101,93 @@ def _check(budget: float) -> None:
         raise ConfigError(f"a budget of {budget}; allowed: 0 or more")
 
 
-def _aggregate(items: list[Item], prices: Mapping[Hashable, float]) -> _Lots:
-    worth: dict[frozenset, float] = defaultdict(float)
-    for item in items:
-        worth[_priced(item, prices)] += item.worth
-    worth.pop(frozenset(), None)
-    bundles = list(worth)
-    users: dict[Hashable, list[int]] = defaultdict(list)
-    for number, bundle in enumerate(bundles):
-        for job in bundle:
-            users[job].append(number)
-    price: dict[tuple[int, ...], float] = defaultdict(float)
-    for job in sorted(users, key=str):
-        price[tuple(users[job])] += prices[job]
-    lots: list[list[int]] = [[] for _ in bundles]
-    for lot, used_by in enumerate(price):
-        for number in used_by:
-            lots[number].append(lot)
-    return _Lots(bundles, [worth[bundle] for bundle in bundles], lots, list(price.values()))
+class _JobGroups:
+    """The problem after aggregation: items with the same missing jobs are one, and so are jobs of the same items.
+
+    Attributes:
+        jobs: number of an aggregated item -> its missing jobs; ``priorities``: -> its priority; ``groups``: -> the
+            numbers of its job groups.
+        costs: number of a job group -> its cost.
+    """
+
+    def __init__(self, items: list[Item], costs: Mapping[Hashable, float]):
+        self._items, self._job_costs = items, costs
+        merged: dict[frozenset, float] = defaultdict(float)
+        for item in items:
+            merged[self._missing(item)] += item.priority
+        merged.pop(frozenset(), None)
+        self.jobs, self.priorities = list(merged), list(merged.values())
+        users: dict[Hashable, list[int]] = defaultdict(list)
+        for number, jobs in enumerate(self.jobs):
+            for job in jobs:
+                users[job].append(number)
+        cost_by_users: dict[tuple[int, ...], float] = defaultdict(float)
+        for job in sorted(users, key=str):
+            cost_by_users[tuple(users[job])] += costs[job]
+        self.costs = list(cost_by_users.values())
+        self.groups: list[list[int]] = [[] for _ in self.jobs]
+        for group, used_by in enumerate(cost_by_users):
+            for number in used_by:
+                self.groups[number].append(group)
+
+    def _missing(self, item: Item) -> frozenset:
+        return frozenset(job for job in item.needs if job in self._job_costs)
+
+    def priority(self, chosen: set[int]) -> float:
+        return sum(self.priorities[number] for number in chosen)
+
+    def cost(self, chosen: set[int]) -> float:
+        return sum(self.costs[group] for group in {group for number in chosen for group in self.groups[number]})
+
+    def selection(self, chosen: set[int], bound: float) -> Selection:
+        """All items whose missing jobs are among those of the chosen ones. Items that are done do not count."""
+        jobs = frozenset().union(*(self.jobs[number] for number in chosen))
+        selected = [item for item in self._items if (missing := self._missing(item)) and missing <= jobs]
+        priority = sum(item.priority for item in selected)
+        cost = sum(self._job_costs[job] for job in jobs)
+        return Selection(tuple(item.name for item in selected), jobs, priority, cost, max(bound, priority))
 
 
-def _priced(item: Item, prices: Mapping[Hashable, float]) -> frozenset:
-    return frozenset(job for job in item.needs if job in prices)
+def _solve(problem: _JobGroups, budget: float, time_limit: float) -> tuple[set[int], float]:
+    """The chosen items and an upper bound of the total priority."""
+    import pulp  # Installed with the extra "workflow" only.
 
-
-def _solve(problem: _Lots, budget: float, time_limit: float) -> tuple[set[int], float]:
-    """The chosen items and an upper bound of the worth."""
-    import pulp  # an extra
-
-    affordable = [n for n, lots in enumerate(problem.lots) if sum(problem.price[lot] for lot in lots) <= budget]
+    affordable = [number for number in range(len(problem.jobs)) if problem.cost({number}) <= budget]
     if not affordable:
         return set(), 0.0
     model = pulp.LpProblem("budget", pulp.LpMaximize)
-    take = {n: model.add_variable(f"item{n}", cat="Binary") for n in affordable}
-    # Whole by themselves where the items are.
-    needed = dict.fromkeys(lot for n in affordable for lot in problem.lots[n])
-    pay = {lot: model.add_variable(f"lot{lot}", 0, 1) for lot in needed}
-    model += pulp.lpSum(problem.worth[n] * take[n] for n in affordable)
-    model += pulp.lpSum(problem.price[lot] * variable for lot, variable in pay.items()) <= budget
-    for n in affordable:
-        for lot in problem.lots[n]:
-            model += take[n] <= pay[lot]
+    take = {number: model.add_variable(f"item{number}", cat="Binary") for number in affordable}
+    # Continuous, because they are integral wherever the items are.
+    needed = dict.fromkeys(group for number in affordable for group in problem.groups[number])
+    pay = {group: model.add_variable(f"group{group}", 0, 1) for group in needed}
+    model += pulp.lpSum(problem.priorities[number] * take[number] for number in affordable)
+    model += pulp.lpSum(problem.costs[group] * variable for group, variable in pay.items()) <= budget
+    for number in affordable:
+        for group in problem.groups[number]:
+            model += take[number] <= pay[group]
     solver = pulp.HiGHS(msg=False, timeLimit=time_limit, gapRel=0.0, threads=1)
     model.solve(solver)
     if model.status == pulp.LpStatusInfeasible:
-        raise MoatError("the budget's programme has no solution, though buying nothing is one")
+        raise MoatError("the solver calls the budget infeasible, although selecting nothing is a solution")
     bound = model.solverModel.getInfo().mip_dual_bound
-    chosen = {n for n, variable in take.items() if (variable.value() or 0) > 0.5}
-    fits = _cost(problem, chosen) <= budget * (1 + TOLERANCE) + TOLERANCE
+    chosen = {number for number, variable in take.items() if (variable.value() or 0) > 0.5}
+    fits = problem.cost(chosen) <= budget * (1 + TOLERANCE) + TOLERANCE
     return (chosen if fits else set()), abs(bound)
 
 
-def _greedy(problem: _Lots, budget: float) -> set[int]:
+def _choose_greedily(problem: _JobGroups, budget: float) -> set[int]:
     chosen: set[int] = set()
     paid: set[int] = set()
     left = budget
     while True:
         best, best_rate, best_cost = None, 0.0, 0.0
-        for number, lots in enumerate(problem.lots):
-            cost = sum(problem.price[lot] for lot in lots if lot not in paid)
-            rate = problem.worth[number] / cost if cost else float("inf")
+        for number, groups in enumerate(problem.groups):
+            cost = sum(problem.costs[group] for group in groups if group not in paid)
+            rate = problem.priorities[number] / cost if cost else float("inf")
             if number not in chosen and cost <= left and rate > best_rate:
                 best, best_rate, best_cost = number, rate, cost
         if best is None:
             return chosen
         chosen.add(best)
-        paid.update(problem.lots[best])
+        paid.update(problem.groups[best])
         left -= best_cost
-
-
-def _worth(problem: _Lots, chosen: set[int]) -> float:
-    return sum(problem.worth[number] for number in chosen)
-
-
-def _cost(problem: _Lots, chosen: set[int]) -> float:
-    return sum(problem.price[lot] for lot in {lot for number in chosen for lot in problem.lots[number]})
-
-
-def _purchase(items, prices, problem: _Lots, chosen: set[int], bound: float) -> Purchase:
-    """Everything whose jobs are paid for; what is done already costs nothing and is left out of the worth."""
-    jobs = frozenset().union(*(problem.bundles[number] for number in chosen))
-    bought = [item for item in items if (needed := _priced(item, prices)) and needed <= jobs]
-    worth = sum(item.worth for item in bought)
-    cost = sum(prices[job] for job in jobs)
-    return Purchase(tuple(item.name for item in bought), jobs, worth, cost, max(bound, worth))

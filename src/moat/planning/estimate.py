@@ -1,4 +1,4 @@
-"""A plan: what of a grid is left to do, how long it takes, and which of it a budget buys."""
+"""Estimate a grid: how long its jobs take, and the items and Snakemake targets among which a budget selects."""
 
 import shlex
 from collections.abc import Iterable, Mapping
@@ -18,13 +18,13 @@ from moat.planning.rates import Rates
 
 @dataclass(frozen=True)
 class Estimate:
-    """The jobs of a grid and how long each takes.
+    """The jobs of a grid and their estimated durations.
 
     Attributes:
-        jobs: path -> job, those that are done included.
-        seconds: path -> estimated seconds of a job.
-        sources: path -> what the estimate rests on: "run", "calibration" or "shipped".
-        hardware: a name of config/planner.yaml; ``basis``: where its shipped rates come from.
+        jobs: path -> job, including those that are done.
+        seconds: path -> estimated seconds.
+        sources: path -> the basis of the estimate: "run", "calibration" or "shipped".
+        hardware: a name of config/planner.yaml; ``basis``: the source of its shipped rates.
     """
 
     jobs: Mapping[str, Job]
@@ -33,19 +33,19 @@ class Estimate:
     hardware: str
     basis: str
 
-    def prices(self, statuses: Iterable[str] = ("missing",)) -> dict[str, float]:
-        """Path -> hours of the jobs in these statuses."""
+    def costs(self, statuses: Iterable[str] = ("missing",)) -> dict[str, float]:
+        """Path -> hours, of the jobs with these statuses."""
         statuses = set(statuses)
         return {path: self.seconds[path] / 3600 for path, job in self.jobs.items() if job.status in statuses}
 
     def schedule(self, chosen: Iterable[str], machines: int) -> Schedule:
-        """When the ``chosen`` jobs run on equal machines; all others count as done."""
+        """A schedule of the ``chosen`` jobs on equal machines; all others count as done."""
         chosen = {path: self.seconds[path] for path in chosen}
         return schedule(chosen, {path: self.jobs[path].needs for path in chosen}, machines)
 
 
 def estimate(project: Project, grid: Grid, hardware: str = "auto") -> Estimate:
-    """Cost every job of a grid on a piece of hardware (see :class:`moat.planning.rates.Rates`)."""
+    """Estimate every job of a grid on a piece of hardware (see :class:`moat.planning.rates.Rates`)."""
     rates = Rates(project, hardware)
     jobs = jobs_of(project, grid)
     estimated = {path: rates.seconds(job) for path, job in jobs.items()}
@@ -58,17 +58,17 @@ def estimate(project: Project, grid: Grid, hardware: str = "auto") -> Estimate:
     )
 
 
-# -- what a budget can buy ----------------------------------------------------
+# -- items that a budget may select --------------------------------------------
 def items_of(project: Project, grid: Grid, jobs: Mapping[str, Job]) -> list[Item]:
-    """One item per cell of a table that is to be run, (table, number of the cell), and one per figure, (figure, None).
+    """One item (table, cell number) per table cell that needs a run, and one item (figure, None) per figure.
 
     Raises:
-        ConfigError: config/planner.yaml names a study that there is not.
+        ConfigError: config/planner.yaml names an unknown study.
     """
-    worth = project.planner()["priority"]
-    _check_names(project, worth)
+    priorities = project.planner()["priority"]
+    _check_names(project, priorities)
     closed: dict[str, frozenset[str]] = {}
-    for path, job in jobs.items():  # what is needed comes first
+    for path, job in jobs.items():  # In topological order.
         closed[path] = frozenset([path]).union(*(closed[need] for need in job.needs))
     parts = [
         *((table, number, "table_cell") for table in grid.tables for number in range(len(table.cells))),
@@ -78,7 +78,7 @@ def items_of(project: Project, grid: Grid, jobs: Mapping[str, Job]) -> list[Item
     for shown, number, kind in parts:
         if targets := targets_of(part_of(grid, shown, number)):
             needs = frozenset().union(*(closed[target] for target in targets))
-            items.append(Item((shown, number), _worth(worth, shown, kind), needs))
+            items.append(Item((shown, number), _priority(priorities, shown, kind), needs))
     return items
 
 
@@ -93,51 +93,51 @@ def part_of(grid: Grid, shown: Table | Figure, number: int | None = None) -> Gri
 
 
 def targets_of(part: Grid) -> list[str]:
-    """The targets that give all runs, evaluations, checks and probes of a part of a grid; none where nothing is run."""
+    """The targets that imply all runs, evaluations, checks and probes of a part of a grid; empty without a run."""
     scale = part.scale
     looked_at = {*part.checks, *(each.run for each in (*part.evaluations, *part.probes))}
     return [
         *(evaluation_path(scale, each) for each in part.evaluations),
         *(check_path(scale, run) for run in part.checks),
         *(probe_path(scale, probe) for probe in part.probes),
-        # Of those that are looked at, the run comes along.
+        # The other runs follow from their evaluations, checks and probes.
         *(run_path(scale, run) for run in part.runs if run not in looked_at),
     ]
 
 
-def _worth(worth: Mapping[str, Any], item: Table | Figure, default: str) -> float:
-    by_study = worth["studies"].get(item.study, worth[default])
-    return worth["items"].get(f"{item.study}-{item.name}", by_study)
+def _priority(priorities: Mapping[str, Any], item: Table | Figure, default: str) -> float:
+    by_study = priorities["studies"].get(item.study, priorities[default])
+    return priorities["items"].get(f"{item.study}-{item.name}", by_study)
 
 
-def _check_names(project: Project, worth: Mapping[str, Any]) -> None:
+def _check_names(project: Project, priorities: Mapping[str, Any]) -> None:
     known = project.names("studies")
     for key in ("studies", "items"):
-        for name in worth[key]:
+        for name in priorities[key]:
             study = name if key == "studies" else next((s for s in known if name.startswith(f"{s}-")), name)
             if study not in known:
                 raise ConfigError(f"config/planner.yaml: priority.{key}: " + unknown_name(study, known, what="study"))
 
 
-# -- the command that makes it --------------------------------------------------
-def snakemake_targets(grid: Grid, bought: Iterable[tuple], done: Iterable[tuple]) -> list[str]:
-    """Files that Snakemake is asked for: whole tables and figures, of others the cells' evaluations and checks.
+# -- the command that makes the selected items ----------------------------------
+def snakemake_targets(grid: Grid, selected: Iterable[tuple], done: Iterable[tuple]) -> list[str]:
+    """The files to ask Snakemake for: tables and figures if complete, otherwise the cells' evaluations and checks.
 
     Args:
-        bought, done: names of items, as :func:`items_of` gives them.
+        selected, done: names of items of :func:`items_of`.
     """
-    bought, done = set(bought), set(done)
+    selected, done = set(selected), set(done)
     targets: dict[str, None] = {}
     for table in grid.tables:
         ours = {(table, number) for number in range(len(table.cells)) if targets_of(part_of(grid, table, number))}
-        new = ours & bought
-        if new and ours <= bought | done:
+        new = ours & selected
+        if new and ours <= selected | done:
             targets[f"{paths.table(grid.scale, table.study, table.name)}.csv"] = None
             continue
         for _, number in sorted(new, key=lambda name: name[1]):
             targets.update(dict.fromkeys(targets_of(part_of(grid, table, number))))
     for figure in grid.figures:
-        if (figure, None) in bought:
+        if (figure, None) in selected:
             targets[f"{paths.figure(grid.scale, figure.study, figure.name)}.png"] = None
     return list(targets)
 
@@ -145,10 +145,10 @@ def snakemake_targets(grid: Grid, bought: Iterable[tuple], done: Iterable[tuple]
 def snakemake_command(
     scale: str, studies: Iterable[str], targets: Iterable[str], machines: int, *, on_gpus: bool, listed: Path | None
 ) -> str:
-    """One line for a shell in the project's root.
+    """One shell command, to be run in the project's root.
 
     Args:
-        listed: a file that holds the targets, one a line; None: they stand in the line.
+        listed: a file with one target per line; None: the command itself lists them.
     """
     limit = f"--cores all --resources gpu={machines}" if on_gpus else f"--cores {machines}"
     config = shlex.quote("studies=[" + ",".join(studies) + "]")

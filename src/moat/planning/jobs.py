@@ -1,4 +1,4 @@
-"""The jobs of a grid that take time on a GPU: trainings, evaluations, checks and probes, with what each computes."""
+"""The jobs of a grid that need a GPU (runs, evaluations, checks and probes), and the work of each."""
 
 import functools
 import json
@@ -19,16 +19,16 @@ from moat.planning.status import plan
 
 @dataclass(frozen=True)
 class Job:
-    """One training, evaluation, set of checks or probe.
+    """One run, evaluation, set of checks or probe.
 
     Attributes:
-        path: its main output, by which jobs are told apart.
+        path: its main output, which identifies it.
         kind: "run", "evaluation", "check" or "probe".
-        status: "done", "stale" or "missing", as :func:`moat.planning.status.plan` says.
-        needs: paths of the jobs that come before it.
+        status: "done", "stale" or "missing", from :func:`moat.planning.status.plan`.
+        needs: paths of the jobs that it depends on.
         work: multiply-adds.
-        precision: of a training: "float32", "bf16" or "auto", as the recipe says.
-        net: the net that it computes with; ``macs``: of one forward pass of one image.
+        precision: the recipe's, for training: "float32", "bf16" or "auto".
+        net: its net; ``macs``: multiply-adds of one forward pass of one image.
     """
 
     path: str
@@ -44,14 +44,14 @@ class Job:
 
 
 class Workload:
-    """What the jobs of one scale compute. Recipes, nets and settings are read once."""
+    """The work of the jobs of one scale. Recipes, nets and settings are read only once."""
 
     def __init__(self, project: Project, scale: str):
         self.project, self.name, self.scale = project, scale, project.scale(scale)
         self.planner = project.planner()
         self.families: Mapping[str, float] = self.planner["attacks"]
 
-    @functools.cache  # noqa: B019 - lives as long as the command
+    @functools.cache  # noqa: B019 - the object lives until the command ends
     def recipe(self, method: str) -> dict[str, Any]:
         return resolve_recipe(self.project, self.name, method)
 
@@ -61,7 +61,7 @@ class Workload:
 
     @functools.cache  # noqa: B019
     def images(self, dataset: str) -> dict[str, int]:
-        """How many images the prepared file holds, or will hold: train, val, test."""
+        """The number of images (train, val, test) that the prepared file has, or will have."""
         prepared = self.project.root / paths.prepared(self.name, dataset)
         if prepared.exists():
             return prepared_images(prepared)
@@ -79,7 +79,7 @@ class Workload:
 
     @functools.cache  # noqa: B019
     def training(self, dataset: str, method: str) -> Work:
-        """Of one training, in passes (:class:`Work`, to be multiplied by the net's multiply-adds)."""
+        """The work of one run, in passes: multiply it by the net's multiply-adds."""
         recipe, images = self.recipe(method), self.images(dataset)
         validation = recipe["validation"]["setting"]
         where = f"config/methods/{method}.yaml: validation.setting"
@@ -91,7 +91,7 @@ class Workload:
 
     @functools.cache  # noqa: B019
     def evaluation(self, dataset: str, suite: str, method: str) -> Work:
-        """Of one evaluation, in passes; settings that need experts cost nothing where the method has none."""
+        """The work of one evaluation, in passes. Settings for experts cost nothing if the method has none."""
         examples, passes = self._examples(dataset), 0.0
         mixture = "experts" in self.recipe(method).get("model", {})
         settings = self.project.attack_settings(suite, self.name)
@@ -104,13 +104,13 @@ class Workload:
         return Work(evaluate=passes)
 
     def checks(self, dataset: str) -> Work:
-        """Of the checks on one model, in passes."""
+        """The work of the checks on one model, in passes."""
         checks, budget = self.planner["checks"], self.scale.get("checks", {})
         examples = min(budget.get("limit") or checks["examples"], self._examples(dataset))
         return Work(evaluate=checks_passes(checks, budget) * examples)
 
     def probe(self, dataset: str, name: str) -> Work:
-        """Of a probe, in passes: nothing but its attack counts. Without one it looks at weights alone."""
+        """The work of a probe, in passes. Only its attack is counted; a probe without one looks at weights."""
         probe = self.project.probe(name)
         if "setting" not in probe:
             return Work()
@@ -128,10 +128,10 @@ class Workload:
 
 
 def prepared_images(path: Path) -> dict[str, int]:
-    """Images per split of a prepared file, read from its header alone.
+    """Images per split of a prepared file, read from its header.
 
     Raises:
-        DataError: no such file of tensors.
+        DataError: not a prepared data set.
     """
     try:
         with open(path, "rb") as stream:
@@ -145,10 +145,10 @@ def prepared_images(path: Path) -> dict[str, int]:
 
 
 def jobs_of(project: Project, grid: Grid) -> dict[str, Job]:
-    """Path -> job, each after the jobs that it needs.
+    """Path -> job, in topological order.
 
     Raises:
-        ConfigError, DataError: something that cannot be costed; names the file.
+        ConfigError, DataError: a job whose cost cannot be estimated; names the file.
     """
     load = Workload(project, grid.scale)
     status = {entry["path"]: entry["status"] for entry in plan(grid, project.root)}

@@ -1,4 +1,4 @@
-"""How long a set of jobs takes on N machines: a list schedule on their graph, and its critical path."""
+"""The makespan of a set of jobs on N machines: a list schedule of their dependency graph, and its critical path."""
 
 import heapq
 from collections.abc import Hashable, Iterable, Mapping
@@ -16,10 +16,10 @@ class Schedule:
 
     Attributes:
         makespan: seconds from the first start to the last end.
-        starts: job -> second at which it starts.
-        machines: job -> number of the machine that runs it, from 0.
-        critical_path: the chain of jobs, each needing the one before it, that takes longest.
-        lower_bound: seconds that no schedule can beat: the critical path, or all work spread evenly.
+        starts: job -> its start in seconds.
+        machines: job -> the number of its machine, from 0.
+        critical_path: the longest chain of jobs, each of which needs the one before it.
+        lower_bound: seconds that every schedule takes: the critical path, or all work spread evenly if that is longer.
     """
 
     makespan: float
@@ -30,16 +30,16 @@ class Schedule:
 
 
 def schedule(seconds: Mapping[J, float], needs: Mapping[J, Iterable[J]], machines: int) -> Schedule:
-    """List scheduling: whenever a machine is free, start the ready job with the longest way to the end.
+    """List scheduling: whenever a machine is free, start the ready job with the longest remaining path.
 
-    The result is at most twice as long as the best (Graham, 1966).
+    The makespan is less than twice the optimal one (Graham, 1966).
 
     Args:
-        seconds: job -> how long it takes, 0 or more.
+        seconds: job -> duration, 0 or more.
         needs: job -> jobs that must end before it starts; those that are not in ``seconds`` are done.
 
     Raises:
-        ConfigError: no machine, or jobs that need each other.
+        ConfigError: fewer than one machine, or jobs that need each other.
     """
     if machines < 1:
         raise ConfigError(f"{machines} machines; allowed: 1 or more")
@@ -60,7 +60,7 @@ def schedule(seconds: Mapping[J, float], needs: Mapping[J, Iterable[J]], machine
 
 
 def _order(before: Mapping[J, list[J]], after: Mapping[J, list[J]]) -> list[J]:
-    """All jobs, each after what it needs."""
+    """All jobs in topological order."""
     missing = {job: len(others) for job, others in before.items()}
     order = [job for job, count in missing.items() if not count]
     for job in order:
@@ -75,7 +75,7 @@ def _order(before: Mapping[J, list[J]], after: Mapping[J, list[J]]) -> list[J]:
 
 
 def _run(seconds, before, after, remaining, order, machines) -> tuple[dict, dict]:
-    """Start of each job and its machine, simulated from event to event."""
+    """Simulate the schedule event by event; returns each job's start and machine."""
     rank = {job: number for number, job in enumerate(order)}
     missing = {job: len(others) for job, others in before.items()}
     ready = [(-remaining[job], rank[job]) for job in order if not missing[job]]
@@ -99,7 +99,7 @@ def _run(seconds, before, after, remaining, order, machines) -> tuple[dict, dict
 
 
 def _critical(before, after, remaining) -> tuple:
-    """From the job with the longest way to the end, always on to the successor with the longest one."""
+    """Follow the longest remaining path from its first job on."""
     candidates = [job for job, others in before.items() if not others]
     path = []
     while candidates:

@@ -1,8 +1,8 @@
-"""How fast a piece of hardware computes: from finished jobs and benchmarks/train.py --calibrate, else as shipped.
+"""The speed of hardware: measured by finished jobs or benchmarks/train.py --calibrate, otherwise config/planner.yaml's.
 
-Rates are multiply-adds per second, of trainings and of evaluations, in float32 or bf16. They differ by the net: a
-narrow one fills a GPU less. So a job takes the rate of the measured net nearest to its own, and of none that is more
-than :data:`NEAR` times larger or smaller.
+Rates are multiply-adds per second of training and evaluation, in float32 or bf16. They depend on the net, because a
+narrow one does not fill a GPU. So a job is estimated by the measured net closest to its own, as long as that is at most
+:data:`NEAR` times larger or smaller.
 """
 
 import math
@@ -20,13 +20,13 @@ from moat.planning.jobs import Job
 
 CALIBRATION = Path("config") / "calibration"
 NEAR = 4.0
-# Of one multiply-add.
+# Per multiply-add.
 FLOPS = 2
 
 
 @dataclass(frozen=True)
 class Observation:
-    """One measured rate: ``kind`` "train" or "evaluate", of a method on a net whose forward pass takes ``macs``."""
+    """A measured rate of ``kind`` "train" or "evaluate", of a method on a net with ``macs`` per forward pass."""
 
     kind: str
     precision: str
@@ -39,7 +39,7 @@ class Observation:
 
 @dataclass(frozen=True)
 class Rate:
-    """Multiply-adds per second, and where the figure comes from: "run", "calibration" or "shipped"."""
+    """Multiply-adds per second, and their source: "run", "calibration" or "shipped"."""
 
     value: float
     source: str
@@ -68,7 +68,7 @@ class Rates:
         ]
 
     def of(self, kind: str, job: Job) -> Rate:
-        """The rate at which ``job`` does its work of ``kind``."""
+        """The rate of ``job`` for its work of ``kind`` ("train" or "evaluate")."""
         precision = precision_of(job.precision, self.name) if kind == "train" else "float32"
         alike = [each for each in self.observations if (each.kind, each.precision) == (kind, precision)]
         near = [each for each in alike if _factor(each, job) <= NEAR]
@@ -79,7 +79,7 @@ class Rates:
         return Rate(statistics.median(each.rate for each in chosen), chosen[-1].source)
 
     def seconds(self, job: Job) -> tuple[float, str]:
-        """How long a job takes, and the source of the rate of the larger part of its work."""
+        """A job's duration, and the source of the rate of the larger part of its work."""
         parts = []
         for kind, amount in (("train", job.work.train), ("evaluate", job.work.evaluate)):
             if amount:
@@ -89,7 +89,7 @@ class Rates:
 
 
 def precision_of(wanted: str, hardware: str) -> str:
-    """What a recipe's precision means on a piece of hardware: auto is bf16 on all GPUs that are listed."""
+    """A recipe's precision on a piece of hardware: auto is bf16 on every GPU of config/planner.yaml."""
     return wanted if wanted != "auto" else "float32" if hardware == "cpu" else "bf16"
 
 
@@ -98,23 +98,23 @@ def _factor(observation: Observation, job: Job) -> float:
 
 
 def _distance(observation: Observation, job: Job) -> tuple[bool, bool, float, bool]:
-    """Measured on the same net, then by the same method; then the nearest size; a finished run before a calibration."""
+    """Sort key: the same net first, then the same method, then the closest size, then runs before calibrations."""
     same_net = observation.arch == job.net.arch and observation.macs == job.macs
     factor = round(_factor(observation, job), 3)
     return not same_net, observation.method != job.net.method, factor, observation.source != "run"
 
 
 def detect(known: Mapping[str, Any]) -> str:
-    """The entry of ``known`` that matches this machine's GPU; "cpu" where it has none."""
+    """The entry of ``known`` that matches this machine's GPU; "cpu" without a GPU."""
     device = _gpu_name()
     return match(device, known) if device else "cpu"
 
 
 def match(device: str, known: Mapping[str, Any]) -> str:
-    """The entry whose ``match`` is part of a device's name.
+    """The entry whose ``match`` is part of the device's name.
 
     Raises:
-        ConfigError: none is.
+        ConfigError: there is none.
     """
     for name, entry in known.items():
         if any(part in device for part in entry["match"]):
@@ -126,7 +126,7 @@ def match(device: str, known: Mapping[str, Any]) -> str:
 
 
 def _gpu_name(driver: Path = Path("/proc/driver/nvidia/gpus")) -> str | None:
-    """The first GPU's name as the driver tells it, without importing torch."""
+    """The first GPU's name according to the driver, without importing torch."""
     for path in sorted(driver.glob("*/information")):
         for line in path.read_text(errors="replace").splitlines():
             key, _, value = line.partition(":")
@@ -146,7 +146,7 @@ def _calibrated(path: Path) -> Iterator[Observation]:
 
 
 def _finished(project: Project, planner: Mapping[str, Any], matching: Iterable[str]) -> Iterator[Observation]:
-    """What finished trainings and evaluations on this hardware say; records that lack a figure say nothing."""
+    """The rates of finished runs and evaluations on this hardware. Records that lack a figure are skipped."""
     results = project.root / "results"
     records: dict[tuple, Mapping[str, Any]] = {}
     for path in sorted(results.glob("*/runs/*/*/*/seed*/run.json")):
@@ -185,7 +185,7 @@ def _same_hardware(evaluation: Mapping[str, Any], run: Mapping[str, Any]) -> boo
 
 
 def _read(path: Path) -> Mapping[str, Any]:
-    """The record, or an empty one where it is damaged: a plan must not fail for one."""
+    """The record, or an empty one if it is damaged: a plan must not fail because of it."""
     try:
         content = read_json(path)
     except MoatError:

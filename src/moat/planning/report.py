@@ -1,4 +1,4 @@
-"""A plan as JSON content, and that as lines for people."""
+"""A plan as JSON, and that JSON as text."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -7,10 +7,10 @@ from typing import Any
 from moat.config.grid import Grid, Table
 from moat.config.project import Project
 from moat.planning import status
-from moat.planning.budget import buy, missing_solver
+from moat.planning.budget import missing_solver, select_jobs
 from moat.planning.estimate import Estimate, estimate, items_of, snakemake_targets
 
-# What the source of a rate is called.
+# Descriptions of the sources of a rate.
 SOURCES = {
     "run": "finished jobs on this hardware",
     "calibration": "benchmarks/train.py --calibrate",
@@ -21,10 +21,10 @@ SOURCES = {
 def describe(project: Project, grid: Grid, studies: list[str], *, hardware: str, machines: int) -> dict[str, Any]:
     """The plan of a grid: every job with its status and cost, totals, makespan and critical path.
 
-    GPU-hours are those of the jobs' missing work; a CPU's are hours of one thread.
+    GPU-hours are those of the missing jobs; on a CPU they are hours of one thread.
     """
     made = estimate(project, grid, hardware)
-    missing = made.prices()
+    missing = made.costs()
     timed = made.schedule(missing, machines)
     return {
         "scale": grid.scale,
@@ -34,7 +34,7 @@ def describe(project: Project, grid: Grid, studies: list[str], *, hardware: str,
         "machines": machines,
         "jobs": [_with_cost(entry, made) for entry in status.plan(grid, project.root)],
         "gpu_hours": sum(missing.values()),
-        "stale_gpu_hours": sum(made.prices(["stale"]).values()),
+        "stale_gpu_hours": sum(made.costs(["stale"]).values()),
         "rests_on": _rests_on(made, missing),
         "assumed_costs": assumed_costs(project, grid),
         "makespan_hours": timed.makespan / 3600,
@@ -44,7 +44,7 @@ def describe(project: Project, grid: Grid, studies: list[str], *, hardware: str,
 
 
 def _with_cost(entry: Mapping[str, Any], made: Estimate) -> dict[str, Any]:
-    """The entry, with the hours and their source if it is a job of some length."""
+    """The entry, with hours and their source unless it is a table or figure, which take no time."""
     path = entry["path"]
     if path not in made.jobs:
         return dict(entry)
@@ -52,7 +52,7 @@ def _with_cost(entry: Mapping[str, Any], made: Estimate) -> dict[str, Any]:
 
 
 def _rests_on(made: Estimate, missing: Mapping[str, float]) -> dict[str, float]:
-    """GPU-hours of the missing jobs by what their estimate rests on."""
+    """GPU-hours of the missing jobs by the source of their estimate."""
     hours: Counter = Counter()
     for path, price in missing.items():
         hours[made.sources[path]] += price
@@ -60,48 +60,48 @@ def _rests_on(made: Estimate, missing: Mapping[str, float]) -> dict[str, float]:
 
 
 def assumed_costs(project: Project, grid: Grid) -> list[str]:
-    """The methods of a grid whose recipe does not say what it costs."""
+    """The methods of a grid whose recipe has no cost."""
     methods = sorted({run.method for run in grid.runs})
     return [name for name in methods if "cost" not in project.method(name)]
 
 
 def describe_budget(project: Project, grid: Grid, planned: Mapping[str, Any], hours: float) -> dict[str, Any]:
-    """What a budget buys of a plan: cells gained and left, the optimality gap, the files to ask Snakemake for."""
+    """The part of a plan that fits a budget: cells gained and left, optimality gap, Snakemake targets."""
     made = estimate(project, grid, planned["hardware"])
-    prices = made.prices()
+    costs = made.costs()
     items = items_of(project, grid, made.jobs)
-    bought = buy(items, prices, hours)
-    done = [item.name for item in items if not any(job in prices for job in item.needs)]
-    timed = made.schedule(bought.jobs, planned["machines"])
-    counts = _count(items, set(bought.items), set(done))
+    selected = select_jobs(items, costs, hours)
+    done = [item.name for item in items if not any(job in costs for job in item.needs)]
+    timed = made.schedule(selected.jobs, planned["machines"])
+    counts = _count(items, set(selected.items), set(done))
     return {
         "gpu_hours": hours,
-        "spent_gpu_hours": bought.cost,
-        "worth": bought.worth,
-        "bound": bought.bound,
-        "gap": bought.gap,
-        "jobs": len(bought.jobs),
+        "spent_gpu_hours": selected.cost,
+        "priority": selected.priority,
+        "bound": selected.bound,
+        "gap": selected.gap,
+        "jobs": len(selected.jobs),
         "makespan_hours": timed.makespan / 3600,
         "gained": sum(each["gained"] for each in counts if each["kind"] == "table"),
         "left": sum(each["left"] for each in counts if each["kind"] == "table"),
         "by_item": counts,
-        "targets": snakemake_targets(grid, bought.items, done),
+        "targets": snakemake_targets(grid, selected.items, done),
     }
 
 
-def _count(items, bought, done) -> list[dict[str, Any]]:
-    """Per table and figure: cells that are there, gained, left (a figure counts as one)."""
+def _count(items, selected, done) -> list[dict[str, Any]]:
+    """Per table and figure: the cells done, gained and left (a figure counts as one cell)."""
     counts: dict[Any, dict[str, Any]] = {}
     for item in items:
         shown, _ = item.name
         kind = "table" if isinstance(shown, Table) else "figure"
         entry = {"kind": kind, "study": shown.study, "name": shown.name, "done": 0, "gained": 0, "left": 0}
         count = counts.setdefault((kind, shown.study, shown.name), entry)
-        count["gained" if item.name in bought else "done" if item.name in done else "left"] += 1
+        count["gained" if item.name in selected else "done" if item.name in done else "left"] += 1
     return list(counts.values())
 
 
-# -- for people -----------------------------------------------------------------
+# -- as text ---------------------------------------------------------------------
 def lines(planned: Mapping[str, Any]) -> Iterator[str]:
     """The plan as text."""
     for entry in planned["jobs"]:
@@ -152,15 +152,15 @@ def _budget(budget: Mapping[str, Any], hardware: str) -> Iterator[str]:
         f"{budget['jobs']} jobs, {budget['spent_gpu_hours']:.2f} h, done after {duration(budget['makespan_hours'])}"
     )
     proven = "optimal" if budget["gap"] == 0 else f"at most {100 * budget['gap']:.2g} % more is possible"
-    yield f"worth         {budget['worth']:g} ({proven})"
+    yield f"priority      {budget['priority']:g} ({proven})"
     for each in budget["by_item"]:
         what = f"{each['kind']} {each['study']}-{each['name']}"
-        yield f"  {what:42} {each['done']} there, {each['gained']} gained, {each['left']} left"
+        yield f"  {what:42} {each['done']} done, {each['gained']} gained, {each['left']} left"
     yield f"command       {budget['command'] or 'nothing to run'}"
 
 
 def duration(hours: float) -> str:
-    """3.2 h, 4.5 min or 12 s."""
+    """Format hours as 3.2 h, 4.5 min or 12 s."""
     for unit, factor in (("h", 1), ("min", 60)):
         if hours * factor >= 1:
             return f"{hours * factor:.1f} {unit}"
