@@ -1,4 +1,4 @@
-"""Mixtures of experts: models whose parts are chosen, or weighted, for each image."""
+"""Mixtures of experts: models whose parts are selected or weighted for each image."""
 
 from moat.models.moe.channel_experts import ChannelExpertConv2d
 from moat.models.moe.detached import detached_router

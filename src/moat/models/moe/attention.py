@@ -1,7 +1,7 @@
-"""Attention over positions inside groups of channels, and the heads behind it.
+"""Spatial attention within groups of channels, and the heads that turn its output into scores.
 
-Source: the dynamic channel attention router of DRAMoE. The paper leaves open how values reach the experts and
-where the module sits; here it stands between the router's trunk and its pooling, and each group scores one expert.
+Source: the dynamic channel attention router of DRAMoE. The paper leaves open how values reach the experts and where
+the module sits; here it comes between the router's trunk and its pooling, and each group scores one expert.
 """
 
 import math
@@ -19,9 +19,10 @@ class SpatialAttention(nn.Module):
     k-th group is X_k + Z_k, or with ``two_paths`` w1 Z_k + w2 X_k with weights of a small net on the mean of X_k.
 
     Args:
-        shared_query_key: one map to queries and one to keys for all groups; else one per group. Values have one each.
-        learned_scale: kappa_k = exp(theta_k) is learned, from 1; else it is 1.
-        two_paths: w1 + w2 = 1 from the data, about 0.27 and 0.73 at first; else both 1.
+        shared_query_key: all groups share one query map and one key map; else each has its own. Value maps are
+            always per group.
+        learned_scale: kappa_k = exp(theta_k) is learned, initially 1; else it is 1.
+        two_paths: w1 + w2 = 1 from the data, initially about 0.27 and 0.73; else both are 1.
     """
 
     def __init__(

@@ -1,14 +1,14 @@
-"""A routed model without the gradients through its router."""
+"""A routed model without gradients through its router."""
 
 import torch
 from torch import nn
 
 
 class DetachedRouter(nn.Module):
-    """The model in value; in gradient, what it would be with fixed routes.
+    """The model's logits, with the gradients that it would have if the routes were fixed.
 
-    An attack that follows the straight-through gradient can spend its budget on the router and overstate the
-    robustness; this is the model to attack instead.
+    An attack that follows the straight-through gradient can waste its steps on the router and overstate robustness;
+    attack this model instead.
     """
 
     def __init__(self, model: nn.Module):
@@ -28,5 +28,5 @@ class DetachedRouter(nn.Module):
 
 
 def detached_router(model: nn.Module) -> DetachedRouter:
-    """``model`` (it has a module ``.router``), whose gradients do not pass through the router."""
+    """``model``, which has a module ``.router``, without gradients through the router."""
     return DetachedRouter(model)

@@ -1,4 +1,4 @@
-"""Full networks that all see every image: how they are built, run, and started from trained ones."""
+"""Full networks that all see every image, and how to initialise them from trained runs."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,7 +13,7 @@ from moat.models import nets
 
 
 class Experts(nn.ModuleList):
-    """Nets that are all run on one input, each with its own normalisation and batch norm."""
+    """Nets that are all applied to the same input, each with its own normalisation and batch norm."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Outputs (E, B, K) of the E experts for images (B, C, H, W) in [0,1]."""
@@ -24,7 +24,7 @@ def build_experts(count: int, arch: str, outputs: int, options: Mapping[str, Any
     """``count`` freshly initialised nets with ``outputs`` logits each; ``options``: of :func:`moat.models.nets.build`.
 
     Raises:
-        ConfigError: not at least one expert, or what :func:`moat.models.nets.build` does not take.
+        ConfigError: fewer than one expert, or an option that :func:`moat.models.nets.build` does not accept.
     """
     if not isinstance(count, int) or count < 1:
         raise ConfigError(f"experts: {count!r} is not allowed; a whole number from 1")
@@ -36,7 +36,7 @@ def load_experts(experts: Sequence[nn.Module], needs: Mapping[str, Path]) -> Non
 
     Raises:
         ConfigError: not one run per expert.
-        DataError: a run's weights are missing or those of another net; names the file.
+        DataError: a run's weights are missing or belong to another net; names the file.
     """
     if len(experts) != len(needs):
         raise ConfigError(f"needs: {len(needs)} runs ({', '.join(needs)}) for {len(experts)} experts; one each")

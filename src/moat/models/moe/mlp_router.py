@@ -1,4 +1,4 @@
-"""What weights the experts of DWF: a small net that maps an image to one score per expert."""
+"""The gating network of DWF: a small MLP from an image to one score per expert."""
 
 import torch
 from torch import nn
@@ -10,7 +10,7 @@ from moat.models.nets.normalize import make_normalize
 
 
 class MlpRouter(nn.Module):
-    """Normalise, flatten, one hidden layer, scores (B, E). Initialised as PyTorch does.
+    """Normalise, flatten, one hidden layer, scores (B, E). PyTorch's default initial weights.
 
     Args:
         hidden: units of the hidden layer at ``width`` 1.

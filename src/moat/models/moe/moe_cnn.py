@@ -1,4 +1,4 @@
-"""The MoE-CNN: a router that chooses one expert per image, and a trunk that computes that expert only."""
+"""The MoE-CNN: a router that selects one expert per image, and a trunk that computes that expert only."""
 
 import math
 
@@ -74,13 +74,13 @@ def build_moe_cnn(
 
     Args:
         arch: a key of :data:`moat.models.moe.backbones.TRUNKS`.
-        experts: per layer.
+        experts: number of experts per layer.
         ratio: width of one expert relative to the dense layer; with ``experts * ratio = 1`` the experts tile it.
         router: "gap" (pooling), "dcar", "gsa" or "cgsa" (attention, ``moat.models.moe.routers``). It sees raw pixels.
         router_head: "grouped" or "fc", of dcar and cgsa.
         bn: "shared" by all experts or "per_expert". A ResNet's shared shortcuts keep shared ones.
         width: factor on all channels, the router's included.
-        image_size: of no influence; any size goes through.
+        image_size: has no effect; any size is accepted.
         normalize: as in :func:`moat.models.nets.build`, of the trunk's input.
 
     Raises:
@@ -100,7 +100,7 @@ def build_moe_cnn(
     trunk = kind(depths, width=width, ratio=ratio, in_channels=in_channels, experts=experts, norm=bn)
     net = MoeCnn(trunk, nn.Identity(), num_classes, experts)
     initialize(net)
-    # After initialize: a router keeps its own initial weights.
+    # After initialize, because a router keeps its own initial weights.
     net.router = build_router(router, experts, width=width, in_channels=in_channels, head=router_head)
     net.normalize = make_normalize(normalize, in_channels)
     return net

@@ -45,7 +45,7 @@ class Router(nn.Module):
     """Trunk, optional attention, head: raw images (B, C, H, W) in [0,1] to scores (B, experts).
 
     Args:
-        attention: maps the trunk's output (B, D, H/4, W/4) to the same shape; None for none.
+        attention: maps the trunk's output (B, D, H/4, W/4) to the same shape; None for no attention.
         head: maps that to scores.
     """
 
@@ -97,7 +97,7 @@ def build_router(kind: str, experts: int, *, width: float, in_channels: int, hea
 
     Args:
         kind: a key of ``ROUTERS``.
-        head: "grouped" (each group's features score its own expert) or "fc"; of dcar and cgsa only.
+        head: "grouped" (each group's features score its own expert) or "fc"; for dcar and cgsa only.
         width: factor on the channels; the last stage is rounded up to a multiple of ``experts``.
     """
     channels = [scale_channels(value, width) for value in STAGE_CHANNELS]

@@ -1,4 +1,4 @@
-"""What a router does with its experts, as numbers for history.csv."""
+"""Statistics of a router for history.csv."""
 
 import torch
 
@@ -7,7 +7,7 @@ def weights(kind: str, weights: torch.Tensor) -> dict[str, torch.Tensor]:
     """Mean weight of each expert, and the mean entropy in nats, of routing weights (B, E) whose rows sum to 1.
 
     Args:
-        kind: what the images were ("clean", "adversarial"); ends the names.
+        kind: of the images ("clean", "adversarial"); the suffix of the names.
     """
     weights = weights.detach()
     entropy = torch.special.entr(weights).sum(1).mean()
@@ -15,7 +15,7 @@ def weights(kind: str, weights: torch.Tensor) -> dict[str, torch.Tensor]:
 
 
 def loads(kind: str, chosen: torch.Tensor, experts: int) -> dict[str, torch.Tensor]:
-    """The share of the images (B,) that each of ``experts`` was chosen for."""
+    """The fraction of images that each of ``experts`` was selected for; ``chosen``: (B,), int64."""
     return _each("load", kind, torch.stack([(chosen == index).float().mean() for index in range(experts)]))
 
 

@@ -1,4 +1,4 @@
-"""What all nets share: normalise, features, linear head; channel scaling; initialisation."""
+"""The parts that all nets share: normalisation, features, linear head; channel scaling; initialisation."""
 
 import torch
 from torch import nn
@@ -29,15 +29,15 @@ class Classifier(nn.Module):
 
 
 def scale_channels(channels: int, width: float) -> int:
-    """``channels * width`` rounded to a whole number, at least 4: below that a net learns next to nothing."""
+    """``channels * width``, rounded, at least 4: with fewer a net learns next to nothing."""
     return max(MIN_CHANNELS, round(channels * width))
 
 
 def initialize(net: Classifier) -> None:
-    """Draw all weights anew: convolutions Kaiming normal (fan out), batch norm 1/0, the head N(0, 0.01)/0.
+    """Reinitialise all weights: convolutions Kaiming normal (fan out), batch norm 1/0, the head N(0, 0.01)/0.
 
-    Hidden linear layers (LeNet) get Kaiming normal weights too: three layers of N(0, 0.01) in a row pass
-    on so little signal that plain SGD hardly starts.
+    Hidden linear layers (LeNet) get Kaiming normal weights, too: the signal after three layers of N(0, 0.01) is so
+    small that plain SGD hardly starts.
     """
     for module in net.modules():
         if isinstance(module, (nn.Conv2d, nn.Linear)):

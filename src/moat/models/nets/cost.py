@@ -1,4 +1,4 @@
-"""What a net costs: parameters, and multiply-adds of one image."""
+"""The cost of a net: parameters, and multiply-adds for one image."""
 
 import torch
 from torch import nn
@@ -11,10 +11,10 @@ def count_parameters(model: nn.Module) -> int:
 
 
 def count_macs(model: nn.Module, image_size: int, in_channels: int) -> int:
-    """Multiply-adds of the convolutions and matrix products for one image, measured on one forward pass.
+    """Multiply-adds of the convolutions and matrix products for one image, counted during one forward pass.
 
-    Counted at the operators that really run, so routed and grouped layers count as computed. Batch norm,
-    activations and pooling are left out, as is the custom. Each module's mode is restored.
+    The operators that run are counted, so routed and grouped layers count as computed. Batch norm, activations and
+    pooling are left out, as usual. The mode of each module is restored.
     """
     modes = {module: module.training for module in model.modules()}
     device = next(model.parameters()).device

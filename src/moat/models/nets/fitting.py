@@ -1,4 +1,4 @@
-"""A library's net, fitted to a width and to the images: its layers stay, their channels change."""
+"""Adapts a library's net to a width and to the images: it keeps its layers and changes their channels."""
 
 import functools
 from collections.abc import Callable
@@ -12,14 +12,14 @@ from moat.models.nets.classifier import scale_channels
 def fit(make: Callable[[], nn.Module], *, width: float, in_channels: int, image_size: int) -> tuple[nn.Module, int]:
     """The net that ``make`` returns, for images of ``in_channels`` channels, each hidden channel count times ``width``.
 
-    An image is followed through the net: a layer takes as many channels as reach it, and a convolution puts out its
-    own number times ``width`` (see :func:`scale_channels`); a depthwise one as many per channel as before. So sums and
-    concatenations fit at every width, and at width 1 only the first layer can change. Everything happens on the meta
-    device: no random number is drawn and no full-width memory needed before the weights of the result are made.
+    An image is traced through the net: a layer's input channels become those that reach it, and a convolution's output
+    channels are multiplied by ``width`` (see :func:`scale_channels`); a depthwise convolution keeps its multiplier. So
+    sums and concatenations fit at every width, and at width 1 only the first layer can change. All of this happens on
+    the meta device: no random number is drawn and no full-width weight allocated before those of the result.
 
     Args:
         make: returns a net without classification layer: images (B, C, H, W) to features (B, D).
-        image_size: height and width in pixels of the image that is followed.
+        image_size: height and width in pixels of the traced image.
 
     Returns:
         (net, D); convolutions and batch norms have PyTorch's own initialisation.
@@ -44,7 +44,7 @@ def fit(make: Callable[[], nn.Module], *, width: float, in_channels: int, image_
 
 
 def _layers(net: nn.Module) -> list[nn.Module]:
-    """All that has weights."""
+    """The modules with weights of their own."""
     return [module for module in net.modules() if next(module.parameters(recurse=False), None) is not None]
 
 

@@ -13,15 +13,15 @@ from torch import nn
 class MaskedConv2d(nn.Conv2d):
     """A convolution whose filters (output channels) with the smallest scores are zero.
 
-    ``scores`` has the shape of ``weight``; a filter's importance is the sum of its absolute scores. The arithmetic
-    is that of the whole layer: a mask saves no time.
+    ``scores`` has the shape of ``weight``; a filter's importance is the sum of its absolute scores. The whole layer is
+    computed: a mask saves no time.
 
     Args:
         like: the convolution whose shape, options and weights this one takes over.
-        kept: share of the filters that are kept, in (0, 1].
+        keep_ratio: fraction of the filters that are kept, in (0, 1].
     """
 
-    def __init__(self, like: nn.Conv2d, kept: float):
+    def __init__(self, like: nn.Conv2d, keep_ratio: float):
         super().__init__(
             like.in_channels,
             like.out_channels,
@@ -34,24 +34,24 @@ class MaskedConv2d(nn.Conv2d):
             padding_mode=like.padding_mode,
         )
         self.load_state_dict(like.state_dict())
-        self.num_kept = kept_filters(like.out_channels, kept)
+        self.num_kept = kept_filters(like.out_channels, keep_ratio)
         self.scores = nn.Parameter(torch.empty_like(self.weight))
         self.reset_scores()
 
     @torch.no_grad()
     def reset_scores(self) -> None:
-        """sqrt(6 / fan in) * W / max |W|: at first the filters with the largest weights are kept."""
+        """sqrt(6 / fan in) * W / max |W|: initially the filters with the largest weights are kept."""
         self.scores.copy_(math.sqrt(6 / self.weight[0].numel()) * self.weight / self.weight.abs().max())
 
     def kept(self) -> torch.Tensor:
         """Which filters are kept: bool (out_channels,), ``num_kept`` of them true."""
-        # In float64: the choice must not depend on the order of summation, which differs between devices.
+        # In float64, so that the choice does not depend on the order of summation, which differs between devices.
         importance = self.scores.detach().double().abs().sum((1, 2, 3))
         chosen = importance.topk(self.num_kept).indices
         return torch.zeros_like(importance, dtype=torch.bool).scatter(0, chosen, True)
 
     def mask(self) -> torch.Tensor:
-        """0 or 1 in the shape of ``weight``. Straight-through: its gradient passes to the absolute scores unchanged."""
+        """0 or 1 in the shape of ``weight``; straight-through: its gradient reaches the absolute scores unchanged."""
         size = self.scores.abs()
         return self.kept().view(-1, 1, 1, 1).to(size.dtype) + (size - size.detach())
 
@@ -63,18 +63,18 @@ class MaskedConv2d(nn.Conv2d):
         return self._conv_forward(x, self.effective_weight(), self.bias)
 
 
-def kept_filters(channels: int, kept: float) -> int:
-    """``channels`` less the whole part of the share that is not kept; at least 1 for ``kept`` above 0."""
-    # The small number undoes the rounding of 1 - 0.9, so that a share of 0.9 drops 1 of 10.
-    return channels - int((1 - kept) * channels + 1e-9)
+def kept_filters(channels: int, keep_ratio: float) -> int:
+    """``channels`` minus floor((1 - keep_ratio) * channels); at least 1 for a ``keep_ratio`` above 0."""
+    # 1e-9 undoes the rounding of 1 - 0.9, so that a ratio of 0.9 drops 1 of 10.
+    return channels - int((1 - keep_ratio) * channels + 1e-9)
 
 
-def mask_filters(net: nn.Module, kept: float) -> nn.Module:
-    """Put a :class:`MaskedConv2d` in the place of every convolution of ``net`` but the first one, the stem."""
+def mask_filters(net: nn.Module, keep_ratio: float) -> nn.Module:
+    """Replace every convolution of ``net`` but the first one, the stem, by a :class:`MaskedConv2d`."""
     convolutions = [name for name, module in net.named_modules() if isinstance(module, nn.Conv2d)]
     for name in convolutions[1:]:
         parent, _, attribute = name.rpartition(".")
-        setattr(net.get_submodule(parent), attribute, MaskedConv2d(net.get_submodule(name), kept))
+        setattr(net.get_submodule(parent), attribute, MaskedConv2d(net.get_submodule(name), keep_ratio))
     return net
 
 

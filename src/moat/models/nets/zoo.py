@@ -1,15 +1,15 @@
 """The plain nets of DWF with stems for small images, and EfficientNet-B0: torchvision's, and timm's Xception.
 
-Layers, their order and their options are the library's. Changed are, net by net below, strides and poolings that would
-shrink 32x32 pixels to nothing, and the first layers of GoogLeNet; further, of each net:
+Layers, their order and their options are the library's. The functions below change strides and poolings that would
+shrink 32x32 pixels to nothing, and the first layers of GoogLeNet. In all nets
 
 - the classification layer is the project's linear head on the mean over all pixels;
-- auxiliary classifiers are off, and so are dropout and stochastic depth: they would draw from global random numbers,
-  which a resumed run cannot repeat (pytorch-cifar's VGG, DenseNet, GoogLeNet and MobileNet-V2 have none either);
+- auxiliary classifiers, dropout and stochastic depth are off: the latter two draw from the global generator, which a
+  resumed run cannot repeat (pytorch-cifar's VGG, DenseNet, GoogLeNet and MobileNet-V2 have none of them either);
 - width and initialisation are the project's (:func:`~moat.models.nets.fitting.fit`, :func:`moat.models.initialize`), as
-  for every other net, not the library's: Kaiming normal by fan out in place of truncated normals in the inceptions and
-  fan in in DenseNet. All nets but EfficientNet's squeeze layers normalise each convolution's output, so its scale is
-  moot.
+  for every other net: Kaiming normal with fan out instead of truncated normals in the inceptions and fan in in
+  DenseNet. The scale of the weights hardly matters: batch norm follows every convolution but those in EfficientNet's
+  squeeze layers.
 
 Sources: torchvision.models, timm.models.xception; for what small images need, the repositories pytorch-cifar (VGG,
 ResNet, DenseNet, GoogLeNet, MobileNet-V2, EfficientNet) and pytorch-cifar100 (Xception). Inception-V3's stem is ours.
@@ -27,7 +27,7 @@ from moat.models.nets.fitting import fit
 
 # Three halvings must leave a pixel.
 SMALLEST_IMAGE = 8
-# Up to here EfficientNet's stem keeps the image size.
+# Up to this size EfficientNet's stem keeps the image size.
 LARGEST_SMALL_IMAGE = 64
 
 library = functools.partial(torchvision_ops.library, user="arch: this net")
@@ -50,8 +50,8 @@ def zoo(
 def vgg19(image_size: int) -> nn.Module:
     """VGG-19 with batch norm (Simonyan and Zisserman, arXiv 1409.1556); 1x1 pixels are left of 32x32.
 
-    Its two hidden linear layers are left out, as in pytorch-cifar: on one pixel they hold 100 M parameters for nothing.
-    Poolings round up, so that images below 32x32 keep one pixel; without effect where the size is a multiple of 32.
+    Its two hidden linear layers are left out, as in pytorch-cifar: 100 M parameters are wasted on one pixel. Poolings
+    round up, so that images below 32x32 keep one pixel; this has no effect if the size is a multiple of 32.
     """
     net = library("torchvision.models").vgg19_bn()
     for pool in net.features:
@@ -62,7 +62,7 @@ def vgg19(image_size: int) -> nn.Module:
 
 
 def resnet50(image_size: int) -> nn.Module:
-    """ResNet-50 (He et al., arXiv 1512.03385), its stem a 3x3 convolution without pooling; 4x4 pixels are left."""
+    """ResNet-50 (He et al., arXiv 1512.03385) with a 3x3 convolution without pooling as stem; 4x4 pixels are left."""
     net = library("torchvision.models").resnet50()
     net.conv1, net.maxpool = _small_stem(net.conv1), nn.Identity()
     net.fc = nn.Identity()
@@ -70,9 +70,9 @@ def resnet50(image_size: int) -> nn.Module:
 
 
 def densenet(image_size: int, *, depth: int) -> nn.Module:
-    """DenseNet (Huang et al., arXiv 1608.06993), its stem a 3x3 convolution without pooling; 4x4 pixels are left.
+    """DenseNet (Huang et al., arXiv 1608.06993) with a 3x3 convolution without pooling as stem; 4x4 pixels are left.
 
-    pytorch-cifar's has neither norm nor ReLU behind the stem; the library's, which has both, is kept.
+    The library's norm and ReLU after the stem are kept; pytorch-cifar has neither.
     """
     net = getattr(library("torchvision.models"), f"densenet{depth}")()
     net.features.conv0, net.features.pool0 = _small_stem(net.features.conv0), nn.Identity()
@@ -83,7 +83,7 @@ def densenet(image_size: int, *, depth: int) -> nn.Module:
 def googlenet(image_size: int) -> nn.Module:
     """GoogLeNet with batch norm (Szegedy et al., arXiv 1409.4842); 8x8 pixels are left.
 
-    The stem is a single 3x3 convolution to the 192 channels that the first inception block takes, in place of three
+    The stem is a single 3x3 convolution to the 192 channels of the first inception block instead of three
     convolutions and two poolings. The library's "5x5" branches are one 3x3 convolution, pytorch-cifar's are two.
     """
     net = library("torchvision.models").googlenet(aux_logits=False, init_weights=False, dropout=0.0)
@@ -121,8 +121,8 @@ def xception(image_size: int) -> nn.Module:
 def mobilenet_v2(image_size: int) -> nn.Module:
     """MobileNet-V2 (Sandler et al., arXiv 1801.04381); 4x4 pixels are left.
 
-    The stem and the first block of the second stage keep the image size. pytorch-cifar's has three 1x1 convolutions
-    more, as shortcuts of blocks whose channels change; the paper and the library have none.
+    The stem and the first block of the second stage keep the image size. pytorch-cifar has three more 1x1
+    convolutions, as shortcuts of blocks whose channels change; the paper and the library have none.
     """
     net = library("torchvision.models").mobilenet_v2()
     for block in (net.features[0], net.features[2].conv[1]):
@@ -134,7 +134,7 @@ def mobilenet_v2(image_size: int) -> nn.Module:
 def efficientnet_b0(image_size: int) -> nn.Module:
     """EfficientNet-B0 (Tan and Le, arXiv 1905.11946); 2x2 pixels are left of 32x32.
 
-    Images of up to 64 pixels meet a stem of stride 1; larger ones, as in the hybrid study, the library's own net.
+    The stem has stride 1 for images of up to 64 pixels; larger images, as in the hybrid study, use the library's net.
     """
     net = library("torchvision.models").efficientnet_b0(stochastic_depth_prob=0.0)
     if image_size <= LARGEST_SMALL_IMAGE:
@@ -144,7 +144,7 @@ def efficientnet_b0(image_size: int) -> nn.Module:
 
 
 def _small_stem(stem: nn.Conv2d) -> nn.Conv2d:
-    """A 3x3 convolution that keeps the image size, in place of a 7x7 of stride 2."""
+    """A 3x3 convolution that keeps the image size, instead of a 7x7 one of stride 2."""
     return nn.Conv2d(stem.in_channels, stem.out_channels, 3, padding=1, bias=False)
 
 
