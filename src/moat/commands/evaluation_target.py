@@ -134,6 +134,7 @@ def _load_run(arguments: Namespace, device) -> tuple[Any, dict[str, Any], Mappin
 
 def _load_foreign(arguments: Namespace, device) -> tuple[Any, dict[str, Any], Mapping[str, Any]]:
     from moat.base.files import hash_file
+    from moat.kernels import for_training
 
     if arguments.weights is None or arguments.data is None:
         raise ConfigError("--model needs --weights FILE and --dataset-file FILE")
@@ -143,7 +144,8 @@ def _load_foreign(arguments: Namespace, device) -> tuple[Any, dict[str, Any], Ma
     model = _build(arguments.model)
     _load_weights(model, path)
     run = {"model": arguments.model, "weights": str(path), "model_sha256": hash_file(path)}
-    return model.to(device).eval(), run, {}
+    # A factory may build one of moat's own mixtures.
+    return for_training(model.to(device).eval()), run, {}
 
 
 def _build(factory: str):
