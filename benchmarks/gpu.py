@@ -163,7 +163,7 @@ def _recipe_hours(arguments, project: Project, device) -> list[dict[str, Any]]:
     """Row 17: hours of DWF and the experts that it starts from, one seed, from the speed of an update of each."""
     work = Workload(project, arguments.scale)
     images = work.images(arguments.dataset)["train"]
-    needed = [need["method"] for need in work.recipe("dwf")["needs"]]
+    needed = [run["method"] for run in work.recipe("dwf")["initialize_from"]]
     hours, low, high, parts = 0.0, 0.0, 0.0, {}
     for method in ("dwf", *sorted(set(needed))):
         row = _speed(arguments, project, device, "resnet18", method, None)

@@ -65,7 +65,7 @@ def make(project: Project, grid: Grid, root: Path, examples: int, settings: int)
     """
     random = np.random.default_rng(0)
     for run in grid.runs:
-        _write(root, paths.run_dir(grid.scale, run) / "run.json", _record(run, grid.scale))
+        _write(root, paths.run_dir(grid.scale, run) / "run.json", _record(project, run, grid.scale))
         history = "".join(f"{epoch},0.1,{2 / epoch},{1 - 0.5 / epoch},50000,30\n" for epoch in range(1, EPOCHS + 1))
         file = locate(root, paths.run_dir(grid.scale, run) / "history.csv")
         file.write_text("epoch,lr,loss,validation_accuracy,images,seconds\n" + history)
@@ -106,20 +106,27 @@ def _features(path: Path, images: int, random: np.random.Generator) -> None:
 def _evaluation(project: Project, each: Evaluation, scale: str, examples: int) -> dict:
     settings = project.attack_settings(each.suite, scale)
     attacks = {setting["attack"] for setting in settings.values()}
-    run = {"method": each.run.method, "arch": each.run.arch, "model_sha256": "0" * 64}
-    made_by = staleness.hash_parts(
-        staleness.EVALUATION_PARTS, method=each.run.method, arch=each.run.arch, attacks=sorted(attacks)
-    )
+    kind = project.method(each.run.method)["class"]
+    run = {"method": each.run.method, "class": kind, "arch": each.run.arch, "model_sha256": "0" * 64}
+    made_by = staleness.hash_parts(staleness.EVALUATION_PARTS, method=kind, arch=each.run.arch, attacks=sorted(attacks))
     return {"run": run, "n": examples, "seconds": 300.0, "settings": settings, "sources": made_by}
 
 
-def _record(run: Run, scale: str) -> dict:
+def _record(project: Project, run: Run, scale: str) -> dict:
+    kind = project.method(run.method)["class"]
     return {
-        **{"dataset": run.dataset, "arch": run.arch, "method": run.method, "seed": run.seed, "scale": scale},
+        **{
+            "class": kind,
+            "dataset": run.dataset,
+            "arch": run.arch,
+            "method": run.method,
+            "seed": run.seed,
+            "scale": scale,
+        },
         **{"recipe": {"version": 1, "epochs": EPOCHS}, "wall_seconds": 3600.0, "gpu_seconds": 3600.0},
         **{"images_per_second": 1e4, "parameters": 11173962, "macs_per_image": 555_400_000, "peak_memory_bytes": 2**32},
         **{"model_sha256": "0" * 64, "git_commit": "0" * 40, **environment.environment()},
-        "sources": staleness.hash_parts(staleness.TRAINING_PARTS, method=run.method, arch=run.arch),
+        "sources": staleness.hash_parts(staleness.TRAINING_PARTS, method=kind, arch=run.arch),
     }
 
 

@@ -1,7 +1,6 @@
 """Methods at the start of a training of the project, on freshly initialised nets: to count and to time."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,9 +23,8 @@ def resolved_net(project: Project, scale: str, dataset: str, arch: str, method: 
 
 def begin(net: Net, recipe: Mapping[str, Any], device: torch.device) -> Method:
     """The method at the start of its first epoch; runs that it starts from are replaced by random weights."""
-    needs = {need["name"]: Path() for need in recipe.get("needs", [])}
-    model = for_training(build(net, needs).to(device, memory_format=torch.channels_last))
-    method = moat.methods.get(net.method)(model, recipe, autocast=autocast(recipe, device))
+    model = for_training(build(net).to(device, memory_format=torch.channels_last))
+    method = moat.methods.get(net.method_class)(model, recipe, autocast=autocast(recipe, device))
     for optimizer in method.optimizers.values():
         for group in optimizer.param_groups:
             # On random labels the weights would diverge and end the measurement.

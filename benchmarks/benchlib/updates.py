@@ -40,7 +40,7 @@ def begin(name: str, recipe: Mapping[str, Any], model: nn.Module) -> Method:
 
     On a model in float64 the logits are not rounded to float32 as they are in training.
     """
-    kind = moat.methods.get(name)
+    kind = moat.methods.get(recipe["class"])
     model = for_training(model.to(memory_format=torch.channels_last))
     if next(model.parameters()).dtype == torch.float64:
         kind = type("Wide", (kind,), {"logits": _logits, "classify": _classify})

@@ -12,7 +12,7 @@ from moat import models
 from moat.base import plugins
 from moat.base.errors import ConfigError
 from moat.config import paths
-from moat.config.grid import Run, build_grid, needs_of
+from moat.config.grid import Run, build_grid, initial_runs
 from moat.config.project import Project
 from moat.planning.status import plan
 from moat.provenance.staleness import hash_parts
@@ -137,61 +137,66 @@ def test_a_cell_without_its_published_number_is_refused_unless_it_says_so(projec
     assert {cell.published for cell in made.cells} == {None}
 
 
-def needing(project, name, *needs, role="method"):
-    recipe = yaml.safe_load((ROOT / "config/methods/standard.yaml").read_text())
-    recipe.update(role=role, needs=[{"name": f"n{i}", "method": method} for i, method in enumerate(needs)])
+def recipe_of(project, name, **keys):
+    """A recipe of a class that starts from finished runs."""
+    recipe = {**yaml.safe_load((ROOT / "config/methods/sramoe.yaml").read_text()), "class": "sramoe", **keys}
     (project.root / "config" / "methods" / f"{name}.yaml").write_text(yaml.safe_dump(recipe))
 
 
+def starting_from(project, name, *methods, role="method"):
+    runs = [{"name": f"n{i}", "method": method} for i, method in enumerate(methods)]
+    recipe_of(project, name, role=role, initialize_from=runs)
+
+
 def test_what_a_run_starts_from_comes_before_it(project):
-    needing(project, "first", role="expert")
-    needing(project, "second", "first", "standard")
+    starting_from(project, "first", role="expert")
+    starting_from(project, "second", "first", "standard")
     only = axis("method", {"label": "x", "method": "second"})
     declare(project, "a", study(one=table([DATA, NET, only], [METRICS])))
     grid = build_grid(project, "paper", ["a"])
     assert [run.method for run in grid.runs] == ["first", "standard", "second"] * 3
     # Only what is shown is evaluated.
     assert [evaluation.run.method for evaluation in grid.evaluations] == ["second"] * 3
-    assert grid.needs[Run("cifar10", "resnet18", "second", 0)]["n0"].method == "first"
+    assert grid.initialize_from[Run("cifar10", "resnet18", "second", 0)]["n0"].method == "first"
 
 
-COPIES = [{"name": f"copy{k}", "method": "standard", "copy": k, "of": 4} for k in range(4)]
+ONE = {"name": "a", "method": "standard"}
+REPLICAS = [{"name": f"r{k}", "method": "standard", "replica": k, "replicas": 4} for k in range(4)]
 
 
 @pytest.mark.parametrize(
     ("recipe", "seed", "seeds"),
     [
-        ({"needs": [{"name": "a", "method": "standard"}]}, 2, {"a": 2}),
-        ({"needs": [{"name": "a", "method": "standard", "seed": 7}]}, 2, {"a": 7}),
-        ({"needs": COPIES}, 0, {"copy0": 0, "copy1": 1, "copy2": 2, "copy3": 3}),
-        ({"needs": COPIES}, 2, {"copy0": 8, "copy1": 9, "copy2": 10, "copy3": 11}),
-        ({"needs": COPIES, "reuse_experts": True}, 2, {"copy0": 0, "copy1": 1, "copy2": 2, "copy3": 3}),
-        ({"needs": [{"name": "a", "method": "standard"}], "reuse_experts": True}, 2, {"a": 0}),
+        ({"initialize_from": [ONE]}, 2, {"a": 2}),
+        ({"initialize_from": [{**ONE, "seed": 7}]}, 2, {"a": 7}),
+        ({"initialize_from": REPLICAS}, 0, {"r0": 0, "r1": 1, "r2": 2, "r3": 3}),
+        ({"initialize_from": REPLICAS}, 2, {"r0": 8, "r1": 9, "r2": 10, "r3": 11}),
+        ({"initialize_from": REPLICAS, "reuse_experts": True}, 2, {"r0": 0, "r1": 1, "r2": 2, "r3": 3}),
+        ({"initialize_from": [ONE], "reuse_experts": True}, 2, {"a": 0}),
     ],
 )
 def test_the_seeds_of_what_a_run_starts_from(project, recipe, seed, seeds):
-    path = project.root / "config" / "methods" / "second.yaml"
-    path.write_text(yaml.safe_dump({**yaml.safe_load((ROOT / "config/methods/standard.yaml").read_text()), **recipe}))
-    needed = needs_of(project, "paper", Run("cifar10", "resnet18", "second", seed))
-    assert {name: run.seed for name, run in needed.items()} == seeds
+    recipe_of(project, "second", **recipe)
+    starts = initial_runs(project, "paper", Run("cifar10", "resnet18", "second", seed))
+    assert {name: run.seed for name, run in starts.items()} == seeds
 
 
 def test_a_scale_may_start_a_run_from_fewer(project):
-    needing(project, "second", "standard", "trades")
+    starting_from(project, "second", "standard", "trades")
     scale = project.root / "config" / "scales" / "mini.yaml"
-    fewer = {"recipes": {"second": {"needs": [{"name": "n0", "method": "standard"}]}}}
+    fewer = {"recipes": {"second": {"initialize_from": [{"name": "n0", "method": "standard"}]}}}
     scale.write_text(yaml.safe_dump({**yaml.safe_load(scale.read_text()), **fewer}))
     run = Run("cifar10", "resnet18", "second", 0)
-    assert len(needs_of(project, "paper", run)) == 2
-    assert len(needs_of(project, "mini", run)) == 1
+    assert len(initial_runs(project, "paper", run)) == 2
+    assert len(initial_runs(project, "mini", run)) == 1
 
 
-def test_a_circle_of_needs_is_refused(project):
-    needing(project, "first", "second")
-    needing(project, "second", "first")
+def test_a_run_that_would_start_from_itself_is_refused(project):
+    starting_from(project, "first", "second")
+    starting_from(project, "second", "first")
     only = axis("method", {"label": "x", "method": "second"})
     declare(project, "a", study(one=table([DATA, NET, only], [METRICS])))
-    with pytest.raises(ConfigError, match="needs itself"):
+    with pytest.raises(ConfigError, match="initialize_from: the run would start from itself"):
         build_grid(project, "paper", ["a"])
 
 
@@ -204,7 +209,8 @@ def test_the_projects_own_studies_expand_at_every_scale(scale):
 
 def test_plug_in_names_read_from_the_sources_are_those_that_import():
     assert list(plugins.archs()) == models.names()
-    assert set(moat.methods.names()) == set(Project(ROOT).names("methods"))
+    project = Project(ROOT)
+    assert {project.method(name)["class"] for name in project.names("methods")} == set(moat.methods.names())
     for kind in plugins.figure_kinds():
         __import__(f"moat.reporting.figures.{kind}")
 
@@ -218,7 +224,7 @@ def test_plan_tells_done_missing_and_stale(project):
     for method, recorded in (("trades", today), ("pgd-at", {"nets": today["nets"], "attacks": "0" * 16})):
         folder = runs / method / "seed0"
         folder.mkdir(parents=True)
-        record = {"method": method, "arch": "resnet18", "sources": recorded}
+        record = {"class": method, "arch": "resnet18", "sources": recorded}
         (folder / "run.json").write_text(json.dumps(record))
         (folder / "model.safetensors").write_bytes(b"weights")
     found = {entry["method"]: entry for entry in plan(grid, project.root) if entry["kind"] == "run"}

@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 
 from moat.base.errors import ConfigError
 from moat.base.numbers import parse_number
@@ -47,42 +48,130 @@ def test_config_attacks_and_suites_of_the_project_are_valid():
         assert project.attack_settings(suite)
 
 
+# The end of a recipe, to be followed by more.
+TRADES = ("config/methods/trades.yaml", "forwards: 1, trainings: 2}")
+
+
 @pytest.mark.parametrize(
     ("file", "old", "new", "said"),
     [
+        (*TRADES, "\nepoch: 100", ["trades.yaml", "'epoch'", "did you mean 'epochs'"]),
+        (*TRADES, "\nepochs: many", ["trades.yaml", "epochs", "'many'", "integer"]),
+        ("config/methods/_shared.yaml", "epochs: 100\n", "", ["methods/trades.yaml", "'epochs' is missing"]),
         (
-            "config/methods/trades.yaml",
+            "config/methods/_shared.yaml",
             "epochs: 100",
-            "epoch: 100",
-            ["trades.yaml", "'epoch'", "did you mean 'epochs'"],
+            "epochs: 0",
+            ["methods/_shared.yaml", "epochs", "(recipe trades)"],
         ),
-        ("config/methods/trades.yaml", "epochs: 100", "epochs: many", ["trades.yaml", "epochs", "'many'", "integer"]),
-        ("config/methods/trades.yaml", "epochs: 100\n", "", ["trades.yaml", "'epochs' is missing"]),
-        (
-            "config/methods/trades.yaml",
-            "{name: cosine}",
-            "{name: cosin}",
-            ["schedule.name", "'cosin'", "'cosine'", "step"],
-        ),
+        (*TRADES, "\nschedule: {name: cosin}", ["schedule.name", "'cosin'", "'cosine'", "step"]),
         ("config/methods/trades.yaml", "steps: 10", "stepz: 10", ["in attack", "'stepz'", "'steps'", "eps"]),
-        (
-            "config/methods/trades.yaml",
-            "epochs: 100",
-            "epochs: 100\nepochs: 90",
-            ["trades.yaml", "'epochs' stands twice"],
-        ),
-        ("config/methods/trades.yaml", "epochs: 100", "epochs: [1", ["trades.yaml", "not valid YAML"]),
-        ("config/methods/trades.yaml", "lr: 0.1", "lr: -1", ["optimizer.lr", "-1"]),
+        (*TRADES, "\nepochs: 100\nepochs: 90", ["trades.yaml", "'epochs' stands twice"]),
+        (*TRADES, "\nepochs: [1", ["trades.yaml", "not valid YAML"]),
+        (*TRADES, "\noptimizer: {lr: -1}", ["optimizer.lr", "-1"]),
         ("config/scales/mini.yaml", "max_seeds: 1", "max_seeds: 0", ["mini.yaml", "max_seeds", "0"]),
     ],
     ids=lambda value: value if isinstance(value, str) and "\n" not in value else None,
 )
 def test_a_fault_is_named(project, file, old, new, said):
-    edit(project, file, old, new)
+    edit(project, file, old, new if (file, old) != TRADES else old + new)
     with pytest.raises(ConfigError) as error:
         project.scale("mini") if "scales" in file else project.method("trades")
     for words in said:
         assert words in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("method", "key", "said"),
+    [
+        # What another class declares is refused, and it is said where this one declares its own.
+        ("fgsm-at", "attack_space: pixel", ["unknown key 'attack_space'", "keys of class pgd-at-half", "PARAMETERS"]),
+        ("standard", "attack: {eps: 8/255, step_size: 2/255, steps: 10}", ["unknown key 'attack'", "class standard"]),
+        ("pgd-at", "initialize_from: [{name: a, method: standard}]", ["unknown key 'initialize_from'"]),
+        (
+            "trades",
+            "loss: {betta: 6.0}",
+            ["in loss: unknown key 'betta' (did you mean 'beta'?)", "trades.py: Trades.P"],
+        ),
+        ("trades", "loss: {beta: -1}", ["loss.beta", "-1", "weight of the KL", "moat/methods/trades.py: Trades.PARA"]),
+        ("trades", "model: {experts: 2}", ["in model: unknown key 'experts'", "allowed: width"]),
+        ("dramoe", "rgat: {tau: []}", ["rgat.tau", "moat/methods/dramoe.py: Dramoe.PARAMETERS"]),
+        ("dramoe", "rgat: {lambda_schedule: down}", ["'down'", "cosine_decay, cosine_growth", "dramoe.py: Dramoe.P"]),
+        ("dramoe", "attack: {router_grad: none}", ["attack.router_grad", "detached, st", "_moe.py: MoeMethod.PARAM"]),
+        ("dramoe", "attack: {steps: 0}", ["attack.steps", "moat/methods/_moe.py: MoeMethod.PARAMETERS"]),
+        ("dramoe", "model: {experts: two}", ["model.experts: 'two' has the wrong type", "integer"]),
+        ("soe", "phases: [{fraction: 2, attack: ensemble, weights: best}]", ["phases.0.fraction", "soe.py: Soe.PARAM"]),
+        ("soe", "phases: [{attack: ensemble, weights: best}]", ["in phases.0: the key 'fraction' is missing"]),
+        ("dwf", "attack_space: normalized", ["attack_space: unknown value", "normalised_noclip, pixel", "dwf.py: Dwf"]),
+    ],
+)
+def test_a_method_is_told_what_its_class_declares(project, method, key, said):
+    """Written into a scale, which is named as the place of the fault."""
+    path = project.root / "config/scales/quickstart.yaml"
+    scale = yaml.safe_load(path.read_text())
+    scale["recipes"][method] = {**scale["recipes"].get(method, {}), **yaml.safe_load(key)}
+    path.write_text(yaml.safe_dump(scale))
+    with pytest.raises(ConfigError) as error:
+        resolve_recipe(project, "quickstart", method)
+    assert f"config/scales/quickstart.yaml: recipes.{method}: " in str(error.value)
+    for words in said:
+        assert words in str(error.value)
+
+
+def test_what_a_class_requires_is_asked_for_with_its_place(project):
+    edit(project, "config/methods/trades.yaml", "loss: {beta: 6.0}\n", "")
+    with pytest.raises(
+        ConfigError, match=r"trades.yaml: in the file: the key 'loss' is missing.*trades.py: Trades.PAR"
+    ):
+        project.method("trades")
+
+
+def recipe(project: Project, name: str, **content) -> None:
+    (project.root / "config" / "methods" / f"{name}.yaml").write_text(yaml.safe_dump(content))
+
+
+def test_a_variant_says_what_differs(project):
+    """Mappings merge key by key, lists and single values are replaced, null takes a topic out."""
+    changes = {"loss": {"beta": 1.0}, "rgat": {"tau": [3]}, "deviations": {"tau": None, "beta": "1"}}
+    recipe(project, "mine", title="Mine", extends="dramoe-gap", sources={"row": "ours"}, **changes)
+    made, base = project.method("mine"), project.method("dramoe-gap")
+    assert (made["class"], made["title"]) == ("dramoe", "Mine") and "extends" not in made
+    assert made["loss"] == {**base["loss"], "beta": 1.0} and made["rgat"] == {**base["rgat"], "tau": [3]}
+    assert made["sources"] == {**base["sources"], "row": "ours"}
+    assert made["deviations"].keys() == base["deviations"].keys() - {"tau"} | {"beta"}
+    same = {"title", "sources", "deviations", "loss", "rgat"}
+    assert {k: v for k, v in made.items() if k not in same} == {k: v for k, v in base.items() if k not in same}
+
+
+def test_a_recipe_of_another_class_may_extend_one(project):
+    assert project.method("mocse-at")["class"] == "mocse-at"
+    # Not named, the class is the one of the recipe that is extended, at last the one of that recipe's name.
+    assert {project.method(name)["class"] for name in ("mocse-iso", "mocse-augmented", "mocse")} == {"mocse"}
+
+
+def test_what_a_scale_says_of_a_recipe_holds_for_its_variants(project):
+    recipe(project, "mine", title="Mine", extends="dwf")
+    assert len(resolve_recipe(project, "quickstart", "mine")["initialize_from"]) == 3
+    recipe(project, "mine", title="Mine", extends="pgd-at-moe")
+    assert resolve_recipe(project, "quickstart", "mine")["gradient_clip"] == 5.0
+    edit(project, "config/scales/quickstart.yaml", "\nrecipes:\n", "\nrecipes:\n  mine: {gradient_clip: 1.0}\n")
+    assert resolve_recipe(project, "quickstart", "mine")["gradient_clip"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ({"title": "Mine", "extends": "dramo"}, "mine.yaml: extends: unknown recipe 'dramo' .did you mean 'dramoe'"),
+        ({"title": "Mine", "extends": "mine"}, "mine.yaml: extends: 'mine' extends this recipe in turn"),
+        ({"title": "Mine", "extends": "dwf", "class": "dwff"}, "unknown method class 'dwff' .did you mean 'dwf'"),
+        ({"title": "Mine", "extends": "_shared"}, "unknown method class 'mine'"),
+        ({"extends": "dramoe"}, "mine.yaml: in the file: the key 'title' is missing"),
+    ],
+)
+def test_a_recipe_that_extends_nothing_good_is_refused(project, content, said):
+    recipe(project, "mine", **content)
+    with pytest.raises(ConfigError, match=said):
+        project.method("mine")
 
 
 def test_an_unknown_name_lists_the_known_ones():
@@ -203,13 +292,12 @@ def test_no_other_method_gets_a_router_or_another_rate_of_its_mask(project, meth
     ("key", "said"),
     [
         ("augment: randaugment", "augment: unknown value 'randaugment'.*autoaugment, dataset"),
-        ("extra_images: {file: a.npz, share: 0.5}", "in extra_images: the key 'sha256' is missing"),
-        (f"extra_images: {{file: a.npz, share: 0.5, sha256: {'A' * 64}}}", "extra_images.sha256.*64 hex digits"),
-        (f"extra_images: {{file: a.npz, share: 1.0, sha256: {'a' * 64}}}", "extra_images.share"),
-        ("attack_space: normalized", "attack_space: unknown value.*normalised_noclip, pixel"),
+        ("extra_images: {file: a.npz, fraction: 0.5}", "in extra_images: the key 'sha256' is missing"),
+        (f"extra_images: {{file: a.npz, fraction: 0.5, sha256: {'A' * 64}}}", "extra_images.sha256.*64 hex digits"),
+        (f"extra_images: {{file: a.npz, fraction: 1.0, sha256: {'a' * 64}}}", "extra_images.fraction"),
     ],
 )
-def test_what_a_recipe_may_say_of_images_and_space(project, key, said):
+def test_what_a_recipe_may_say_of_images(project, key, said):
     edit(project, "config/scales/quickstart.yaml", "\nrecipes:\n", f"\nrecipes:\n  trades: {{{key}}}\n")
     with pytest.raises(ConfigError, match=said):
         resolve_recipe(project, "quickstart", "trades")
@@ -231,7 +319,7 @@ def test_a_scale_with_an_unknown_name_is_refused(project, old, new, said):
 
 
 def test_an_unknown_validation_attack_is_named(project):
-    edit(project, "config/methods/trades.yaml", "setting: pgd10", "setting: pgd11")
+    edit(project, "config/methods/_shared.yaml", "setting: pgd10", "setting: pgd11")
     with pytest.raises(ConfigError, match=r"trades.yaml: validation.setting: unknown attack setting 'pgd11'"):
         resolve_run(project, "quickstart", **RUN)
 
@@ -239,7 +327,7 @@ def test_an_unknown_validation_attack_is_named(project):
 def test_a_scale_cannot_smuggle_an_unknown_key_into_a_recipe(project):
     edit(project, "config/scales/quickstart.yaml", "recipe: {epochs: 3,", "recipe: {epochs: 3, epsilonn: 1,")
     with pytest.raises(
-        ConfigError, match=r"methods/trades.yaml with the overrides of config/scales/quickstart.yaml.*epsilonn"
+        ConfigError, match=r"config/scales/quickstart.yaml: recipe: .*unknown key 'epsilonn'.*recipe trades"
     ):
         resolve_recipe(project, "quickstart", "trades")
 
@@ -251,11 +339,12 @@ RUN = {"dataset": "digits", "arch": "resnet18", "method": "trades", "seed": 0}
     ("file", "old", "new", "changes"),
     [
         ("config/methods/trades.yaml", "beta: 6.0", "beta: 5.0", True),
-        ("config/methods/trades.yaml", "version: 1", "version: 2", True),
+        ("config/methods/trades.yaml", "title:", "version: 2\ntitle:", True),
+        ("config/methods/_shared.yaml", "version: 1", "version: 2", True),
         ("config/attacks.yaml", "pgd10:", "pgd10: # ten steps\n ", False),
         ("config/methods/trades.yaml", "title: TRADES", "title: Trades", False),
         ("config/methods/trades.yaml", "title:", "# a comment\ntitle:", False),
-        ("config/methods/pgd-at.yaml", "version: 1", "version: 2", False),
+        ("config/methods/pgd-at.yaml", "title:", "version: 2\ntitle:", False),
         ("config/scales/quickstart.yaml", "epochs: 3,", "epochs: 4,", True),
         ("config/scales/quickstart.yaml", "batch_size: 500", "batch_size: 400", False),
         ("config/scales/quickstart.yaml", "scikit-learn's digits", "Digits", False),
@@ -282,7 +371,7 @@ def test_the_digest_of_a_run_changes_exactly_with_what_decides_its_weights(proje
 def test_a_scale_shortens_attacks_of_training(project, method, key, steps, step_size):
     edit(project, "config/scales/quickstart.yaml", "max_attack_steps: 2", "max_attack_steps: 5")
     if method == "trades":
-        edit(project, "config/scales/quickstart.yaml", "recipes:", "recipes:\n  trades: {attack: {steps: 7}}")
+        edit(project, "config/scales/quickstart.yaml", "\nrecipes:", "\nrecipes:\n  trades: {attack: {steps: 7}}")
     attack = resolve_recipe(project, "quickstart", method)[key]
     assert attack["steps"] == steps
     assert attack["step_size"] == (step_size if isinstance(step_size, str) else pytest.approx(step_size))

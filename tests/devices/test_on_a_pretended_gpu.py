@@ -5,11 +5,12 @@ from unittest import mock
 import pandas as pd
 import pytest
 import torch
-from tiny_methods import ARCH, Tiny, begin, set_rates
+from tiny_methods import ARCH, ROOT, Tiny, begin, set_rates
 from two_devices import ON_CPU, ON_GPU, both, on
 
 import moat.methods
 from moat.base.errors import Interrupted
+from moat.config.project import Project
 from moat.data import datasets
 from moat.data.augmentation import auto_augment
 from moat.data.batches import Batches
@@ -22,15 +23,14 @@ from moat.training.models import autocast, load_model
 # -- methods -----------------------------------------------------------------
 def made(tiny: Tiny, name: str, device: torch.device, precision: str = "float32"):
     """A method as a training on the device begins it."""
-    cls, resolved, data = moat.methods.get(name), tiny.resolved(name), datasets.load(tiny.data)
+    resolved, data = tiny.resolved(name), datasets.load(tiny.data)
+    cls = moat.methods.get(resolved["class"])
     recipe = {**resolved["recipe"], "precision": precision}
     torch.manual_seed(0)
-    model = cls.build(
-        arch=ARCH, num_classes=10, options=runs.model_options(resolved["model"], data), needs=tiny.needs(name)
-    )
+    model = cls.build(arch=ARCH, num_classes=10, options=runs.model_options(resolved["model"], data))
     model = model.to(device, memory_format=torch.channels_last)
     method = cls(model, recipe, autocast=autocast(recipe, device))
-    method.initialize(tiny.needs(name))
+    method.initialize(tiny.initialize_from(name))
     return method
 
 
@@ -54,9 +54,9 @@ def updated(tiny: Tiny, name: str, device: torch.device, precision: str = "float
     return metrics, {key: value.cpu() for key, value in method.model.state_dict().items()}
 
 
-@pytest.mark.parametrize("name", sorted({*moat.methods.names()} - OTHER_RECIPES))
+@pytest.mark.parametrize("name", sorted({*Project(ROOT).names("methods")} - OTHER_RECIPES))
 def test_a_method_trains_as_on_the_cpu(tiny, name):
-    tiny.needs(name)
+    tiny.initialize_from(name)
     on_cpu, on_gpu = both(lambda device: updated(tiny, name, device))
     torch.testing.assert_close(on_gpu, on_cpu)
 
@@ -64,7 +64,7 @@ def test_a_method_trains_as_on_the_cpu(tiny, name):
 @pytest.mark.parametrize("name", ["pgd-at", "dramoe"])
 def test_a_method_trains_in_bf16(tiny, name):
     """As recipes do that leave the precision to the device. Autocast's casts are the pretence's."""
-    tiny.needs(name)
+    tiny.initialize_from(name)
     with on(ON_GPU):
         low, _ = updated(tiny, name, ON_GPU, "auto")
         full, _ = updated(tiny, name, ON_GPU, "float32")
@@ -89,7 +89,7 @@ def test_bf16_is_chosen_where_the_gpu_has_it(has_it, precision):
 def run(tiny: Tiny, name: str, out, device: torch.device, **recipe) -> runs.Run:
     resolved = tiny.resolved(name)
     resolved["recipe"] = {**resolved["recipe"], "precision": "float32", **recipe}
-    options = {"data": tiny.data, "needs": tiny.needs(name), "device": device, "root": tiny.root}
+    options = {"data": tiny.data, "initialize_from": tiny.initialize_from(name), "device": device, "root": tiny.root}
     return runs.Run(resolved=resolved, out=out, work=out.with_name("work"), **options)
 
 

@@ -13,7 +13,7 @@ from moat.methods.base import Method, Step
 
 torch.set_num_threads(1)
 PROJECT = Project(Path(__file__).parents[2])
-METHODS = [name for name in moat.methods.names() if name in ("pgd-at-moe",) or name.startswith(("advmoe", "dramoe"))]
+METHODS = [name for name in PROJECT.names("methods") if name == "pgd-at-moe" or name.startswith(("advmoe", "dramoe"))]
 ALTERNATING = [name for name in METHODS if name not in ("pgd-at-moe", "dramoe-norgat")]
 
 
@@ -23,8 +23,8 @@ def make(name: str, *, seed: int = 0, double: bool = False, **changes) -> Method
     recipe = merge(recipe, changes)
     torch.manual_seed(seed)
     options = {**recipe["model"], "width": 1 / 16, "image_size": 8, "in_channels": 1, "normalize": [[0.3], [0.35]]}
-    kind = moat.methods.get(name)
-    model = kind.build(arch="resnet18", num_classes=10, options=options, needs={})
+    kind = moat.methods.get(recipe["class"])
+    model = kind.build(arch="resnet18", num_classes=10, options=options)
     return kind(model.double() if double else model, recipe)
 
 

@@ -14,6 +14,7 @@ from tiny_methods import ROOT, begin, set_rates, step_of
 
 import moat.methods
 from moat.attacks.parts import steps
+from moat.base import plugins
 from moat.base.errors import ConfigError, Interrupted
 from moat.base.files import hash_file
 from moat.config.project import Project
@@ -22,7 +23,7 @@ from moat.methods.base import Method
 from moat.training import engine
 from moat.training.runs import load_model, read_run
 
-METHODS = moat.methods.names()
+METHODS = Project(ROOT).names("methods")
 # Phases in which the loss need not fall at this size, (method, epoch); each has a test of its own that says why.
 OWN_TEST = {
     ("pgd-at-sparse", 0),
@@ -31,8 +32,8 @@ OWN_TEST = {
 }
 
 
-def test_every_method_has_a_recipe_and_every_recipe_a_method():
-    assert Project(ROOT).names("methods") == METHODS
+def test_every_class_has_a_recipe_and_every_recipe_a_class():
+    assert {Project(ROOT).method(name)["class"] for name in METHODS} == set(moat.methods.names())
 
 
 @pytest.mark.parametrize(
@@ -44,18 +45,21 @@ def test_every_method_has_a_recipe_and_every_recipe_a_method():
     ],
 )
 def test_a_module_without_its_method_is_named(monkeypatch, tmp_path, text, said):
-    (tmp_path / "my_method.py").write_text(text)
-    monkeypatch.setattr(moat.methods, "__path__", [*moat.methods.__path__, str(tmp_path)])
+    plugin = tmp_path / "plugins" / "methods" / "my_method.py"
+    plugin.parent.mkdir(parents=True)
+    plugin.write_text(text)
+    monkeypatch.setattr(plugins, "_project", tmp_path)
     monkeypatch.delitem(sys.modules, "moat.methods.my_method", raising=False)
-    with pytest.raises(ConfigError, match=rf"my_method.py: {said}; a method's module ends in `METHOD = <its class>`"):
-        moat.methods.get("my-method")
+    for look in (moat.methods.get, plugins.method_parameters):
+        with pytest.raises(ConfigError, match=rf"my_method.py: {said}; a method's module ends in `METHOD = <its cla"):
+            look("my-method")
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_it_says_where_it_comes_from(name):
     recipe = Project(ROOT).method(name)
     assert recipe["sources"]
-    cls = moat.methods.get(name)
+    cls = moat.methods.get(recipe["class"])
     assert issubclass(cls, Method) and cls.__doc__ and sys.modules[cls.__module__].__doc__
 
 
@@ -66,7 +70,7 @@ def test_its_recipe_is_valid_at_every_scale(name, scale):
     assert resolve_recipe(project, scale, name)["epochs"] >= 1
     run = resolve_run(project, scale, dataset="cifar10", arch="resnet18", method=name, seed=0)
     assert run["validation_attack"]["attack"]
-    assert {need["method"] for need in run["recipe"].get("needs", [])} <= set(METHODS)
+    assert {start["method"] for start in run["recipe"].get("initialize_from", [])} <= set(METHODS)
 
 
 @pytest.mark.parametrize(
@@ -140,8 +144,8 @@ def test_its_model_is_loaded_from_its_own_files_alone(tiny, tmp_path, name, weig
     out = tmp_path / "run"
     shutil.copytree(tiny.run(name), out)
     record = json.loads((out / "run.json").read_text())
-    for need in record["needs"].values():
-        need["path"] = str(tmp_path / "gone")
+    for start in record["initialize_from"].values():
+        start["path"] = str(tmp_path / "gone")
     (out / "run.json").write_text(json.dumps(record))
     model = load_model(out, weights)
     assert not any(module.training for module in model.modules())

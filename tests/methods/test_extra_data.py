@@ -22,7 +22,7 @@ def extra_file(root, data, name="extra.npz", count=40):
     """A file of training images turned upside down."""
     split = datasets.load(data).splits["train"]
     np.savez(root / name, image=split.images[:count].flip(1).numpy(), label=split.labels[:count].numpy())
-    return {"file": name, "sha256": hash_file(root / name), "share": 0.25}
+    return {"file": name, "sha256": hash_file(root / name), "fraction": 0.25}
 
 
 @pytest.fixture
@@ -109,7 +109,7 @@ def test_without_a_file_the_stand_in_is_used_and_said(tiny, name):
 
     recipe = Project(tiny.root).method(name)
     assert (recipe["augment"], recipe["extra_images"]) == ("autoaugment", None)
-    assert any("AutoAugment" in each and "stand-in" in each for each in recipe["deviations"])
+    assert any("AutoAugment" in each and "stand-in" in each for each in recipe["deviations"].values())
     record = read_run(tiny.run(name))
     assert record["recipe"]["augment"] == "autoaugment"
     plain = read_run(tiny.run(name.removesuffix("-augmented")))

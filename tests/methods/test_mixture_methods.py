@@ -31,10 +31,10 @@ SHORT = {"eps": 8 / 255, "step_size": 4 / 255, "steps": 2, "random_start": "unif
 DWF = {
     "model": {"experts": 3, "gate_hidden": 64},
     "pgd_attack": {"eps": 8 / 255, "step_size": 4 / 255, "steps": [1, 2]},
-    "needs": [
+    "initialize_from": [
         {"name": "benign", "method": "dwf-expert-benign"},
-        {"name": "fgsm0", "method": "dwf-expert-fgsm", "copy": 0, "of": 1},
-        {"name": "pgd0", "method": "dwf-expert-pgd", "copy": 0, "of": 1},
+        {"name": "fgsm0", "method": "dwf-expert-fgsm", "replica": 0, "replicas": 1},
+        {"name": "pgd0", "method": "dwf-expert-pgd", "replica": 0, "replicas": 1},
     ],
 }
 OVERRIDES = {
@@ -70,10 +70,11 @@ def resolved(name, **recipe):
 
 
 def made(name, **recipe):
-    run, cls = resolved(name, **recipe), moat.methods.get(name)
+    run = resolved(name, **recipe)
+    cls = moat.methods.get(run["class"])
     torch.manual_seed(0)
     options = {**run["model"], "image_size": SIZE, "in_channels": 3, "normalize": "cifar10"}
-    model = cls.build(arch="resnet18", num_classes=CLASSES, options=options, needs={})
+    model = cls.build(arch="resnet18", num_classes=CLASSES, options=options)
     method = cls(model.to(memory_format=torch.channels_last), run["recipe"])
     method.train_mode()
     return method
@@ -308,17 +309,17 @@ def test_soe_losses_are_finite_for_huge_logits(scale):
 
 # -- phases ------------------------------------------------------------------
 @pytest.mark.parametrize(
-    ("shares", "epochs", "expected"),
+    ("fractions", "epochs", "expected"),
     [((0.5, 0.5), 4, "aabb"), ((0.5, 0.5), 1, "b"), ((1.0,), 3, "aaa"), ((0.2, 0.3, 0.5), 10, "aabbbccccc")],
 )
-def test_phases_share_the_epochs(shares, epochs, expected):
-    phases = [{"share": share, "attack": name} for share, name in zip(shares, "abc", strict=False)]
+def test_phases_share_the_epochs(fractions, epochs, expected):
+    phases = [{"fraction": each, "attack": name} for each, name in zip(fractions, "abc", strict=False)]
     assert "".join(phase_at(phases, epoch, epochs)["attack"] for epoch in range(epochs)) == expected
 
 
 def test_phases_that_do_not_fill_the_training_are_refused():
-    with pytest.raises(ConfigError, match=r"phases: the shares sum to 0\.5"):
-        made("soe", phases=[{"share": 0.5, "attack": "together", "weights": "best"}])
+    with pytest.raises(ConfigError, match=r"phases: the fractions sum to 0\.5"):
+        made("soe", phases=[{"fraction": 0.5, "attack": "ensemble", "weights": "best"}])
 
 
 # -- what moves --------------------------------------------------------------
@@ -392,18 +393,18 @@ def data():
 
 @pytest.fixture
 def train(data, tmp_path, monkeypatch):
-    """Trains a method, and what it needs before it; returns the folder."""
+    """Trains a method, and before it the runs that it starts from; returns the folder."""
     monkeypatch.setattr(runs.datasets, "load", lambda path, splits: data)
 
     def run(name, folder):
         out = tmp_path / folder / name
         recipe = resolved(name)["recipe"]
-        needs = {need["name"]: tmp_path / "needs" / need["method"] for need in recipe.get("needs", [])}
-        for path in needs.values():
+        starts = {each["name"]: tmp_path / "first" / each["method"] for each in recipe.get("initialize_from", [])}
+        for path in starts.values():
             if not (path / "run.json").exists():
-                run(path.name, "needs")
+                run(path.name, "first")
         made = runs.Run(resolved=resolved(name), data=Path("none"), out=out, work=tmp_path / "w" / folder / name)
-        made.needs = dict(reversed(needs.items()))
+        made.initialize_from = dict(reversed(starts.items()))
         made.train()
         return out
 
@@ -432,7 +433,8 @@ def test_a_run_resumes_to_the_bit_and_loads_without_what_it_started_from(name, t
             train(name, "resumed")
     assert outcome(train(name, "resumed")) == outcome(whole)
 
-    trained = {need["name"]: tmp_path / "needs" / need["method"] for need in resolved(name)["recipe"].get("needs", [])}
+    starts = resolved(name)["recipe"].get("initialize_from", [])
+    trained = {each["name"]: tmp_path / "first" / each["method"] for each in starts}
     kept = {key: runs.load_model(path).state_dict() for key, path in trained.items()}
     for path in trained.values():
         path.rename(path.with_suffix(".gone"))

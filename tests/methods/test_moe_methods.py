@@ -191,19 +191,20 @@ def test_the_joint_divergence_is_the_formula(order, router_grad, weight):
 
 
 @pytest.mark.parametrize(
-    ("tail", "expected"), [("hold", [0, 1, 2, 2, 2]), ("3_4", [0, 1, 2, 3, 4]), ("off", [0, 1, 2, 10, 10])]
+    ("tail", "expected"),
+    [("hold", [0, 1, 2, 2, 2]), ("continue", [0, 1, 2, 3, 4]), ("no_early_stop", [0, 1, 2, 10, 10])],
 )
 def test_the_patience_of_each_fifth(tail, expected):
-    method = make("dramoe", rgat={"tau_tail": tail}, attack={"steps": 10})
+    method = make("dramoe", rgat={"tau_after_paper": tail}, attack={"steps": 10})
     assert [method.patience(progress) for progress in (0, 0.2, 0.4, 0.6, 0.8)] == expected
     assert [method.patience(progress) for progress in (0.199, 0.399, 0.599, 0.799, 0.9999)] == expected
     # 100 epochs: the fifths begin with epochs 0, 20, 40, 60 and 80.
     assert [method.patience(step(epoch=e, epochs=100).progress) for e in (0, 20, 40, 60, 80)] == expected
 
 
-@pytest.mark.parametrize(("direction", "ends"), [("down", (0.001, 0.0)), ("up", (0.0, 0.001))])
-def test_lambda_is_annealed(direction, ends):
-    method = make("dramoe", rgat={"lambda_dir": direction})
+@pytest.mark.parametrize(("schedule", "ends"), [("cosine_decay", (0.001, 0.0)), ("cosine_growth", (0.0, 0.001))])
+def test_lambda_is_annealed(schedule, ends):
+    method = make("dramoe", rgat={"lambda_schedule": schedule})
     values = [method.router_weight(progress) for progress in (0.0, 0.5, 1.0)]
     assert values == pytest.approx([ends[0], 0.0005, ends[1]], abs=1e-12)
 
@@ -220,15 +221,15 @@ def test_the_variants_differ_in_what_their_names_say():
     assert set(lambdas.values()) == {0.001}
 
 
-def test_regenerating_attacks_the_stepped_backbone(monkeypatch):
-    for regenerate in (False, True):
-        method = make("dramoe", rgat={"regenerate": regenerate})
+def test_a_fresh_router_attack_is_on_the_stepped_backbone(monkeypatch):
+    for fresh in (False, True):
+        method = make("dramoe", rgat={"fresh_router_attack": fresh})
         purposes = []
         attack = method.adversarial
         monkeypatch.setattr(method, "adversarial", lambda *a, attack=attack, p=purposes: p.append(a[3]) or attack(*a))
         method.train_mode()
         method.update(*digits(8), step())
-        assert purposes == ["attack", "router attack"][: 1 + regenerate]
+        assert purposes == ["attack", "router attack"][: 1 + fresh]
 
 
 def test_what_is_logged_of_the_router():

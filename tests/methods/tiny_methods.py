@@ -1,5 +1,5 @@
 """Every registered method at a size at which a training takes a second: 64 digits of 8x8 pixels, a net of 4 to 32
-channels, short attacks. What a method needs is trained first, at the same size."""
+channels, short attacks. The runs that a method starts from are trained first, at the same size."""
 
 import shutil
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ import yaml
 import moat.methods
 from moat.commands.cli import main
 from moat.config.grid import Run as GridRun
-from moat.config.grid import needs_of
+from moat.config.grid import initial_runs
 from moat.config.project import Project
 from moat.config.recipes import resolve_run
 from moat.data import datasets
@@ -55,10 +55,10 @@ class Tiny:
             "validation_attack": _shorter(resolved["validation_attack"]),
         }
 
-    def needs(self, method: str, seed: int = 0) -> dict[str, Path]:
+    def initialize_from(self, method: str, seed: int = 0) -> dict[str, Path]:
         """The folders of the runs that a method starts from, trained where they are not yet."""
-        needed = needs_of(Project(self.root), "tiny", GridRun("digits", ARCH, method, seed))
-        return {name: self.run(run.method, run.seed) for name, run in needed.items()}
+        starts = initial_runs(Project(self.root), "tiny", GridRun("digits", ARCH, method, seed))
+        return {name: self.run(run.method, run.seed) for name, run in starts.items()}
 
     def train(self, method: str, out: Path, seed: int = 0) -> Path:
         run = runs.Run(
@@ -66,7 +66,7 @@ class Tiny:
             data=self.data,
             out=out,
             work=Path(f"{out}-work"),
-            needs=self.needs(method, seed),
+            initialize_from=self.initialize_from(method, seed),
             root=self.root,
         )
         run.train()
@@ -81,14 +81,13 @@ class Tiny:
 
     def method(self, name: str) -> Method:
         """A method as a training begins it."""
-        cls, resolved = moat.methods.get(name), self.resolved(name)
-        needs, data = self.needs(name), datasets.load(self.data)
+        resolved = self.resolved(name)
+        cls = moat.methods.get(resolved["class"])
+        starts, data = self.initialize_from(name), datasets.load(self.data)
         torch.manual_seed(0)
         options = runs.model_options(resolved["model"], data)
-        method = cls(
-            cls.build(arch=ARCH, num_classes=10, options=options, needs=needs), resolved["recipe"], autocast=None
-        )
-        method.initialize(needs)
+        method = cls(cls.build(arch=ARCH, num_classes=10, options=options), resolved["recipe"], autocast=None)
+        method.initialize(starts)
         return method
 
     def batch(self) -> tuple[torch.Tensor, torch.Tensor]:

@@ -193,7 +193,7 @@ def test_one_training_step(name, method):
     cls = moat.methods.get(method)
     torch.manual_seed(0)
     options = {"width": 1 / 16, "image_size": 8, "in_channels": 3, "normalize": "cifar10"}
-    trained = cls(cls.build(arch=name, num_classes=10, options=options, needs={}), recipe)
+    trained = cls(cls.build(arch=name, num_classes=10, options=options), recipe)
     trained.initialize({})
     trained.train_mode()
     trained.begin_epoch(0)

@@ -53,7 +53,7 @@ def package(tmp_path):
 def recorded(package, method, arch="net", attacks=("fgsm",)):
     made_of = {"method": method, "arch": arch}
     hashes = staleness.hash_parts(staleness.TRAINING_PARTS, **made_of, attacks=attacks, package=package)
-    return {**made_of, "attacks": attacks, "sources": hashes}
+    return {"class": method, "arch": arch, "attacks": attacks, "sources": hashes}
 
 
 def edit(path: Path, old: str, new: str) -> None:

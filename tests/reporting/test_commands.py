@@ -225,7 +225,7 @@ def test_every_kind_of_figure_keeps_the_contract():
 def test_stale_parts(recorded, expected):
     today = hash_parts(["attacks"], method="pgd-at", arch="resnet18")["attacks"]
     recorded = {part: today if value == "today" else value for part, value in recorded.items()}
-    assert stale_parts({"sources": recorded, "run": {"method": "pgd-at", "arch": "resnet18"}}) == expected
+    assert stale_parts({"sources": recorded, "run": {"class": "pgd-at", "arch": "resnet18"}}) == expected
 
 
 def test_help_imports_nothing_heavy():

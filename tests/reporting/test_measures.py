@@ -155,9 +155,9 @@ def test_hours_count_what_a_run_starts_from_once(tree):
     names = {m: tree.run(method=m) for m in ("dwf", "dwf-expert-fgsm", "dwf-expert-benign")}
     path = {method: {"path": f"results/quickstart/runs/{name}"} for method, name in names.items()}
     run_json(tree, names["dwf-expert-benign"], wall_seconds=3600)
-    run_json(tree, names["dwf-expert-fgsm"], wall_seconds=7200, needs={"a": path["dwf-expert-benign"]})
-    needs = {"a": path["dwf-expert-benign"], "b": path["dwf-expert-fgsm"]}
-    run_json(tree, names["dwf"], wall_seconds=1800, needs=needs)
+    run_json(tree, names["dwf-expert-fgsm"], wall_seconds=7200, initialize_from={"a": path["dwf-expert-benign"]})
+    starts = {"a": path["dwf-expert-benign"], "b": path["dwf-expert-fgsm"]}
+    run_json(tree, names["dwf"], wall_seconds=1800, initialize_from=starts)
     hours = cell(method="dwf", measure="training_hours", reads=("record",), suite="", settings=())
     assert measured(tree, hours)["measured"] == 3.5
     (tree.base / "runs" / names["dwf-expert-fgsm"] / "run.json").unlink()

@@ -3,13 +3,13 @@
 import json
 import math
 import shutil
-from typing import ClassVar
 
 import pandas as pd
 import pytest
 import torch
 import yaml
 
+import moat.methods
 from moat import models
 from moat.base.errors import DataError, MoatError, TrainingError
 from moat.base.files import hash_file
@@ -237,33 +237,51 @@ def _raising_from_epoch(epoch, update):
     return raising
 
 
-def test_a_run_starts_from_what_initialize_took_from_its_needs_and_loads_without_them(tiny, tmp_path, monkeypatch):
-    """The needed run's weights are read when training begins, not when the trained model is loaded."""
+CONTINUED = """
+from moat.methods.standard import Standard
+from moat.training.models import load_model
 
-    class Continued(Standard):
-        calls: ClassVar[list] = []
 
-        def initialize(self, needs):
-            self.calls.append(dict(needs))
-            self.model.load_state_dict(load_model(needs["first"]).state_dict())
+class Continued(Standard):
+    PARAMETERS = {"initialize_from": {"type": "runs", "description": "where the weights come from"}}
+    calls = []
 
-        def learning_rate(self, optimizer, step):
-            return 0.0
+    def initialize(self, runs):
+        self.calls.append(dict(runs))
+        self.model.load_state_dict(load_model(runs["first"]).state_dict())
 
+    def learning_rate(self, optimizer, step):
+        return 0.0
+
+
+METHOD = Continued
+"""
+CONTINUED_RECIPE = {
+    "title": "continued",
+    "class": "continued",
+    "extends": "standard",
+    "ema": 0.5,
+    "initialize_from": [{"name": "first", "method": "pgd-at"}],
+}
+
+
+def test_a_run_starts_from_the_runs_given_to_initialize_and_loads_without_them(tiny, tmp_path):
+    """The first run's weights are read when training begins, not when the trained model is loaded."""
+    plugin = tiny.root / "plugins" / "methods" / "continued.py"
+    plugin.parent.mkdir(parents=True)
+    plugin.write_text(CONTINUED)
+    (tiny.root / "config" / "methods" / "continued.yaml").write_text(yaml.safe_dump(CONTINUED_RECIPE))
     first, second = tmp_path / "first", tmp_path / "second"
     assert tiny.train(first, method="standard") == 0
-    recipe = tiny.root / "config" / "methods" / "standard.yaml"
-    recipe.write_text(recipe.read_text() + "\nneeds: [{name: first, method: pgd-at}]\n")
-    tiny.change(ema=0.5)
-    monkeypatch.setattr("moat.methods.get", lambda name: Continued)
-    assert main([*tiny.arguments(second, method="standard"), "--need", f"first={first}"]) == 0
-    assert Continued.calls == [{"first": first}]
+    assert main([*tiny.arguments(second, method="continued"), "--initialize-from", f"first={first}"]) == 0
+    calls = moat.methods.get("continued").calls
+    assert calls == [{"first": first}]
     expected = load_model(first).state_dict()
     shutil.rmtree(first)
     for weights in ("best", "last"):
         # The moving average, too, started from these weights.
         assert all(torch.equal(expected[key], value) for key, value in load_model(second, weights).state_dict().items())
-    assert Continued.calls == [{"first": first}]
+    assert calls == [{"first": first}]
 
 
 def test_seconds_add_up_over_checkpoints_and_stops(tiny, tmp_path, monkeypatch):
@@ -317,8 +335,8 @@ def test_a_moving_average_is_what_is_validated_and_kept(tiny, tmp_path):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (["--need", "dense"], "--need dense: write NAME=DIR"),
-        (["--need", "dense=x"], "the recipe starts from none"),
+        (["--initialize-from", "dense"], "--initialize-from dense: write NAME=DIR"),
+        (["--initialize-from", "dense=x"], "the recipe starts from none"),
         (["--threads", "0"], "--threads 0: allowed: 1 or more"),
         (["--device", "gpu9"], "--device gpu9: allowed"),
         (["--device", "meta"], "--device meta: allowed"),

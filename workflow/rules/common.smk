@@ -10,7 +10,7 @@ from moat.pipeline import snakemake_repair
 from moat.provenance import staleness
 from moat.base import plugins
 from moat.config import paths, recipes, schema
-from moat.config.grid import Run, build_grid, needs_of
+from moat.config.grid import Run, build_grid, initial_runs
 from moat.config.project import Project
 from moat.config.transfer import transfer_kinds, transfer_runs
 from moat.base.files import read_json, write_json
@@ -89,19 +89,19 @@ def run_files(wildcards):
 
 
 @cache
-def needs(scale, run):
-    return needs_of(project, scale, run)
+def starts(scale, run):
+    return initial_runs(project, scale, run)
 
 
-def needed_models(wildcards):
+def initial_models(wildcards):
     """The models that a training starts from."""
-    runs = needs(wildcards.scale, run_of(wildcards)).values()
+    runs = starts(wildcards.scale, run_of(wildcards)).values()
     return [paths.run_dir(wildcards.scale, run) / "model.safetensors" for run in runs]
 
 
-def need_options(wildcards):
-    runs = needs(wildcards.scale, run_of(wildcards)).items()
-    return " ".join(f"--need {name}={paths.run_dir(wildcards.scale, run)}" for name, run in runs)
+def initialize_options(wildcards):
+    runs = starts(wildcards.scale, run_of(wildcards)).items()
+    return " ".join(f"--initialize-from {name}={paths.run_dir(wildcards.scale, run)}" for name, run in runs)
 
 
 def run_digest(wildcards):

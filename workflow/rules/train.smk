@@ -1,7 +1,7 @@
 rule train:
     input:
         data=paths.prepared("{scale}", "{dataset}"),
-        needs=needed_models,
+        initial=initial_models,
         refresh=refresh_run,
     output:
         model=ensure(RUN / "model.safetensors", non_empty=True),
@@ -23,9 +23,9 @@ rule train:
         runtime=growing("train", "runtime"),
     params:
         digest=run_digest,
-        needs=need_options,
+        initialize_from=initialize_options,
         out=lambda wildcards, output: Path(output.run).parent,
     shell:
         "moat train --dataset {wildcards.dataset} --arch {wildcards.arch} --method {wildcards.method}"
-        " --seed {wildcards.seed} --scale {wildcards.scale} --data {input.data} --out {params.out} {params.needs}"
+        " --seed {wildcards.seed} --scale {wildcards.scale} --data {input.data} --out {params.out} {params.initialize_from}"
         " --threads {threads} > {log} 2>&1"

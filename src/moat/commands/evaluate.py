@@ -63,7 +63,7 @@ def _evaluate(arguments, project, subject) -> None:
         evaluation_target.load_transfer_models(arguments.transfer_from, subject),
     )
     plan = _with_corruptions(plan, subject)
-    made_of = {"method": subject.method, "arch": subject.run.get("arch")}
+    made_of = {"method": subject.run.get("class"), "arch": subject.run.get("arch")}
     attacks = staleness.attacks_of({"settings": plan.record})
     hashes = staleness.hash_parts(staleness.EVALUATION_PARTS, **made_of, attacks=attacks)
     parts = arguments.work or work_folder(arguments.out.with_suffix(""))

@@ -127,7 +127,7 @@ def _load_run(arguments: Namespace, device) -> tuple[Any, dict[str, Any], Mappin
     if weights not in ("best", "last"):
         raise ConfigError(f"--weights {weights}: with --run allowed: best, last")
     described = read_run(arguments.run_dir)
-    run = {key: described[key] for key in ("dataset", "arch", "method", "seed", "scale")}
+    run = {key: described[key] for key in ("dataset", "arch", "method", "class", "seed", "scale")}
     run |= {"weights": weights, "model_sha256": described["model_sha256" if weights == "best" else "last_sha256"]}
     return load_model(arguments.run_dir, weights, device), run, described
 

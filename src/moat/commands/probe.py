@@ -57,7 +57,7 @@ def _write(arguments, subject, probe, attack, arrays, seconds) -> None:
     from moat.provenance import environment, staleness
 
     settings = {probe["setting"]: attack} if attack else {}
-    made_of = {"method": subject.method, "arch": subject.run.get("arch"), "probe": probe["probe"]}
+    made_of = {"method": subject.run.get("class"), "arch": subject.run.get("arch"), "probe": probe["probe"]}
     hashes = staleness.hash_parts(
         staleness.PROBE_PARTS, **made_of, attacks=staleness.attacks_of({"settings": settings})
     )

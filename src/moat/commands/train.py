@@ -17,7 +17,11 @@ def add_arguments(parser) -> None:
     parser.add_argument("--data", type=Path, metavar="FILE", help="prepared data (default: results/<scale>/data/…)")
     parser.add_argument("--work", type=Path, metavar="DIR", help="checkpoints (default: work/ and the path of --out)")
     parser.add_argument(
-        "--need", action="append", default=[], metavar="NAME=DIR", help="a finished run that the recipe starts from"
+        "--initialize-from",
+        action="append",
+        default=[],
+        metavar="NAME=DIR",
+        help="a finished run that the recipe starts from, by its name there",
     )
     devices.add_arguments(parser)
 
@@ -45,7 +49,7 @@ def run(arguments) -> int:
         method=arguments.method,
         seed=arguments.seed,
     )
-    needs = _needs(arguments.need, resolved["recipe"])
+    initialize_from = _initialize_from(arguments.initialize_from, resolved["recipe"])
     arguments.device = arguments.until_end.enter_context(devices.lease(arguments.device))
     device = devices.select(arguments.device, arguments.threads)
     work = arguments.work or work_folder(arguments.out)
@@ -58,7 +62,7 @@ def run(arguments) -> int:
         data=arguments.data or Path(paths.prepared(arguments.scale, arguments.dataset)),
         out=arguments.out,
         work=work,
-        needs=needs,
+        initialize_from=initialize_from,
         evaluation=project.scale(arguments.scale)["evaluation"],
         device=device,
         root=project.root,
@@ -91,19 +95,20 @@ def _forget_unreadable(work: Path) -> None:
             record.unlink(missing_ok=True)
 
 
-def _needs(given: list[str], recipe) -> dict[str, Path]:
+def _initialize_from(given: list[str], recipe) -> dict[str, Path]:
     from moat.base.errors import ConfigError
 
-    needs = {}
+    folders = {}
     for item in given:
         name, separator, folder = item.partition("=")
         if not separator:
-            raise ConfigError(f"--need {item}: write NAME=DIR")
-        needs[name] = Path(folder)
-    wanted = {need["name"] for need in recipe.get("needs", [])}
-    if set(needs) != wanted:
-        raise ConfigError(f"--need: given {sorted(needs) or 'none'}; the recipe starts from {sorted(wanted) or 'none'}")
-    return needs
+            raise ConfigError(f"--initialize-from {item}: write NAME=DIR")
+        folders[name] = Path(folder)
+    wanted = {run["name"] for run in recipe.get("initialize_from", [])}
+    if set(folders) != wanted:
+        said = f"given {sorted(folders) or 'none'}; the recipe starts from {sorted(wanted) or 'none'}"
+        raise ConfigError(f"--initialize-from: {said}")
+    return folders
 
 
 def _print_row(row) -> None:

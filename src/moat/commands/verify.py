@@ -47,7 +47,7 @@ def run(arguments) -> int:
     from moat.provenance import staleness
 
     subject = evaluation_target.load(arguments, at_most=AT_MOST)
-    made_of = {"method": subject.method, "arch": subject.run.get("arch")}
+    made_of = {"method": subject.run.get("class"), "arch": subject.run.get("arch")}
     families = sorted({*ATTACKS, *staleness.attacks_of({"settings": claims})})
     started = time.perf_counter()
     report = verify(

@@ -1,13 +1,12 @@
 """The study grid: tables and figures declared as rows x columns become runs and measurements.
 
 Every cell names a run and a measurement. Runs, evaluations and checks that several cells or studies
-share are listed once; what a cell's run starts from (``needs:`` in its recipe) is added.
+share are listed once; what a cell's run starts from (``initialize_from:`` in its recipe) is added.
 """
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
 
 from moat.base.errors import ConfigError, unknown_name
 from moat.config.grid_types import Cell, Evaluation, Figure, Line, Probe, Run, Table, unique
@@ -16,7 +15,7 @@ from moat.config.recipes import resolve_recipe
 from moat.config.study_grid import Expander
 
 __all__ = [
-    "Cell", "Evaluation", "Figure", "Grid", "Line", "Probe", "Run", "Table", "build_grid", "needs_of",
+    "Cell", "Evaluation", "Figure", "Grid", "Line", "Probe", "Run", "Table", "build_grid", "initial_runs",
 ]  # fmt: skip
 
 
@@ -29,7 +28,7 @@ class Grid:
     figures: tuple[Figure, ...]
     runs: tuple[Run, ...]
     evaluations: tuple[Evaluation, ...]
-    needs: Mapping[Run, Mapping[str, Run]] = field(hash=False)
+    initialize_from: Mapping[Run, Mapping[str, Run]] = field(hash=False)
 
     @cached_property
     def checks(self) -> tuple[Run, ...]:
@@ -67,37 +66,39 @@ def build_grid(project: Project, scale: str, studies: Iterable[str]) -> Grid:
         figures += expander.figures()
     shown = [*tables, *figures]
     evaluations = unique(evaluation for item in shown for evaluation in item.evaluations)
-    needs = _needs(project, scale, unique(run for item in shown for run in item.runs))
-    return Grid(scale, tuple(tables), tuple(figures), tuple(needs), evaluations, needs)
+    starts = _with_initial_runs(project, scale, unique(run for item in shown for run in item.runs))
+    return Grid(scale, tuple(tables), tuple(figures), tuple(starts), evaluations, starts)
 
 
-def needs_of(project: Project, scale: str, run: Run) -> dict[str, Run]:
+def initial_runs(project: Project, scale: str, run: Run) -> dict[str, Run]:
     """The runs that ``run`` starts from at ``scale``: name in the recipe -> run (same data and net)."""
     recipe = resolve_recipe(project, scale, run.method)
     seed = 0 if recipe.get("reuse_experts") else run.seed
     return {
-        need["name"]: Run(run.dataset, run.arch, need["method"], _needed_seed(need, seed))
-        for need in recipe.get("needs", [])
+        # The fixed seed; else the given one, or, where there are several replicas, one of its own for each of them.
+        each["name"]: Run(
+            run.dataset,
+            run.arch,
+            each["method"],
+            each.get("seed", seed * each.get("replicas", 1) + each.get("replica", 0)),
+        )
+        for each in recipe.get("initialize_from", [])
     }
 
 
-def _needed_seed(need: Mapping[str, Any], seed: int) -> int:
-    """The fixed seed; else the given one, or, where there are several copies, one of its own for each of them."""
-    return need.get("seed", seed * need.get("of", 1) + need.get("copy", 0))
-
-
-def _needs(project: Project, scale: str, runs: Iterable[Run]) -> dict[Run, dict[str, Run]]:
-    """Every run and all that they start from, each after what it needs."""
+def _with_initial_runs(project: Project, scale: str, runs: Iterable[Run]) -> dict[Run, dict[str, Run]]:
+    """Every run and all that they start from, each after the runs that it starts from."""
     ordered: dict[Run, dict[str, Run]] = {}
 
     def visit(run: Run, path: tuple[Run, ...]) -> None:
         if run in path:
-            raise ConfigError(f"config/methods/{run.method}.yaml: needs itself, through {path[-1].method}")
+            where = f"config/methods/{run.method}.yaml: initialize_from"
+            raise ConfigError(f"{where}: the run would start from itself, through {path[-1].method}")
         if run not in ordered:
-            needed = needs_of(project, scale, run)
-            for other in needed.values():
+            starts = initial_runs(project, scale, run)
+            for other in starts.values():
                 visit(other, (*path, run))
-            ordered[run] = needed
+            ordered[run] = starts
 
     for run in runs:
         visit(run, ())

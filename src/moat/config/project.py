@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from moat.base import plugins
 from moat.base.errors import ConfigError
-from moat.config import corruptions, schema
+from moat.config import corruptions, method_schema, schema
 
 
 @dataclass(frozen=True)
@@ -22,17 +23,61 @@ class Project:
                 f"{self.root.resolve()}: no folder config/ here; run moat in the project's root, "
                 "or name that with --project"
             )
+        plugins.use_project(self.root)
 
     # -- one file per name -------------------------------------------------
     def names(self, kind: str) -> list[str]:
-        """The registered names of ``"datasets"``, ``"methods"``, ``"scales"`` or ``"studies"``."""
-        return sorted(path.stem for path in (self.root / "config" / kind).glob("*.yaml"))
+        """The registered names of ``"datasets"``, ``"methods"``, ``"scales"`` or ``"studies"``.
+
+        A file whose name begins with ``_`` is there to be extended, and has no name.
+        """
+        files = (self.root / "config" / kind).glob("*.yaml")
+        return sorted(path.stem for path in files if not path.stem.startswith("_"))
 
     def dataset(self, name: str) -> dict[str, Any]:
         return self._named("datasets", "dataset", name)
 
     def method(self, name: str) -> dict[str, Any]:
-        return self._named("methods", "method", name)
+        """A method's recipe: what it extends, with its own keys on top; its ``class`` is always there.
+
+        Mappings are merged key by key, anything else replaces what was there. The title is never inherited. In
+        ``sources`` and ``deviations`` (topic: sentence) a topic is taken out by null.
+        """
+        files = self.recipe_files(name)
+        recipe: dict[str, Any] = {}
+        for own in reversed(files.values()):
+            recipe = schema.merge(recipe, own)
+        recipe.pop("extends", None)
+        if "title" not in files[name]:
+            recipe.pop("title", None)
+        # Without a class of its own: that of the recipe it extends, in the end the one of that one's name.
+        recipe.setdefault("class", [each for each in files if not each.startswith("_")][-1])
+        for key in ("sources", "deviations"):
+            topics = recipe.get(key)
+            if isinstance(topics, dict):
+                recipe[key] = {topic: sentence for topic, sentence in topics.items() if sentence is not None}
+        layers = [(f"config/methods/{each}.yaml", own) for each, own in files.items()]
+        method_schema.check(recipe, name, layers, self.root)
+        return method_schema.with_defaults(recipe)
+
+    def recipe_files(self, name: str) -> dict[str, dict[str, Any]]:
+        """A recipe's file and those that it extends, as written: name -> content, the recipe's own first."""
+        known = self.names("methods")
+        if name not in known:
+            raise ConfigError(schema.unknown_name(name, known, what="method") + " (one file each in config/methods/)")
+        folder, found, wanted = self.root / "config" / "methods", {}, name
+        while wanted:
+            where = f"config/methods/{wanted}.yaml"
+            content = schema.read_yaml(folder / f"{wanted}.yaml")
+            if not isinstance(content, dict):
+                raise ConfigError(f"{where}: {content!r} has the wrong type; allowed: object")
+            found[wanted], wanted = content, content.get("extends")
+            if wanted in found:
+                raise ConfigError(f"{where}: extends: {wanted!r} extends this recipe in turn")
+            known = sorted(path.stem for path in folder.glob("*.yaml"))
+            if wanted is not None and wanted not in known:
+                raise ConfigError(f"{where}: extends: " + schema.unknown_name(wanted, known, what="recipe"))
+        return found
 
     def scale(self, name: str) -> dict[str, Any]:
         scale = self._named("scales", "scale", name)

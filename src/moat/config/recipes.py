@@ -10,26 +10,18 @@ from collections.abc import Mapping
 from typing import Any
 
 from moat.base.numbers import parse_number
+from moat.config import method_schema
 from moat.config.project import Project
-from moat.config.schema import validate
+from moat.config.schema import merge
+
+__all__ = [
+    "digest", "merge", "resolve_data", "resolve_evaluation", "resolve_probe", "resolve_recipe", "resolve_run",
+]  # fmt: skip
 
 # What is said about a method or a data set, but decides no result: for people, and for plans (cost, images).
 _DOCUMENTATION = {
     "title", "description", "sources", "deviations", "licence", "citation", "classes_source", "cost", "images",
 }  # fmt: skip
-# A router is trained along with its backbone: a scale that changes the one's rate means both. (A pruning's
-# mask_optimizer moves scores, not weights, and keeps its own.)
-_FOLLOWS = {"router_optimizer": "optimizer"}
-_ATTACKS = ("attack", "alpha_attack")
-
-
-def merge(base: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, Any]:
-    """``base`` with the keys of ``override`` on top, mappings merged key by key."""
-    result = dict(base)
-    for key, value in override.items():
-        both = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
-        result[key] = merge(result[key], value) if both else value
-    return result
 
 
 def digest(content: Any) -> str:
@@ -41,30 +33,37 @@ def digest(content: Any) -> str:
 def resolve_recipe(project: Project, scale: str, method: str) -> dict[str, Any]:
     """The recipe of ``method`` at ``scale``: its YAML, then ``recipe:``, then ``recipes.<method>:`` of the scale.
 
-    What the scale says of ``optimizer`` holds for a ``router_optimizer``, too, unless the scale names that one. Its
+    What the scale says in ``recipes`` of a recipe holds for those that extend it, too, and what it says of a key for
+    those that follow it (a ``router_optimizer`` the ``optimizer``), unless it names these themselves. Its
     ``max_attack_steps`` holds for what none of these names.
 
     Raises:
         ConfigError: the scale's overrides do not fit the recipe's schema; names file and key.
     """
     recipe, scaled = project.method(method), project.scale(scale)
-    overrides = merge(scaled.get("recipe", {}), scaled.get("recipes", {}).get(method, {}))
-    for follower, leader in _FOLLOWS.items():
-        if follower in recipe and leader in overrides:
+    files, where = project.recipe_files(method), f"config/scales/{scale}.yaml"
+    layers = [(f"{where}: recipes.{each}", scaled.get("recipes", {}).get(each, {})) for each in files]
+    layers.append((f"{where}: recipe", scaled.get("recipe", {})))
+    overrides: dict[str, Any] = {}
+    for _, layer in reversed(layers):
+        overrides = merge(overrides, layer)
+    for follower, leader in method_schema.followers(recipe):
+        if leader in overrides:
             overrides = {follower: overrides[leader], **overrides}
     if "max_attack_steps" in scaled:
         recipe = _with_fewer_steps(recipe, scaled["max_attack_steps"])
     recipe = merge(recipe, overrides)
-    source = f"config/methods/{method}.yaml with the overrides of config/scales/{scale}.yaml"
-    validate(recipe, project.root / "workflow" / "schemas" / "method.schema.yaml", source=source)
+    method_schema.check(
+        recipe, method, [*layers, *((f"config/methods/{each}.yaml", own) for each, own in files.items())], project.root
+    )
     return recipe
 
 
 def _with_fewer_steps(recipe: Mapping[str, Any], most: int) -> dict[str, Any]:
     """Attacks of training with more than ``most`` steps take that many, longer ones: together as far as before."""
     shortened = {}
-    for key in _ATTACKS:
-        attack = recipe.get(key, {"steps": 0})
+    for key in method_schema.of_type(recipe, "attack"):
+        attack = recipe[key]
         if attack["steps"] > most:
             step_size = parse_number(attack["step_size"], where=f"{key}.step_size") * attack["steps"] / most
             shortened[key] = {**attack, "steps": most, "step_size": step_size}
@@ -79,6 +78,7 @@ def resolve_data(project: Project, scale: str, dataset: str) -> dict[str, Any]:
 def resolve_run(project: Project, scale: str, *, dataset: str, arch: str, method: str, seed: int) -> dict[str, Any]:
     """Everything that decides the weights of one run, but the code and the bytes of the data."""
     recipe = _undocumented(resolve_recipe(project, scale, method))
+    kind = recipe.pop("class")
     model = merge({"width": 1.0}, merge(project.scale(scale).get("model", {}), recipe.pop("model", {})))
     validation = project.attack(
         recipe["validation"]["setting"], where=f"config/methods/{method}.yaml: validation.setting"
@@ -87,6 +87,7 @@ def resolve_run(project: Project, scale: str, *, dataset: str, arch: str, method
         "dataset": dataset,
         "arch": arch,
         "method": method,
+        "class": kind,
         "seed": seed,
         "scale": scale,
         "recipe": recipe,

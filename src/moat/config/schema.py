@@ -54,13 +54,28 @@ def read_yaml(path: str | Path) -> Any:
     return _parse(path, status.st_mtime_ns, status.st_size)
 
 
-@functools.cache
-def _validator(schema_path: Path):
+def merge(base: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, Any]:
+    """``base`` with the keys of ``override`` on top: mappings are merged key by key, anything else is replaced."""
+    result = dict(base)
+    for key, value in override.items():
+        both = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
+        result[key] = merge(result[key], value) if both else value
+    return result
+
+
+def validator(schema: Mapping[str, Any]):
+    """Checks content against a schema; knows the format "distance"."""
+    # Slow, and `moat --help` has nothing to check.
     import jsonschema
 
     formats = jsonschema.FormatChecker(formats=())
     formats.checks("distance", raises=ConfigError)(_is_distance)
-    return jsonschema.Draft202012Validator(read_yaml(schema_path), format_checker=formats)
+    return jsonschema.Draft202012Validator(schema, format_checker=formats)
+
+
+@functools.cache
+def _validator_of(schema_path: Path):
+    return validator(read_yaml(schema_path))
 
 
 def _is_distance(value: Any) -> bool:
@@ -80,16 +95,16 @@ def validate(content: Any, schema_path: Path, *, source: str | Path) -> None:
     """
     known = (Path(schema_path), json.dumps(content, default=repr))
     if known not in _VALID:
-        _validate(content, schema_path, source)
+        if fault := find_fault(content, _validator_of(Path(schema_path))):
+            raise ConfigError(f"{source}: {explain(fault)}")
         _VALID.add(known)
 
 
-def _validate(content: Any, schema_path: Path, source: str | Path) -> None:
+def find_fault(content: Any, checked_by):
+    """The first fault that a :func:`validator` finds, as :mod:`jsonschema` describes it; None where there is none."""
     import jsonschema
 
-    error = jsonschema.exceptions.best_match(_validator(Path(schema_path)).iter_errors(content))
-    if error is not None:
-        raise ConfigError(f"{source}: {_explain(error)}")
+    return jsonschema.exceptions.best_match(checked_by.iter_errors(content))
 
 
 def load(path: str | Path, schema_path: Path) -> dict[str, Any]:
@@ -106,7 +121,8 @@ def _check_file(path: Path, mtime_ns: int, size: int, schema_path: Path) -> None
     validate(_parse(path, mtime_ns, size), schema_path, source=path)
 
 
-def _explain(error) -> str:
+def explain(error) -> str:
+    """A fault as a sentence: the key, what is wrong with it, what is allowed."""
     key = ".".join(str(part) for part in error.absolute_path) or "the file"
     if error.validator == "additionalProperties" and isinstance(error.instance, Mapping):
         allowed = list(error.schema.get("properties", {}))

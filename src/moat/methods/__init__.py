@@ -1,39 +1,32 @@
-"""The training methods, one module each; a module's name, with ``-`` for ``_``, is the registry name.
+"""The training methods: a class in each module that does not begin with ``_``; a recipe names the module.
 
-Modules whose name begins with ``_`` hold what several methods share.
+The name by which a recipe calls a class is its module's, with ``-`` for ``_``. A project's own are in its folder
+``plugins/methods`` (:mod:`moat.base.plugins`).
 """
 
 import importlib
-import pkgutil
 
+from moat.base import plugins
 from moat.base.errors import ConfigError, unknown_name
 
-_SHARED = {"base", "losses", "schedules"}
+__path__ = plugins.SearchPath("methods")
 
 
 def names() -> list[str]:
-    """Registry names of all methods, without importing them."""
-    return sorted(m.name.replace("_", "-") for m in pkgutil.iter_modules(__path__) if _is_method(m.name))
-
-
-def _is_method(module: str) -> bool:
-    return module not in _SHARED and not module.startswith("_")
+    """The names of all method classes, without importing them."""
+    return sorted(plugins.method_classes())
 
 
 def get(name: str) -> type:
-    """The :class:`moat.methods.base.Method` subclass registered as ``name``.
+    """The :class:`moat.methods.base.Method` subclass that a recipe's ``class: <name>`` means.
 
     Raises:
-        ConfigError: no such method; lists those there are. Or its module has no ``METHOD``; names the file.
+        ConfigError: no such class; lists those there are. Or its module has no ``METHOD``; names the file.
     """
     if name not in names():
-        raise ConfigError(unknown_name(name, names(), what="method"))
+        raise ConfigError(unknown_name(name, names(), what="method class"))
     module = importlib.import_module(f"moat.methods.{name.replace('-', '_')}")
     method = getattr(module, "METHOD", None)
     if not isinstance(method, type):
-        missing = "there is no METHOD in it" if method is None else f"METHOD is {method!r}"
-        raise ConfigError(
-            f"{module.__file__}: {missing}; a method's module ends in `METHOD = <its class>`, a subclass of "
-            "moat.methods.base.Method (what methods share is in modules whose names begin with _)"
-        )
+        raise ConfigError(plugins.no_method(module.__file__, method and repr(method)))
     return method

@@ -1,7 +1,6 @@
 """What the MoE-CNN methods share: the model, two optimizers that take turns, and what is logged of the router."""
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,21 +11,41 @@ from moat.methods import losses
 from moat.methods.base import Method, accuracy
 from moat.models.moe import MoeCnn, build_moe_cnn
 
-# Whether the attack of a training follows the straight-through gradient of the router.
-ROUTER_GRAD = ("st", "detached")
-
 
 class MoeMethod(Method):
     """A method that trains an MoE-CNN."""
+
+    PARAMETERS = {
+        "attack": {"type": "attack", "description": "on classifier and router"},
+        "attack.router_grad": {
+            "enum": ["st", "detached"],
+            "default": "st",
+            "description": "st: the attack follows the router's straight-through gradient; detached: it does not",
+        },
+        "loss.beta": {"type": "number", "minimum": 0, "description": "weight of the KL divergence"},
+        "model.experts": {"type": "integer", "minimum": 1, "description": "experts of each layer"},
+        "model.ratio": {
+            "type": "number",
+            "exclusiveMinimum": 0,
+            "description": "width of one expert relative to the dense layer",
+        },
+        "model.router": {"enum": ["gap", "dcar", "gsa", "cgsa"], "description": "what scores the experts"},
+        "model.router_head": {
+            "enum": ["grouped", "fc"],
+            "required": False,
+            "description": "of dcar and cgsa: how their features become scores; grouped where it is not given",
+        },
+        "model.bn": {"enum": ["shared", "per_expert"], "description": "batch norm of the routed layers"},
+    }
 
     model: MoeCnn
 
     def __init__(self, model: MoeCnn, recipe: Mapping[str, Any], **options: Any):
         super().__init__(model, recipe, **options)
-        self.router_grad = self.attack.pop("router_grad", "st")
+        self.router_grad = self.attack.pop("router_grad")
 
     @classmethod
-    def build(cls, *, arch: str, num_classes: int, options: Mapping[str, Any], needs: Mapping[str, Path]) -> nn.Module:
+    def build(cls, *, arch: str, num_classes: int, options: Mapping[str, Any]) -> nn.Module:
         """An MoE-CNN; ``options``: keywords of :func:`moat.models.moe.build_moe_cnn`."""
         return build_moe_cnn(arch, num_classes, **options)
 
@@ -41,6 +60,24 @@ class AlternatingMoe(MoeMethod):
 
     The backbone's losses see routes without gradient: what would reach the router then is not used.
     """
+
+    PARAMETERS = {
+        "router_optimizer": {
+            "type": "optimizer",
+            # A scale that changes the backbone's learning rate means the router's, too.
+            "follows": "optimizer",
+            "description": "of the router; optimizer is the backbone's",
+        },
+        "router_gradient_clip": {
+            "type": ["number", "null"],
+            "exclusiveMinimum": 0,
+            "description": "largest norm of the router's gradient; gradient_clip is the backbone's",
+        },
+        "router_target": {
+            "enum": ["y_mod_n", "none"],
+            "description": "of the router's cross-entropy: the label modulo the number of experts, or no such term",
+        },
+    }
 
     optimizer_keys = {"backbone": "optimizer", "router": "router_optimizer"}
     clip_keys = {"backbone": "gradient_clip", "router": "router_gradient_clip"}

@@ -19,6 +19,10 @@ class AdvMoe(AlternatingMoe):
     gradient is clipped: with the released code's KL the router is NaN from the third batch on.
     """
 
+    PARAMETERS = {
+        "loss.alpha": {"type": "number", "minimum": 0, "description": "weight of the router's cross-entropy"},
+    }
+
     def update(self, x: torch.Tensor, y: torch.Tensor, step: Step) -> dict[str, torch.Tensor]:
         x_adv = self.adversarial(x, y, step.generator("attack"))
         scores = self.model.route_logits(x)

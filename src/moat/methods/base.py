@@ -46,9 +46,15 @@ class Method:
 
     Args:
         model: from :meth:`build`, already on its device.
-        recipe: the resolved recipe (see ``workflow/schemas/method.schema.yaml``).
+        recipe: the resolved recipe: the keys of ``workflow/schemas/method.schema.yaml`` and of :attr:`PARAMETERS`.
         autocast: a context manager factory for the forward passes (mixed precision), or None.
     """
+
+    #: The recipe keys of a class, beside those of every recipe and of its bases: key, dotted inside a mapping
+    #: ("loss.beta") -> what is allowed, in the words of JSON Schema. ``type`` may also be a name of ``$defs`` in
+    #: ``method.schema.yaml``. A key without ``default`` or ``"required": False`` must be given. A literal: plans and
+    #: the check of a recipe read it from the source, where torch is not imported.
+    PARAMETERS: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
     #: Names of the optimizers and the recipe key of each.
     optimizer_keys: ClassVar[Mapping[str, str]] = {"model": "optimizer"}
@@ -65,23 +71,21 @@ class Method:
         }
 
     @classmethod
-    def build(cls, *, arch: str, num_classes: int, options: Mapping[str, Any], needs: Mapping[str, Path]) -> nn.Module:
+    def build(cls, *, arch: str, num_classes: int, options: Mapping[str, Any]) -> nn.Module:
         """A freshly initialised model, for a training and for the loading of a trained one.
 
         Args:
-            options: keywords of :func:`moat.models.nets.build`.
-            needs: the runs that the recipe starts from, name -> folder. Only their names may shape the net: a trained
-                model is loaded where their files may be gone. Their weights are for :meth:`initialize`.
+            options: keywords of :func:`moat.models.nets.build`, and what the class declares below ``model``.
         """
         return models.build(arch, num_classes, **options)
 
     # -- what a method may change -------------------------------------------
-    def initialize(self, needs: Mapping[str, Path]) -> None:
+    def initialize(self, runs: Mapping[str, Path]) -> None:
         """Called once before a training, never when a trained model is loaded; a checkpoint's state comes on top.
 
         Args:
-            needs: the finished runs that the recipe starts from, name -> folder. Copy their weights into the
-                parameters in place: the optimizers hold these already.
+            runs: the finished runs that the recipe's ``initialize_from`` names, name -> folder. Copy their weights
+                into the parameters in place: the optimizers hold these already.
         """
 
     def parameters_of(self, optimizer: str) -> list[nn.Parameter]:

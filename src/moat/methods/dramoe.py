@@ -20,12 +20,41 @@ class Dramoe(AlternatingMoe):
     The router's loss is gamma CE(G(x), y mod n) + beta KL(G(x) || G(x')) - delta (H(G(x)) + H(G(x'))).
     """
 
+    PARAMETERS = {
+        "loss.gamma": {"type": "number", "minimum": 0, "description": "weight of the router's cross-entropy"},
+        "loss.delta": {"type": "number", "minimum": 0, "description": "weight of the entropy of the router's scores"},
+        "rgat.tau": {
+            "type": "array",
+            "minItems": 1,
+            "maxItems": 5,
+            "items": {"type": "integer", "minimum": 0},
+            "description": "steps taken after misclassification, one value per fifth of the training",
+        },
+        "rgat.tau_after_paper": {
+            "enum": ["hold", "continue", "no_early_stop"],
+            "description": "tau of the fifths without a value: the last one, the fifth's number from 0, or all steps",
+        },
+        "rgat.lambda_max": {"type": "number", "minimum": 0, "description": "weight of the router's KL in the attack"},
+        "rgat.lambda_schedule": {
+            "enum": ["cosine_decay", "cosine_growth"],
+            "description": "from lambda_max to 0 over the training, or from 0 to lambda_max",
+        },
+        "rgat.kl_order": {
+            "enum": ["clean_adv", "adv_clean"],
+            "description": "KL(clean || adversarial) in the attack, or the reverse",
+        },
+        "rgat.fresh_router_attack": {
+            "type": "boolean",
+            "description": "whether the router's step has an attack of its own, or uses the backbone's examples",
+        },
+    }
+
     def update(self, x: torch.Tensor, y: torch.Tensor, step: Step) -> dict[str, torch.Tensor]:
         x_adv = self.adversarial(x, y, step, "attack")
         scores = self.model.route_logits(x)
         metrics = self.backbone_step(x, x_adv, y, scores)
 
-        if self.recipe["rgat"]["regenerate"]:
+        if self.recipe["rgat"]["fresh_router_attack"]:
             x_adv = self.adversarial(x, y, step, "router attack")
         scores_adv = self.model.route_logits(x_adv)
         loss = self.router_loss(scores, scores_adv, y)
@@ -74,16 +103,16 @@ class Dramoe(AlternatingMoe):
         """lambda(t): half a cosine from lambda_max to 0 over the training, or from 0 to lambda_max."""
         rgat = self.recipe["rgat"]
         factor = cosine(progress, {})
-        return rgat["lambda_max"] * (factor if rgat["lambda_dir"] == "down" else 1 - factor)
+        return rgat["lambda_max"] * (factor if rgat["lambda_schedule"] == "cosine_decay" else 1 - factor)
 
     def patience(self, progress: float) -> int:
-        """tau: one of the recipe's values for each fifth of the training, then as ``tau_tail`` says."""
+        """tau: one of the recipe's values for each fifth of the training, then as ``tau_after_paper`` says."""
         rgat, fifth = self.recipe["rgat"], min(int(FIFTHS * progress + 1e-9), FIFTHS - 1)
         if fifth < len(rgat["tau"]):
             return rgat["tau"][fifth]
-        if rgat["tau_tail"] == "off":
+        if rgat["tau_after_paper"] == "no_early_stop":
             return self.attack["steps"]
-        return rgat["tau"][-1] if rgat["tau_tail"] == "hold" else fifth
+        return rgat["tau"][-1] if rgat["tau_after_paper"] == "hold" else fifth
 
 
 METHOD = Dramoe

@@ -1,32 +1,56 @@
 """DWF: a soft gate over nine experts, all trained on together (Divided We Fall, arXiv 2512.20821, second stage)."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from moat.methods.base import Method, Step, accuracy
+from moat.methods._pretrained import PretrainedExperts
+from moat.methods.base import Step, accuracy
 from moat.methods.dwf_expert_fgsm import fgsm_examples
 from moat.methods.dwf_expert_pgd import pgd_examples
 from moat.models.moe import build_mixture, statistics
-from moat.models.moe.experts import load_experts
 
 
-class Dwf(Method):
+class Dwf(PretrainedExperts):
     """Minimise CE of the whole mixture on [x, x_FGSM, x_PGD], both attacks against the whole mixture.
 
     The experts come from runs of their own, with other seeds; gate and all experts move.
     """
 
-    @classmethod
-    def build(cls, *, arch: str, num_classes: int, options: Mapping[str, Any], needs: Mapping[str, Path]) -> nn.Module:
-        return build_mixture("dwf", arch, num_classes, **options)
+    PARAMETERS = {
+        "attack_space": {
+            "enum": ["pixel", "normalised_noclip"],
+            "description": "normalised_noclip: lengths in units of the data's standard deviation, no clamp to [0,1]",
+        },
+        "fgsm_attack.eps": {
+            "type": "array",
+            "minItems": 1,
+            "items": {"type": "distance"},
+            "description": "one is drawn for each batch",
+        },
+        "pgd_attack.eps": {"type": "distance", "description": "radius of the ball"},
+        "pgd_attack.step_size": {"type": "distance", "description": "of each step"},
+        "pgd_attack.steps": {
+            "type": "array",
+            "minItems": 1,
+            "items": {"type": "integer", "minimum": 1},
+            "description": "one is drawn for each batch",
+        },
+        "pgd_attack.random_start": {"type": "random_start", "description": "as of moat.attacks.pgd"},
+        "model.gate_hidden": {
+            "type": "integer",
+            "minimum": 1,
+            "required": False,
+            "description": "hidden units of the gating network at width 1; 256 where it is not given",
+        },
+    }
 
-    def initialize(self, needs: Mapping[str, Path]) -> None:
-        load_experts(self.model.experts, {need["name"]: needs[need["name"]] for need in self.recipe["needs"]})
+    @classmethod
+    def build(cls, *, arch: str, num_classes: int, options: Mapping[str, Any]) -> nn.Module:
+        return build_mixture("dwf", arch, num_classes, **options)
 
     def update(self, x: torch.Tensor, y: torch.Tensor, step: Step) -> dict[str, torch.Tensor]:
         images = self.expand(x, y, step)

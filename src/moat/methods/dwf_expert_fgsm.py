@@ -20,6 +20,23 @@ T = TypeVar("T")
 class DwfExpertFgsm(Method):
     """Minimise CE(F(x + eps * sign(dCE/dx)), y), eps drawn once per batch; no random start and no clean term."""
 
+    PARAMETERS = {
+        "attack_space": {
+            "enum": ["pixel", "normalised_noclip"],
+            "description": "normalised_noclip: lengths in units of the data's standard deviation, no clamp to [0,1]",
+        },
+        "fgsm_attack.eps": {
+            "type": "array",
+            "minItems": 1,
+            "items": {"type": "distance"},
+            "description": "one is drawn for each batch",
+        },
+        "watch": {
+            "type": "setting",
+            "description": "as in config/attacks.yaml; history.csv shows the accuracy under it after each epoch",
+        },
+    }
+
     def update(self, x: torch.Tensor, y: torch.Tensor, step: Step) -> dict[str, torch.Tensor]:
         with self.autocast():
             x_adv = fgsm_examples(

@@ -17,6 +17,22 @@ from moat.methods.dwf_expert_fgsm import draw_one
 class DwfExpertPgd(Method):
     """Minimise CE(F(x'), y), x' from PGD whose number of steps is drawn once per batch; no clean term."""
 
+    PARAMETERS = {
+        "attack_space": {
+            "enum": ["pixel", "normalised_noclip"],
+            "description": "normalised_noclip: lengths in units of the data's standard deviation, no clamp to [0,1]",
+        },
+        "pgd_attack.eps": {"type": "distance", "description": "radius of the ball"},
+        "pgd_attack.step_size": {"type": "distance", "description": "of each step"},
+        "pgd_attack.steps": {
+            "type": "array",
+            "minItems": 1,
+            "items": {"type": "integer", "minimum": 1},
+            "description": "one is drawn for each batch",
+        },
+        "pgd_attack.random_start": {"type": "random_start", "description": "as of moat.attacks.pgd"},
+    }
+
     def update(self, x: torch.Tensor, y: torch.Tensor, step: Step) -> dict[str, torch.Tensor]:
         with self.autocast():
             x_adv = pgd_examples(self.attacked(), x, y, step, self.recipe["pgd_attack"], self.recipe["attack_space"])

@@ -11,10 +11,25 @@ from moat.methods.base import Method, Step, accuracy
 
 
 class Fat(Method):
-    """Minimise CE(F(x'), y), where each x' climbs the CE until ``tau`` steps after it is misclassified.
+    """Minimise CE(F(x'), y), where each x' increases the CE until ``tau`` steps after it is misclassified.
 
     tau grows with training: it is the number of ``friendly.tau_milestones`` that are passed.
     """
+
+    PARAMETERS = {
+        "attack": {"type": "attack", "description": "PGD that stops early"},
+        "friendly.tau_milestones": {
+            "type": "array",
+            "items": {"type": "number", "minimum": 0, "maximum": 1},
+            "description": "fractions of the training; tau, steps after misclassification, is how many are passed",
+        },
+        "friendly.noise": {
+            "type": "number",
+            "minimum": 0,
+            "maximum": 1,
+            "description": "scale of the Gaussian noise added to each step",
+        },
+    }
 
     def __init__(self, model: torch.nn.Module, recipe: Mapping[str, Any], *, autocast=None):
         super().__init__(model, recipe, autocast=autocast)

@@ -9,7 +9,9 @@ from moat.methods.fat import Fat
 
 
 class FatTrades(Fat):
-    """Minimise CE(F(x), y) + beta * KL(F(x) || F(x')), where x' climbs the KL as long as FAT lets it."""
+    """Minimise CE(F(x), y) + beta * KL(F(x) || F(x')), where x' increases the KL as long as FAT lets it."""
+
+    PARAMETERS = {"loss.beta": {"type": "number", "minimum": 0, "description": "weight of the KL divergence"}}
 
     def update(self, x: torch.Tensor, y: torch.Tensor, step: Step) -> dict[str, torch.Tensor]:
         x_adv = self.friendly_examples(x, y, step)

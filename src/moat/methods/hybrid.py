@@ -18,6 +18,29 @@ class Hybrid(Method):
     under attack, the more the attacked images count.
     """
 
+    PARAMETERS = {
+        "attack": {"type": "attack", "description": "PGD at the full radius; one step is FGSM"},
+        "alpha_attack": {"type": "attack", "description": "PGD on the held-out images, whose accuracy decides alpha"},
+        "loss.alpha": {
+            "type": "number",
+            "minimum": 0,
+            "maximum": 1,
+            "description": "weight of the clean images in the first epoch",
+        },
+        "epsilon_schedule.start": {
+            "type": "number",
+            "minimum": 0,
+            "maximum": 1,
+            "description": "fraction of the attack's eps (and step size) in the first epoch",
+        },
+        "epsilon_schedule.full_at": {
+            "type": "number",
+            "exclusiveMinimum": 0,
+            "maximum": 1,
+            "description": "fraction of the training at which the linear growth reaches the whole eps",
+        },
+    }
+
     def __init__(self, model: torch.nn.Module, recipe: Mapping[str, Any], *, autocast=None):
         super().__init__(model, recipe, autocast=autocast)
         self.alpha = float(self.loss_weights["alpha"])
@@ -41,8 +64,8 @@ class Hybrid(Method):
 
     def attack_at(self, epoch: int, epochs: int) -> dict[str, Any]:
         """The recipe's attack in an epoch: eps and step size shrunk alike."""
-        share = epsilon_share(epoch / epochs, **self.growth)
-        return {**self.attack, "eps": share * self.attack["eps"], "step_size": share * self.attack["step_size"]}
+        fraction = epsilon_fraction(epoch / epochs, **self.growth)
+        return {**self.attack, "eps": fraction * self.attack["eps"], "step_size": fraction * self.attack["step_size"]}
 
     def end_epoch(self, epoch: int, accuracy: Callable[[Attack], float]) -> dict[str, float]:
         """Take the next epoch's alpha from the validation accuracies; record what this epoch was trained with."""
@@ -68,8 +91,8 @@ def hybrid_loss(logits_clean: torch.Tensor, logits_adv: torch.Tensor, y: torch.T
     return alpha * F.cross_entropy(logits_clean, y) + (1 - alpha) * F.cross_entropy(logits_adv, y)
 
 
-def epsilon_share(progress: float, *, start: float, full_at: float) -> float:
-    """The share of the full epsilon at ``progress`` in [0, 1]: from ``start``, linearly to 1 at ``full_at``."""
+def epsilon_fraction(progress: float, *, start: float, full_at: float) -> float:
+    """The fraction of the full epsilon at ``progress`` in [0, 1]: from ``start``, linearly to 1 at ``full_at``."""
     return min(1.0, start + (1 - start) * progress / full_at)
 
 

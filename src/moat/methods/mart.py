@@ -13,6 +13,11 @@ class Mart(Method):
     Nothing is detached: the weight 1 - p_y(x) of the KL passes a gradient on, too.
     """
 
+    PARAMETERS = {
+        "attack": {"type": "attack", "description": "PGD on the cross-entropy"},
+        "loss.beta": {"type": "number", "minimum": 0, "description": "weight of the KL divergence, lambda"},
+    }
+
     def update(self, x: torch.Tensor, y: torch.Tensor, step: Step) -> dict[str, torch.Tensor]:
         with self.autocast():
             x_adv = pgd(self.attacked(), x, y, loss="ce", generator=step.generator("attack"), **self.attack)

@@ -1,7 +1,6 @@
 """MoCSE: one expert per class, trained on clean images (arXiv 2311.10177, Section 3)."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,8 +14,21 @@ from moat.models.moe import build_mixture
 class Mocse(Method):
     """Minimise CE(F(x), y) + w * mean_n BCE_n: the aggregated class scores, and each expert's "is it class n?"."""
 
+    PARAMETERS = {
+        "loss.binary": {"type": "number", "minimum": 0, "description": "weight of the experts' mean BCE"},
+        "model.expert_width": {
+            "type": "number",
+            "exclusiveMinimum": 0,
+            "description": "width of an expert as a factor of the net's width",
+        },
+        "model.aggregation": {
+            "enum": ["logodds", "true_logit", "probability"],
+            "description": "which number of an expert is the class's logit",
+        },
+    }
+
     @classmethod
-    def build(cls, *, arch: str, num_classes: int, options: Mapping[str, Any], needs: Mapping[str, Path]) -> nn.Module:
+    def build(cls, *, arch: str, num_classes: int, options: Mapping[str, Any]) -> nn.Module:
         return build_mixture("mocse", arch, num_classes, **options)
 
     def update(self, x: torch.Tensor, y: torch.Tensor, step: Step) -> dict[str, torch.Tensor]:

@@ -10,6 +10,8 @@ from moat.methods.mocse import Mocse
 class MocseAt(Mocse):
     """The loss of MoCSE at x', which maximises the cross-entropy of the aggregated scores inside the ball."""
 
+    PARAMETERS = {"attack": {"type": "attack", "description": "PGD on the aggregated class scores"}}
+
     def update(self, x: torch.Tensor, y: torch.Tensor, step: Step) -> dict[str, torch.Tensor]:
         with self.autocast():
             x_adv = pgd(self.attacked(), x, y, loss="ce", generator=step.generator("attack"), **self.attack)

@@ -10,6 +10,8 @@ from moat.methods.base import Method, Step, accuracy
 class PgdAt(Method):
     """Minimise CE(F(x'), y), where x' maximises it inside the L-infinity ball."""
 
+    PARAMETERS = {"attack": {"type": "attack", "description": "PGD on the cross-entropy"}}
+
     def update(self, x: torch.Tensor, y: torch.Tensor, step: Step) -> dict[str, torch.Tensor]:
         with self.autocast():
             x_adv = pgd(self.attacked(), x, y, loss="ce", generator=step.generator("attack"), **self.attack)

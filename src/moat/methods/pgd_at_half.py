@@ -13,6 +13,8 @@ class HalfBatch(Method):
     The engine has shuffled the images, so which ones come first is a fresh draw in every epoch.
     """
 
+    PARAMETERS = {"attack": {"type": "attack", "description": "PGD on the cross-entropy; one step is FGSM"}}
+
     def update(self, x: torch.Tensor, y: torch.Tensor, step: Step) -> dict[str, torch.Tensor]:
         half = len(x) // 2
         with self.autocast():

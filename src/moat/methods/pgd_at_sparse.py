@@ -24,22 +24,43 @@ class PgdAtSparse(Trades):
     second stage it is trained with the weights. A filter that is masked is still followed by its batch norm's shift.
     """
 
+    PARAMETERS = {
+        "initialize_from": {
+            "type": "runs",
+            "required": False,
+            "description": "the dense net that is pruned, named dense; without it random weights are pruned",
+        },
+        "mask_optimizer": {"type": "optimizer", "description": "of the filters' scores, in the first stage"},
+        "mask_epochs_fraction": {
+            "type": "number",
+            "minimum": 0,
+            "maximum": 1,
+            "description": "fraction of the epochs that choose the mask; the rest fine-tune the weights",
+        },
+        "model.keep_ratio": {
+            "type": "number",
+            "exclusiveMinimum": 0,
+            "maximum": 1,
+            "description": "fraction of each layer's filters that is kept",
+        },
+    }
+
     optimizer_keys = {"mask": "mask_optimizer", "model": "optimizer"}
 
     @classmethod
-    def build(cls, *, arch: str, num_classes: int, options: Mapping[str, Any], needs: Mapping[str, Path]) -> nn.Module:
-        dense = {key: value for key, value in options.items() if key != "kept"}
-        return mask_filters(models.build(arch, num_classes, **dense), options["kept"])
+    def build(cls, *, arch: str, num_classes: int, options: Mapping[str, Any]) -> nn.Module:
+        dense = {key: value for key, value in options.items() if key != "keep_ratio"}
+        return mask_filters(models.build(arch, num_classes, **dense), options["keep_ratio"])
 
     def __init__(self, model: nn.Module, recipe: Mapping[str, Any], *, autocast=None):
         super().__init__(model, recipe, autocast=autocast)
-        self.mask_epochs = round(recipe["mask_share"] * recipe["epochs"])
+        self.mask_epochs = round(recipe["mask_epochs_fraction"] * recipe["epochs"])
         self.stage = "mask"
 
-    def initialize(self, needs: Mapping[str, Path]) -> None:
+    def initialize(self, runs: Mapping[str, Path]) -> None:
         """Take over the weights of the run ``dense`` and derive the scores; without it, both stay random."""
-        if "dense" in needs:
-            load_dense(self.model, needs["dense"])
+        if "dense" in runs:
+            load_dense(self.model, runs["dense"])
 
     def parameters_of(self, optimizer: str) -> list[nn.Parameter]:
         scores = [layer.scores for layer in masked_layers(self.model)]

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,14 +22,45 @@ class Soe(Method):
     and whom the weights omega favour (the expert with the lowest loss, or the most confident one).
     """
 
+    PARAMETERS = {
+        "attack": {"type": "attack", "description": "PGD on the cross-entropy"},
+        "phases": {
+            "type": "array",
+            "minItems": 1,
+            "description": "stages of the training, one after the other",
+            "items": {
+                "type": "object",
+                "properties": {
+                    "fraction": {
+                        "type": "number",
+                        "exclusiveMinimum": 0,
+                        "maximum": 1,
+                        "description": "of the training; the fractions sum to 1",
+                    },
+                    "attack": {
+                        "enum": ["per_expert", "ensemble"],
+                        "description": "one example against each expert alone, or one against the ensemble's answer",
+                    },
+                    "weights": {
+                        "enum": ["best", "confidence"],
+                        "description": "weigh the expert of the lowest loss most, or the most confident one",
+                    },
+                },
+            },
+        },
+        "loss.auxiliary": {"type": "number", "minimum": 0, "description": "weight of the confidences' loss"},
+        "loss.temperature": {"type": "number", "description": "of the softmax that weighs the experts"},
+        "model.experts": {"type": "integer", "minimum": 1, "description": "how many full nets answer"},
+    }
+
     @classmethod
-    def build(cls, *, arch: str, num_classes: int, options: Mapping[str, Any], needs: Mapping[str, Path]) -> nn.Module:
+    def build(cls, *, arch: str, num_classes: int, options: Mapping[str, Any]) -> nn.Module:
         return build_mixture("soe", arch, num_classes, **options)
 
     def __init__(self, model: nn.Module, recipe: Mapping[str, Any], *, autocast=None):
-        total = sum(phase["share"] for phase in recipe["phases"])
+        total = sum(phase["fraction"] for phase in recipe["phases"])
         if not math.isclose(total, 1.0):
-            raise ConfigError(f"phases: the shares sum to {total:g}; they must sum to 1")
+            raise ConfigError(f"phases: the fractions sum to {total:g}; they must sum to 1")
         super().__init__(model, recipe, autocast=autocast)
 
     def update(self, x: torch.Tensor, y: torch.Tensor, step: Step) -> dict[str, torch.Tensor]:
@@ -96,18 +126,18 @@ def attack_system(method: Soe, x: torch.Tensor, y: torch.Tensor, step: Step) -> 
 
 
 def phase_at(phases: list[Mapping[str, Any]], epoch: int, epochs: int) -> Mapping[str, Any]:
-    """The phase of an epoch (0, 1, …); each lasts its ``share`` of the training, the last one all that is left."""
+    """The phase of an epoch (0, 1, …); each lasts its ``fraction`` of the training, the last one all that is left."""
     end = 0.0
     for phase in phases[:-1]:
-        end += phase["share"]
+        end += phase["fraction"]
         if epoch < round(end * epochs):
             return phase
     return phases[-1]
 
 
 ATTACKS: Mapping[str, Callable[[Soe, torch.Tensor, torch.Tensor, Step], torch.Tensor]] = {
-    "one_by_one": attack_each,
-    "together": attack_system,
+    "per_expert": attack_each,
+    "ensemble": attack_system,
 }
 # Weights (E, B) that sum to 1 over the experts, without a gradient.
 WEIGHTS: Mapping[str, Callable[..., torch.Tensor]] = {

@@ -1,7 +1,6 @@
 """SRAMoE: a router between a clean and an adversarially trained net, both frozen (DRAMoE, Section 3)."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,24 +8,23 @@ import torch.nn.functional as F
 from torch import nn
 
 from moat.attacks import pgd
-from moat.methods.base import Method, Step, accuracy
+from moat.methods._pretrained import PretrainedExperts
+from moat.methods.base import Step, accuracy
 from moat.models.moe import build_mixture, statistics
-from moat.models.moe.experts import load_experts
 
 
-class Sramoe(Method):
+class Sramoe(PretrainedExperts):
     """Minimise CE(F(x), y) + CE(F(x'), y) over the router of F = w_c E_clean + w_a E_adv, x' deceiving the whole F."""
 
+    PARAMETERS = {"attack": {"type": "attack", "description": "PGD on the whole mixture, router included"}}
+
     @classmethod
-    def build(cls, *, arch: str, num_classes: int, options: Mapping[str, Any], needs: Mapping[str, Path]) -> nn.Module:
+    def build(cls, *, arch: str, num_classes: int, options: Mapping[str, Any]) -> nn.Module:
         return build_mixture("sramoe", arch, num_classes, **options)
 
     def __init__(self, model: nn.Module, recipe: Mapping[str, Any], *, autocast=None):
         model.experts.requires_grad_(False)
         super().__init__(model, recipe, autocast=autocast)
-
-    def initialize(self, needs: Mapping[str, Path]) -> None:
-        load_experts(self.model.experts, {need["name"]: needs[need["name"]] for need in self.recipe["needs"]})
 
     def train_mode(self) -> None:
         self.model.train()

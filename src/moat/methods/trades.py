@@ -13,6 +13,11 @@ class Trades(Method):
     The gradient flows through both arguments of the KL, as in the official code.
     """
 
+    PARAMETERS = {
+        "attack": {"type": "attack", "description": "PGD on the KL divergence"},
+        "loss.beta": {"type": "number", "minimum": 0, "description": "weight of the KL divergence, 1/lambda"},
+    }
+
     def update(self, x: torch.Tensor, y: torch.Tensor, step: Step) -> dict[str, torch.Tensor]:
         with self.autocast():
             x_adv = pgd(self.attacked(), x, y, loss="kl", generator=step.generator("attack"), **self.attack)

@@ -166,7 +166,7 @@ def jobs_of(project: Project, grid: Grid) -> dict[str, Job]:
 def _passes(load: Workload, grid: Grid) -> Iterator[tuple]:
     scale = grid.scale
     for run in grid.runs:
-        needs = tuple(run_path(scale, other) for other in grid.needs[run].values())
+        needs = tuple(run_path(scale, other) for other in grid.initialize_from[run].values())
         yield run_path(scale, run), "run", run, None, needs, load.training(run.dataset, run.method)
     for each in grid.evaluations:
         work = load.evaluation(each.run.dataset, each.suite, each.run.method)

@@ -28,10 +28,11 @@ class Net:
     """What decides the multiply-adds of a run's net.
 
     Attributes:
+        method_class: builds it.
         model: the recipe's and the scale's ``model``, as "key=value key=value".
     """
 
-    method: str
+    method_class: str
     arch: str
     model: str
     image_size: int
@@ -50,7 +51,7 @@ def net_of(project: Project, scale: str, run: Run, recipe: Mapping[str, Any] | N
     # In the order of resolve_run: the recipe has the last word.
     model = {"width": 1.0, **overrides.get("model", {}), **recipe.get("model", {})}
     size = overrides["data"]["image_size"] or data["image_size"]
-    return Net(run.method, run.arch, describe(model), size, data["channels"], data["num_classes"])
+    return Net(recipe["class"], run.arch, describe(model), size, data["channels"], data["num_classes"])
 
 
 def describe(model: Mapping[str, Any]) -> str:
@@ -94,14 +95,14 @@ def count(net: Net) -> int:
     return moat.models.count_macs(build(net), net.image_size, net.channels)
 
 
-def build(net: Net, needs: Mapping[str, Path] | None = None):
-    """The model of a run, with random weights; ``needs``: only the names shape it. Imports torch."""
+def build(net: Net):
+    """The model of a run, with random weights. Imports torch."""
     import moat.methods
 
     options = {**net.options, "image_size": net.image_size, "in_channels": net.channels}
     options["normalize"] = [[0.5] * net.channels, [0.25] * net.channels]
-    method = moat.methods.get(net.method)
-    return method.build(arch=net.arch, num_classes=net.classes, options=options, needs=needs or {})
+    method = moat.methods.get(net.method_class)
+    return method.build(arch=net.arch, num_classes=net.classes, options=options)
 
 
 def nets_of_studies(project: Project) -> list[Net]:

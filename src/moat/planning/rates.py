@@ -101,7 +101,7 @@ def _distance(observation: Observation, job: Job) -> tuple[bool, bool, float, bo
     """Sort key: the same net first, then the same method, then the closest size, then runs before calibrations."""
     same_net = observation.arch == job.net.arch and observation.macs == job.macs
     factor = round(_factor(observation, job), 3)
-    return not same_net, observation.method != job.net.method, factor, observation.source != "run"
+    return not same_net, observation.method != job.run.method, factor, observation.source != "run"
 
 
 def detect(known: Mapping[str, Any]) -> str:

@@ -32,7 +32,7 @@ def _to_train_again(grid: Grid, root: Path, entries: list[dict[str, Any]]) -> se
     # Each run stands behind those that it needs.
     for run in reversed(grid.runs):
         if run in again:
-            again |= bare.intersection(grid.needs[run].values())
+            again |= bare.intersection(grid.initialize_from[run].values())
     return again
 
 

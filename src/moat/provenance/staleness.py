@@ -62,7 +62,7 @@ def hash_parts(
 
     Args:
         parts: keys of :data:`PARTS`.
-        method, arch: registry names of what was trained; None for a model from elsewhere.
+        method, arch: the names of the class and the net that were trained; None for a model from elsewhere.
         attacks: attack families (files of ``attacks/``) that were used by name.
         probe: the kind of probe (file of ``evaluation/probes/``).
     """
@@ -113,7 +113,7 @@ def stale(record: Mapping[str, Any], *, package: Path = PACKAGE) -> list[str]:
     hashes = _hash_parts_once if package == PACKAGE else hash_parts
     today = hashes(
         tuple(part for part in recorded if part in PARTS),
-        method=run.get("method"),
+        method=run.get("class"),
         arch=run.get("arch"),
         attacks=tuple(attacks_of(record)),
         probe=(record.get("probe") or {}).get("probe"),

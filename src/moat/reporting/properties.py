@@ -1,7 +1,6 @@
 """What kind of mixture of experts a method builds, from its model and its recipe: the words of DWF's Table 1."""
 
 import functools
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -23,12 +22,12 @@ def _build(project: Project, name: str) -> Method:
     Raises:
         ConfigError: its model has no experts.
     """
-    recipe, kind = project.method(name), moat.methods.get(name)
-    needs = {need["name"]: Path() for need in recipe.get("needs", [])}
+    recipe = project.method(name)
+    kind = moat.methods.get(recipe["class"])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         options = {**recipe.get("model", {}), **_SMALL}
-        model = kind.build(arch=_ARCH, num_classes=_CLASSES, options=options, needs=needs)
+        model = kind.build(arch=_ARCH, num_classes=_CLASSES, options=options)
     if not hasattr(model, "experts") or not hasattr(model, "route_logits"):
         raise ConfigError(f"config/methods/{name}.yaml: no mixture of experts with a check; it has no such property")
     return kind(model, recipe)
@@ -61,7 +60,7 @@ def training(method: Method) -> str:
     moved = {
         id(p) for optimizer in method.optimizers.values() for group in optimizer.param_groups for p in group["params"]
     }
-    steps = ["Pre-trained"] if method.recipe.get("needs") else []
+    steps = ["Pre-trained"] if method.recipe.get("initialize_from") else []
     if all(id(parameter) in moved for parameter in method.model.parameters()):
         steps.append("Joint")
     return "+".join(steps) or "Check only"

@@ -36,12 +36,12 @@ def training_batches(
     """Shuffled, augmented batches of the training images and the extra ones.
 
     Args:
-        recipe: batch_size; optionally augment and extra_images.share.
+        recipe: batch_size; optionally augment and extra_images.fraction.
         augment: the data set's ``crop_padding`` and ``flip``.
     """
     images, labels, order = train.images, train.labels, None
     if extra is not None:
-        order = extra_images.Mixture(len(labels), len(extra.labels), recipe["extra_images"]["share"])
+        order = extra_images.Mixture(len(labels), len(extra.labels), recipe["extra_images"]["fraction"])
         images, labels = torch.cat([images, extra.images]), torch.cat([labels, extra.labels])
     return Batches(
         images,

@@ -15,7 +15,10 @@ from moat.base.files import hash_file, read_json
 from moat.data import datasets
 from moat.kernels import for_training
 
-REQUIRED = ("dataset", "arch", "method", "seed", "scale", "model", "data", "num_classes", "model_sha256", "last_sha256")
+REQUIRED = (
+    "dataset", "arch", "method", "class", "seed", "scale", "model", "data", "num_classes", "model_sha256",
+    "last_sha256",
+)  # fmt: skip
 WEIGHTS = {"best": "model.safetensors", "last": "last.safetensors"}
 
 
@@ -50,9 +53,8 @@ def load_model(folder: str | Path, weights: str = "best", device: str | torch.de
         raise DataError(f"{path}: no such file; {_how_to_get(run, folder)}")
     if hash_file(path) != expected:
         raise DataError(f"{path}: the content is not that of run.json (sha256 {expected[:12]}…); train it again")
-    needs = {name: Path(need["path"]) for name, need in run.get("needs", {}).items()}
-    method = moat.methods.get(run["method"])
-    model = method.build(arch=run["arch"], num_classes=run["num_classes"], options=run["model"], needs=needs)
+    method = moat.methods.get(run["class"])
+    model = method.build(arch=run["arch"], num_classes=run["num_classes"], options=run["model"])
     model.load_state_dict(safetensors.torch.load_file(path))
     return for_training(model.to(device, memory_format=torch.channels_last).eval())
 
@@ -60,10 +62,11 @@ def load_model(folder: str | Path, weights: str = "best", device: str | torch.de
 def _how_to_get(run: Mapping[str, Any], folder: str | Path) -> str:
     """Weights are not in git: a clone has the records of its runs only."""
     options = " ".join(f"--{name} {run[name]}" for name in ("dataset", "arch", "method", "seed", "scale"))
-    needs = "".join(f" --need {name}={need['path']}" for name, need in run.get("needs", {}).items())
+    starts = run.get("initialize_from", {})
+    options += "".join(f" --initialize-from {name}={start['path']}" for name, start in starts.items())
     return (
         "weights are not in git. `moat pull` gets those that were shared; "
-        f"`moat train {options}{needs} --out {folder}` trains again"
+        f"`moat train {options} --out {folder}` trains again"
     )
 
 

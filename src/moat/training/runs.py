@@ -43,7 +43,7 @@ class Run:
         data: the prepared tensor file.
         out: where model.safetensors, last.safetensors, history.csv and run.json go.
         work: where checkpoints are kept until the run is finished.
-        needs: finished runs that this one starts from: name in the recipe -> folder.
+        initialize_from: finished runs that this one starts from: name in the recipe -> folder.
         evaluation: the scale's ``limit`` and ``batch_size``, recorded as the defaults of ``moat evaluate``.
     """
 
@@ -51,7 +51,7 @@ class Run:
     data: Path
     out: Path
     work: Path
-    needs: Mapping[str, Path] = field(default_factory=dict)
+    initialize_from: Mapping[str, Path] = field(default_factory=dict)
     evaluation: Mapping[str, Any] = field(default_factory=lambda: {"limit": None, "batch_size": 500})
     device: torch.device = torch.device("cpu")
     root: Path = Path(".")
@@ -128,27 +128,25 @@ class Run:
                 raise ConfigError(f"--out {self.out}: {held}; name another folder")
 
     def _method(self, data: datasets.Dataset):
-        method = moat.methods.get(self.resolved["method"])
+        method = moat.methods.get(self.resolved["class"])
         torch.manual_seed(derive_seed(self.resolved["seed"], 0, "initial weights"))
         options = model_options(self.resolved["model"], data)
-        model = method.build(
-            arch=self.resolved["arch"], num_classes=len(data.classes), options=options, needs=self.needs
-        )
+        model = method.build(arch=self.resolved["arch"], num_classes=len(data.classes), options=options)
         model = model.to(self.device, memory_format=torch.channels_last)
         made = method(model, self.resolved["recipe"], autocast=autocast(self.resolved["recipe"], self.device))
         # Before the engine is made: it copies the weights where the recipe asks for a moving average.
-        made.initialize(self.needs)
+        made.initialize(self.initialize_from)
         return made
 
     def _identity(self, data: datasets.Dataset) -> dict[str, Any]:
         """What a checkpoint must share with this run, and the sources that it was begun with."""
-        needs = {name: read_run(folder)["model_sha256"] for name, folder in self.needs.items()}
+        weights = {name: read_run(folder)["model_sha256"] for name, folder in self.initialize_from.items()}
         resolved = {key: value for key, value in self.resolved.items() if key != "scale"}
-        run = digest({"resolved": resolved, "data": data.sha256, "needs": needs})
-        return {"run": run, "sources": self._sources(), "needs": needs}
+        run = digest({"resolved": resolved, "data": data.sha256, "initialize_from": weights})
+        return {"run": run, "sources": self._sources(), "initialize_from": weights}
 
     def _sources(self) -> dict[str, str]:
-        made_of = {"method": self.resolved["method"], "arch": self.resolved["arch"]}
+        made_of = {"method": self.resolved["class"], "arch": self.resolved["arch"]}
         return staleness.hash_parts(staleness.TRAINING_PARTS, **made_of, attacks=staleness.attacks_of(self.resolved))
 
     def _write(self, engine: Engine, data: datasets.Dataset) -> None:
@@ -175,9 +173,9 @@ class Run:
                 "validation_images": len(data.splits["val"].labels),
             },
             "model": model_options(self.resolved["model"], data),
-            "needs": {
-                name: {"path": str(path), "model_sha256": engine.identity["needs"][name]}
-                for name, path in self.needs.items()
+            "initialize_from": {
+                name: {"path": str(path), "model_sha256": engine.identity["initialize_from"][name]}
+                for name, path in self.initialize_from.items()
             },
             "evaluation": dict(self.evaluation),
             "recipe_digest": digest(dict(self.resolved)),

@@ -31,7 +31,7 @@ def _hours(run: Run, results) -> float | None:
         if record is None:
             raise DataError(f"{paths.run_name(run)}: no run.json, but another run started from it")
         seconds[run] = record.get("wall_seconds")
-        todo += [_named(need["path"]) for need in (record.get("needs") or {}).values()]
+        todo += [_named(start["path"]) for start in (record.get("initialize_from") or {}).values()]
     return None if None in seconds.values() else sum(seconds.values()) / 3600
 
 

@@ -1,0 +1,155 @@
+"""The schema of a recipe: what all methods share (``method.schema.yaml``), and what its class declares.
+
+A class declares its own keys where it stands, in ``PARAMETERS`` (:mod:`moat.base.plugins`). The schema is closed: a key
+that neither the shared part nor the class knows is refused, also one that another class would understand.
+"""
+
+import copy
+import functools
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from moat.base.errors import ConfigError, unknown_name
+from moat.base.plugins import Parameter, method_parameters
+from moat.config import schema
+
+# Of a declaration, beside what JSON Schema means by these words.
+_WORDS = {
+    "type", "enum", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "items", "minItems", "maxItems",
+    "properties", "description", "default", "required", "follows",
+}  # fmt: skip
+
+# What has been found valid: most runs of a plan share their recipes.
+_VALID: set[str] = set()
+
+
+def check(recipe: Mapping[str, Any], name: str, layers: Sequence[tuple[str, Mapping[str, Any]]], root: Path) -> None:
+    """Check a merged recipe.
+
+    Args:
+        recipe: with its ``class``.
+        layers: what it was merged from, (where it is written, content), the one with the last word first.
+        root: of the project.
+
+    Raises:
+        ConfigError: names the layer that holds the fault, the key, what is allowed, and where that is declared.
+    """
+    declared = method_parameters(recipe["class"])
+    composed = json.dumps([recipe["class"], {key: [each.allowed, each.where] for key, each in declared.items()}])
+    known = composed + json.dumps(recipe, default=repr)
+    if known in _VALID:
+        return
+    shared = root / "workflow" / "schemas" / "method.schema.yaml"
+    fault = schema.find_fault(recipe, _validator(shared, shared.stat().st_mtime_ns, composed))
+    if fault is not None:
+        own = f"config/methods/{name}.yaml"
+        where = next((where for where, content in layers if _writes(content, _path(fault))), own)
+        of = "" if where == own else f" (recipe {name})"
+        raise ConfigError(f"{where}: {schema.explain(fault)}{_declared_in(fault, recipe['class'], declared)}{of}")
+    _VALID.add(known)
+
+
+@functools.cache
+def _validator(shared: Path, mtime_ns: int, composed: str):
+    """Of the shared schema with the declared parameters in it."""
+    content = copy.deepcopy(schema.read_yaml(shared))
+    _, declared = json.loads(composed)
+    # What lies inside a mapping is added to it, also where a base declares the former and a subclass the latter.
+    for key in sorted(declared, key=lambda key: key.count(".")):
+        _add(content, key, *declared[key])
+    return schema.validator(content)
+
+
+def _add(content: dict[str, Any], key: str, allowed: Mapping[str, Any], where: str) -> None:
+    *parents, last = key.split(".")
+    node, must = content, "default" not in allowed and allowed.get("required", True)
+    for part in parents:
+        if must and part not in node.setdefault("required", []):
+            node["required"].append(part)
+        empty = {"type": "object", "additionalProperties": False, "properties": {}}
+        node = node["properties"].setdefault(part, empty)
+    if must:
+        node.setdefault("required", []).append(last)
+    node["properties"][last] = _in_json_schema(allowed, content["$defs"], f"{where}: {key}")
+
+
+def _in_json_schema(allowed: Mapping[str, Any], types: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """A declaration in the words of JSON Schema alone, named types written out."""
+    for word in allowed:
+        if word not in _WORDS:
+            raise ConfigError(f"{where}: {unknown_name(word, _WORDS, what='word')}")
+    named = types.get(allowed["type"], {}) if isinstance(allowed.get("type"), str) else {}
+    result = {key: value for key, value in allowed.items() if key not in ("default", "required", "follows")}
+    if named:
+        result = {**copy.deepcopy(named), **{key: value for key, value in result.items() if key != "type"}}
+    if "items" in allowed:
+        result["items"] = _in_json_schema(allowed["items"], types, where)
+    if "properties" in allowed:
+        inside = {key: _in_json_schema(each, types, where) for key, each in allowed["properties"].items()}
+        must = [key for key, each in allowed["properties"].items() if each.get("required", True)]
+        result |= {"properties": inside, "additionalProperties": False, "required": must}
+    return result
+
+
+def _path(fault) -> tuple[str, ...]:
+    """The key that a fault is about: of an unknown one the key itself, of a missing one the mapping."""
+    path = tuple(str(part) for part in fault.absolute_path)
+    if fault.validator == "additionalProperties":
+        unknown = (key for key in fault.instance if key not in fault.schema.get("properties", {}))
+        return (*path, *list(unknown)[:1])
+    return path
+
+
+def _writes(content: Any, path: Sequence[str]) -> bool:
+    """Whether a layer writes the key at ``path``, or what holds it."""
+    for part in path:
+        if not isinstance(content, Mapping):
+            return True
+        if part not in content:
+            return False
+        content = content[part]
+    return bool(path)
+
+
+def _declared_in(fault, name: str, declared: Mapping[str, Parameter]) -> str:
+    """Where a person finds what is allowed, if it is not in the shared schema."""
+    path = _path(fault)
+    if fault.validator == "required":
+        path = (*path, next(key for key in fault.validator_value if key not in fault.instance))
+    dotted = ".".join(path)
+    inside = [key for key in declared if f"{dotted}.".startswith(f"{key}.") or key.startswith(f"{dotted}.")]
+    if fault.validator == "additionalProperties" and not inside:
+        inside = [key for key in declared if len(path) > 1 and key.startswith(f"{dotted.rpartition('.')[0]}.")]
+    if inside:
+        return f"; declared in {declared[max(inside, key=len)].where}"
+    if fault.validator == "additionalProperties":
+        return f"; these are the keys of class {name}, which declares its own in PARAMETERS"
+    return ""
+
+
+def with_defaults(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """The recipe with the declared defaults of its class, where it says nothing."""
+    result = copy.deepcopy(dict(recipe))
+    for key, parameter in method_parameters(recipe["class"]).items():
+        if "default" in parameter.allowed:
+            *parents, last = key.split(".")
+            node = result
+            for part in parents:
+                node = node.setdefault(part, {})
+            node.setdefault(last, copy.deepcopy(parameter.allowed["default"]))
+    return result
+
+
+def of_type(recipe: Mapping[str, Any], kind: str) -> list[str]:
+    """The keys of a recipe whose declared ``type`` is ``kind``, and that it has."""
+    declared = method_parameters(recipe["class"])
+    return [key for key, parameter in declared.items() if parameter.allowed.get("type") == kind and key in recipe]
+
+
+def followers(recipe: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """(key, the key that it follows) of a recipe's class."""
+    for key, parameter in method_parameters(recipe["class"]).items():
+        if "follows" in parameter.allowed:
+            yield key, parameter.allowed["follows"]

@@ -1,0 +1,24 @@
+"""What the methods share whose experts are trained before: where the experts' weights come from."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from moat.methods.base import Method
+from moat.models.moe.experts import load_experts
+
+
+class PretrainedExperts(Method):
+    """A method whose model has ``experts``, each of which starts from a finished run of its own."""
+
+    PARAMETERS = {
+        "initialize_from": {"type": "runs", "description": "one finished run for each expert, in the experts' order"},
+        "reuse_experts": {
+            "type": "boolean",
+            "default": False,
+            "description": "true: every seed starts from the runs of seed 0; false: from its own",
+        },
+        "model.experts": {"type": "integer", "minimum": 1, "description": "how many full nets are mixed"},
+    }
+
+    def initialize(self, runs: Mapping[str, Path]) -> None:
+        load_experts(self.model.experts, {run["name"]: runs[run["name"]] for run in self.recipe["initialize_from"]})
