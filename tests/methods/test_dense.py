@@ -8,7 +8,7 @@ from tiny_methods import step_of
 
 from moat.attacks import fgsm
 from moat.methods.base import Step
-from moat.methods.hybrid import balance, epsilon_share, hybrid_loss
+from moat.methods.hybrid import balance, epsilon_fraction, hybrid_loss
 
 
 @pytest.fixture
@@ -176,19 +176,19 @@ def test_at_tau_0_what_is_misclassified_from_the_start_is_almost_clean(tiny, see
 
 
 @pytest.mark.parametrize(
-    ("progress", "share"), [(0.0, 0.1), (0.2, 0.325), (0.4, 0.55), (0.8, 1.0), (0.9, 1.0), (1.0, 1.0)]
+    ("progress", "fraction"), [(0.0, 0.1), (0.2, 0.325), (0.4, 0.55), (0.8, 1.0), (0.9, 1.0), (1.0, 1.0)]
 )
-def test_epsilon_grows_from_a_tenth_to_the_whole_at_80_percent(progress, share):
-    assert epsilon_share(progress, start=0.1, full_at=0.8) == pytest.approx(share)
+def test_epsilon_grows_from_a_tenth_to_the_whole_at_80_percent(progress, fraction):
+    assert epsilon_fraction(progress, start=0.1, full_at=0.8) == pytest.approx(fraction)
 
 
 @pytest.mark.parametrize(("name", "full_step"), [("hybrid", 0.0075), ("hybrid-fgsm", 0.03)])
 def test_the_step_size_grows_with_epsilon(tiny, name, full_step):
     method = tiny.method(name)
-    for epoch, share in ((0, 0.1), (20, 0.55), (40, 1.0), (49, 1.0)):
+    for epoch, fraction in ((0, 0.1), (20, 0.55), (40, 1.0), (49, 1.0)):
         attack = method.attack_at(epoch, 50)
-        assert attack["eps"] == pytest.approx(0.03 * share)
-        assert attack["step_size"] == pytest.approx(full_step * share)
+        assert attack["eps"] == pytest.approx(0.03 * fraction)
+        assert attack["step_size"] == pytest.approx(full_step * fraction)
 
 
 @pytest.mark.parametrize(
