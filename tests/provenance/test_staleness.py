@@ -243,5 +243,5 @@ def test_of_the_package_a_move_makes_nothing_stale_and_another_operator_just_wha
     changed, count = re.subn(r"(?<=[\w)]) (\+|\*) (?=[\w(])", " - ", module.read_text())
     assert count, f"no operator to change in {source}"
     module.write_text(changed)
-    stale = {(r["method"], " ".join(r["attacks"])) for r in records if staleness.stale(r, package=package)}
+    stale = {(r["class"], " ".join(r["attacks"])) for r in records if staleness.stale(r, package=package)}
     assert stale == used_by

@@ -31,16 +31,16 @@ def build_experts(count: int, arch: str, outputs: int, options: Mapping[str, Any
     return Experts(nets.build(arch, outputs, **options) for _ in range(count))
 
 
-def load_experts(experts: Sequence[nn.Module], needs: Mapping[str, Path]) -> None:
-    """Copy the best weights of finished runs into the experts, in the order of ``needs``.
+def load_experts(experts: Sequence[nn.Module], runs: Mapping[str, Path]) -> None:
+    """Copy the best weights of finished runs into the experts, in the order of ``runs``.
 
     Raises:
         ConfigError: not one run per expert.
         DataError: a run's weights are missing or belong to another net; names the file.
     """
-    if len(experts) != len(needs):
-        raise ConfigError(f"needs: {len(needs)} runs ({', '.join(needs)}) for {len(experts)} experts; one each")
-    for expert, folder in zip(experts, needs.values(), strict=True):
+    if len(experts) != len(runs):
+        raise ConfigError(f"initialize_from: {len(runs)} runs ({', '.join(runs)}) for {len(experts)} experts; one each")
+    for expert, folder in zip(experts, runs.values(), strict=True):
         path = Path(folder) / "model.safetensors"
         if not path.exists():
             raise DataError(f"{path}: no such file; `moat train … --out {folder}` makes it")
