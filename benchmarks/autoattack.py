@@ -45,6 +45,7 @@ def add_arguments(parser) -> None:
     parser.add_argument("--queries", type=int, default=5000, metavar="N", help="of Square, on both sides")
     parser.add_argument("--undefended", type=Path, default=UNDEFENDED, metavar="DIR", help="a run without defence")
     trained.add_arguments(parser)
+    narrow.add_arguments(parser)
     parser.set_defaults(images=128)
 
 
@@ -60,7 +61,7 @@ def measure(arguments) -> list[dict[str, Any]]:
 # -- whole runs ---------------------------------------------------------------
 def _whole(arguments, case: str) -> list[dict[str, Any]]:
     """Rows of whole runs, of defended nets at width 16 and 64 in both precisions."""
-    model, x, y = _net_and_images(arguments, case)
+    model, x, y = net_and_images(arguments, case)
     calls = {"package": _package, "float32": our_call("float32")}
     if case in ("16", "64"):
         calls["bf16"] = our_call("bf16")
@@ -95,7 +96,7 @@ def _row_of(case: str, precision: str) -> tuple[int, str]:
     return (11, "") if case == "undefended" else (9, f"width {case}")
 
 
-def _net_and_images(arguments, case: str):
+def net_and_images(arguments, case: str):
     """A net as its users have it, in evaluation mode with gradients for its parameters, and test images."""
     if case == "undefended":
         arguments = argparse.Namespace(**{**vars(arguments), "run_dir": arguments.undefended})
@@ -104,7 +105,7 @@ def _net_and_images(arguments, case: str):
     if case == "64":
         model = trained.widened(model, 64 // width)
     elif case != "undefended" and int(case) != width:
-        model = narrow.train(arguments, int(case))
+        model = narrow.load(arguments, int(case))
     return model.eval().requires_grad_(True), x, y
 
 

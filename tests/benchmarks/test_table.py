@@ -4,11 +4,13 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 import attack
+import autoattack
 import convolution
 import data
 import gpu
@@ -16,7 +18,7 @@ import mixture
 import moe
 import scaling
 import table
-from benchlib import command, masked, records, trained
+from benchlib import command, masked, narrow, records, trained
 from moat import models
 from moat.kernels import winograd
 
@@ -121,6 +123,37 @@ def test_units_are_read_and_less_may_be_better():
         "unit": "h",
     }
     assert table._cells(17, row, row)[5] == "6.5 h (6 to 7, 3)"
+
+
+def test_autoattack_has_the_packages_verdicts(project, capsys, monkeypatch):
+    torch.manual_seed(0)
+    model, x = models.build("resnet18", 10, width=1 / 32).eval(), torch.rand(4, 3, 32, 32)
+    monkeypatch.setattr(trained, "load", lambda arguments: (model, x, model(x).argmax(1)))
+    monkeypatch.setattr(autoattack, "EPS", 0.5)  # far from any margin
+    options = ("--cases", "2", "--slices", "2", "--queries", "5", "--json")
+    assert command.main(autoattack, ["--project", str(project), *options]) == 0
+    (row,) = json.loads(capsys.readouterr().out)["rows"]
+    assert (row["id"], row["case"], row["differences"], row["images"]) == (9, "width 2", 0, 4)
+    assert row["robust_accuracy"] == row["robust_accuracy_of_package"]
+    assert {name: len(seconds) for name, seconds in row["seconds"].items()} == {"package": 2, "float32": 2}
+
+
+def test_a_narrow_net_is_trained_once(monkeypatch, tmp_path):
+    images = torch.randint(0, 256, (8, 32, 32, 3), dtype=torch.uint8)
+    splits = {"train": SimpleNamespace(images=images, labels=torch.arange(8))}
+    run = {"num_classes": 10, "model": {"normalize": "cifar10"}}
+    run["data"] = {"path": "none", "sha256": "0" * 64, "train_images": 8}
+    monkeypatch.setattr(narrow, "read_run", lambda folder: run)
+    monkeypatch.setattr(narrow.datasets, "load", lambda path, names: SimpleNamespace(splits=splits))
+    arguments = SimpleNamespace(run_dir=tmp_path, data=None, nets=tmp_path / "nets")
+    first = narrow.load(arguments, 2)
+    splits.clear()
+    again = narrow.load(arguments, 2)
+    assert first.state_dict().keys() == again.state_dict().keys()
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in first.state_dict().items())
+    torch.manual_seed(0)
+    fresh = models.build("resnet18", 10, width=2 / 64, normalize="cifar10")
+    assert not torch.equal(fresh.head.weight, again.head.weight) and not again.training
 
 
 @pytest.mark.parametrize("kind", ["dwf", "mocse"])
