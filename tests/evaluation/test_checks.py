@@ -180,7 +180,7 @@ def test_examples_of_another_model_are_tried(asked, defended, undefended):
 def test_the_allowance_for_chance_is_that_of_the_binomial_test(n, share, most):
     from scipy.stats import binomtest
 
-    assert chance.most_allowed(n, share) == most
+    assert chance.upper_limit(n, share) == most
     assert binomtest(round(most * n) + 1, n, share or 1e-12, alternative="greater").pvalue < chance.FALSE_ALARMS
     if most:
         assert binomtest(round(most * n), n, share, alternative="greater").pvalue >= chance.FALSE_ALARMS
@@ -192,7 +192,7 @@ def test_the_allowance_for_chance_is_that_of_the_binomial_test(n, share, most):
 def test_so_few_may_be_chance_but_none_never_are(n, share, least):
     from scipy.stats import binomtest
 
-    assert chance.least_allowed(n, share) == least
+    assert chance.lower_limit(n, share) == least
     if least * n > 1:
         assert binomtest(round(least * n) - 1, n, share, alternative="less").pvalue < chance.FALSE_ALARMS
 
@@ -228,10 +228,10 @@ def test_steps_are_doubled_until_that_changes_little(undefended, few):
         patch.setattr(stages, "_white_box", lambda evidence, factor: {"pgd": {**tiny, "steps": 5 * factor}})
         patch.setattr(Evidence, "within_eps", ["clean"])
         found = stages.stage(evidence, "doubled")
-    doublings = [name for name in found.broken if "times" in name]
+    doublings = [name for name in found.misclassified if "times" in name]
     assert doublings == [f"pgd, {factor} times the steps" for factor in (2, 4, 8)]
-    sizes = [len(found.broken[name]) for name in doublings]
-    assert min(sizes) > 0 and len(set(np.concatenate([found.broken[name] for name in doublings]))) == sum(sizes)
+    sizes = [len(found.misclassified[name]) for name in doublings]
+    assert min(sizes) > 0 and len(set(np.concatenate([found.misclassified[name] for name in doublings]))) == sum(sizes)
 
 
 def test_claimed_attacks_count_in_the_worst_case(undefended, few, reports):

@@ -1,4 +1,4 @@
-"""What the checks look at: measurements on one model, each made once and on first use."""
+"""The measurements on one model that the checks share, each made once, on first use."""
 
 import functools
 from collections.abc import Iterable, Iterator, Mapping
@@ -17,28 +17,27 @@ from moat.evaluation.runner import as_attack, classify, device_of, evaluate, ima
 from moat.evaluation.statistics import accuracy
 from moat.models.moe.detached import detached_router
 
-# Radii of the sweep as multiples of eps, and the largest one in pixel units, where nothing can hold.
+# Radii of the sweep as multiples of eps, and the largest one in pixel units, at which no model can be robust.
 SWEEP_FACTORS = (0.5, 2.0)
 LARGEST_EPS = 64 / 255
-# At the largest radius, steps beyond the budget's.
+# At the largest radius the budget's steps are doubled, up to this number.
 LARGEST_STEPS = 20
 # The attack families that the checks use by name.
 ATTACKS = ("fgsm", "moe_adaptive", "none", "pgd", "square")
-# Accuracies of different attacks on the same examples may cross by this much, or by two examples.
+# A weaker attack may leave this much less accuracy than a stronger one, or two examples.
 ACCURACY_SLACK = 0.01
 
-
-# How the names of attacks end that cut the gradient through the router.
+# The suffix of attacks that detach the router from the gradient.
 DETACHED = ", router detached"
 
 
 def has_router(model: nn.Module) -> bool:
-    """Whether the model has a router as a module of its own, whose scores can be cut off from the gradient."""
+    """Whether the model's router is a module of its own, so that its scores can be detached."""
     return isinstance(getattr(model, "router", None), nn.Module)
 
 
 def on_detached(setting: Mapping[str, Any]) -> Attack:
-    """A setting of PGD that does not follow the gradient through the router."""
+    """A PGD setting with the router detached from the gradient."""
     parameters = {key: value for key, value in setting.items() if key != "attack"}
 
     def attack(model, x, y, generator=None):
@@ -52,7 +51,7 @@ class Budget:
     """What the checks may spend on each example.
 
     Attributes:
-        steps: of PGD, and of every attack that is compared with it; its doubling takes twice as many.
+        steps: of PGD and of every attack that it is compared with; doublings start from this number.
         queries: forward passes of the black-box attack.
     """
 
@@ -62,12 +61,12 @@ class Budget:
 
 @dataclass(frozen=True)
 class Origin:
-    """What is known about where a model and its examples come from; everything may be unknown.
+    """Where a model and its examples come from, as far as that is known.
 
     Attributes:
-        run: content of the run.json that describes the training.
-        model_sha256, data_sha256: of the weights and of the prepared data set, as read now.
-        band: the known accuracies of such models, as :func:`moat.config.bands.find` returns it.
+        run: the content of the training's run.json.
+        model_sha256, data_sha256: the current hashes of the weights and of the prepared data set.
+        band: the known range of such models' accuracies, from :func:`moat.config.bands.find`.
         no_band: why there is none.
         held_out: images and labels that are neither training nor test examples.
     """
@@ -82,12 +81,12 @@ class Origin:
 
 @dataclass
 class Evidence:
-    """A model and the examples to judge it on; what several checks need is measured once, on first use.
+    """A model, the examples to check it on, and the measurements that several checks share.
 
     Attributes:
-        extra: name -> attack that somebody claims to measure this model's robustness with.
+        extra: name -> attack with which the model's robustness was measured elsewhere.
         transfer_from: another model, whose adversarial examples are tried on this one.
-        stages: what :mod:`moat.evaluation.checks.stages` has measured so far.
+        stages: the results of :mod:`moat.evaluation.checks.stages` so far.
     """
 
     model: nn.Module
@@ -104,18 +103,18 @@ class Evidence:
 
     @functools.cached_property
     def settings(self) -> dict[str, Attack]:
-        """The settings that every example is attacked with: within eps, over the sweep, and the claimed ones."""
+        """The settings that every example is attacked with: at eps, over the sweep, and the claimed ones."""
         settings = {"clean": {"attack": "none"}, "fgsm": {"attack": "fgsm", "eps": self.eps}}
         settings |= {name: self._pgd(eps) for name, eps in self.sweep.items()}
         if has_router(self.model):
-            # A straight-through gradient may lead astray at every radius, and would hide how accuracy falls.
+            # A straight-through gradient may mislead at every radius, and would hide how the accuracy falls.
             settings |= {name: on_detached(settings[name]) for name in self.sweep if name != "pgd"}
             settings["pgd" + DETACHED] = on_detached(settings["pgd"])
         return {name: as_attack(name, setting) for name, setting in settings.items()} | self.claims
 
     @functools.cached_property
     def claims(self) -> dict[str, Attack]:
-        """The caller's own settings. One with the name of one of ours gets another name."""
+        """The caller's settings, renamed where they have the name of one of ours."""
         ours = {"clean", "fgsm", *self.sweep, "pgd" + DETACHED}
         claims = {name: as_attack(name, setting) for name, setting in self.extra.items()}
         refuse_replicas(claims, "settings")
@@ -123,7 +122,7 @@ class Evidence:
 
     @functools.cached_property
     def sweep(self) -> dict[str, float]:
-        """PGD settings of growing radius: name -> eps."""
+        """The PGD settings of growing radius: name -> eps."""
         radii = {"pgd": self.eps} | {f"pgd x{factor:g}": self.eps * factor for factor in SWEEP_FACTORS}
         radii = {name: eps for name, eps in radii.items() if eps < LARGEST_EPS} | {"pgd largest": LARGEST_EPS}
         return dict(sorted(radii.items(), key=lambda item: item[1])) | ({} if "pgd" in radii else {"pgd": self.eps})
@@ -136,13 +135,13 @@ class Evidence:
 
     @property
     def within_eps(self) -> list[str]:
-        """The settings whose results lie in the eps-ball."""
+        """The settings whose results lie within the eps-ball."""
         claimed = [name for name, attack in self.claims.items() if attack.eps is not None and attack.eps <= self.eps]
         return ["clean", "fgsm", *self.at_eps, *claimed]
 
     @property
     def at_eps(self) -> list[str]:
-        """PGD at eps: by the model's own gradient, and without that of its router if it has one."""
+        """PGD at eps: with the model's full gradient and, if it has a router, with that detached."""
         return ["pgd", "pgd" + DETACHED] if has_router(self.model) else ["pgd"]
 
     @functools.cached_property
@@ -150,18 +149,18 @@ class Evidence:
         return evaluate(self.model, self.x, self.y, self.settings, batch_size=self.batch_size, seed=self.seed)
 
     def accuracy(self, *settings: str) -> float:
-        """Worst-case accuracy over settings that all examples were attacked with, as a fraction."""
+        """Per-example worst-case accuracy over some of :attr:`settings`, as a fraction."""
         correct, n = accuracy(self.frame, settings)
         return correct / n
 
     def survivors(self, *settings: str) -> np.ndarray:
-        """Positions of the examples that are correct under all of ``settings``."""
+        """The positions of the examples that are correct under all of ``settings``."""
         rows = self.frame[self.frame["setting"].isin(settings)]
         correct = rows.groupby("index")["correct"].all()
         return correct.index[correct].to_numpy(copy=True)
 
-    def broken(self, name: str, attack: Mapping[str, Any] | Attack, among: np.ndarray) -> np.ndarray:
-        """The positions of ``among`` that an attack breaks; only these examples are attacked."""
+    def misclassified(self, name: str, attack: Mapping[str, Any] | Attack, among: np.ndarray) -> np.ndarray:
+        """Attack the examples ``among`` (positions), and return those that are then misclassified."""
         if not len(among):
             return among
         part = torch.tensor(among)
@@ -182,7 +181,7 @@ class Evidence:
         return self.classify(range(len(self.x)), self.batch_size)
 
     def classify(self, order: Iterable[int], batch_size: int) -> torch.Tensor:
-        """Logits of the examples in ``order``, in batches of ``batch_size``, put back into the original order."""
+        """Classify the examples in another order and batch size; the logits are in the original order."""
         order = torch.as_tensor(list(order))
         logits = torch.cat(
             [
@@ -193,7 +192,7 @@ class Evidence:
         return torch.empty_like(logits).index_copy_(0, order, logits)
 
     def batches(self) -> Iterator[tuple[torch.Tensor, torch.Tensor, range]]:
-        """Images and labels on the device, and their indices."""
+        """Batches of images and labels on the model's device, and their positions."""
         device = device_of(self.model)
         for start in range(0, len(self.x), self.batch_size):
             indices = range(start, min(start + self.batch_size, len(self.x)))
@@ -202,4 +201,5 @@ class Evidence:
 
     @property
     def slack(self) -> float:
+        """How much less accuracy than a stronger attack a weaker one may leave."""
         return max(ACCURACY_SLACK, 2 / len(self.x))

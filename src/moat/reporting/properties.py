@@ -29,7 +29,7 @@ def _build(project: Project, name: str) -> Method:
         options = {**recipe.get("model", {}), **_SMALL}
         model = kind.build(arch=_ARCH, num_classes=_CLASSES, options=options)
     if not hasattr(model, "experts") or not hasattr(model, "route_logits"):
-        raise ConfigError(f"config/methods/{name}.yaml: no mixture of experts with a check; it has no such property")
+        raise ConfigError(f"config/methods/{name}.yaml: no mixture of experts with a gate; it has no such property")
     return kind(model, recipe)
 
 
@@ -56,14 +56,14 @@ def topology(method: Method) -> str:
 
 
 def training(method: Method) -> str:
-    """Pre-trained: it starts from runs of its experts. Joint: experts and check move together."""
+    """Pre-trained: it starts from runs of its experts. Joint: experts and gate move together."""
     moved = {
         id(p) for optimizer in method.optimizers.values() for group in optimizer.param_groups for p in group["params"]
     }
     steps = ["Pre-trained"] if method.recipe.get("initialize_from") else []
     if all(id(parameter) in moved for parameter in method.model.parameters()):
         steps.append("Joint")
-    return "+".join(steps) or "Check only"
+    return "+".join(steps) or "Gate only"
 
 
 def activation(method: Method) -> str:
@@ -80,7 +80,7 @@ def describe(project: Project, method: str, name: str) -> str:
     """The word for one property of a method.
 
     Raises:
-        ConfigError: unknown property, or a method without experts and check.
+        ConfigError: unknown property, or a method without experts and gate.
     """
     if name not in PROPERTIES:
         raise ConfigError(unknown_name(name, PROPERTIES, what="property of a mixture"))

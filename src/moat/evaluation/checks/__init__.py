@@ -1,11 +1,11 @@
-"""Checks: automatic checks that a robust accuracy can be trusted. A check is one function with ``@check(name)``.
+"""Checks whether a robust accuracy can be trusted. A check is a function with the decorator ``@check(name)``.
 
-What the checks look for are the known ways in which a net only seems robust: masked, vanishing or randomised
-gradients, weak attacks, routes that hide the experts (Athalye et al., arXiv 1802.00420; Carlini et al., arXiv
-1902.06705, section 5), and the known ways in which a number is not what it says.
+They look for the known ways in which a net only seems robust (masked, vanishing or random gradients, weak attacks,
+routing that hides experts: Athalye et al., arXiv 1802.00420; Carlini et al., arXiv 1902.06705, section 5), and for the
+known ways in which a reported number is wrong.
 """
 
-# Imported for the checks that they register, in this order.
+# Imported for the checks that they register, in the order in which the checks run.
 # isort: off
 from moat.evaluation.checks import threat_model, outputs, routing, gradients, curves, strength, origin, calibration  # noqa: F401
 

@@ -1,4 +1,4 @@
-"""Does this very stack give the known answers where they are known?"""
+"""Do the checks give the known answers on a problem whose answer is known?"""
 
 import functools
 
@@ -6,16 +6,16 @@ import torch
 from torch import nn
 
 from moat.evaluation.checks import registry
-from moat.evaluation.checks.registry import Finding, check
-from moat.evaluation.checks.stages import standing
+from moat.evaluation.checks.registry import Finding, check, within
+from moat.evaluation.checks.stages import worst_case_correct
 from moat.evaluation.evidence import Budget, Evidence
 from moat.evaluation.runner import device_of
 
 EPS = 8 / 255
 EXAMPLES = 64
 IMAGE = (3, 8, 8)
-# What judges attacks and models, not where they come from.
-CHECKED = (
+# The checks that are about attacks and models rather than their origin.
+MUST_PASS = (
     "threat-model",
     "determinism",
     "finite-logits",
@@ -25,12 +25,12 @@ CHECKED = (
     "converged",
     "black-box",
 )
-# Where a defence that only cuts the gradient must be noticed.
+# The checks that must notice a defence which only cuts the gradient.
 MUST_FAIL = ("gradient", "black-box")
 
 
 class Linear(nn.Module):
-    """Two logits, ∓w·(x - 1/2): robust at an image of label t = ±1 exactly if t w·(x - 1/2) > eps · |w|_1."""
+    """Two logits ∓w·(x - 1/2). Robust at an image with label t = ±1 exactly if t w·(x - 1/2) > eps · |w|_1."""
 
     def __init__(self, weight: torch.Tensor):
         super().__init__()
@@ -42,7 +42,7 @@ class Linear(nn.Module):
 
 
 class Masked(nn.Module):
-    """The same function, so the same robustness, without a gradient."""
+    """The same function as ``net``, and so equally robust, without a gradient."""
 
     def __init__(self, net: nn.Module):
         super().__init__()
@@ -53,9 +53,9 @@ class Masked(nn.Module):
 
 
 def known_problem(device: torch.device) -> tuple[Linear, torch.Tensor, torch.Tensor]:
-    """A linear model and images of which exactly every other one withstands :data:`EPS`, none twice that.
+    """A linear model, and images of which exactly half are robust at :data:`EPS` and none at twice that radius.
 
-    Each image is d away from the decision along the worst direction, d evenly spread over 0 to 2 eps.
+    The distances of the images from the decision boundary are evenly spread over 0 to 2 eps.
     """
     draw = torch.Generator().manual_seed(0)
     weight = torch.rand(IMAGE, generator=draw) + 0.5
@@ -69,25 +69,25 @@ def known_problem(device: torch.device) -> tuple[Linear, torch.Tensor, torch.Ten
 
 @check("calibration")
 def calibration(evidence: Evidence) -> Finding:
-    """On a model whose robustness is known in closed form, and on the same with its gradient cut, all is found.
+    """The checks and attacks are right about a model of known robustness, and about the same with a masked gradient.
 
-    The first must pass, with exactly half of the images standing; the second must fail for its gradient and for
-    being broken without one.
+    The first must pass, with exactly half of the images robust; the second must fail for its gradient and for a
+    black-box attack.
     """
-    good, wrongly_failed, missed = _answers(device_of(evidence.model), evidence.budget)
-    values = {"error": abs(good - 0.5), "wrongly_failed": len(wrongly_failed), "missed": len(missed)}
+    accuracy, wrongly_failed, missed = _answers(device_of(evidence.model), evidence.budget)
+    values = {"error": abs(accuracy - 0.5), "wrongly_failed": len(wrongly_failed), "missed": len(missed)}
     limits = {"error": 0.0, "wrongly_failed": 0, "missed": 0}
-    message = f"known-good model: {good:.4f} standing, true 0.5000"
+    message = f"known-good model: accuracy {accuracy:.4f}, true 0.5000"
     message += "".join(f"; it fails {name}" for name in wrongly_failed)
     message += "".join(f"; the masked model passes {name}" for name in missed) or "; the masked model is found out"
-    return registry.keeps(values, limits), values, limits, message
+    return within(values, limits), values, limits, message
 
 
 @functools.cache
 def _answers(device: torch.device, budget: Budget) -> tuple[float, tuple[str, ...], tuple[str, ...]]:
-    """Accuracy of the good model, the checks that it fails, and those that the masked one should but does not."""
+    """The good model's accuracy, the checks that it fails, and those that the masked model should fail but passes."""
     model, x, y = known_problem(device)
-    evidence = [Evidence(each, x, y, EPS, EXAMPLES, 0, budget=budget) for each in (model, Masked(model))]
-    good = [name for name in CHECKED if not registry.run(name, evidence[0]).passed]
-    masked = [name for name in MUST_FAIL if registry.run(name, evidence[1]).passed]
-    return standing(evidence[0]) / EXAMPLES, tuple(good), tuple(masked)
+    good, masked = (Evidence(each, x, y, EPS, EXAMPLES, 0, budget=budget) for each in (model, Masked(model)))
+    failed = tuple(name for name in MUST_PASS if not registry.run(name, good).passed)
+    passed = tuple(name for name in MUST_FAIL if registry.run(name, masked).passed)
+    return worst_case_correct(good) / EXAMPLES, failed, passed

@@ -1,56 +1,60 @@
-"""Does the number fit what is known: of such models elsewhere, and of this model's own making?"""
+"""Does the number fit what is known of such models elsewhere, and of this model's own training?"""
 
 from typing import Any
 
 import torch
 
+from moat.attacks import fgsm
+from moat.attacks.parts.objectives import margin
 from moat.data.seeding import generator
-from moat.evaluation.checks.chance import FALSE_ALARMS
-from moat.evaluation.checks.registry import Finding, check, keeps, not_applicable
+from moat.evaluation.checks.chance import FALSE_ALARMS, accuracy_spread, rank_spread
+from moat.evaluation.checks.registry import Finding, check, not_applicable, within
 from moat.evaluation.evidence import Evidence
 from moat.evaluation.runner import as_attack, classify, device_of, evaluate, images
 from moat.evaluation.statistics import wilson
 
-# The probability that a random test image is answered with a larger margin than a random held-out one: 1/2 for
-# equals, up to about 0.53 where the official test split is a little easier (SVHN).
-MOST_FAMILIAR = 0.53
+# The probability that a random test image has a larger margin than a random held-out one: 1/2 if nothing sets them
+# apart, up to about 0.53 where the official test split is a little easier (SVHN).
+MAX_FAMILIARITY = 0.53
 # The same for the difference of the two accuracies.
-MOST_EASIER = 0.02
-# Held-out images for each judged one.
+MAX_EASIER = 0.02
+# Held-out images per test image.
 HELD_OUT = 3
-# Beside chance: the training may have validated in another precision.
-MOST_OFF_RECORD = 0.01
-# Held-out images whose verdict may depend on the attack's random start, which is another one here.
+# Beyond chance, because training may have validated in another precision.
+MAX_OFF_RECORD = 0.01
+# The fraction of held-out images whose prediction may depend on the attack's random start, which is another one here.
 RESTARTED = 0.02
 
 
 @check("published-band")
 def published_band(evidence: Evidence) -> Finding:
-    """No more accurate than such models are known to be. Suspiciously good is as wrong as bad; lower is a result.
+    """The model is not more accurate than such models are known to be: suspiciously good is as wrong as bad.
 
-    A value counts as too high if its whole 95 % interval lies above the band.
+    An accuracy is too high if its whole 95 % interval lies above the known range. One below the range passes.
     """
     band = evidence.origin.band
     if band is None:
         return not_applicable(evidence.origin.no_band)
-    n, values, limits, said = len(evidence.x), {}, {}, []
-    for what in ("clean", "pgd"):
-        if what in band:
-            low, high = (percent / 100 for percent in band[what])
-            share = evidence.accuracy(what)
-            values[what], values[f"{what}_low"] = share, wilson(round(share * n), n)[0]
-            limits[f"{what}_low"] = high
-            said.append(f"{what} {share:.1%}, known {low:.1%} to {high:.1%}{' (below)' if share < low else ''}")
-    return keeps(values, limits), values, limits, f"{'; '.join(said)} ({band['source']})"
+    n, values, limits, parts = len(evidence.x), {}, {}, []
+    for name in ("clean", "pgd"):
+        if name in band:
+            low, high = (percent / 100 for percent in band[name])
+            measured = evidence.accuracy(name)
+            values[name], values[f"{name}_low"] = measured, wilson(round(measured * n), n)[0]
+            limits[f"{name}_low"] = high
+            below = " (below)" if measured < low else ""
+            parts.append(f"{name} {measured:.1%}, known {low:.1%} to {high:.1%}{below}")
+    return within(values, limits), values, limits, f"{'; '.join(parts)} ({band['source']})"
 
 
 @check("provenance")
 def provenance(evidence: Evidence) -> Finding:
-    """Data, weights, code and versions are those that the record names, and test images had no part in training.
+    """Weights, data, code and versions are those of the training's record, and test images took no part in training.
 
-    Two things speak for that: the record says that the best epoch was chosen on held-out training images; and the
-    model answers test images no better than held-out ones, by their margins and by what one gradient step leaves.
-    On the held-out images, the model has the accuracy that the training saw: it is called as it was trained.
+    For the latter, the record must name held-out images by which the best epoch was selected, and the model must not be
+    better on test images than on held-out ones, neither by its margins nor by its accuracy, clean and after one
+    gradient step. On the held-out images the accuracy must be the one that was recorded, or else the model is not
+    evaluated as it was trained.
     """
     origin = evidence.origin
     if origin.run is None and origin.held_out is None and origin.data_sha256 is None:
@@ -59,67 +63,68 @@ def provenance(evidence: Evidence) -> Finding:
     values: dict[str, float] = {"n": len(evidence.x), "contradictions": len(wrong)}
     limits: dict[str, float] = {"contradictions": 0}
     if origin.held_out is not None:
-        there = len(origin.held_out[0])
-        held_out = _some_of(*origin.held_out, HELD_OUT * len(evidence.x), evidence.seed)
-        for name, (value, limit) in _familiarity(evidence, *held_out).items():
+        x, y = origin.held_out
+        # At random, because data sets may be sorted by class.
+        order = torch.randperm(len(x), generator=generator(evidence.seed, 0, "provenance check"))
+        order = order[: HELD_OUT * len(evidence.x)]
+        for name, (value, limit) in _familiarity(evidence, x[order], y[order]).items():
             values[name], limits[name] = value, limit
             if value > limit:
                 wrong.append(f"test images are {name.split('_')[0]}: {value:.3f}, allowed {limit:.3f} ({name})")
-        for name, (value, limit) in _off_record(evidence, *held_out, there).items():
+        for name, (value, limit) in _off_record(evidence, x[order], y[order], of=len(x)).items():
             values[name], limits[name] = value, limit
             if value > limit:
                 wrong.append(f"validation accuracy is {value:.1%} away from the recorded one, allowed {limit:.1%}")
-    known = "the record and what is here agree" if origin.run is not None else "no record of the training"
-    return keeps(values, limits), values, limits, "; ".join(wrong) or f"{known}; n = {len(evidence.x)}"
+    agreed = "the files agree with the record" if origin.run is not None else "no record of the training"
+    return within(values, limits), values, limits, "; ".join(wrong) or f"{agreed}; n = {len(evidence.x)}"
 
 
 def _contradictions(origin: Any) -> list[str]:
-    """What the record lacks, or says differently from what is here now."""
+    """What the record lacks, and where it differs from the files."""
     run, wrong = origin.run, []
+    data = run.get("data") or {}
     hashes = {
         "weights": ({run.get("model_sha256"), run.get("last_sha256")}, origin.model_sha256),
-        "data": ({(run.get("data") or {}).get("sha256")}, origin.data_sha256),
+        "data": ({data.get("sha256")}, origin.data_sha256),
     }
-    for what, (recorded, now) in hashes.items():
+    for name, (recorded, now) in hashes.items():
         if now is None or now not in recorded:
-            wrong.append(f"the {what} ({str(now)[:12]}) are not those of run.json")
+            wrong.append(f"the {name} ({str(now)[:12]}) are not those of run.json")
     for key in ("sources", "lock_sha256"):
         if not run.get(key):
             wrong.append(f"run.json lacks {key}")
-    data = run.get("data") or {}
-    # The only images that the training loop chooses an epoch by; without them it would have nothing to choose by.
+    # The training loop selects the best epoch by these images, and by no others.
     if not data.get("validation_images"):
         wrong.append("run.json names no held-out training images to choose the epoch by")
     return wrong
 
 
-def _some_of(x: torch.Tensor, y: torch.Tensor, count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """``count`` images and labels, or all, in a random order: data sets may be sorted by class."""
-    order = torch.randperm(len(x), generator=generator(seed, 0, "provenance check"))[:count]
-    return x[order], y[order]
-
-
 def _familiarity(evidence: Evidence, x: torch.Tensor, y: torch.Tensor) -> dict[str, tuple[float, float]]:
-    """What sets test images apart from held-out ones, clean and after one step of eps: each value and its limit.
+    """Compare test images with held-out ones, clean and after one step of eps: each value with its limit.
 
-    ``familiar``: how often test images have larger margins; ``easier``: by how much more of them are right.
+    ``familiar``: the probability that a test image has the larger margin; ``easier``: the difference in accuracy.
     """
+    from scipy.stats import mannwhitneyu  # Here, because it takes more than a second.
+
     found = {}
     for place, eps in (("clean", 0.0), ("stepped", evidence.eps)):
         test, other = _margins(evidence, evidence.x, evidence.y, eps), _margins(evidence, x, y, eps)
-        found[f"familiar_{place}"] = _larger(test, other), MOST_FAMILIAR + _spread(len(test), len(other))
-        right, right_other = float((test > 0).double().mean()), float((other > 0).double().mean())
-        chance = _spread_of_accuracies(right, len(test), right_other, len(other))
-        found[f"easier_{place}"] = right - right_other, MOST_EASIER + chance
+        n, m = len(test), len(other)
+        # Ties count half.
+        familiar = float(mannwhitneyu(test, other).statistic) / (n * m)
+        found[f"familiar_{place}"] = familiar, MAX_FAMILIARITY + rank_spread(n, m)
+        correct, correct_other = float((test > 0).double().mean()), float((other > 0).double().mean())
+        chance = accuracy_spread(correct, n, correct_other, m)
+        found[f"easier_{place}"] = correct - correct_other, MAX_EASIER + chance
     return found
 
 
-def _off_record(evidence: Evidence, x: torch.Tensor, y: torch.Tensor, of: int) -> dict[str, tuple[float, float]]:
+def _off_record(evidence: Evidence, x: torch.Tensor, y: torch.Tensor, *, of: int) -> dict[str, tuple[float, float]]:
     """How far the validation accuracy is from the recorded one, and the limit.
 
     Args:
-        x, y: drawn from the ``of`` images that the recorded accuracy is about: what is left out of them is all that
-            chance decides, beside the attack's random starts.
+        x, y: a sample of the ``of`` images on which the accuracy was recorded. Apart from the attack's random starts,
+            chance decides only which of them the sample leaves out.
     """
     from scipy.stats import norm
 
@@ -132,39 +137,14 @@ def _off_record(evidence: Evidence, x: torch.Tensor, y: torch.Tensor, of: int) -
     n = len(x)
     variance = max(recorded * (1 - recorded), 1 / n) * (1 - n / of) + RESTARTED
     chance = float(norm.isf(FALSE_ALARMS / 2)) * (variance / n) ** 0.5
-    return {"off_record": (abs(float(rows["correct"].mean()) - recorded), MOST_OFF_RECORD + chance)}
+    return {"off_record": (abs(float(rows["correct"].mean()) - recorded), MAX_OFF_RECORD + chance)}
 
 
 def _margins(evidence: Evidence, x: torch.Tensor, y: torch.Tensor, eps: float) -> torch.Tensor:
-    """Logit of the label minus the best other (N,), at the images or after one signed step of eps from them."""
-    from moat.attacks import fgsm
-    from moat.attacks.parts.objectives import margin
-
+    """The label's logit minus the best other one (N,), at the images or after one signed gradient step of eps."""
     device, margins = device_of(evidence.model), []
     for part in torch.arange(len(x)).split(evidence.batch_size):
         batch, labels = images(x[part], device), y[part].to(device, torch.int64)
         moved = fgsm(evidence.model, batch, labels, eps=eps) if eps else batch
         margins.append(-margin(labels)(classify(evidence.model, moved)).cpu())
     return torch.cat(margins)
-
-
-def _larger(first: torch.Tensor, second: torch.Tensor) -> float:
-    """The probability that a random value of the first is larger than one of the second; ties count half."""
-    from scipy.stats import mannwhitneyu
-
-    return float(mannwhitneyu(first, second).statistic) / (len(first) * len(second))
-
-
-def _spread(n: int, m: int) -> float:
-    """How far that probability strays by chance, at the checks' rate of false alarms. Source: Mann and Whitney."""
-    from scipy.stats import norm
-
-    return float(norm.isf(FALSE_ALARMS)) * ((n + m + 1) / (12 * n * m)) ** 0.5
-
-
-def _spread_of_accuracies(first: float, n: int, second: float, m: int) -> float:
-    """How far the difference of two accuracies on n and m images strays by chance, at the same rate."""
-    from scipy.stats import norm
-
-    pooled = (first * n + second * m) / (n + m)
-    return float(norm.isf(FALSE_ALARMS)) * (pooled * (1 - pooled) * (1 / n + 1 / m)) ** 0.5

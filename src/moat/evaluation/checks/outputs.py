@@ -1,23 +1,23 @@
-"""Are the model's outputs fit to be attacked: the same every time, numbers, and not saturated?"""
+"""Are the model's outputs fit to be attacked: deterministic, finite, and not saturated?"""
 
 import torch
 
 from moat.data.seeding import generator
-from moat.evaluation.checks.chance import most_allowed
-from moat.evaluation.checks.registry import Finding, check, keeps
+from moat.evaluation.checks.chance import upper_limit
+from moat.evaluation.checks.registry import Finding, check, within
 from moat.evaluation.evidence import Evidence
 
-# Relative to the largest logit. Other batch sizes may use other convolution kernels, and round differently.
+# Relative to the largest logit. Other batch sizes may use other convolution kernels, which round differently.
 REPEAT_TOLERANCE = 1e-4
 REGROUP_TOLERANCE = 5e-3
-# In float32 the cross-entropy's gradient starts to underflow where one logit leads by about 90.
+# In float32 the gradient of the cross-entropy starts to underflow at a margin of about 90.
 SATURATED_MARGIN = 50.0
-MOST_SATURATED = 0.05
+MAX_SATURATED = 0.05
 
 
 @check("determinism")
 def determinism(evidence: Evidence) -> Finding:
-    """The same image gets the same logits: asked twice, in batches of other sizes, in another order."""
+    """An image gets the same logits when it is classified again, in batches of another size, or in another order."""
     n, batch = len(evidence.x), evidence.batch_size
     shuffled = torch.randperm(n, generator=generator(evidence.seed, 0, "determinism check")).tolist()
     again = {
@@ -29,24 +29,23 @@ def determinism(evidence: Evidence) -> Finding:
     values = {name: float((logits - evidence.logits).abs().max() / scale) for name, logits in again.items()}
     limits = {name: REPEAT_TOLERANCE if name == "repeated" else REGROUP_TOLERANCE for name in values}
     flips = max(int((logits.argmax(1) != evidence.logits.argmax(1)).sum()) for logits in again.values())
-    # Written so that NaN fails.
-    kept = all(values[name] <= limits[name] for name in values)
+    passed = within(values, limits)
     message = f"logits differ by up to {max(values.values()):.2g} of the largest; {flips} of {n} predictions change"
-    if not kept:
+    if not passed:
         message += ". A model that draws random numbers needs attacks that average over them (eot)"
-    return kept, values, limits, message
+    return passed, values, limits, message
 
 
 @check("finite-logits")
 def finite_logits(evidence: Evidence) -> Finding:
-    """Logits are numbers, and not so far apart that the softmax, and with it the gradient, saturates."""
+    """Logits are finite, and their margins small enough for the softmax, and so the gradient, not to saturate."""
     top = evidence.logits.topk(2, 1).values
     nonfinite = float((~torch.isfinite(evidence.logits)).any(1).float().mean())
     saturated = float((top[:, 0] - top[:, 1] > SATURATED_MARGIN).float().mean())
     values = {"nonfinite": nonfinite, "saturated": saturated}
-    limits = {"nonfinite": 0.0, "saturated": most_allowed(len(evidence.x), MOST_SATURATED)}
+    limits = {"nonfinite": 0.0, "saturated": upper_limit(len(evidence.x), MAX_SATURATED)}
     message = (
         f"{nonfinite:.1%} of the examples have logits that are not finite, "
         f"{saturated:.1%} a margin above {SATURATED_MARGIN:g}"
     )
-    return keeps(values, limits), values, limits, message
+    return within(values, limits), values, limits, message

@@ -1,7 +1,8 @@
-"""What a check is: a function registered by name, and what it found.
+"""The registry of checks, and the result of a check.
 
-It takes the :class:`~moat.evaluation.evidence.Evidence` on a model and returns a :data:`Finding`:
-(passed, values, limits, message), with passed None where the check does not apply to this model.
+A check is a function that takes the :class:`~moat.evaluation.evidence.Evidence` on a model and returns a
+:data:`Finding`: (passed, values, limits, message), where passed is None if the check does not apply to the model. The
+first line of its docstring says what holds for a model that passes.
 """
 
 import math
@@ -19,7 +20,7 @@ Check = Callable[[Evidence], Finding]
 
 @dataclass(frozen=True)
 class CheckResult:
-    """What one check found: the values it measured, the limits some of them must keep, a sentence for people."""
+    """The result of one check: the measured values, the upper limits of some of them, and a message."""
 
     check: str
     state: State
@@ -29,7 +30,7 @@ class CheckResult:
 
     @property
     def passed(self) -> bool:
-        """Whether nothing speaks against the model: True also where the check does not apply."""
+        """Whether the check found nothing against the model; True also if it does not apply."""
         return self.state != "failed"
 
     def to_dict(self) -> dict[str, Any]:
@@ -56,12 +57,12 @@ def check(name: str) -> Callable[[Check], Check]:
 
 
 def names() -> list[str]:
-    """The checks, in the order in which they run."""
+    """The names of the checks, in the order in which they run."""
     return list(_CHECKS)
 
 
 def run(name: str, evidence: Evidence) -> CheckResult:
-    """Ask one check. What the model makes impossible to measure (gradients that are NaN) has failed, too."""
+    """Run one check. If the model makes the measurement impossible (NaN gradients, say), the check has failed."""
     try:
         passed, value, limit, message = _CHECKS[name](evidence)
     except MoatError as error:
@@ -72,9 +73,10 @@ def run(name: str, evidence: Evidence) -> CheckResult:
 
 
 def not_applicable(reason: str) -> Finding:
+    """The finding of a check that does not apply to the model."""
     return None, {}, {}, f"not applicable: {reason}"
 
 
-def keeps(values: Mapping[str, float], limits: Mapping[str, float]) -> bool:
-    """Whether every limited value is at most its limit; NaN is not."""
+def within(values: Mapping[str, float], limits: Mapping[str, float]) -> bool:
+    """Whether all values are within their limits. NaN never is."""
     return all(values[key] <= limit for key, limit in limits.items())

@@ -1,5 +1,6 @@
-"""All checks on one model."""
+"""Run all checks on a model."""
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,7 @@ from moat.attacks.parts.steps import frozen
 from moat.base.errors import ConfigError, DataError, MoatError
 from moat.evaluation.checks import registry
 from moat.evaluation.checks.registry import CheckResult
-from moat.evaluation.checks.stages import standing
+from moat.evaluation.checks.stages import worst_case_correct
 from moat.evaluation.evidence import Budget, Evidence, Origin
 from moat.evaluation.runner import evaluate
 from moat.evaluation.statistics import wilson
@@ -21,10 +22,11 @@ from moat.evaluation.statistics import wilson
 
 @dataclass(frozen=True)
 class CheckReport:
-    """All checks on one model.
+    """The results of all checks on one model.
 
     Attributes:
-        worst_case_accuracy: fraction of the examples that survive every attack within eps; None if none could run.
+        worst_case_accuracy: fraction of the examples that are correct under every attack within eps; None if no attack
+            could run.
         n: number of examples.
     """
 
@@ -75,15 +77,15 @@ def verify(
     origin: Origin | None = None,
     transfer_from: nn.Module | None = None,
 ) -> CheckReport:
-    """Run all checks on a model and the examples (x, y), as :func:`moat.evaluation.evaluate` takes them.
+    """Run all checks on a model and examples (x, y), given as to :func:`moat.evaluation.evaluate`.
 
     Args:
-        eps: the L-infinity radius in which the model is said to be robust, in pixel units.
-        settings: attacks by which somebody has measured this model: they are checked for being what they say, and
-            within ``eps`` they count in the worst case.
-        budget: what may be spent on each example; default: ``Budget()``.
-        origin: what is known about the model's training and its data; nothing if not given.
-        transfer_from: a model whose adversarial examples are tried on this one.
+        eps: the L-infinity radius of the claimed robustness, in pixel units.
+        settings: attacks by which the model's robustness was measured elsewhere. They are checked as well, and those
+            within ``eps`` count in the worst case.
+        budget: steps and queries per example; default: ``Budget()``.
+        origin: what is known of the model's training and data; default: nothing.
+        transfer_from: another model, whose adversarial examples are tried on this one.
 
     Raises:
         ConfigError, DataError: arguments that :func:`moat.evaluation.evaluate` would refuse.
@@ -95,28 +97,17 @@ def verify(
     evidence = Evidence(
         model, x, y, eps, batch_size, seed, dict(settings or {}), budget, origin or Origin(), transfer_from
     )
-    _refuse_wrong_arguments(evidence)
-    with frozen(model):
-        results = tuple(registry.run(name, evidence) for name in registry.names())
-        worst, interval = _worst_case(evidence)
-    return CheckReport(results, worst, interval, eps, len(x), budget)
-
-
-def _refuse_wrong_arguments(evidence: Evidence) -> None:
-    """Wrong arguments are refused here, where they cannot be taken for findings about the model."""
-    clean = {"clean": evidence.settings["clean"]}
     try:
-        evaluate(evidence.model, evidence.x, evidence.y, clean, batch_size=evidence.batch_size)
+        # Refuse wrong arguments here, where they cannot be mistaken for a finding about the model.
+        evaluate(model, x, y, {"clean": evidence.settings["clean"]}, batch_size=batch_size)
     except (ConfigError, DataError):
         raise
     except MoatError:
-        # The model's own fault (router scores that are not finite): for the checks to say.
-        return
-
-
-def _worst_case(evidence: Evidence) -> tuple[float | None, tuple[float, float] | None]:
-    try:
-        correct, n = standing(evidence), len(evidence.x)
-    except MoatError:
-        return None, None
-    return correct / n, wilson(correct, n)
+        pass  # The model's own fault, such as router scores that are not finite: a check will report it.
+    accuracy, interval = None, None
+    with frozen(model):
+        results = tuple(registry.run(name, evidence) for name in registry.names())
+        with contextlib.suppress(MoatError):
+            correct = worst_case_correct(evidence)
+            accuracy, interval = correct / len(x), wilson(correct, len(x))
+    return CheckReport(results, accuracy, interval, eps, len(x), budget)

@@ -1,89 +1,89 @@
-"""Is the router in order: finite scores, experts that are used, attacks that know about it?"""
+"""Is the mixture in order: finite router scores, no idle expert, and attacks that know its structure?"""
 
 import math
 
 import torch
 
-from moat.evaluation.checks.chance import least_allowed, most_allowed
-from moat.evaluation.checks.registry import Finding, check, keeps, not_applicable
+from moat.evaluation.checks.chance import lower_limit, upper_limit
+from moat.evaluation.checks.registry import Finding, check, not_applicable, within
 from moat.evaluation.checks.stages import is_mixture, stage
 from moat.evaluation.evidence import Evidence
 
-# Of an even share: with two experts, 5 % of the images.
-LEAST_LOAD = 0.1
-# What attacks that know the mixture may break beyond those that only follow, and cut, the router's gradient.
-MOST_OVERSTATED = 0.02
+# As a fraction of an even load: with two experts, 5 % of the images.
+MIN_LOAD = 0.1
+# What attacks on the mixture's structure may add to those that follow, or detach, the router's gradient.
+MAX_OVERSTATED = 0.02
 
 
 @check("router")
 def router(evidence: Evidence) -> Finding:
-    """Router scores are numbers, and every expert is used: by the share of the images, or of the weight, it gets.
+    """Router scores are finite, and every expert gets a fair part of the images, or of the weight.
 
-    An expert that gets nothing is no expert: the mixture is a smaller net than it says. The mean entropy of the
-    softmax of the scores is reported.
+    A mixture with an idle expert is a smaller net than it claims to be. The mean entropy of the softmax of the scores
+    is reported as well.
     """
-    if not hasattr(evidence.model, "route_logits"):
+    model = evidence.model
+    if not hasattr(model, "route_logits"):
         return not_applicable("no router")
-    scores, weights = _route(evidence)
-    nonfinite = float((~scores.isfinite()).any(1).double().mean())
-    load, entropy = weights.mean(0), torch.special.entr(scores.softmax(1)).sum(1).mean()
-    floor = LEAST_LOAD / scores.shape[1]
-    if not hasattr(evidence.model, "mix"):
-        # Whole images are counted, not weights.
-        floor = least_allowed(len(scores), floor)
-    smallest = float(load.min()) if nonfinite == 0 else 0.0
-    values = {"nonfinite": nonfinite, "short_of_floor": max(0.0, floor - smallest), "smallest_load": smallest}
-    values |= {"entropy": float(entropy), "rerouted_by_pgd": _rerouted(evidence) if nonfinite == 0 else math.nan}
-    limits = {"nonfinite": 0.0, "short_of_floor": 0.0}
-    loads = ", ".join(f"{share:.1%}" for share in load.tolist())
-    message = (
-        f"{nonfinite:.1%} of the images have scores that are not finite; load {loads}, at least {floor:.1%} needed; "
-        f"entropy {values['entropy']:.3f} nats; PGD reroutes {values['rerouted_by_pgd']:.1%}"
-    )
-    return keeps(values, limits), values, limits, message
-
-
-def _route(evidence: Evidence) -> tuple[torch.Tensor, torch.Tensor]:
-    """Scores (N, E), and the weights (N, E) by which the experts are heard: a mixture's own, else 0 and 1."""
+    weighted = hasattr(model, "mix")
     scores, weights = [], []
     with torch.no_grad():
         for x, _, _ in evidence.batches():
-            scores.append(evidence.model.route_logits(x).double().cpu())
-            if hasattr(evidence.model, "mix"):
-                weights.append(evidence.model.mix(x)[1].double().cpu())
+            scores.append(model.route_logits(x).double().cpu())
+            if weighted:
+                weights.append(model.mix(x)[1].double().cpu())
     scores = torch.cat(scores)
-    if weights:
-        return scores, torch.cat(weights)
-    return scores, torch.nn.functional.one_hot(scores.argmax(1), scores.shape[1]).double()
-
-
-def _rerouted(evidence: Evidence) -> float:
-    rows = evidence.frame[evidence.frame["setting"] == "pgd"]
-    return float((rows["expert_clean"] != rows["expert_adversarial"]).mean())
+    experts, floor = scores.shape[1], MIN_LOAD / scores.shape[1]
+    if weighted:
+        load = torch.cat(weights).mean(0)
+    else:
+        # Each image counts for the one expert that it is routed to, so that chance matters.
+        load = torch.nn.functional.one_hot(scores.argmax(1), experts).double().mean(0)
+        floor = lower_limit(len(scores), floor)
+    nonfinite = float((~scores.isfinite()).any(1).double().mean())
+    smallest, rerouted = 0.0, math.nan
+    if nonfinite == 0:
+        rows = evidence.frame[evidence.frame["setting"] == "pgd"]
+        smallest = float(load.min())
+        rerouted = float((rows["expert_clean"] != rows["expert_adversarial"]).mean())
+    values = {
+        "nonfinite": nonfinite,
+        "short_of_floor": max(0.0, floor - smallest),
+        "smallest_load": smallest,
+        "entropy": float(torch.special.entr(scores.softmax(1)).sum(1).mean()),
+        "rerouted_by_pgd": rerouted,
+    }
+    limits = {"nonfinite": 0.0, "short_of_floor": 0.0}
+    loads = ", ".join(f"{fraction:.1%}" for fraction in load.tolist())
+    message = (
+        f"{nonfinite:.1%} of the images have scores that are not finite; load {loads}, at least {floor:.1%} needed; "
+        f"entropy {values['entropy']:.3f} nats; PGD reroutes {rerouted:.1%}"
+    )
+    return within(values, limits), values, limits, message
 
 
 @check("router-aware")
 def router_aware(evidence: Evidence) -> Finding:
-    """A mixture was attacked as one, and plain attacks with and without the router's gradient did not overstate it.
+    """A mixture was attacked as one, and attacks on its structure add little to the plain ones.
 
-    A hard route hides what the other experts would have done from every gradient; the straight-through estimate
-    of it can do harm, too. What such attacks break beyond the others counts in the worst case.
+    Hard routing hides from every gradient what the other experts would have predicted, and the straight-through
+    estimate can mislead an attack as well. Whatever the additional attacks find counts in the worst case.
     """
     if not is_mixture(evidence.model):
         return not_applicable("no router and no experts")
     n = len(evidence.x)
     aware = stage(evidence, "router")
-    followed, cut = (set(evidence.survivors(name)) for name in (evidence.at_eps[0], evidence.at_eps[-1]))
+    followed, detached = (set(evidence.survivors(name)) for name in (evidence.at_eps[0], evidence.at_eps[-1]))
     values = {
-        "missing_attacks": float(not aware.broken),
+        "missing_attacks": float(not aware.misclassified),
         "beyond_plain": (len(aware.before) - len(aware.after)) / n,
-        "beyond_straight_through": len(followed - cut) / n,
+        "beyond_straight_through": len(followed - detached) / n,
     }
-    limits = {"missing_attacks": 0.0, "beyond_plain": most_allowed(n, MOST_OVERSTATED)}
+    limits = {"missing_attacks": 0.0, "beyond_plain": upper_limit(n, MAX_OVERSTATED)}
     message = (
-        f"of {n} examples, PGD with the router detached breaks {values['beyond_straight_through']:.1%} that PGD "
-        f"through it leaves; after both, attacks on the experts ({', '.join(aware.broken)}) break "
+        f"of {n} examples, PGD with the router detached fools {values['beyond_straight_through']:.1%} that PGD through "
+        f"the router does not; attacks on the experts ({', '.join(aware.misclassified)}) then fool "
         f"{values['beyond_plain']:.1%}; "
-        f"allowed for {MOST_OVERSTATED:.0%} and chance: {limits['beyond_plain']:.1%}"
+        f"allowed for {MAX_OVERSTATED:.0%} and chance: {limits['beyond_plain']:.1%}"
     )
-    return keeps(values, limits), values, limits, message
+    return within(values, limits), values, limits, message

@@ -1,6 +1,7 @@
-"""Attack after attack on what the ones before have left standing, so that each stage shows what it adds.
+"""Attacks in stages, each on the examples that the stages before left correct, so that each shows what it adds.
 
-The order is from plain to particular: what the per-example worst case consists of is the last stage's survivors.
+The stages go from the general to the particular. The examples that the last one leaves correct are the per-example
+worst case over all attacks.
 """
 
 from collections.abc import Callable, Mapping
@@ -12,80 +13,75 @@ from torch import nn
 
 from moat.attacks import pgd
 from moat.attacks.parts.setting import Attack
-from moat.evaluation.checks.chance import most_allowed
+from moat.evaluation.checks.chance import upper_limit
 from moat.evaluation.evidence import DETACHED, Evidence, has_router, on_detached
 
 
 @dataclass(frozen=True)
 class Stage:
-    """What the attacks of one stage did to the examples (positions) that the stages before had left.
+    """The result of one stage. Examples are given by their positions.
 
     Attributes:
-        before: positions of those examples.
-        broken: what each attack has broken of them, by its name; all were tried on all of ``before``, but for those
-            of a doubling, which were tried on what the doublings before had left.
+        before: the examples that are still correct when the stage begins.
+        misclassified: attack -> the examples that it made the model misclassify. Every attack runs on all of
+            ``before``, except that a doubling runs on what the doublings before left correct.
         steps: of the last attacks.
     """
 
     before: np.ndarray
-    broken: Mapping[str, np.ndarray]
+    misclassified: Mapping[str, np.ndarray]
     steps: int
 
     @property
     def after(self) -> np.ndarray:
-        return np.setdiff1d(self.before, self.broken_by(*self.broken))
+        return np.setdiff1d(self.before, self.misclassified_by(*self.misclassified))
 
-    def broken_by(self, *attacks: str) -> np.ndarray:
-        """The union of what the named attacks have broken."""
-        return np.unique(np.concatenate([self.before[:0], *(self.broken[name] for name in attacks)]))
+    def misclassified_by(self, *attacks: str) -> np.ndarray:
+        """The union over the named attacks."""
+        return np.unique(np.concatenate([self.before[:0], *(self.misclassified[name] for name in attacks)]))
 
 
-# How the names of attacks end that start elsewhere.
+# The suffix of attacks that repeat the last doubling from another random start.
 ANOTHER_START = ", another start"
-# Twice the work may move the accuracy by half a point.
-MOST_MOVED = 0.005
-# Attacks are not doubled beyond so many times the budget's steps.
+# Twice the steps may change the accuracy by half a point.
+MAX_CHANGE = 0.005
+# Steps are doubled up to this multiple of the budget's.
 LARGEST_FACTOR = 8
 
 Attacks = Mapping[str, Mapping[str, Any] | Attack]
 
 
 def is_mixture(model: nn.Module) -> bool:
-    """Whether an image goes through experts: chosen, weighted or asked one by one."""
+    """Whether the model has experts: selected, weighted, or asked one by one."""
     return hasattr(model, "route_logits") or hasattr(model, "experts")
 
 
 def _losses(evidence: Evidence, before: np.ndarray) -> Stage:
-    """The margin instead of the cross-entropy; also without the gradient through the router, where there is one."""
+    """PGD on the margin instead of the cross-entropy; if there is a router, also without its gradient."""
     others = {name: attack for name, attack in _white_box(evidence, 1).items() if name not in evidence.at_eps}
-    return _each(evidence, others, before)
+    return _attacked(evidence, others, before)
 
 
 def _doubled(evidence: Evidence, before: np.ndarray) -> Stage:
-    """Twice the steps, and twice again while that breaks more than it may; then as many from another random start."""
-    broken, left, factor, enough = {}, before, 1, most_allowed(len(evidence.x), MOST_MOVED)
+    """Double the steps until that changes little; then repeat the last doubling from another random start."""
+    found, left, factor, enough = {}, before, 1, upper_limit(len(evidence.x), MAX_CHANGE)
     while factor < LARGEST_FACTOR:
         factor *= 2
-        longer = _each(evidence, _sharpest(evidence, factor, f", {factor} times the steps"), left)
-        broken |= longer.broken
+        longer = _attacked(evidence, _sharpest(evidence, factor, f", {factor} times the steps"), left)
+        found |= longer.misclassified
         left = longer.after
         if (len(longer.before) - len(left)) / len(evidence.x) <= enough:
             break
-    # The name decides the random numbers.
-    broken |= _each(evidence, _sharpest(evidence, factor, ANOTHER_START), left).broken
-    return Stage(before, broken, factor * evidence.budget.steps)
+    # The random numbers derive from the name.
+    found |= _attacked(evidence, _sharpest(evidence, factor, ANOTHER_START), left).misclassified
+    return Stage(before, found, factor * evidence.budget.steps)
 
 
-def _sharpest(evidence: Evidence, factor: int, ending: str) -> Attacks:
-    """A straight-through gradient is left out: what it has to give, the attacks on the router try again."""
+def _sharpest(evidence: Evidence, factor: int, suffix: str) -> Attacks:
+    """PGD on both losses. With a router only without its gradient: the stage ``router`` attacks that as well."""
     attacks = _white_box(evidence, factor)
     detached = {name: attack for name, attack in attacks.items() if name.endswith(DETACHED)}
-    return {name + ending: attack for name, attack in (detached or attacks).items()}
-
-
-def _each(evidence: Evidence, attacks: Attacks, before: np.ndarray) -> Stage:
-    broken = {name: evidence.broken(name, attack, before) for name, attack in attacks.items()}
-    return Stage(before, broken, evidence.budget.steps)
+    return {name + suffix: attack for name, attack in (detached or attacks).items()}
 
 
 def _white_box(evidence: Evidence, factor: int) -> dict[str, Mapping[str, Any] | Attack]:
@@ -100,15 +96,15 @@ def _white_box(evidence: Evidence, factor: int) -> dict[str, Mapping[str, Any] |
 
 
 def _router(evidence: Evidence, before: np.ndarray) -> Stage:
-    """The attacks that know what a mixture is made of."""
+    """Attacks on the structure of a mixture."""
     if not is_mixture(evidence.model):
-        return _each(evidence, {}, before)
+        return _attacked(evidence, {}, before)
     parameters = {"eps": evidence.eps, "step_size": evidence.eps / 4, "steps": evidence.budget.steps}
-    return _each(evidence, {"moe_adaptive": {"attack": "moe_adaptive", **parameters}}, before)
+    return _attacked(evidence, {"moe_adaptive": {"attack": "moe_adaptive", **parameters}}, before)
 
 
 def _black_box(evidence: Evidence, before: np.ndarray) -> Stage:
-    """Without this model's gradients: queries, and examples made on another model."""
+    """Attacks without this model's gradients: queries, and examples transferred from another model."""
     attacks: dict[str, Mapping[str, Any] | Attack] = {
         "square": {"attack": "square", "eps": evidence.eps, "n_queries": evidence.budget.queries}
     }
@@ -120,7 +116,12 @@ def _black_box(evidence: Evidence, before: np.ndarray) -> Stage:
             evidence.eps,
             evidence.budget.steps,
         )
-    return _each(evidence, attacks, before)
+    return _attacked(evidence, attacks, before)
+
+
+def _attacked(evidence: Evidence, attacks: Attacks, before: np.ndarray) -> Stage:
+    found = {name: evidence.misclassified(name, attack, before) for name, attack in attacks.items()}
+    return Stage(before, found, evidence.budget.steps)
 
 
 _STAGES: Mapping[str, Callable[[Evidence, np.ndarray], Stage]] = {
@@ -140,6 +141,6 @@ def stage(evidence: Evidence, name: str) -> Stage:
     return evidence.stages[name]
 
 
-def standing(evidence: Evidence) -> int:
-    """How many examples survive everything: the per-example worst case over all attacks within eps."""
+def worst_case_correct(evidence: Evidence) -> int:
+    """The number of examples that are correct under every attack within eps."""
     return len(stage(evidence, list(_STAGES)[-1]).after)
