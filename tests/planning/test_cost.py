@@ -9,7 +9,6 @@ import yaml
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-import moat.methods
 from benchlib.methods import begin
 from moat.base.errors import ConfigError, DataError
 from moat.config.grid import build_grid
@@ -20,7 +19,14 @@ from moat.evaluation.evidence import Budget
 from moat.kernels import winograd
 from moat.methods.base import Step
 from moat.planning import macs
-from moat.planning.cost import checks_passes, setting_passes, training_passes, validation_passes
+from moat.planning.cost import (
+    checks_passes,
+    knows_setting,
+    knows_training,
+    setting_passes,
+    training_passes,
+    validation_passes,
+)
 from moat.planning.jobs import Workload, jobs_of, prepared_images
 from moat.planning.macs import SHIPPED, Macs, Net, count, describe, nets_of_studies
 
@@ -41,7 +47,7 @@ def small(name):
     """The recipe of a method with attacks of three steps, and its net at an eighth of the width on 8x8 digits."""
     recipe = _shorter(resolve_recipe(PROJECT, "quickstart", name))
     model = {"width": 0.125, **recipe.get("model", {})}
-    return recipe, Net(name, "resnet18", describe(model), 8, 3, 10)
+    return recipe, Net(recipe["class"], "resnet18", describe(model), 8, 3, 10)
 
 
 def _shorter(content):
@@ -73,7 +79,7 @@ def flops(call):
     return counter.total
 
 
-@pytest.mark.parametrize("name", moat.methods.names())
+@pytest.mark.parametrize("name", PROJECT.names("methods"))
 def test_the_declared_passes_are_those_that_an_update_runs(name):
     recipe, net = small(name)
     assert "cost" in recipe, f"config/methods/{name}.yaml: say what it costs"
@@ -112,7 +118,7 @@ def test_passes_at_the_papers_settings(method, passes):
     ],
 )
 def test_passes_of_a_setting_are_those_that_it_runs(setting, passes):
-    assert setting_passes("s", setting, FAMILIES) == passes
+    assert setting_passes(setting, FAMILIES) == passes
     recipe, net = small("standard")
     model = begin(net, recipe, torch.device("cpu")).model
     x = torch.rand(8, 3, 8, 8)
@@ -128,7 +134,7 @@ def test_passes_of_a_setting_are_those_that_it_runs(setting, passes):
     [({"attack": "autoattack", "eps": 0.1}, 4823), ({"attack": "black box", "n_queries": 5000}, 5003)],
 )
 def test_passes_of_attacks_without_steps(setting, passes):
-    assert setting_passes("s", setting, FAMILIES) == passes
+    assert setting_passes(setting, FAMILIES) == passes
 
 
 def test_a_setting_counts_the_examples_and_methods_that_it_is_for(monkeypatch):
@@ -145,12 +151,50 @@ def test_a_setting_counts_the_examples_and_methods_that_it_is_for(monkeypatch):
 
 
 def test_every_setting_of_the_project_has_a_cost():
-    assert {name: setting_passes(name, setting, FAMILIES) >= 1 for name, setting in PROJECT.attacks().items()}
+    assert {name for name, setting in PROJECT.attacks().items() if not knows_setting(setting, FAMILIES)} == set()
 
 
-def test_a_family_of_unknown_length_is_named():
-    with pytest.raises(ConfigError, match=r"attack setting x: has no steps.*planner.yaml.*'magic'; allowed: .*none"):
-        setting_passes("x", {"attack": "magic"}, FAMILIES)
+@pytest.mark.parametrize(
+    ("setting", "passes"),
+    [
+        ({"attack": "magic"}, 103),
+        ({"attack": "magic", "restarts": 2}, 203),
+        # What a plug-in means by a word may be something else, and nothing takes no steps.
+        ({"attack": "magic", "steps": "many", "targets": [1, 2]}, 103),
+        ({"attack": "magic", "steps": 0}, 103),
+    ],
+)
+def test_an_attack_of_unknown_length_counts_as_pgd_50(setting, passes):
+    assert not knows_setting(setting, FAMILIES)
+    assert setting_passes(setting, FAMILIES) == passes
+
+
+ATTACKED = {"attack": {"steps": 10}}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "passes"),
+    [
+        ({}, 3),
+        ({"cost": {}}, 3),
+        ({"cost": {"attacks": {"attack": 0}}, **ATTACKED}, 26),
+        (ATTACKED, 26),
+        ({**ATTACKED, "other_attack": {"steps": [2, 4]}}, 35),
+    ],
+)
+def test_a_method_without_a_cost_is_assumed_to_use_its_attacks(recipe, passes):
+    assert not knows_training(recipe)
+    assert training_passes(recipe) == passes
+
+
+@pytest.mark.parametrize("part", ["attacks: {atack: 1}", "validations: [atack]"])
+def test_a_cost_of_an_attack_that_the_recipe_does_not_have_is_refused(tmp_path, part):
+    for name in ("config", "workflow/schemas"):
+        shutil.copytree(ROOT / name, tmp_path / name)
+    path = tmp_path / "config" / "methods" / "pgd-at.yaml"
+    path.write_text(path.read_text().replace("cost: {attacks: {attack: 1}", f"cost: {{{part}"))
+    with pytest.raises(ConfigError, match=r"pgd-at.yaml: cost.\w+: unknown key 'atack' \(did you mean 'attack'"):
+        Project(tmp_path).method("pgd-at")
 
 
 @pytest.mark.parametrize("budget", [{"steps": 2, "queries": 3}, {"steps": 4, "queries": 3}])

@@ -222,6 +222,34 @@ def test_what_is_done_costs_nothing_and_calibrates_the_rest(project, capsys):
     assert set(after["rests_on"]) == {"run", "shipped"}
 
 
+def test_what_declares_no_cost_is_planned_and_said(project, capsys):
+    """A method without ``cost``, one of whose runs may be finished, and an attack that nobody has heard of."""
+    recipe = project.root / "config/methods/trades.yaml"
+    recipe.write_text("".join(line for line in recipe.read_text().splitlines(True) if not line.startswith("cost:")))
+    planner = project.root / "config/planner.yaml"
+    planner.write_text(planner.read_text().replace("  fgsm: 2\n", ""))
+    options = ("--scale", "paper", "--hardware", "h200")
+    for done in ((), ("trades",)):
+        for method in done:
+            # In half a second an image: 26 passes are assumed, and cancel out.
+            finished(project, method=method, rate=2.0)
+        made = plan(project, capsys, *options)
+        jobs = {each["path"]: each for each in made["jobs"]}
+        assert made["unknown_costs"] == ["attack fgsm", "method trades"]
+        assert jobs[RUN.format("runs", "trades") + "/run.json"]["unknown_cost"]
+        assert not jobs[RUN.format("runs", "standard") + "/run.json"]["unknown_cost"]
+        assert jobs[RUN.format("evaluations", "standard") + "/quick.parquet"]["unknown_cost"]
+        assert all(each["gpu_hours"] > 0 for each in jobs.values() if "gpu_hours" in each)
+    later = jobs[RUN.format("runs", "trades").replace("seed0", "seed1") + "/run.json"]
+    assert later["estimated_from"] == "run"
+    assert later["gpu_hours"] == pytest.approx(100 * 49_000 / 2 / 3600, rel=0.01)
+    # What is assumed of one method says nothing of another.
+    assert jobs[RUN.format("runs", "standard") + "/run.json"]["estimated_from"] == "shipped"
+    assert cli.main(["--project", str(project.root), "plan", "--studies", "small", *options]) == 0
+    said = capsys.readouterr().out
+    assert "unknown cost  assumed" in said and said.count("?") >= 3
+
+
 @pytest.mark.parametrize("share", [0.0, 0.4, 0.7, 1.0])
 def test_a_budget_selects_what_fits_and_says_how_to_make_it(project, capsys, share):
     options = ("--scale", "paper", "--hardware", "h200", "--gpus", "2")

@@ -48,6 +48,11 @@ def check(recipe: Mapping[str, Any], name: str, layers: Sequence[tuple[str, Mapp
         where = next((where for where, content in layers if _writes(content, _path(fault))), own)
         of = "" if where == own else f" (recipe {name})"
         raise ConfigError(f"{where}: {schema.explain(fault)}{_declared_in(fault, recipe['class'], declared)}{of}")
+    for part in ("attacks", "validations"):
+        for key in recipe.get("cost", {}).get(part, ()):
+            if key not in recipe:
+                said = unknown_name(key, [each for each in recipe if isinstance(recipe[each], Mapping)], what="key")
+                raise ConfigError(f"config/methods/{name}.yaml: cost.{part}: {said}")
     _VALID.add(known)
 
 

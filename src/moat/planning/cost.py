@@ -17,8 +17,8 @@ TRAINING = FORWARD + INPUT_GRADIENT + WEIGHT_GRADIENT
 # Scoring one setting: the clean image, the attacked one, and the latter once more for its final prediction.
 SCORING = 3 * FORWARD
 
-# The cost of a method whose recipe has none: that of TRADES.
-ASSUMED = {"attacks": {"attack": 1}, "forwards": 1, "trainings": 2}
+# The passes of an attack that neither has ``steps`` nor is in config/planner.yaml: those of PGD-50.
+UNKNOWN_ATTACK = 50 * ATTACK_STEP
 
 
 @dataclass(frozen=True)
@@ -28,15 +28,31 @@ class Work:
     Attributes:
         train: for attacks and updates during training, in the recipe's precision.
         evaluate: for validation, evaluations and checks, in float32.
+        unknown: methods and attack settings, of which nothing tells what they cost, so that it is assumed.
     """
 
     train: float = 0.0
     evaluate: float = 0.0
+    unknown: frozenset[str] = frozenset()
 
 
 def training_passes(recipe: Mapping[str, Any]) -> float:
-    """Passes per training image and epoch, computed from the recipe's ``cost`` and the steps of its attacks."""
-    cost = recipe.get("cost", ASSUMED)
+    """Passes per training image and epoch, computed from the recipe's ``cost`` and the steps of its attacks.
+
+    Without a cost: each of the recipe's attacks once, and an update on the clean and on each kind of attacked images.
+    """
+    if not knows_training(recipe):
+        attacks = {key: 1 for key, value in recipe.items() if isinstance(value, Mapping) and "steps" in value}
+        return _passes(recipe, {"attacks": attacks, "trainings": 1 + len(attacks)})
+    return _passes(recipe, recipe["cost"])
+
+
+def knows_training(recipe: Mapping[str, Any]) -> bool:
+    """Whether a recipe says what an update costs; a cost that adds up to nothing says nothing."""
+    return _passes(recipe, recipe.get("cost", {})) > 0
+
+
+def _passes(recipe: Mapping[str, Any], cost: Mapping[str, Any]) -> float:
     attacks = cost.get("attacks", {})
     steps = sum(times * _steps(recipe.get(key, {"steps": 0}), key) for key, times in attacks.items())
     return ATTACK_STEP * steps + FORWARD * cost.get("forwards", 0) + TRAINING * cost.get("trainings", 0)
@@ -44,34 +60,38 @@ def training_passes(recipe: Mapping[str, Any]) -> float:
 
 def validation_passes(recipe: Mapping[str, Any], attack: Mapping[str, Any], families: Mapping[str, float]) -> float:
     """Passes per validation image and epoch, on average. ``attack``: the setting of the recipe's validation."""
-    every = setting_passes("validation", attack, families) / recipe["validation"]["every"]
+    every = setting_passes(attack, families) / recipe["validation"]["every"]
     others = recipe.get("cost", {}).get("validations", ())
     return every + sum(_steps(recipe[key], key) * ATTACK_STEP + FORWARD for key in others)
 
 
-def setting_passes(name: str, setting: Mapping[str, Any], families: Mapping[str, float]) -> float:
+def setting_passes(setting: Mapping[str, Any], families: Mapping[str, float]) -> float:
     """Passes per image of an attack setting, including the scoring of its result.
 
     Args:
         families: the passes of attack families without ``steps`` (config/planner.yaml).
-
-    Raises:
-        ConfigError: a family whose passes neither the setting nor ``families`` tells.
     """
-    family = setting["attack"]
-    if family in families:
-        return families[family] * setting.get("restarts", 1) + SCORING
+    restarts, targets, averaged = (_number(setting.get(key, 1)) for key in ("restarts", "targets", "eot"))
+    if setting["attack"] in families:
+        return families[setting["attack"]] * restarts + SCORING
+    if not knows_setting(setting, families):
+        return UNKNOWN_ATTACK * restarts + SCORING
     if "n_queries" in setting:
         return FORWARD * setting["n_queries"] + SCORING
-    if "steps" not in setting:
-        raise ConfigError(
-            f"attack setting {name}: has no steps, and config/planner.yaml: attacks names no passes of {family!r}; "
-            f"allowed: {', '.join(sorted(families))}, or an entry for it there"
-        )
-    starts = setting.get("restarts", 1) * setting.get("targets", 1)
-    steps = starts * setting["steps"] * setting.get("eot", 1)
+    starts = restarts * targets
     # With several restarts, each of them is scored.
-    return ATTACK_STEP * steps + FORWARD * (starts if starts > 1 else 0) + SCORING
+    return ATTACK_STEP * starts * setting["steps"] * averaged + FORWARD * (starts if starts > 1 else 0) + SCORING
+
+
+def knows_setting(setting: Mapping[str, Any], families: Mapping[str, float]) -> bool:
+    """Whether an attack setting or config/planner.yaml tells how many passes it takes."""
+    counts = [setting.get(key) for key in ("n_queries", "steps")]
+    return setting["attack"] in families or any(_number(count, 0) > 0 for count in counts)
+
+
+def _number(value: Any, otherwise: float = 1) -> float:
+    """A factor of an attack's passes; a plug-in may use the same word for something else."""
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else otherwise
 
 
 def checks_passes(checks: Mapping[str, float], budget: Mapping[str, Any]) -> float:

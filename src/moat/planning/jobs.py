@@ -12,7 +12,15 @@ from moat.config import paths
 from moat.config.grid import Evaluation, Grid, Probe, Run
 from moat.config.project import Project
 from moat.config.recipes import resolve_recipe
-from moat.planning.cost import Work, checks_passes, setting_passes, training_passes, validation_passes
+from moat.planning.cost import (
+    Work,
+    checks_passes,
+    knows_setting,
+    knows_training,
+    setting_passes,
+    training_passes,
+    validation_passes,
+)
 from moat.planning.macs import Macs, Net, net_of
 from moat.planning.status import plan
 
@@ -87,21 +95,28 @@ class Workload:
         return Work(
             train=recipe["epochs"] * images["train"] * training_passes(recipe),
             evaluate=recipe["epochs"] * images["val"] * validation_passes(recipe, attack, self.families),
+            unknown=frozenset([] if knows_training(recipe) else [f"method {method}"])
+            | self._unknown({validation: attack}),
         )
+
+    def _unknown(self, settings: Mapping[str, Mapping[str, Any]]) -> frozenset[str]:
+        """Those of the attack settings of which nothing tells how many passes they take."""
+        return frozenset(f"attack {name}" for name, each in settings.items() if not knows_setting(each, self.families))
 
     @functools.cache  # noqa: B019
     def evaluation(self, dataset: str, suite: str, method: str) -> Work:
         """The work of one evaluation, in passes. Settings for experts cost nothing if the method has none."""
-        examples, passes = self._examples(dataset), 0.0
+        examples = self._examples(dataset)
         mixture = "experts" in self.recipe(method).get("model", {})
         settings = self.project.attack_settings(suite, self.name)
         for members in self.project.worst_cases(suite, self.name).values():
             settings |= members
-        for name, setting in settings.items():
-            if mixture or "needs" not in setting:
-                count = min(examples, setting.get("limit", examples))
-                passes += count * setting_passes(name, setting, self.families)
-        return Work(evaluate=passes)
+        settings = {name: setting for name, setting in settings.items() if mixture or "needs" not in setting}
+        passes = sum(
+            min(examples, setting.get("limit", examples)) * setting_passes(setting, self.families)
+            for setting in settings.values()
+        )
+        return Work(evaluate=passes, unknown=self._unknown(settings))
 
     def checks(self, dataset: str) -> Work:
         """The work of the checks on one model, in passes."""
@@ -118,8 +133,8 @@ class Workload:
         where = f"config/probes.yaml: {name}.setting"
         setting = self.project.attack(probe["setting"], where=where, scale=self.name)
         return Work(
-            evaluate=min(examples, probe.get("images", examples))
-            * setting_passes(probe["setting"], setting, self.families)
+            evaluate=min(examples, probe.get("images", examples)) * setting_passes(setting, self.families),
+            unknown=self._unknown({probe["setting"]: setting}),
         )
 
     def _examples(self, dataset: str) -> int:
@@ -157,7 +172,7 @@ def jobs_of(project: Project, grid: Grid) -> dict[str, Job]:
     jobs = {}
     for path, kind, run, suite, needs, passes in found:
         net = load.net(run.dataset, run.arch, run.method)
-        work = Work(passes.train * macs[net], passes.evaluate * macs[net])
+        work = Work(passes.train * macs[net], passes.evaluate * macs[net], passes.unknown)
         precision = load.recipe(run.method)["precision"]
         jobs[path] = Job(path, kind, status[path], run, suite, needs, work, precision, net, macs[net])
     return jobs

@@ -15,7 +15,7 @@ from typing import Any
 from moat.base.errors import ConfigError, MoatError, unknown_name
 from moat.base.files import read_json
 from moat.config.project import Project
-from moat.planning.cost import setting_passes, training_passes
+from moat.planning.cost import knows_setting, knows_training, setting_passes, training_passes
 from moat.planning.jobs import Job
 
 CALIBRATION = Path("config") / "calibration"
@@ -26,7 +26,11 @@ FLOPS = 2
 
 @dataclass(frozen=True)
 class Observation:
-    """A measured rate of ``kind`` "train" or "evaluate", of a method on a net with ``macs`` per forward pass."""
+    """A measured rate of ``kind`` "train" or "evaluate", of a method on a net with ``macs`` per forward pass.
+
+    Attributes:
+        assumed: the work behind it is assumed, as no cost is declared: it tells of the same method only.
+    """
 
     kind: str
     precision: str
@@ -35,6 +39,7 @@ class Observation:
     macs: int
     rate: float
     source: str
+    assumed: bool = False
 
 
 @dataclass(frozen=True)
@@ -71,6 +76,7 @@ class Rates:
         """The rate of ``job`` for its work of ``kind`` ("train" or "evaluate")."""
         precision = precision_of(job.precision, self.name) if kind == "train" else "float32"
         alike = [each for each in self.observations if (each.kind, each.precision) == (kind, precision)]
+        alike = [each for each in alike if not each.assumed or each.method == job.run.method]
         near = [each for each in alike if _factor(each, job) <= NEAR]
         if not near:
             return Rate(self.shipped["sustained"][precision] * 1e12 / FLOPS, "shipped")
@@ -159,7 +165,8 @@ def _finished(project: Project, planner: Mapping[str, Any], matching: Iterable[s
             recipe = {**run["recipe"], "cost": project.method(method).get("cost", {})}
             rate = run["images_per_second"] * training_passes(recipe) * run["macs_per_image"]
             precision = precision_of(recipe["precision"], "cpu" if run["device"] == "cpu" else "gpu")
-            yield Observation("train", precision, method, run["arch"], run["macs_per_image"], rate, "run")
+            about = (method, run["arch"], run["macs_per_image"], rate, "run")
+            yield Observation("train", precision, *about, assumed=not knows_training(recipe))
     for path in sorted(results.glob("*/evaluations/*/*/*/seed*/*.json")):
         evaluation = _read(path)
         about = evaluation.get("run", {})
@@ -169,12 +176,10 @@ def _finished(project: Project, planner: Mapping[str, Any], matching: Iterable[s
 
 
 def _of_evaluation(evaluation, run, families) -> Iterator[Observation]:
-    passes, counts = 0.0, evaluation.get("accuracy", {})
-    try:
-        for name, each in evaluation["settings"].items():
-            passes += counts.get(name, evaluation)["n"] * setting_passes(name, each, families)
-    except ConfigError:
+    settings, counts = evaluation["settings"], evaluation.get("accuracy", {})
+    if not all(knows_setting(each, families) for each in settings.values()):
         return
+    passes = sum(counts.get(name, evaluation)["n"] * setting_passes(each, families) for name, each in settings.items())
     rate = passes * run["macs_per_image"] / evaluation["seconds"]
     yield Observation("evaluate", "float32", run["method"], run["arch"], run["macs_per_image"], rate, "run")
 

@@ -36,7 +36,7 @@ def describe(project: Project, grid: Grid, studies: list[str], *, hardware: str,
         "gpu_hours": sum(missing.values()),
         "stale_gpu_hours": sum(made.costs(["stale"]).values()),
         "rests_on": _rests_on(made, missing),
-        "assumed_costs": assumed_costs(project, grid),
+        "unknown_costs": sorted(frozenset().union(*(job.work.unknown for job in made.jobs.values()))),
         "makespan_hours": timed.makespan / 3600,
         "lower_bound_hours": timed.lower_bound / 3600,
         "critical_path": [{"path": path, "hours": made.seconds[path] / 3600} for path in timed.critical_path],
@@ -48,7 +48,8 @@ def _with_cost(entry: Mapping[str, Any], made: Estimate) -> dict[str, Any]:
     path = entry["path"]
     if path not in made.jobs:
         return dict(entry)
-    return {**entry, "gpu_hours": made.seconds[path] / 3600, "estimated_from": made.sources[path]}
+    cost = {"gpu_hours": made.seconds[path] / 3600, "estimated_from": made.sources[path]}
+    return {**entry, **cost, "unknown_cost": bool(made.jobs[path].work.unknown)}
 
 
 def _rests_on(made: Estimate, missing: Mapping[str, float]) -> dict[str, float]:
@@ -57,12 +58,6 @@ def _rests_on(made: Estimate, missing: Mapping[str, float]) -> dict[str, float]:
     for path, price in missing.items():
         hours[made.sources[path]] += price
     return {source: hours[source] for source in SOURCES if source in hours}
-
-
-def assumed_costs(project: Project, grid: Grid) -> list[str]:
-    """The methods of a grid whose recipe has no cost."""
-    methods = sorted({run.method for run in grid.runs})
-    return [name for name in methods if "cost" not in project.method(name)]
 
 
 def describe_budget(project: Project, grid: Grid, planned: Mapping[str, Any], hours: float) -> dict[str, Any]:
@@ -107,6 +102,7 @@ def lines(planned: Mapping[str, Any]) -> Iterator[str]:
     for entry in planned["jobs"]:
         why = f" ({', '.join(entry['stale'])} changed since)" if entry["stale"] else ""
         cost = duration(entry["gpu_hours"]) if "gpu_hours" in entry and entry["status"] != "done" else ""
+        cost += "?" if cost and entry["unknown_cost"] else ""
         yield f"{entry['status']:8} {entry['kind']:10} {cost:>8}  {entry['path']}{why}"
     yield ""
     yield from _totals(planned)
@@ -134,9 +130,10 @@ def _totals(planned: Mapping[str, Any]) -> Iterator[str]:
     for source, amount in planned["rests_on"].items():
         basis = f" ({planned['basis']})" if source == "shipped" else ""
         yield f"{'':13} {amount:.2f} of them estimated from {SOURCES[source]}{basis}"
-    if planned["assumed_costs"]:
-        names = ", ".join(planned["assumed_costs"])
-        yield f"{'':13} assumed to cost what TRADES costs, for lack of cost: in their recipes: {names}"
+    if planned["unknown_costs"]:
+        names = ", ".join(planned["unknown_costs"])
+        where = "cost: of a recipe, steps of an attack, or config/planner.yaml"
+        yield f"unknown cost  assumed, marked with ?, because nothing declares it ({where}): {names}"
     if planned["gpu_hours"]:
         yield (
             f"makespan      {duration(planned['makespan_hours'])} on {planned['machines']} at once; "
