@@ -15,9 +15,8 @@ from moat.data.corruptions import corrupt
 from moat.data.datasets import VERSION
 from moat.data.official_corruptions import OfficialCorruptions
 from moat.evaluation import evaluate
-from moat.evaluation.clusters import MeanAccuracy, mean_accuracy
 from moat.evaluation.corrupted import prepared, summary
-from moat.evaluation.statistics import wilson
+from moat.evaluation.statistics import MeanAccuracy, mean_accuracy, wilson
 
 FOG = {"attack": "corruption", "corruption": "fog", "severity": 3}
 SEVERITIES = (1, 2, 3, 4, 5)

@@ -8,7 +8,7 @@ from reporting_tree import SUITES, Tree, edit_yaml
 from moat.base.errors import ConfigError
 from moat.config.grid import Run, build_grid
 from moat.config.project import Project
-from moat.evaluation.clusters import mean_accuracy
+from moat.evaluation.statistics import mean_accuracy
 from moat.reporting.intervals import summarise_means
 from moat.reporting.metrics import collect
 from moat.reporting.results import Results

@@ -12,7 +12,7 @@ from moat.attacks.parts.setting import Attack
 from moat.base.errors import MoatError
 from moat.data.official_corruptions import OfficialCorruptions
 from moat.data.seeding import derive_seed
-from moat.evaluation.clusters import mean_accuracy
+from moat.evaluation.statistics import mean_accuracy
 
 # Published images have the severities of their own benchmark.
 _PUBLISHED = "cifar10-c"

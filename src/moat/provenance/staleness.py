@@ -146,7 +146,7 @@ def attacks_of(record: Mapping[str, Any]) -> list[str]:
 def reporting_hash(*, package: Path = PACKAGE) -> str:
     """Content hash of what makes tables, figures and the page: code and templates."""
     folder = package / "reporting"
-    code = [*folder.rglob("*.py"), *(package / "evaluation" / name for name in ("statistics.py", "clusters.py"))]
+    code = [*folder.rglob("*.py"), package / "evaluation" / "statistics.py"]
     templates = [path for path in folder.rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")]
     hashes = [_read(path, package).behaviour for path in code]
     hashes += [hashlib.sha256(path.read_bytes()).hexdigest() for path in templates]

@@ -12,8 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from moat.base.errors import DataError
-from moat.evaluation.clusters import MeanAccuracy
-from moat.evaluation.statistics import wilson
+from moat.evaluation.statistics import MeanAccuracy, wilson
 
 CONFIDENCE = 0.95
 NORMAL_QUANTILE = statistics.NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
@@ -33,7 +32,7 @@ def summarise(counts: Sequence[tuple[int, int]], *, where: str) -> dict[str, Any
 
 
 def summarise_means(means: Sequence[MeanAccuracy], *, where: str) -> dict[str, Any]:
-    """:func:`summarise` for means over settings: the examples count as :mod:`moat.evaluation.clusters` has it.
+    """:func:`summarise` for means over settings, clustered by example.
 
     Raises:
         DataError: the seeds were evaluated on different numbers of examples; names ``where``.

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from moat.base.errors import DataError
-from moat.evaluation.clusters import MeanAccuracy, from_shares
+from moat.evaluation.statistics import MeanAccuracy, clustered_mean
 
 Settings = tuple[str, ...]
 _COLUMNS = ["setting", "index", "correct"]
@@ -66,7 +66,7 @@ def worst(rows: Rows, settings: Settings) -> tuple[int, int]:
 
 def mean(rows: Rows, settings: Settings) -> MeanAccuracy:
     """Mean accuracy over the settings, every example counted once."""
-    return from_shares(rows.matrix(settings).mean(0), len(settings))
+    return clustered_mean(rows.matrix(settings).mean(0), len(settings))
 
 
 def confidence(rows: Rows, settings: Settings) -> tuple[float, float, int]:

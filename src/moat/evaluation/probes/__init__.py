@@ -1,8 +1,8 @@
-"""Probes: what one pass through a trained model leaves for figures that show more than accuracies. One module a kind.
+"""Probes: arrays taken from a trained model for figures that show more than accuracies. One module per kind.
 
-A module has ``TAKES``, the parameters that its entries in ``config/probes.yaml`` may have, and
-``collect(model, images, **parameters)``, which returns name -> numpy array; ``images`` are :class:`Images`, and the
-parameters those of the entry but ``setting`` and ``images``, which are in them.
+A module has ``PARAMETERS``, the parameters that its entries in ``config/probes.yaml`` may have, and a function
+``collect(model, images, **parameters)`` that returns name -> numpy array. ``images`` is an :class:`Images`, made from
+the parameters ``setting`` and ``images``; the others are passed on.
 """
 
 import importlib
@@ -21,10 +21,10 @@ __all__ = ["Images", "collect", "get"]
 
 
 def get(kind: str) -> ModuleType:
-    """The module of a kind.
+    """The module of a kind of probe.
 
     Raises:
-        ConfigError: there is none; lists those that there are.
+        ConfigError: unknown ``kind``.
     """
     if kind not in probe_kinds():
         raise ConfigError("config/probes.yaml: " + unknown_name(kind, probe_kinds(), what="kind of probe"))
@@ -32,18 +32,18 @@ def get(kind: str) -> ModuleType:
 
 
 def collect(name: str, probe: Mapping[str, Any], model: nn.Module, images: Images) -> dict[str, np.ndarray]:
-    """The arrays of the probe ``name`` of ``config/probes.yaml``, whose entry is ``probe``.
+    """The arrays of a probe. ``probe`` is the entry ``name`` of ``config/probes.yaml``.
 
     Raises:
-        ConfigError: a parameter that the kind does not take, or a model that the kind says nothing about.
+        ConfigError: an unknown parameter, or a model that this kind of probe does not apply to.
     """
     module = get(probe["probe"])
     parameters = {key: value for key, value in probe.items() if key != "probe"}
     for key in parameters:
-        if key not in module.TAKES:
+        if key not in module.PARAMETERS:
             what = f"parameter of a probe {probe['probe']!r}"
-            raise ConfigError(f"config/probes.yaml: {name}: " + unknown_name(key, module.TAKES, what=what))
-    if "setting" in module.TAKES and "setting" not in parameters:
+            raise ConfigError(f"config/probes.yaml: {name}: " + unknown_name(key, module.PARAMETERS, what=what))
+    if "setting" in module.PARAMETERS and "setting" not in parameters:
         raise ConfigError(f"config/probes.yaml: {name}: no setting given; name one of config/attacks.yaml")
     own = {key: value for key, value in parameters.items() if key not in ("setting", "images")}
     return module.collect(model, images, **own)

@@ -1,4 +1,4 @@
-"""Test images for a probe, clean and attacked, batch by batch."""
+"""The input of a probe: test images, clean and attacked, in batches."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -24,12 +24,13 @@ class Batch:
 
 @dataclass(frozen=True)
 class Images:
-    """
+    """Test images and the attack setting of a probe.
+
     Attributes:
         x, y: uint8 (N, H, W, C) and labels (N,).
-        indices: each image's number in the test split; with the setting's name it decides the random start, so that
-            a probe attacks an image exactly as the evaluation of the same setting does.
-        name: of the attack setting; None for a probe that needs no attack.
+        indices: each image's row in the test split. The random start derives from it and the setting's name, so that a
+            probe attacks an image exactly as the evaluation of the same setting does.
+        name, attack: the attack setting; None for a probe that needs none.
     """
 
     x: torch.Tensor
@@ -40,7 +41,7 @@ class Images:
     attack: Attack | None = None
 
     def batches(self, model: nn.Module) -> Iterator[Batch]:
-        """All images, attacked with a copy of ``model`` that is made for it."""
+        """All images, attacked on a fast copy of ``model``."""
         if self.attack is None:
             raise ConfigError("this probe compares clean with attacked images; give it a setting")
         device, target = device_of(model), None
@@ -48,11 +49,8 @@ class Images:
             part = slice(start, start + self.batch_size)
             clean, labels = images(self.x[part], device), self.y[part].to(device, torch.int64)
             target = target or for_attack(model, clean)
-            yield Batch(clean, self._attacked(target, clean, labels, self.indices[part]), labels)
-
-    def _attacked(self, target: nn.Module, clean, labels, indices: Sequence[int]) -> torch.Tensor:
-        draws = None
-        if self.attack.takes_generator:
-            draws = [generator(0, 0, f"evaluate {self.name}", batch=index) for index in indices]
-        attacked = self.attack(target, clean.clone(), labels, draws)
-        return project(attacked, clean, self.attack.eps, self.name)
+            draws = None
+            if self.attack.takes_generator:
+                draws = [generator(0, 0, f"evaluate {self.name}", batch=index) for index in self.indices[part]]
+            attacked = self.attack(target, clean.clone(), labels, draws)
+            yield Batch(clean, project(attacked, clean, self.attack.eps, self.name), labels)

@@ -1,4 +1,4 @@
-"""What a router says of each image, clean and attacked."""
+"""The router's scores of each image, clean and attacked."""
 
 import numpy as np
 import torch
@@ -7,7 +7,7 @@ from torch import nn
 from moat.base.errors import ConfigError
 from moat.evaluation.probes._images import Images
 
-TAKES = ("setting", "images")
+PARAMETERS = ("setting", "images")
 
 
 def collect(model: nn.Module, images: Images) -> dict[str, np.ndarray]:

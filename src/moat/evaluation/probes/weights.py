@@ -1,4 +1,4 @@
-"""The weights of one layer, pruned ones as zeros."""
+"""The weights of one layer, with zeros for pruned ones."""
 
 import numpy as np
 from torch import nn
@@ -7,17 +7,17 @@ from moat.base.errors import ConfigError
 from moat.evaluation.probes._images import Images
 from moat.models.moe import ChannelExpertConv2d
 
-TAKES = ("layer",)
+PARAMETERS = ("layer",)
 
 
 def collect(model: nn.Module, images: Images, *, layer: int | str = 2) -> dict[str, np.ndarray]:
     """``weights``: float32, in the layer's shape.
 
     Args:
-        layer: the number of a convolution, counted from the image from 1, or the dotted name of a layer.
+        layer: the number of a convolution, counted from the input starting at 1, or the dotted name of a layer.
 
     Raises:
-        ConfigError: the model has no such layer; says which it has.
+        ConfigError: the model has no such layer; lists those it has.
     """
     chosen = _find(model, layer)
     weights = chosen.effective_weight() if hasattr(chosen, "effective_weight") else chosen.weight

@@ -1,4 +1,4 @@
-"""The networks that a model is made of, seen from outside."""
+"""The networks of a model."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,7 @@ from torch import nn
 
 
 def networks(model: nn.Module) -> Sequence[nn.Module]:
-    """The experts of a mixture of full nets; any other model is one network (an MoE-CNN's experts share layers)."""
+    """The experts of a mixture of full nets; any other model is one network, also an MoE-CNN, which shares layers."""
     experts = getattr(model, "experts", None)
     if not isinstance(experts, nn.ModuleList):
         return [model]
