@@ -6,7 +6,8 @@ import random
 import pytest
 
 from moat.base.errors import ConfigError
-from moat.planning.budget import Item, select_greedily, select_jobs
+from moat.planning import budget as planner
+from moat.planning.budget import Item, select_jobs
 
 
 def grid(seed, items=9, jobs=10):
@@ -38,6 +39,12 @@ def test_no_other_selection_has_a_greater_priority(seed, budget):
     assert selected.priority == best(items, costs, budget)
     assert selected.gap == 0
     _check(selected, items, costs, budget)
+
+
+def select_greedily(items, costs, budget):
+    """What remains if the search is cut short at once."""
+    problem = planner._JobGroups(items, costs)
+    return problem.selection(planner._choose_greedily(problem, budget), sum(item.priority for item in items))
 
 
 @pytest.mark.parametrize("seed", range(25))

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-RUN_FILES = ("model.safetensors", "last.safetensors", "run.json", "history.csv")
 TABLE_SUFFIXES = ("csv", "md", "tex")
 FIGURE_SUFFIXES = ("png", "pdf", "csv")
 

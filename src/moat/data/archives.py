@@ -25,7 +25,9 @@ def members(path: Path) -> Iterator[Member]:
         DataError: not an archive, truncated, or a member that is a link or points outside; names both files.
     """
     if path.is_dir():
-        yield from _folder_members(path)
+        for file in sorted(path.rglob("*")):
+            if file.is_file():
+                yield file.relative_to(path).as_posix(), file.read_bytes
         return
     listed = _zip_members if zipfile.is_zipfile(path) else _tar_members
     try:
@@ -45,12 +47,6 @@ def _guarded(path: Path, name: str, read: Callable[[], bytes]) -> bytes:
         return read()
     except BROKEN as error:
         raise DataError(f"{path}: member {name!r} cannot be read, the archive is damaged ({_reason(error)})") from error
-
-
-def _folder_members(path: Path) -> Iterator[Member]:
-    for file in sorted(path.rglob("*")):
-        if file.is_file():
-            yield file.relative_to(path).as_posix(), file.read_bytes
 
 
 def _tar_members(path: Path) -> Iterator[Member]:

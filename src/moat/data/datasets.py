@@ -98,10 +98,14 @@ def prepare(
     held_out = spec["validation"] if validation is None else validation
     _check_parameters(spec, size, train_limit, test_limit, held_out)
     raw = READERS[spec["format"]](spec, files, size)
-    classes = _classes(spec, raw)
+    count = spec["num_classes"]
+    classes = spec.get("classes") or raw.classes or [str(number) for number in range(count)]
+    for names, origin in ((classes, "config"), (raw.classes or classes, "files")):
+        if len(names) != count:
+            raise DataError(f"dataset {spec['name']}: num_classes is {count}, its {origin} name {len(names)} classes")
     tensors = _tensors(spec, raw, size, train_limit, test_limit, held_out)
     parameters = {"image_size": size, "train_limit": train_limit, "test_limit": test_limit, "validation": held_out}
-    metadata = _metadata(spec, raw, classes, tensors, parameters, found)
+    metadata = _metadata(spec, raw, list(classes), tensors, parameters, found)
     with atomic_path(out) as temporary:
         try:
             save_file(tensors, temporary, metadata={"moat": json.dumps(metadata, sort_keys=True)})
@@ -119,15 +123,6 @@ def _check_parameters(spec: Mapping[str, Any], size: int, *limits: int | None) -
             raise ConfigError(
                 f"dataset {spec['name']}: {name} has {len(spec[name])} numbers; needed: {spec['channels']}"
             )
-
-
-def _classes(spec: Mapping[str, Any], raw: Raw) -> list[str]:
-    count = spec["num_classes"]
-    classes = spec.get("classes") or raw.classes or [str(number) for number in range(count)]
-    for names, origin in ((classes, "config"), (raw.classes or classes, "files")):
-        if len(names) != count:
-            raise DataError(f"dataset {spec['name']}: num_classes is {count}, its {origin} name {len(names)} classes")
-    return list(classes)
 
 
 def _tensors(

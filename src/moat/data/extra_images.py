@@ -66,8 +66,15 @@ def load(path: Path, *, sha256: str, image_size: int, channels: int, num_classes
     for name in ("image", "label"):
         if name not in found:
             raise DataError(f"{path}: no array {name!r}; it has: {', '.join(sorted(found)) or 'none'}")
-    _check(path, found["image"], found["label"], (image_size, image_size, channels), num_classes)
-    return Split(torch.from_numpy(found["image"]), torch.from_numpy(found["label"].astype(np.int64)))
+    images, labels, shape = found["image"], found["label"], (image_size, image_size, channels)
+    if images.dtype != np.uint8 or images.shape[1:] != shape or not len(images):
+        allowed = ", ".join(map(str, shape))
+        raise DataError(f"{path}: 'image' is {images.dtype} {images.shape}; allowed: uint8 (1 or more, {allowed})")
+    if labels.dtype.kind not in "iu" or labels.shape != images.shape[:1]:
+        raise DataError(f"{path}: 'label' is {labels.dtype} {labels.shape}; allowed: whole numbers ({len(images)},)")
+    if labels.min() < 0 or labels.max() >= num_classes:
+        raise DataError(f"{path}: labels from {labels.min()} to {labels.max()}; allowed: 0 to {num_classes - 1}")
+    return Split(torch.from_numpy(images), torch.from_numpy(labels.astype(np.int64)))
 
 
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
@@ -90,13 +97,3 @@ _READERS: Mapping[str, Callable[[Path], dict[str, np.ndarray]]] = {
     ".npz": _read_npz,
     ".safetensors": _read_safetensors,
 }
-
-
-def _check(path: Path, images: np.ndarray, labels: np.ndarray, shape: tuple[int, ...], num_classes: int) -> None:
-    if images.dtype != np.uint8 or images.shape[1:] != shape or not len(images):
-        wanted = ", ".join(map(str, shape))
-        raise DataError(f"{path}: 'image' is {images.dtype} {images.shape}; allowed: uint8 (1 or more, {wanted})")
-    if labels.dtype.kind not in "iu" or labels.shape != images.shape[:1]:
-        raise DataError(f"{path}: 'label' is {labels.dtype} {labels.shape}; allowed: whole numbers ({len(images)},)")
-    if labels.min() < 0 or labels.max() >= num_classes:
-        raise DataError(f"{path}: labels from {labels.min()} to {labels.max()}; allowed: 0 to {num_classes - 1}")

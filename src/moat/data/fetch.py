@@ -59,7 +59,8 @@ def fetch(spec: Mapping[str, Any], into: Path, *, mirror: str | None = None) -> 
         wanted = _wanted(spec, mirror)
         entries = [_fetch_file(file, into) for file in wanted]
         for entry, official in zip(entries, spec["files"], strict=True):
-            entry["official"] = _is_official(entry, official)
+            kind = "sha256" if "sha256" in official else "md5"
+            entry["official"] = entry[kind] == official[kind]
         path = into / manifest.NAME
         content = {"version": manifest.VERSION, "dataset": spec["name"], "mirror": mirror, "files": entries}
         write_json(path, content | ({"folder": folder} if folder else {}))
@@ -74,17 +75,15 @@ def _wanted(spec: Mapping[str, Any], mirror: str | None) -> list[_Wanted]:
             _Wanted(file["name"], tuple(file.get("urls", ())), *(file.get(key) for key in keys))
             for file in spec["files"]
         ]
-    sums = read_sums(mirror)
-    return [_from_mirror(file["name"], mirror, sums) for file in spec["files"]]
-
-
-def _from_mirror(name: str, mirror: str, sums: Mapping[str, str]) -> _Wanted:
-    """The file called ``name`` in SHA256SUMS, in any folder of the mirror."""
-    found = [path for path in sums if path == name] or [path for path in sums if PurePosixPath(path).name == name]
-    if len(found) != 1:
-        what = "no entry" if not found else "several entries"
-        raise DataError(f"{download.join(mirror, SUMS)}: {what} for {name}; a mirror's files need one each")
-    return _Wanted(name, (download.join(mirror, found[0]),), sums[found[0]], None, None)
+    sums, wanted = read_sums(mirror), []
+    for name in (file["name"] for file in spec["files"]):
+        # In any folder of the mirror.
+        found = [path for path in sums if path == name] or [path for path in sums if PurePosixPath(path).name == name]
+        if len(found) != 1:
+            what = "no entry" if not found else "several entries"
+            raise DataError(f"{download.join(mirror, SUMS)}: {what} for {name}; a mirror's files need one each")
+        wanted.append(_Wanted(name, (download.join(mirror, found[0]),), sums[found[0]], None, None))
+    return wanted
 
 
 def read_sums(mirror: str) -> dict[str, str]:
@@ -184,8 +183,3 @@ def _previous_origin(into: Path, entry: Mapping[str, Any]) -> str | None:
         return next((file["origin"] for file in files if file["sha256"] == entry["sha256"]), None)
     except (DataError, KeyError, TypeError):
         return None
-
-
-def _is_official(entry: Mapping[str, Any], official: Mapping[str, Any]) -> bool:
-    kind = "sha256" if "sha256" in official else "md5"
-    return entry[kind] == official[kind]

@@ -70,11 +70,11 @@ def select_jobs(
     Raises:
         ConfigError: a budget that is negative or not a number, or no solver is installed.
     """
-    items = list(items)
-    _check(budget)
+    if not budget >= 0:
+        raise ConfigError(f"a budget of {budget}; allowed: 0 or more")
     if missing := missing_solver():
         raise ConfigError(missing)
-    problem = _JobGroups(items, costs)
+    problem = _JobGroups(list(items), costs)
     chosen, bound = _solve(problem, budget, time_limit)
     greedy = _choose_greedily(problem, budget)
     if problem.priority(greedy) > problem.priority(chosen):  # The search was cut short.
@@ -82,23 +82,10 @@ def select_jobs(
     return problem.selection(chosen, bound)
 
 
-def select_greedily(items: Iterable[Item], costs: Mapping[Hashable, float], budget: float) -> Selection:
-    """A fast selection: repeatedly take the item of highest priority per cost of its jobs not yet selected."""
-    items = list(items)
-    _check(budget)
-    problem = _JobGroups(items, costs)
-    return problem.selection(_choose_greedily(problem, budget), sum(item.priority for item in items))
-
-
 def missing_solver() -> str | None:
     """What a budget lacks and how to install it; None if nothing is missing."""
     missing = [name for name in SOLVER if importlib.util.find_spec(name) is None]
     return f"a budget needs {' and '.join(missing)}: {INSTALL}" if missing else None
-
-
-def _check(budget: float) -> None:
-    if not budget >= 0:
-        raise ConfigError(f"a budget of {budget}; allowed: 0 or more")
 
 
 class _JobGroups:

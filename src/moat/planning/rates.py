@@ -171,7 +171,9 @@ def _finished(project: Project, planner: Mapping[str, Any], matching: Iterable[s
         evaluation = _read(path)
         about = evaluation.get("run", {})
         run = records.get(tuple(about.get(key) for key in ("scale", "dataset", "arch", "method", "seed")))
-        if run and _same_hardware(evaluation, run) and evaluation.get("seconds"):
+        hardware = [record.get("hardware", {}) for record in (evaluation, run or {})]
+        same = all(hardware[0].get(key) == hardware[1].get(key) for key in ("cpu", "gpus"))
+        if run and same and evaluation.get("seconds"):
             yield from _of_evaluation(evaluation, run, planner["attacks"])
 
 
@@ -182,11 +184,6 @@ def _of_evaluation(evaluation, run, families) -> Iterator[Observation]:
     passes = sum(counts.get(name, evaluation)["n"] * setting_passes(each, families) for name, each in settings.items())
     rate = passes * run["macs_per_image"] / evaluation["seconds"]
     yield Observation("evaluate", "float32", run["method"], run["arch"], run["macs_per_image"], rate, "run")
-
-
-def _same_hardware(evaluation: Mapping[str, Any], run: Mapping[str, Any]) -> bool:
-    keys = ("cpu", "gpus")
-    return all(evaluation.get("hardware", {}).get(key) == run.get("hardware", {}).get(key) for key in keys)
 
 
 def _read(path: Path) -> Mapping[str, Any]:

@@ -8,7 +8,7 @@ import numpy as np
 from moat.base.errors import ConfigError, DataError, unknown_name
 from moat.data.corruptions import blur, colour, digital, elastic, frost, motion, noise, spatter, weather
 from moat.data.corruptions.draws import Draws
-from moat.data.corruptions.severities import PARAMETERS, setting_name
+from moat.data.corruptions.severities import PARAMETERS, SEVERITIES, setting_name
 from moat.data.seeding import derive_seed
 
 FUNCTIONS = {
@@ -62,7 +62,13 @@ def corrupt_with_keys(
     images: np.ndarray, name: str, severity: int, *, keys: Sequence[int], severities: str = "cifar10-c"
 ) -> np.ndarray:
     """:func:`corrupt` with the key of each image's random numbers, an integer from 0 to 2**64 - 1."""
-    parameters = _parameters(name, severity, severities)
+    if severities not in PARAMETERS:
+        raise ConfigError(unknown_name(severities, PARAMETERS, what="severities"))
+    if name not in PARAMETERS[severities]:
+        raise ConfigError(unknown_name(name, PARAMETERS[severities], what="corruption"))
+    if severity not in SEVERITIES or isinstance(severity, bool):
+        raise ConfigError(f"severity {severity!r} of corruption {name}: allowed are {', '.join(map(str, SEVERITIES))}")
+    parameters = PARAMETERS[severities][name][severity - 1]
     _check_images(images, keys)
     colour_images = images if images.shape[3] == 3 else np.repeat(images, 3, axis=3)
     result = np.empty_like(colour_images)
@@ -73,16 +79,6 @@ def corrupt_with_keys(
         chunk = np.ascontiguousarray(colour_images[part])
         result[part] = FUNCTIONS[name](chunk, parameters, Draws(keys[part]))
     return result if images.shape[3] == 3 else result[..., :1].copy()
-
-
-def _parameters(name: str, severity: int, severities: str):
-    if severities not in PARAMETERS:
-        raise ConfigError(unknown_name(severities, PARAMETERS, what="severities"))
-    if name not in PARAMETERS[severities]:
-        raise ConfigError(unknown_name(name, PARAMETERS[severities], what="corruption"))
-    if severity not in (1, 2, 3, 4, 5) or isinstance(severity, bool):
-        raise ConfigError(f"severity {severity!r} of corruption {name}: allowed are 1, 2, 3, 4, 5")
-    return PARAMETERS[severities][name][severity - 1]
 
 
 def _check_images(images: np.ndarray, keys: Sequence[int]) -> None:

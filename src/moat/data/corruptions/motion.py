@@ -29,19 +29,16 @@ def blur_along(images: np.ndarray, radius: float, deviation: float, angles: np.n
     result = np.empty(images.shape, np.uint8)
     order = np.argsort(members, kind="stable")
     ends = np.cumsum(np.bincount(members, minlength=len(paths)))
+    size = images.shape[1]
     for path, rows in zip(paths + low, np.split(order, ends[:-1]), strict=True):
-        result[rows] = _blur_along_one(padded[rows], path, weights, images.shape[1])
+        pixels = padded[rows].astype(np.float32)
+        # Truncation to uint8 then rounds.
+        total = np.full((len(rows), size, size, images.shape[3]), np.float32(0.5))
+        part = np.empty_like(total)
+        for (top, left), weight in zip(path, weights, strict=True):
+            total += np.multiply(pixels[:, top : top + size, left : left + size], weight, out=part)
+        result[rows] = total
     return result
-
-
-def _blur_along_one(padded: np.ndarray, path: np.ndarray, weights: np.ndarray, size: int) -> np.ndarray:
-    """Blur images (n, H, W, C), padded to contain ``path``, along it: float32 (n, size, size, C)."""
-    pixels = padded.astype(np.float32)
-    total = np.full((len(padded), size, size, padded.shape[3]), np.float32(0.5))
-    part = np.empty_like(total)
-    for (top, left), weight in zip(path, weights, strict=True):
-        total += np.multiply(pixels[:, top : top + size, left : left + size], weight, out=part)
-    return total
 
 
 @functools.lru_cache(maxsize=32)

@@ -25,7 +25,11 @@ def collect(model: nn.Module, images: Images, *, layer: int | str = 2) -> dict[s
 
 
 def _find(model: nn.Module, layer: int | str) -> nn.Module:
-    layers = {name: module for name, module in model.named_modules() if _is_weighted(module)}
+    layers = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(getattr(module, "weight", None), nn.Parameter) and module.weight.ndim > 1
+    }
     convolutions = [module for module in layers.values() if isinstance(module, (nn.Conv2d, ChannelExpertConv2d))]
     if isinstance(layer, int) and 1 <= layer <= len(convolutions):
         return convolutions[layer - 1]
@@ -35,7 +39,3 @@ def _find(model: nn.Module, layer: int | str) -> nn.Module:
         f"layer: {layer!r} is not allowed; a convolution's number from 1 to {len(convolutions)}, or one of "
         f"{', '.join(layers)}"
     )
-
-
-def _is_weighted(module: nn.Module) -> bool:
-    return isinstance(getattr(module, "weight", None), nn.Parameter) and module.weight.ndim > 1
