@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
+from double import double
 from sklearn.datasets import load_digits
 from torch import nn
 from torch.nn import functional as F
@@ -25,7 +26,7 @@ from moat.models.moe import build_moe_cnn
 EPS = 16 / 255
 STATISTICS = ([0.3], [0.37])
 BUDGET = Budget(steps=8, queries=100)
-TRAIN, HELD_OUT, TEST = slice(0, 1400), slice(1400, 1700), slice(1700, 1770)
+TRAIN, HELD_OUT, TEST = slice(0, 1400), slice(1400, 1700), slice(1700, 1797)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -48,8 +49,9 @@ def cross_entropy(model, x, y):
 
 @torch.enable_grad()
 def train(model, part, *, epochs, attack=lambda model, x, y: x, loss=cross_entropy, lr=0.05):
+    """In float64, so that every processor comes to the same net; returned in float32."""
     optimizer = torch.optim.SGD(model.parameters(), lr, momentum=0.9)
-    x, y = (values[part] for values in images())
+    x, y = images()[0][part].double(), images()[1][part]
     draw = torch.Generator().manual_seed(0)
     for _ in range(epochs):
         for rows in torch.randperm(len(x), generator=draw).split(50):
@@ -57,13 +59,14 @@ def train(model, part, *, epochs, attack=lambda model, x, y: x, loss=cross_entro
             optimizer.zero_grad()
             loss(model.train(), attacked, y[rows]).backward()
             optimizer.step()
-    return model.eval()
+    return model.float().eval()
 
 
 def some_pgd(model, x, y):
     return pgd(model, x, y, eps=EPS, step_size=EPS / 2, steps=2)
 
 
+@double()
 def dense():
     torch.manual_seed(0)
     return nets.build("lenet5", 10, image_size=16, normalize=STATISTICS)
@@ -96,7 +99,8 @@ class Halved(nn.Module):
 def routed():
     """A mixture of two experts whose router tells even from odd digits."""
     torch.manual_seed(0)
-    model = build_moe_cnn("resnet18", 10, width=1 / 16, image_size=8, normalize=STATISTICS)
+    with double():
+        model = build_moe_cnn("resnet18", 10, width=1 / 16, image_size=8, normalize=STATISTICS)
     model.normalize = nn.Sequential(Halved(), model.normalize)
     model.router = nn.Sequential(Halved(), model.router)
 
@@ -163,7 +167,7 @@ def normalised_attack(model, x, y, generator=None, clip=False):
 
 
 def without_normalisation():
-    model = dense()
+    model = dense().float()
     model.load_state_dict(defended().state_dict())
     model.normalize = nn.Identity()
     return model.eval()

@@ -1,11 +1,15 @@
 """A small net with batch norm, trained on real digits, and images that it gets right."""
 
+import copy
+
 import pytest
 import torch
+from double import double
 from torch import nn
 from torch.nn import functional as F
 
 from moat import attacks
+from moat.kernels import for_attack
 from moat.models import nets
 
 
@@ -17,17 +21,18 @@ def one_thread():
 @pytest.fixture(scope="session")
 def trained(digits):
     """A trained ResNet-18 of 4 to 32 channels, in eval mode. Tests that change it must restore it."""
+    x, y = digits[0][:1280].double(), digits[1][:1280]
     torch.manual_seed(0)
-    model = nets.build("resnet18", 10, width=1 / 16, image_size=16, normalize=([0.3], [0.35]))
-    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
-    x, y = digits[0][:1280], digits[1][:1280]
-    for _ in range(4):
-        for part in torch.randperm(len(x)).split(64):
-            optimizer.zero_grad()
-            F.cross_entropy(model(x[part]), y[part]).backward()
-            optimizer.step()
+    with double():
+        model = nets.build("resnet18", 10, width=1 / 16, image_size=16, normalize=([0.3], [0.35]))
+        optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+        for _ in range(4):
+            for part in torch.randperm(len(x)).split(64):
+                optimizer.zero_grad()
+                F.cross_entropy(model(x[part]), y[part]).backward()
+                optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return model.eval()
+    return model.float().eval()
 
 
 @pytest.fixture(scope="session")
@@ -43,20 +48,39 @@ def batch(digits, trained):
 @pytest.fixture(scope="session")
 def defended(digits):
     """A small convolutional net trained against PGD for a moment: some examples fall to each component, some stay."""
+    x, y, eps = digits[0][:1024].double(), digits[1][:1024], 12 / 255
     torch.manual_seed(0)
-    model = nn.Sequential(
-        nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.ReLU(), nn.Conv2d(8, 16, 3, stride=2, padding=1), nn.ReLU(),
-        nn.Flatten(), nn.Linear(256, 10),
-    )  # fmt: skip
-    optimizer, eps = torch.optim.Adam(model.parameters(), 0.01), 12 / 255
-    x, y = digits[0][:1024], digits[1][:1024]
-    for _ in range(5):
-        for part in torch.randperm(len(x)).split(64):
-            adversarial = attacks.pgd(model, x[part], y[part], eps=eps, step_size=eps / 2, steps=3)
-            optimizer.zero_grad()
-            F.cross_entropy(model(adversarial), y[part]).backward()
-            optimizer.step()
-    return model.eval().requires_grad_(False)
+    with double():
+        model = nn.Sequential(
+            nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.ReLU(), nn.Conv2d(8, 16, 3, stride=2, padding=1), nn.ReLU(),
+            nn.Flatten(), nn.Linear(256, 10),
+        )  # fmt: skip
+        optimizer = torch.optim.Adam(model.parameters(), 0.01)
+        for _ in range(5):
+            for part in torch.randperm(len(x)).split(64):
+                adversarial = attacks.pgd(model, x[part], y[part], eps=eps, step_size=eps / 2, steps=3)
+                optimizer.zero_grad()
+                F.cross_entropy(model(adversarial), y[part]).backward()
+                optimizer.step()
+    return model.float().eval().requires_grad_(False)
+
+
+class InDouble(nn.Module):
+    """A net that computes in float64 between images and logits in float32: rounding decides no gradient's sign."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = copy.deepcopy(net).double()
+
+    def forward(self, x):
+        return self.net(x.double()).float()
+
+
+@pytest.fixture(scope="session")
+def in_double(defended, trained):
+    """Name -> net in float64: what two implementations of an attack are compared on."""
+    folded = for_attack(copy.deepcopy(trained).double())
+    return {"defended": InDouble(defended), "resnet": InDouble(trained), "folded": InDouble(folded)}
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from double import double
 from safetensors.torch import save_file
 from torch.nn import functional as F
 
@@ -56,16 +57,17 @@ def one_thread():
 
 
 def _train(digits, attack, epochs=4):
+    x, y = digits[0][:1280].double(), digits[1][:1280]
     torch.manual_seed(0)
-    model = nets.build("resnet18", 10, width=1 / 16, image_size=16, normalize=([0.3], [0.35]))
-    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
-    x, y = digits[0][:1280], digits[1][:1280]
-    for _ in range(epochs):
-        for part in torch.randperm(len(x)).split(64):
-            optimizer.zero_grad()
-            F.cross_entropy(model(attack(model, x[part], y[part])), y[part]).backward()
-            optimizer.step()
-    return model.eval()
+    with double():
+        model = nets.build("resnet18", 10, width=1 / 16, image_size=16, normalize=([0.3], [0.35]))
+        optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+        for _ in range(epochs):
+            for part in torch.randperm(len(x)).split(64):
+                optimizer.zero_grad()
+                F.cross_entropy(model(attack(model, x[part], y[part])), y[part]).backward()
+                optimizer.step()
+    return model.float().eval()
 
 
 @pytest.fixture(scope="session")
