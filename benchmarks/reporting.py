@@ -25,7 +25,6 @@ from moat.config import paths, studies_option
 from moat.config.grid import Evaluation, Grid, Run, build_grid
 from moat.config.project import Project
 from moat.provenance import environment, staleness
-from moat.reporting import usage
 from moat.reporting.results import locate
 
 ROOT = Path(__file__).parents[1]
@@ -74,7 +73,7 @@ def make(project: Project, grid: Grid, root: Path, examples: int, settings: int)
         checks = [{"check": f"check-{number}", **check} for number in range(CHECKS)]
         content = {"passed": True, "failed": [], "worst_case_accuracy": 0.4, "checks": checks, "seconds": 60.0}
         _write(root, paths.checks(grid.scale, run), content)
-    for probe in usage.probes(grid):
+    for probe in grid.probes:
         spec = project.probe(probe.name)
         if spec["probe"] == "features":  # what t-SNE takes its time for
             _features(locate(root, paths.probe(grid.scale, probe.run, probe.name)), spec["images"], random)

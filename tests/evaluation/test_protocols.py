@@ -215,13 +215,13 @@ def test_replicas_are_in_no_worst_case(net):
     ],
 )
 def test_a_cell_holds_settings_of_its_protocol_only(protocol, settings, words):
-    from moat.config.protocols import check_cell
+    from moat.config.cell_spec import check_protocol
 
     attacks = Project(".").attacks()
     if words is None:
-        return check_cell(protocol, settings, attacks, where="a study")
+        return check_protocol(protocol, settings, attacks, where="a study")
     with pytest.raises(ConfigError) as caught:
-        check_cell(protocol, settings, attacks, where="a study")
+        check_protocol(protocol, settings, attacks, where="a study")
     assert str(caught.value).startswith("a study: ") and all(word in str(caught.value) for word in words)
 
 

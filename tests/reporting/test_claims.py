@@ -15,7 +15,7 @@ from moat.config.project import Project
 from moat.reporting import claims, claims_tables
 from moat.reporting.quantities import QUANTITIES, Band, Number
 from moat.reporting.results import Results
-from moat.reporting.tables import frame, table_rows
+from moat.reporting.tables import frame, rows_of
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ class Case:
         grid = build_grid(self.project, "paper", studies)
         results = Results(self.tree.root, "paper", project=self.project)
         scale = self.project.scale("paper")
-        cells = (row for table in grid.tables for rows in table_rows(table, results, scale) for row in rows)
+        cells = (row for table in grid.tables for cell in table.cells for row in rows_of(cell, results, scale))
         return claims.evaluate(self.project, grid, frame(cells))
 
 

@@ -11,8 +11,9 @@ from moat.base.errors import DataError
 from moat.commands.cli import main
 from moat.config.grid import Cell, Run, build_grid
 from moat.config.project import Project
+from moat.reporting.intervals import summarise
 from moat.reporting.results import Results
-from moat.reporting.tables import COLUMNS, count_published, count_verdicts, frame, measure_cell, summarise
+from moat.reporting.tables import COLUMNS, count_published, count_verdicts, frame, measure_cell
 
 HEADER = (
     "study,table,row,column,dataset,arch,method,metric,protocol,published,published_std,measured,measured_std,"

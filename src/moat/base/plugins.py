@@ -217,11 +217,8 @@ def probe_kinds() -> tuple[str, ...]:
 
 @functools.cache
 def measures() -> dict[str, tuple[str, ...]]:
-    """The modules of :mod:`moat.reporting.measures`, and what each reads: its literal ``READS``."""
-    files = sorted((_PACKAGE / "reporting" / "measures").glob("*.py"))
-    return {
-        path.stem: tuple(ast.literal_eval(_names(path)["READS"])) for path in files if not path.stem.startswith("_")
-    }
+    """The measures of :mod:`moat.reporting.measures`, and what each reads: its literal ``READS``."""
+    return ast.literal_eval(_names(_PACKAGE / "reporting" / "measures.py")["READS"])
 
 
 def _keys(path: Path, variable: str) -> list[str]:

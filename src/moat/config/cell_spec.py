@@ -1,7 +1,7 @@
 """What a cell measures: the keys of its table, of its points on both axes, and of the overrides that match it."""
 
 import fnmatch
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from moat.base.errors import ConfigError, unknown_name
@@ -13,11 +13,12 @@ _NOT_BOUND = ("label", "published", "not_in_paper")
 # Keys of a table that are defaults for its cells.
 _FROM_TABLE = ("suite", "alternative_protocols", "tolerance", "hardware")
 CLEAN = "clean"
+CORRECT = "correct"
 
 
 def bind(spec: Mapping[str, Any], points: Points) -> dict[str, Any]:
     """The keys of one cell; later ones win: the table's, each point's in axis order, each matching override's."""
-    bound: dict[str, Any] = {"protocol": "correct", "measure": "accuracy", "aggregate": "worst"}
+    bound: dict[str, Any] = {"protocol": CORRECT, "measure": "accuracy", "aggregate": "worst"}
     bound.update({key: spec[key] for key in _FROM_TABLE if key in spec})
     for _, point in points:
         bound.update({key: value for key, value in point.items() if key not in _NOT_BOUND})
@@ -58,6 +59,28 @@ def expand_settings(patterns: Sequence[str], known: Sequence[str], *, suite: str
             raise ConfigError(f"{where}: " + unknown_name(pattern, known, what=f"setting of suite {suite!r}"))
         settings.update(dict.fromkeys(matching))
     return tuple(settings)
+
+
+def check_protocol(
+    protocol: str, settings: Iterable[str], attacks: Mapping[str, Mapping[str, Any]], *, where: str
+) -> None:
+    """A cell's settings must be measured by its protocol: numbers of a flawed one never count as robustness.
+
+    Args:
+        attacks: settings by name, as in ``config/attacks.yaml``; one that is missing there is not checked.
+
+    Raises:
+        ConfigError: a setting of another protocol; names it, both protocols, and ``where``.
+    """
+    for name in settings:
+        setting = attacks.get(name, {"attack": "none"})
+        measured_by = setting.get("protocol", CORRECT)
+        # Clean images are the same under every protocol.
+        if measured_by != protocol and setting.get("attack") != "none":
+            raise ConfigError(
+                f"{where}: the setting {name!r} is measured by the protocol {measured_by}, not by the cell's, "
+                f"{protocol}; give the point that protocol, or another setting"
+            )
 
 
 def under_alternative(bound: Mapping[str, Any], alternative: Mapping[str, Any]) -> dict[str, Any] | None:

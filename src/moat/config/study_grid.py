@@ -7,8 +7,8 @@ from typing import Any
 
 from moat.base import plugins
 from moat.base.errors import ConfigError, unknown_name
-from moat.config import corruptions, protocols
-from moat.config.cell_spec import bind, check_overrides, expand_settings, under_alternative
+from moat.config import corruptions
+from moat.config.cell_spec import bind, check_overrides, check_protocol, expand_settings, under_alternative
 from moat.config.grid_types import Cell, Figure, Line, Table
 from moat.config.project import Project
 from moat.config.published import NOTHING, Published, PublishedNumbers, wanted_columns
@@ -115,7 +115,7 @@ class Expander:
             self._check_names(bound, reads, where)
         if not_run is None and "rows" in reads:
             settings = expand_settings(patterns, self.suites[bound["suite"]], suite=bound["suite"], where=where)
-            protocols.check_cell(bound["protocol"], settings, self.attacks, where=where)
+            check_protocol(bound["protocol"], settings, self.attacks, where=where)
         rows = "rows" in reads
         return Cell(
             study=self.study,

@@ -1,8 +1,8 @@
-"""The cards of the page: what stands behind a number, as (what, value) pairs.
+"""The cards of the page: what is behind a number, as (name, value) pairs.
 
 A card opens when its number is hovered, focused or pressed. All cards travel as one JSON object, keyed by the id of the
-element that opens them; a thousand of them as HTML would be most of the page. A value that is the path of a result is
-made a link by the page.
+element that opens them; a thousand of them as HTML would be most of the page. The page turns a value that is the path
+of a result into a link.
 """
 
 import json
@@ -10,11 +10,18 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from moat.reporting import measures, provenance
-from moat.reporting.layout import Entry, Layout, explain
+from moat.reporting.layout import Entry, Layout, explain_distrust
 from moat.reporting.results import Results
 from moat.reporting.tables import reasons_of
 
 Line = tuple[str, Any]
+_WHY = {
+    "unverified": explain_distrust("interval-too-wide"),
+    "reproduced": "the whole interval lies within the tolerance around the published number",
+    "above": "the whole interval lies above the tolerance around the published number",
+    "below": "the whole interval lies below the tolerance around the published number",
+    "explained": "a replica of the paper's protocol gives the published number, the correct protocol does not",
+}
 
 
 def cell_id(table: str, row: int, column: int) -> str:
@@ -44,54 +51,35 @@ def embed(found: Mapping[str, Mapping[str, Any]]) -> str:
 def of_cell(entry: Entry, results: Results) -> list[Line]:
     """Where a number comes from, whether it can be trusted, and how it is made."""
     cell, values = entry.cell, entry.values
-    unit = f" {measures.get(cell.measure).UNIT}".rstrip()
-    lines = [("verdict", entry.verdict or "measured")]
+    unit = f" {measures.get(cell.measure).unit}".rstrip()
+    published: list[Line] = [("published", "nothing to compare with")]
+    if entry.published is not None:
+        tolerance = "" if isinstance(cell.published, str) else f", tolerance {cell.tolerance:g}"
+        line = f" (config/published/{cell.study}.csv, line {cell.published_line})" if cell.published_line else ""
+        published = [("published", f"{entry.published}{unit}{tolerance}{line}")]
+        for protocol, number, verdict in entry.alternatives:
+            outcome = f": {verdict}" if verdict not in ("", "not-run") else ""
+            published.append((f"under {protocol}", f"{number}{outcome}"))
     if entry.measured is None:
-        lines += [("why", entry.reason), *_published(entry, unit), ("made by", entry.command)]
-        return lines
-    lines += [("why", reason) for reason in _reasons(entry)]
-    stale = ((what, parts) for each in cell.each() for what, parts in results.stale(each).items())
-    said = (f"{what}: {', '.join(parts)} changed since" for what, parts in stale)
-    lines += [("stale", each) for each in dict.fromkeys(said)]
-    lines += [("measured", f"{entry.measured}{unit}")]
-    if values["measured_std"] is not None:
-        lines += [("between seeds", f"standard deviation {values['measured_std']:.2f}")]
-    lines += _published(entry, unit)
-    lines += [
+        return [("verdict", entry.verdict), ("why", entry.reason), *published, ("made by", entry.command)]
+    reasons, _ = reasons_of(values)
+    why = [explain_distrust(reason) for reason in reasons] or [_WHY.get(entry.verdict)]
+    stale = [
+        f"{what}: {', '.join(parts)} changed since"
+        for each in cell.each()
+        for what, parts in results.stale(each).items()
+    ]
+    spread = values["measured_std"]
+    return [
+        ("verdict", entry.verdict or "measured"),
+        *(("why", reason) for reason in why),
+        *(("stale", said) for said in dict.fromkeys(stale)),
+        ("measured", f"{entry.measured}{unit}"),
+        ("between seeds", None if spread is None else f"standard deviation {spread:.2f}"),
+        *published,
         ("metric", f"{values['metric']}, protocol {cell.protocol}"),
         ("examples", values["n"] and values["seeds"] and f"{values['n']} per seed"),
         ("seeds", values["seeds"] and values["seeds"].replace(";", ", ")),
         *provenance.files(cell, results),
         ("made by", entry.command),
     ]
-    return lines
-
-
-def _published(entry: Entry, unit: str) -> list[Line]:
-    cell = entry.cell
-    if entry.published is None:
-        return [("published", "nothing that this could be compared with")]
-    tolerance = "" if isinstance(cell.published, str) else f", tolerance {cell.tolerance:g}"
-    line = f" (config/published/{cell.study}.csv, line {cell.published_line})" if cell.published_line else ""
-    return [
-        ("published", f"{entry.published}{unit}{tolerance}{line}"),
-        *(
-            (f"under {protocol}", f"{number}{f': {verdict}' if verdict not in ('', 'not-run') else ''}")
-            for protocol, number, verdict in entry.flawed
-        ),
-    ]
-
-
-def _reasons(entry: Entry) -> list[str]:
-    """Why a number is not to be taken at its word; with a verdict that compares, how it came about."""
-    reasons, _ = reasons_of(entry.values)
-    if reasons:
-        return [explain(reason).removeprefix("unverified: ") for reason in reasons]
-    known = {
-        "unverified": explain("interval-too-wide").removeprefix("unverified: "),
-        "reproduced": "the whole interval lies within the tolerance of the published number",
-        "above": "the whole interval lies above the published number and its tolerance",
-        "below": "the whole interval lies below the published number and its tolerance",
-        "explained": "a replica of the paper's protocol gives the published number, the correct protocol does not",
-    }
-    return [known[entry.verdict]] if entry.verdict in known else []

@@ -1,13 +1,13 @@
 """The papers' headline claims, each computed from cells: stated, measured, explained, verdict, evidence.
 
-``config/claims.yaml`` declares them. :func:`evaluate` returns one dict per claim, from which ``claims.csv``, ``.md``
-and ``.tex`` (:mod:`moat.reporting.claims_tables`) and the top of the page are made:
+``config/claims.yaml`` declares them. :func:`evaluate` returns one dict per claim; ``claims.csv``, ``.md`` and ``.tex``
+(:mod:`moat.reporting.claims_tables`) and the top of the page are made from these:
 
     id, study, paper, text    what is claimed, and where
     stated                    as a phrase, e.g. ``4.02 ± 2 points``; ``unit``: ``points`` or ``%``
     published_line            the line of config/published/<study>.csv that states it, or None
     measured                  {value, low, high} under the correct protocol, or None
-    protocol, explained       the flawed protocol that may explain the claim, and {value, low, high} under it, or None
+    protocol, explained       the alternative protocol that may explain the claim; {value, low, high} under it, or None
     explanation               in words, what may explain a difference
     verdict                   as of a cell: reproduced, explained, above, below, unverified, not-run
     reasons                   names as in ``checks_failed`` (see :func:`moat.reporting.layout.explain`), or why not run
@@ -16,22 +16,25 @@ and ``.tex`` (:mod:`moat.reporting.claims_tables`) and the top of the page are m
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
+import pandas as pd
+
 from moat.base.errors import ConfigError, unknown_name
+from moat.config.cell_spec import CORRECT
 from moat.config.grid import Grid
 from moat.config.grid_types import Cell
 from moat.config.project import Project
 from moat.config.published import PublishedNumbers
 from moat.reporting.quantities import COMPARING, QUANTITIES, Band, Number
-from moat.reporting.tables import CORRECT, REMARKS, stand_ins
+from moat.reporting.tables import REMARKS, records, stand_ins
 
-Rows = Mapping[tuple[str, str, str, str, str], Mapping[str, Any]]
-_KEY = ("study", "table", "row", "column", "protocol")
+Key = tuple[str, str, str, str, str]
+Rows = Mapping[Key, Mapping[str, Any]]
 
 
-def evaluate(project: Project, grid: Grid, content) -> list[dict[str, Any]]:
+def evaluate(project: Project, grid: Grid, content: pd.DataFrame) -> list[dict[str, Any]]:
     """One dict per claim of the grid's studies, in the order of ``config/claims.yaml``.
 
     Args:
@@ -41,15 +44,19 @@ def evaluate(project: Project, grid: Grid, content) -> list[dict[str, Any]]:
         ConfigError: a claim about something that the studies do not have; names it.
     """
     studies = {table.study for table in grid.tables}
-    records = content.astype(object).where(content.notna(), None).to_dict("records")
-    rows = {tuple(record[name] for name in _KEY): record for record in records}
-    claims = {name: spec for name, spec in project.claims().items() if spec["study"] in studies}
+    rows = {
+        tuple(row[name] for name in ("study", "table", "row", "column", "protocol")): row for row in records(content)
+    }
     comparable = project.scale(grid.scale)["comparable"]
-    return [_claim(project, grid, name, spec, rows, comparable) for name, spec in claims.items()]
+    return [
+        _claim(project, grid, name, spec, rows, comparable)
+        for name, spec in project.claims().items()
+        if spec["study"] in studies
+    ]
 
 
 def chosen(grid: Grid, name: str, spec: Mapping[str, Any], role: str) -> list[Cell]:
-    """The cells that a claim is about, by their axes' labels, in the table's order; none where its study is not there.
+    """The cells that a claim is about, by their axes' labels, in the table's order; none if their study is not there.
 
     Raises:
         ConfigError: no such table or axis, or a label that no cell has.
@@ -67,50 +74,85 @@ def chosen(grid: Grid, name: str, spec: Mapping[str, Any], role: str) -> list[Ce
     return [cell for cell in cells if all(dict(cell.axes).get(axis) in wanted for axis, wanted in labels.items())]
 
 
-def _claim(project, grid, name, spec, rows: Rows, comparable: bool) -> dict[str, Any]:
+def _claim(project: Project, grid: Grid, name: str, spec, rows: Rows, comparable: bool) -> dict[str, Any]:
     _check(name, spec)
-    band, stated, line = _stated(project, name, spec)
+    unit = spec.get("unit", "points")
+    band, stated, line = _stated(project, name, spec, unit)
     cells = {role: chosen(grid, name, spec, role) for role in ("of", "against")}
     if spec["quantity"] in COMPARING and len(cells["of"]) != len(cells["against"]):
         sizes = f"{len(cells['of'])} cells against {len(cells['against'])}"
         raise ConfigError(f"config/claims.yaml: {name}: {sizes}; {spec['quantity']} needs as many of each")
     measured, missing = _quantity(spec, cells, rows, CORRECT)
     explained = _quantity(spec, cells, rows, spec["protocol"])[0] if "protocol" in spec else None
-    reasons = _reasons(spec, cells, rows, comparable) if measured else [missing]
+    if measured is None:
+        verdict, reasons = "not-run", [missing]
+    else:
+        verdict, reasons = band.verdict(measured), [] if comparable else ["budget"]
+        for cell in (cell for found in cells.values() for cell in found):
+            reasons += filter(None, (rows[_key(cell, CORRECT)]["checks_failed"] or "").split(";"))
+            reasons += stand_ins(cell)
+        if any(reason not in REMARKS for reason in reasons):
+            verdict = "unverified"
+        elif verdict in ("above", "below") and explained is not None and band.verdict(explained) == "reproduced":
+            verdict = "explained"
     return {
         "id": name,
         "study": spec["study"],
         "paper": project.study(spec["study"]).get("paper", "this project"),
         "text": spec["text"],
         "stated": stated,
-        "unit": _unit(spec),
+        "unit": unit,
         "published_line": line,
         "measured": measured and vars(measured),
         "protocol": spec.get("protocol"),
         "explained": explained and vars(explained),
         "explanation": spec["explanation"],
-        "verdict": _verdict(band, measured, explained, [reason for reason in reasons if reason not in REMARKS]),
-        "reasons": reasons,
+        "verdict": verdict,
+        "reasons": list(dict.fromkeys(reasons)),
         "evidence": [_evidence(cell, rows, role) for role, found in cells.items() for cell in found],
     }
 
 
-def _verdict(band: Band, measured: Number | None, explained: Number | None, reasons: Sequence[str]) -> str:
-    if measured is None:
-        return "not-run"
-    if reasons:
-        return "unverified"
-    verdict = band.verdict(measured)
-    if verdict in ("above", "below") and explained is not None and band.verdict(explained) == "reproduced":
-        return "explained"
-    return verdict
+def _check(name: str, spec) -> None:
+    where = f"config/claims.yaml: {name}"
+    if spec["quantity"] not in QUANTITIES:
+        raise ConfigError(f"{where}: " + unknown_name(spec["quantity"], QUANTITIES, what="quantity"))
+    if (spec["quantity"] in COMPARING) != ("against" in spec):
+        raise ConfigError(f"{where}: against: is for the quantities {', '.join(COMPARING)}, and needed there")
+    if not {"published", "equals", "at_least", "at_most"} & set(spec["stated"]):
+        raise ConfigError(f"{where}: stated: says no number; allowed: published, equals, at_least, at_most")
+
+
+def _stated(project: Project, name: str, spec, unit: str) -> tuple[Band, str, int | None]:
+    """The band in which the claim puts its number, the same as a phrase, and the line of the file that states it."""
+    stated, line = spec["stated"], None
+    if "published" in stated:
+        numbers = PublishedNumbers(spec["study"], project.published(spec["study"]))
+        found = numbers.find(stated["published"], where=f"config/claims.yaml: {name}", may_lack=False)
+        line = found.line
+        try:
+            # 4.02, or a range such as 25-30.
+            first, _, last = str(found.value).partition("-")
+            low, high = float(first), float(last or first)
+        except ValueError as error:
+            where = f"config/claims.yaml: {name}: {found.value!r}"
+            raise ConfigError(f"{where} is no number and no range such as 25-30") from error
+    elif "equals" in stated:
+        low = high = stated["equals"]
+    else:
+        low, high = stated.get("at_least", -math.inf), stated.get("at_most", math.inf)
+        phrases = [f"at least {low:g}"] * (low > -math.inf) + [f"at most {high:g}"] * (high < math.inf)
+        return Band(low, high), f"{' and '.join(phrases)} {unit}", line
+    tolerance = stated.get("tolerance", project.study(spec["study"])["tolerance"])
+    phrase = f"{low:g}" if low == high else f"{low:g} to {high:g}"
+    return Band(low - tolerance, high + tolerance), f"{phrase} ± {tolerance:g} {unit}", line
 
 
 def _quantity(spec, cells, rows: Rows, protocol: str) -> tuple[Number | None, str | None]:
     """The claim's number under a protocol; or None and what is missing.
 
-    Under a flawed protocol a cell that it does not change (clean accuracy) speaks by its correct number, but at least
-    one must have been measured under it.
+    Under an alternative protocol, a cell that it does not change (clean accuracy) counts with its correct number, but
+    at least one must have been measured under it.
     """
     numbers: dict[str, list[Number]] = {"of": [], "against": []}
     seen = False
@@ -126,60 +168,11 @@ def _quantity(spec, cells, rows: Rows, protocol: str) -> tuple[Number | None, st
     return QUANTITIES[spec["quantity"]](numbers["of"], numbers["against"]), None
 
 
-def _reasons(spec, cells, rows: Rows, comparable: bool) -> list[str]:
-    """Why the number cannot be taken at its word."""
-    reasons: list[str] = [] if comparable else ["budget"]
-    for cell in (cell for found in cells.values() for cell in found):
-        reasons += (rows[_key(cell, CORRECT)]["checks_failed"] or "").split(";")
-        reasons += [f"stand-in {stand_in}" for stand_in in stand_ins(cell)]
-    return [reason for reason in dict.fromkeys(reasons) if reason]
-
-
-def _stated(project: Project, name: str, spec) -> tuple[Band, str, int | None]:
-    """The band that the claim puts its number in, that as a phrase, and the line of the file that states it."""
-    stated, unit = dict(spec["stated"]), _unit(spec)
-    study = project.study(spec["study"])
-    tolerance, line = stated.get("tolerance", study["tolerance"]), None
-    if "published" in stated:
-        numbers = PublishedNumbers(spec["study"], project.published(spec["study"]))
-        found = numbers.find(stated["published"], where=f"config/claims.yaml: {name}", may_lack=False)
-        line = found.line
-        low, high = _range(found.value, name)
-        phrase = f"{low:g}" if low == high else f"{low:g} to {high:g}"
-        return Band(low - tolerance, high + tolerance), f"{phrase} ± {tolerance:g} {unit}", line
-    if "equals" in stated:
-        number = stated["equals"]
-        return Band(number - tolerance, number + tolerance), f"{number:g} ± {tolerance:g} {unit}", line
-    low, high = stated.get("at_least", -math.inf), stated.get("at_most", math.inf)
-    phrases = [f"at least {low:g}"] * (low > -math.inf) + [f"at most {high:g}"] * (high < math.inf)
-    return Band(low, high), f"{' and '.join(phrases)} {unit}", line
-
-
-def _range(value: float | str | None, name: str) -> tuple[float, float]:
-    """``4.02`` or ``25-30``.
-
-    Raises:
-        ConfigError: neither.
-    """
-    try:
-        low, _, high = str(value).partition("-")
-        return float(low), float(high or low)
-    except ValueError as error:
-        raise ConfigError(f"config/claims.yaml: {name}: {value!r} is no number and no range as 25-30") from error
-
-
-def _check(name: str, spec) -> None:
-    where = f"config/claims.yaml: {name}"
-    if spec["quantity"] not in QUANTITIES:
-        raise ConfigError(f"{where}: " + unknown_name(spec["quantity"], QUANTITIES, what="quantity"))
-    if (spec["quantity"] in COMPARING) != ("against" in spec):
-        raise ConfigError(f"{where}: against: is for the quantities {', '.join(COMPARING)}, and needed there")
-    if not {"published", "equals", "at_least", "at_most"} & set(spec["stated"]):
-        raise ConfigError(f"{where}: stated: says no number; allowed: published, equals, at_least, at_most")
-
-
-def _unit(spec) -> str:
-    return spec.get("unit", "points")
+def _evidence(cell: Cell, rows: Rows, role: str) -> dict[str, Any]:
+    row = rows.get(_key(cell, CORRECT), {})
+    place = {name: getattr(cell, name) for name in ("study", "table", "row", "column")}
+    said = {"measured": row.get("measured"), "verdict": row.get("verdict") or ""}
+    return {**place, "id": f"{cell.study}-{cell.table}", **said, "role": role}
 
 
 def _table_of(spec) -> tuple[str, str]:
@@ -187,12 +180,5 @@ def _table_of(spec) -> tuple[str, str]:
     return (study, table) if separator else (spec["study"], study)
 
 
-def _key(cell: Cell, protocol: str) -> tuple[str, str, str, str, str]:
+def _key(cell: Cell, protocol: str) -> Key:
     return (cell.study, cell.table, cell.row, cell.column, protocol)
-
-
-def _evidence(cell: Cell, rows: Rows, role: str) -> dict[str, Any]:
-    row = rows.get(_key(cell, CORRECT), {})
-    place = {name: getattr(cell, name) for name in ("study", "table", "row", "column")}
-    said = {"measured": row.get("measured"), "verdict": row.get("verdict") or ""}
-    return {**place, "id": f"{cell.study}-{cell.table}", **said, "role": role}

@@ -3,26 +3,39 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import pandas as pd
+
 from moat.reporting import latex, markdown
-from moat.reporting.layout import explain
+from moat.reporting.layout import explain_distrust
 
 COLUMNS = [
     *("claim", "study", "paper", "text", "stated", "unit", "measured", "ci_low", "ci_high"),
     *("protocol", "explained", "explained_low", "explained_high", "verdict", "reasons", "explanation", "evidence"),
 ]
 HEADINGS = ("claim", "stated", "measured", "what may explain the difference", "verdict", "evidence")
-TITLE = "What the papers claim, and what is found"
+TITLE = "The papers' claims, and what was measured"
 CAPTION = (
-    "Measured: under the correct protocol, computed from the cells named as evidence, with a 95 % interval. Where a "
-    "flawed protocol may explain the claim, the number under it follows its name."
+    "Measured: under the correct protocol, computed from the cells named as evidence, with a 95 % interval. Where an "
+    "alternative protocol may explain the claim, the number under it follows its name."
 )
 
 
 def to_csv(claims: Sequence[Mapping[str, Any]]) -> str:
     """One row per claim with :data:`COLUMNS`."""
-    import pandas as pd
-
     return pd.DataFrame([_row(claim) for claim in claims], columns=COLUMNS).to_csv(index=False, lineterminator="\n")
+
+
+def _row(claim: Mapping[str, Any]) -> dict[str, Any]:
+    measured, explained = claim["measured"] or {}, claim["explained"] or {}
+    same = ("study", "paper", "text", "stated", "unit", "protocol", "verdict", "explanation")
+    return {
+        "claim": claim["id"],
+        **{name: claim[name] for name in same},
+        **{"measured": measured.get("value"), "ci_low": measured.get("low"), "ci_high": measured.get("high")},
+        **{f"explained{end}": explained.get(key) for end, key in (("", "value"), ("_low", "low"), ("_high", "high"))},
+        "reasons": ";".join(claim["reasons"]),
+        "evidence": evidence(claim, most=len(claim["evidence"])),
+    }
 
 
 def to_markdown(claims: Sequence[Mapping[str, Any]]) -> str:
@@ -54,13 +67,21 @@ def to_latex(claims: Sequence[Mapping[str, Any]]) -> str:
 
 def words(claim: Mapping[str, Any]) -> tuple[str, ...]:
     """What stands under :data:`HEADINGS`."""
-    unit = claim["unit"]
-    measured = _number(claim["measured"], unit) or f"not run: {claim['reasons'][0]}"
-    explained = _number(claim["explained"], unit)
+
+    def number(found: Mapping[str, float] | None) -> str | None:
+        return found and f"{found['value']:.2f} [{found['low']:.2f}, {found['high']:.2f}] {claim['unit']}"
+
+    measured, explained = number(claim["measured"]), number(claim["explained"])
     explanation = claim["explanation"] + (f" ({claim['protocol']}: {explained})" if explained else "")
-    why = "; ".join(explain(reason).removeprefix("unverified: ") for reason in claim["reasons"])
-    verdict = claim["verdict"] + (f": {why}" if claim["measured"] and why else "")
-    return f"{claim['paper']}: {claim['text']}", claim["stated"], measured, explanation, verdict, evidence(claim)
+    why = "; ".join(map(explain_distrust, claim["reasons"])) if measured else ""
+    return (
+        f"{claim['paper']}: {claim['text']}",
+        claim["stated"],
+        measured or f"not run: {claim['reasons'][0]}",
+        explanation,
+        claim["verdict"] + (f": {why}" if why else ""),
+        evidence(claim),
+    )
 
 
 def evidence(claim: Mapping[str, Any], most: int = 3) -> str:
@@ -68,22 +89,3 @@ def evidence(claim: Mapping[str, Any], most: int = 3) -> str:
     places = [f"{each['id']}: {each['row']} x {each['column']}" for each in claim["evidence"]]
     more = [f"and {len(places) - most} more cells"] if len(places) > most + 1 else []
     return "; ".join([*(places[:most] if more else places), *more])
-
-
-def _number(number: Mapping[str, float] | None, unit: str) -> str | None:
-    if number is None:
-        return None
-    return f"{number['value']:.2f} [{number['low']:.2f}, {number['high']:.2f}] {unit}"
-
-
-def _row(claim: Mapping[str, Any]) -> dict[str, Any]:
-    measured, explained = claim["measured"] or {}, claim["explained"] or {}
-    same = ("study", "paper", "text", "stated", "unit", "protocol", "verdict", "explanation")
-    return {
-        "claim": claim["id"],
-        **{name: claim[name] for name in same},
-        **{"measured": measured.get("value"), "ci_low": measured.get("low"), "ci_high": measured.get("high")},
-        **{f"explained{end}": explained.get(key) for end, key in (("", "value"), ("_low", "low"), ("_high", "high"))},
-        "reasons": ";".join(claim["reasons"]),
-        "evidence": evidence(claim, most=len(claim["evidence"])),
-    }

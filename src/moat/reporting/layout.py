@@ -1,19 +1,24 @@
 """How the cells of a table are arranged and worded; shared by Markdown, LaTeX and the page.
 
-A number that was measured is printed with its interval; what was published stands apart from it, as
-``published 62.1``, and so does what a flawed protocol gives, as ``advmoe-released 61.8``. A number that is
-``unverified`` carries that word and a note with the reason; a cell without a number says ``not run`` and the reason.
+A measured number is printed with its interval. The published one stands apart from it, as ``published 62.1``, and so
+does what an alternative protocol gives, as ``advmoe-released 61.8``. An ``unverified`` number carries that word and a
+note with the reason; a cell without a number says ``not run``, and why.
 """
 
 import string
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+
+import pandas as pd
 
 from moat.config.grid import Cell, Table
 from moat.reporting import measures, provenance
 from moat.reporting.results import Results
-from moat.reporting.tables import not_run_reason, reasons_of, stand_ins
+from moat.reporting.tables import not_run_reason, reasons_of, records, stand_ins
+
+NOT_RUN = "not run"
+_OUTCOMES = ("reproduced", "explained", "above", "below")
 
 
 @dataclass(frozen=True)
@@ -23,8 +28,8 @@ class Entry:
     Attributes:
         values: its row of ``cells.csv``.
         number, interval: ``45.2`` and ``[42.1, 48.3]``, or None.
-        published: ``62.1``, as many digits as were published, or None.
-        flawed: (protocol, ``61.8 [60.9, 62.7]`` or ``not run``, verdict) of what may explain the published number.
+        published: ``62.1``, with as many digits as were published, or None.
+        alternatives: (protocol, ``61.8 [60.9, 62.7]`` or ``not run``, verdict) of each alternative protocol.
         reason: why it is not run.
         record: the run.json of its first run, below ``results/<scale>``, or None.
         command: the snakemake command that makes just this cell.
@@ -35,7 +40,7 @@ class Entry:
     number: str | None
     interval: str | None
     published: str | None
-    flawed: tuple[tuple[str, str, str], ...]
+    alternatives: tuple[tuple[str, str, str], ...]
     verdict: str
     reason: str | None
     marks: tuple[str, ...]
@@ -49,14 +54,14 @@ class Entry:
 
     @property
     def text(self) -> str:
-        """What stands for the measurement."""
+        """What is printed for the measurement."""
         if self.measured is None:
-            return "not run"
+            return NOT_RUN
         return f"unverified: {self.measured}" if self.verdict == "unverified" else self.measured
 
     @property
     def comparison(self) -> str | None:
-        """``published 62.1`` and, where the comparison holds, how it comes out."""
+        """``published 62.1`` and, where the two may be compared, the outcome."""
         if self.published is None:
             return None
         outcome = f" ({self.verdict})" if self.verdict in _OUTCOMES else ""
@@ -64,8 +69,8 @@ class Entry:
 
     @property
     def explanation(self) -> str | None:
-        """``advmoe-released 61.8 [60.9, 62.7]`` for each flawed protocol that was measured."""
-        said = (f"{protocol} {number}" for protocol, number, _ in self.flawed if number != NOT_RUN)
+        """``advmoe-released 61.8 [60.9, 62.7]`` for each alternative protocol that was measured."""
+        said = (f"{protocol} {number}" for protocol, number, _ in self.alternatives if number != NOT_RUN)
         return "; ".join(said) or None
 
 
@@ -79,51 +84,49 @@ class Layout:
     command: str
 
 
-NOT_RUN = "not run"
-_OUTCOMES = ("reproduced", "explained", "above", "below")
-
-
-def arrange(table: Table, content, results: Results) -> Layout:
+def arrange(table: Table, content: pd.DataFrame, results: Results) -> Layout:
     """Pivot a table's long frame (see :func:`moat.reporting.tables.table_frame`), whose rows are its cells in order."""
     marks: dict[str, str] = {}
-    records = iter(content.astype(object).where(content.notna(), None).to_dict("records"))
-    entries = [_entry(cell, _take(cell, records), results, marks) for cell in table.cells]
-    assert next(records, None) is None, f"{table.study}-{table.name}: more rows than cells"
+    rows = iter(records(content))
+    entries = [_entry(cell, [next(rows) for _ in cell.each()], results, marks) for cell in table.cells]
+    assert next(rows, None) is None, f"{table.study}-{table.name}: more rows than cells"
     width = len(table.columns)
-    rows = tuple((label, tuple(entries[i * width : (i + 1) * width])) for i, label in enumerate(table.rows))
+    lines = tuple((label, tuple(entries[i * width : (i + 1) * width])) for i, label in enumerate(table.rows))
     notes = tuple((mark, text) for text, mark in marks.items())
-    return Layout(table, rows, notes, provenance.table_command(table, results.scale))
-
-
-def _take(cell: Cell, records: Iterator[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The row of a cell and those of its explanations."""
-    taken = [next(records) for _ in cell.each()]
-    assert (taken[0]["row"], taken[0]["column"]) == (cell.row, cell.column)
-    return taken
+    return Layout(table, lines, notes, provenance.table_command(table, results.scale))
 
 
 def _entry(cell: Cell, rows: list[Mapping[str, Any]], results: Results, marks: dict[str, str]) -> Entry:
-    values, *flawed = rows
+    """Of the rows of a cell and its alternative protocols; adds its notes to ``marks``, note -> mark."""
+    values, *alternatives = rows
+    assert (values["row"], values["column"]) == (cell.row, cell.column)
     verdict, reason = values["verdict"] or "", None
     if verdict == "not-run":
         reason = not_run_reason(cell, results) or "not evaluated yet"
         notes = [f"not run: {reason}"]
     else:
-        replaced = [f"stand-in {stand_in}" for stand_in in stand_ins(cell)]
         reasons, _ = reasons_of(values)
         if verdict == "unverified" and not reasons:
             reasons = ["interval-too-wide"]
-        # What a flawed protocol gives stands in the same cell.
+        # Those of the alternative protocols, too: their numbers stand in the same cell.
         remarks = [remark for row in rows for remark in reasons_of(row)[1]]
-        notes = [explain(name) for name in dict.fromkeys([*reasons, *replaced, *remarks])]
+        notes = [explain(name) for name in dict.fromkeys([*reasons, *stand_ins(cell), *remarks])]
     number, interval = _numbers(cell, values)
+    published, spread = values["published"], values["published_std"]
+    if published is not None:
+        published = (published if isinstance(published, str) else f"{published:g}") + (
+            f" ± {spread:g}" if spread else ""
+        )
     return Entry(
         cell=cell,
         values=values,
         number=number,
         interval=interval,
-        published=_with_spread(values["published"], values["published_std"]),
-        flawed=tuple(_flawed(each, row) for each, row in zip(cell.alternatives, flawed, strict=True)),
+        published=published,
+        alternatives=tuple(
+            (each.protocol, " ".join(filter(None, _numbers(each, row))) or NOT_RUN, row["verdict"] or "")
+            for each, row in zip(cell.alternatives, alternatives, strict=True)
+        ),
         verdict=verdict,
         reason=reason,
         marks=tuple(sorted((marks.setdefault(note, _mark(len(marks))) for note in notes), key=lambda m: (len(m), m))),
@@ -132,31 +135,36 @@ def _entry(cell: Cell, rows: list[Mapping[str, Any]], results: Results, marks: d
     )
 
 
-def _flawed(cell: Cell, values: Mapping[str, Any]) -> tuple[str, str, str]:
-    said = " ".join(filter(None, _numbers(cell, values))) or NOT_RUN
-    return cell.protocol, said, values["verdict"] or ""
+_EXPLAINED = {
+    "budget": "unverified: trained or evaluated with a smaller budget than the paper's, so not comparable with it",
+    "checks-not-run": "unverified: the checks were not run",
+    "model-changed": "unverified: the run was trained again after this was measured",
+    "interval-too-wide": "unverified: the interval crosses the edge of the tolerance; too little was measured to tell",
+    "seeds-missing": "unverified: not all seeds are evaluated yet",
+    "unofficial-data": "unverified: the data set is not the official one",
+    "other-hardware": "unverified: a cost, not measured on the paper's hardware",
+    "stale": "stale: made by sources that have changed since",
+    "differs-in-code": "unverified: the code that implements the method is of another kind",
+}
 
 
 def explain(reason: str) -> str:
-    """A name in ``checks_failed`` as a sentence for people."""
-    fixed = {
-        "budget": "unverified: trained or evaluated with a smaller budget than the paper's, so not comparable with it",
-        "checks-not-run": "unverified: the checks were not checked",
-        "model-changed": "unverified: the run was trained again after this was measured",
-        "interval-too-wide": "unverified: the interval crosses the tolerance's edge; too little was measured to tell",
-        "seeds-missing": "unverified: not all seeds are evaluated yet",
-        "unofficial-data": "unverified: the data set is not the official one",
-        "other-hardware": "unverified: a cost, not measured on the paper's hardware",
-        "stale": "stale: made by sources that have changed since",
-        "differs-in-code": "unverified: the code that implements the method is of another kind",
-    }
-    if reason in fixed:
-        return fixed[reason]
+    """An entry of ``checks_failed`` as a phrase for people."""
     if reason.startswith("stand-in "):
-        kind, names = reason.removeprefix("stand-in ").split(" ", 1)
-        original, replacement = names.split("->")
-        return f"stand-in: {kind} {replacement} in place of {original}"
-    return f"unverified: the check {reason} failed"
+        return f"stand-in: {replaced(reason)}"
+    return _EXPLAINED.get(reason, f"unverified: the check {reason} failed")
+
+
+def explain_distrust(reason: str) -> str:
+    """:func:`explain` where the word ``unverified`` is already printed."""
+    return explain(reason).removeprefix("unverified: ")
+
+
+def replaced(stand_in: str) -> str:
+    """``stand-in dataset cifar10->digits`` as ``dataset digits in place of cifar10``."""
+    kind, names = stand_in.removeprefix("stand-in ").split(" ", 1)
+    original, replacement = names.split("->")
+    return f"{kind} {replacement} in place of {original}"
 
 
 def _numbers(cell: Cell, values: Mapping[str, Any]) -> tuple[str | None, str | None]:
@@ -164,22 +172,14 @@ def _numbers(cell: Cell, values: Mapping[str, Any]) -> tuple[str | None, str | N
     if values["measured"] is None:
         return None, None
     measure = measures.get(cell.measure)
-    if hasattr(measure, "text"):
+    if measure.text is not None:
         return measure.text(values), None
     low, high = values["ci_low"], values["ci_high"]
     interval = None if low is None or low == high else f"[{measure.show(low)}, {measure.show(high)}]"
     return measure.show(values["measured"]), interval
 
 
-def _with_spread(value: float | str | None, spread: float | None) -> str | None:
-    """As many digits as were published."""
-    if value is None:
-        return None
-    return (value if isinstance(value, str) else f"{value:g}") + (f" ± {spread:g}" if spread else "")
-
-
 def _mark(number: int) -> str:
     """a, b, … z, aa, ab, …"""
-    letters: Sequence[str] = string.ascii_lowercase
-    head, tail = divmod(number, len(letters))
-    return (_mark(head - 1) if head else "") + letters[tail]
+    head, tail = divmod(number, len(string.ascii_lowercase))
+    return (_mark(head - 1) if head else "") + string.ascii_lowercase[tail]

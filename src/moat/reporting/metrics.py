@@ -3,13 +3,15 @@
 from collections.abc import Iterable
 from typing import Any
 
+import pandas as pd
+
 from moat.config.grid import Cell, Table
 from moat.reporting import measures
 from moat.reporting.results import Results
 from moat.reporting.tables import count_published, count_verdicts, does_not_apply
 
 
-def collect(tables: Iterable[Table], content, results: Results) -> dict[str, Any]:
+def collect(tables: Iterable[Table], content: pd.DataFrame, results: Results) -> dict[str, Any]:
     """Counts of verdicts and checks, and the accuracy of every run in percent points.
 
     Returns:
@@ -22,7 +24,12 @@ def collect(tables: Iterable[Table], content, results: Results) -> dict[str, Any
     accuracy: dict[str, Any] = {}
     measured = (cell for cell in cells if "rows" in cell.reads)
     for cell in sorted(measured, key=lambda cell: (cell.dataset, cell.arch, cell.method, cell.suite)):
-        _add(accuracy, cell, results)
+        for run in results.finished(cell):
+            if does_not_apply(cell, run, results) is None:
+                inner = accuracy
+                for key in (run.dataset, run.arch, run.method, f"seed{run.seed}", cell.suite):
+                    inner = inner.setdefault(key, {})
+                inner[_name(cell)] = measures.get(cell.measure).compute(cell, [run], results)["measured"]
     checks = [results.checks(run) for run in dict.fromkeys(run for cell in cells for run in cell.runs)]
     checked = [bool(check["passed"]) for check in checks if check is not None]
     return {
@@ -31,16 +38,6 @@ def collect(tables: Iterable[Table], content, results: Results) -> dict[str, Any
         "checks": {"passed": sum(checked), "failed": len(checked) - sum(checked)},
         "accuracy": accuracy,
     }
-
-
-def _add(accuracy: dict[str, Any], cell: Cell, results: Results) -> None:
-    for run in results.finished(cell):
-        if does_not_apply(cell, run, results) is not None:
-            continue
-        inner = accuracy
-        for key in (run.dataset, run.arch, run.method, f"seed{run.seed}", cell.suite):
-            inner = inner.setdefault(key, {})
-        inner[_name(cell)] = measures.get(cell.measure).measure(cell, [run], results)["measured"]
 
 
 def _name(cell: Cell) -> str:

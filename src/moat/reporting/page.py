@@ -3,12 +3,14 @@
 from collections.abc import Sequence
 from typing import Any
 
+import jinja2
+
 from moat.config import paths
 from moat.config.grid import Figure, Grid, Table
 from moat.config.project import Project
-from moat.reporting import cards, claims, figures, pictures, problems, provenance, records, usage
+from moat.reporting import cards, claims, figures, formatting, pictures, problems, provenance, records, usage
 from moat.reporting.labels import shared_parts, without_shared
-from moat.reporting.layout import arrange, explain
+from moat.reporting.layout import arrange, explain_distrust
 from moat.reporting.results import Results
 from moat.reporting.tables import (
     OUTCOMES,
@@ -22,18 +24,26 @@ from moat.reporting.tables import (
 )
 
 MEANINGS = {
-    "reproduced": "the whole interval lies within the study's tolerance of the published number",
+    "reproduced": "the whole interval lies within the study's tolerance around the published number",
     "explained": "a replica of the paper's protocol gives the published number, the correct protocol does not",
-    "contradicted": "the whole interval lies above or below the published number and its tolerance",
+    "contradicted": "the whole interval lies outside the tolerance around the published number",
     "unverified": "a check failed, too little was measured, or budget or data are not the paper's",
     "not run": "there is no measurement; the reason is given",
+}
+# What the card of a run shows of its record, under which name.
+_RUN_CARD = {
+    "recipe version": "recipe_version",
+    "peak memory": "memory",
+    "model sha256": "model_sha256",
+    "data sha256": "data_sha256",
+    "git commit": "git_commit",
 }
 
 
 def render(project: Project, grid: Grid, studies: Sequence[str], results: Results) -> str:
     """The page's HTML; equal for equal results, whenever and wherever it is rendered.
 
-    Everything is computed from the rows of the evaluations; figures are those that ``moat draw`` left.
+    Everything is computed from the rows of the evaluations; the figures are those that ``moat draw`` left.
 
     Raises:
         DataError: a result that is damaged; names the file.
@@ -42,54 +52,31 @@ def render(project: Project, grid: Grid, studies: Sequence[str], results: Result
     for table in grid.tables:
         results.expect(table.cells)
     sections = [_study(project, name, grid, results, scale) for name in studies]
-    contents = [table["content"] for section in sections for table in section["tables"]]
-    cells = frame([record for content in contents for record in content.to_dict("records")])
-    found = {**_overview(grid, cells, sections), **_records(grid, results)}
-    details = {key: card for section in sections for table in section["tables"] for key, card in table["cards"].items()}
-    return (
-        _environment()
-        .get_template("page.html.j2")
-        .render(
-            **found,
-            scale_name=grid.scale,
-            scale=scale,
-            claims=[_claim(claim, sections) for claim in claims.evaluate(project, grid, cells)],
-            studies=sections,
-            cards=cards.embed({**details, **_record_cards(found)}),
-            make_all=f"snakemake --cores all --config scale={grid.scale}",
-            results_path=str(paths.results(grid.scale)),
-            page_path=str(paths.report(grid.scale)),
-        )
+    tables = [table for section in sections for table in section["tables"]]
+    cells = frame(record for table in tables for record in table["content"].to_dict("records"))
+    ran = _ran(grid, results)
+    details = {key: card for table in tables for key, card in table["cards"].items()}
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("moat.reporting"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-
-
-def _overview(grid: Grid, cells, sections: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    return {
-        "outcomes": {name: (count, OUTCOMES[name]) for name, count in count_published(cells).items()},
-        "meanings": MEANINGS,
-        "counts": _counts(cells),
-        "cell_count": len(correct_rows(cells)),
-        "by_study": [(section, count_published(cells[cells["study"] == section["name"]])) for section in sections],
-        "substitutes": _substitutes(grid),
-    }
-
-
-def _records(grid: Grid, results: Results) -> dict[str, Any]:
-    """What ran, what it was checked for, what is missing or not to be trusted."""
-    names, checks = records.checks(grid, results)
-    runs, evaluations = records.runs(grid, results), records.evaluations(grid, results)
-    return {
-        "check_names": names,
-        "checks": checks,
-        "runs": runs,
-        "evaluations": evaluations,
-        "stale": [record["name"] for record in [*runs, *evaluations, *checks] if record["stale"]],
-        "wall": records.duration(sum(run["wall_seconds"] or 0 for run in runs)),
-        "usage": usage.summarise(grid, results),
-        "problems": (wrong := problems.find(grid, results)),
-        "problem_counts": problems.count(wrong),
-        "not_run": records.not_run(grid, results),
-    }
+    environment.filters["quantity"] = formatting.quantity
+    environment.filters["points"] = lambda fraction: "–" if fraction is None else f"{100 * fraction:.1f}"
+    return environment.get_template("page.html.j2").render(
+        **_overview(grid, cells, sections),
+        **ran,
+        scale_name=grid.scale,
+        scale=scale,
+        claims=[_claim(claim, tables) for claim in claims.evaluate(project, grid, cells)],
+        studies=sections,
+        cards=cards.embed({**details, **_record_cards(ran)}),
+        make_all=f"snakemake --cores all --config scale={grid.scale}",
+        results_path=str(paths.results(grid.scale)),
+        page_path=str(paths.report(grid.scale)),
+    )
 
 
 def _study(project: Project, name: str, grid: Grid, results: Results, scale) -> dict[str, Any]:
@@ -132,52 +119,21 @@ def _figure(figure: Figure, results: Results) -> dict[str, Any]:
         "image": pictures.read(png) if png.exists() else None,
         "csv": pictures.table(csv, provenance.address(f"{base}.csv", results.scale)) if csv.exists() else None,
         "pdf": provenance.address(f"{base}.pdf", results.scale),
-        "command": f"snakemake --cores all {base}.png --config scale={results.scale}",
+        "command": provenance.command([f"{base}.png"], results.scale),
     }
 
 
-def _claim(claim: dict[str, Any], sections: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """With its reasons as sentences and its evidence as places on the page."""
-    layouts = {table["id"]: table["layout"].table for section in sections for table in section["tables"]}
+def _claim(claim: dict[str, Any], tables: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """With its reasons as phrases and its evidence as places on the page."""
+    shown = {table["id"]: table["layout"].table for table in tables}
 
-    def place(cell):
-        table = layouts[cell["id"]]
+    def place(cell) -> str:
+        table = shown[cell["id"]]
         return cards.cell_id(cell["id"], table.rows.index(cell["row"]), table.columns.index(cell["column"]))
 
-    return {
-        **claim,
-        "reasons": [explain(reason).removeprefix("unverified: ") for reason in claim["reasons"]]
-        if claim["measured"]
-        else claim["reasons"],
-        "evidence": [{**cell, "place": place(cell)} for cell in claim["evidence"]],
-    }
-
-
-def _record_cards(found: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The cards of checks and runs, under the ids that the template gives them."""
-    details = {
-        f"check-{row}-{column}": cards.card(
-            f"{run['name']}: {name}",
-            [("outcome", "passed" if check["passed"] else "failed"), *((key, check[key]) for key in _CHECK)],
-        )
-        for row, run in enumerate(found["checks"])
-        for column, name in enumerate(found["check_names"])
-        if (check := run["checks"].get(name))
-    }
-    for number, run in enumerate(found["runs"]):
-        lines = [(what, run[key]) for what, key in _RUN.items()]
-        details[f"run-{number}"] = cards.card(run["name"], [*lines, *sorted(run["versions"].items())])
-    return details
-
-
-_CHECK = ("message", "value", "limit")
-_RUN = {
-    "recipe version": "recipe_version",
-    "peak memory": "memory",
-    "model sha256": "model_sha256",
-    "data sha256": "data_sha256",
-    "git commit": "git_commit",
-}
+    reasons = map(explain_distrust, claim["reasons"]) if claim["measured"] else claim["reasons"]
+    evidence = [{**cell, "place": place(cell)} for cell in claim["evidence"]]
+    return {**claim, "reasons": list(reasons), "evidence": evidence}
 
 
 def _counts(content) -> list[tuple[str, int]]:
@@ -185,23 +141,56 @@ def _counts(content) -> list[tuple[str, int]]:
     return [(name, counts[name]) for name in (*VERDICTS, "measured") if name in counts]
 
 
-def _substitutes(grid: Grid) -> list[tuple[str, str, str]]:
-    """(kind, original, stand-in), each once."""
-    cells = [cell for table in grid.tables for cell in table.cells]
-    cells += [line.cell for figure in grid.figures for line in figure.lines]
-    return list(dict.fromkeys((kind, old, getattr(cell, kind)) for cell in cells for kind, old in cell.substitutes))
+def _overview(grid: Grid, cells, sections: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    shown = [cell for table in grid.tables for cell in table.cells]
+    shown += [line.cell for figure in grid.figures for line in figure.lines]
+    return {
+        "outcomes": {name: (count, OUTCOMES[name]) for name, count in count_published(cells).items()},
+        "meanings": MEANINGS,
+        "counts": _counts(cells),
+        "cell_count": len(correct_rows(cells)),
+        "by_study": [(section, count_published(cells[cells["study"] == section["name"]])) for section in sections],
+        # (kind, original, stand-in), each once.
+        "substitutes": list(
+            dict.fromkeys((kind, old, getattr(cell, kind)) for cell in shown for kind, old in cell.substitutes)
+        ),
+    }
 
 
-def _environment():
-    import jinja2
+def _ran(grid: Grid, results: Results) -> dict[str, Any]:
+    """What ran, what it was checked for, what is missing or must not be trusted."""
+    names, checks = records.checks(grid, results)
+    runs, evaluations = records.runs(grid, results), records.evaluations(grid, results)
+    wrong = problems.find(grid, results)
+    return {
+        "check_names": names,
+        "checks": checks,
+        "runs": runs,
+        "evaluations": evaluations,
+        "stale": [record["name"] for record in [*runs, *evaluations, *checks] if record["stale"]],
+        "wall": formatting.duration(sum(run["wall_seconds"] or 0 for run in runs)),
+        "usage": usage.summarise(grid, results),
+        "problems": wrong,
+        "problem_counts": problems.count(wrong),
+        "not_run": records.not_run(grid, results),
+    }
 
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("moat.reporting"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["quantity"] = records.quantity
-    environment.filters["points"] = lambda fraction: "–" if fraction is None else f"{100 * fraction:.1f}"
-    return environment
+
+def _record_cards(ran: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The cards of checks and runs, under the ids that the template gives them."""
+    details = {
+        f"check-{row}-{column}": cards.card(
+            f"{run['name']}: {name}",
+            [
+                ("outcome", check["state"].replace("-", " ")),
+                *((key, check[key]) for key in ("message", "value", "limit")),
+            ],
+        )
+        for row, run in enumerate(ran["checks"])
+        for column, name in enumerate(ran["check_names"])
+        if (check := run["checks"].get(name))
+    }
+    for number, run in enumerate(ran["runs"]):
+        lines = [(what, run[key]) for what, key in _RUN_CARD.items()]
+        details[f"run-{number}"] = cards.card(run["name"], [*lines, *sorted(run["versions"].items())])
+    return details

@@ -1,11 +1,15 @@
-"""Figures and their data as addresses that need no other file."""
+"""Figures and their data as ``data:`` addresses, so that the page needs no other file."""
 
 import base64
 import io
 from dataclasses import dataclass
 from pathlib import Path
 
-# A PNG above this is embedded as WebP without loss, a CSV above the other only linked: the page stays light.
+from PIL import Image, UnidentifiedImageError
+
+from moat.base.errors import DataError
+
+# In bytes. To keep the page light, a larger PNG is embedded as lossless WebP and a larger CSV is only linked.
 LARGE_PICTURE = 100_000
 LARGE_TABLE = 200_000
 
@@ -25,16 +29,14 @@ def read(path: Path) -> Picture:
     Raises:
         DataError: it is not an image; names it.
     """
-    from PIL import Image, UnidentifiedImageError
-
-    from moat.base.errors import DataError
-
     content, kind = path.read_bytes(), "image/png"
     try:
         with Image.open(io.BytesIO(content)) as image:
             width, height = image.size
             if len(content) > LARGE_PICTURE:
-                content, kind = _webp(image), "image/webp"
+                buffer = io.BytesIO()
+                image.save(buffer, format="WEBP", lossless=True, method=4)
+                content, kind = buffer.getvalue(), "image/webp"
     except (UnidentifiedImageError, OSError) as error:
         raise DataError(f"{path}: not a readable PNG ({error}); `moat draw` makes it") from error
     return Picture(data_address(kind, content), width, height)
@@ -48,9 +50,3 @@ def table(path: Path, elsewhere: str) -> str:
 
 def data_address(kind: str, content: bytes) -> str:
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
-
-
-def _webp(image) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, format="WEBP", lossless=True, method=4)
-    return buffer.getvalue()

@@ -1,4 +1,4 @@
-"""What is not there or not to be trusted, run by run: the failures of a scale in one list."""
+"""What is missing or must not be trusted, run by run: the problems of a scale in one list."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,7 +8,6 @@ from moat.config.grid import Grid, Run
 from moat.reporting import provenance
 from moat.reporting.records import STALE_RUN, stale
 from moat.reporting.results import Results
-from moat.reporting.usage import probes
 
 KINDS = ("not trained", "not evaluated", "not checked", "not probed", "check failed", "stale")
 
@@ -16,7 +15,7 @@ KINDS = ("not trained", "not evaluated", "not checked", "not probed", "check fai
 def find(grid: Grid, results: Results) -> list[dict[str, Any]]:
     """One record per problem: ``run``, ``kind`` (of :data:`KINDS`), ``what`` exactly, the ``command`` that mends it.
 
-    Of a run that is not trained nothing else is said.
+    A run that is not trained is listed once, without its missing evaluations and checks.
     """
     suites: dict[Run, list[str]] = {}
     for each in grid.evaluations:
@@ -29,39 +28,35 @@ def find(grid: Grid, results: Results) -> list[dict[str, Any]]:
     ]
     return wrong + [
         {"run": paths.run_name(each.run), **_problem("not probed", each.name, path, results.scale)}
-        for each in probes(grid)
+        for each in grid.probes
         if results.run(each.run) is not None and not results.probe_path(each.run, each.name).exists()
         for path in [paths.probe(results.scale, each.run, each.name)]
     ]
 
 
 def _of_run(run: Run, suites: list[str], checked: bool, results: Results) -> list[dict[str, str]]:
-    scale, record = results.scale, results.run(run)
-    if record is None and not any(results.has_evaluation(run, suite) for suite in suites):
-        return [_problem("not trained", "", paths.run_dir(scale, run) / "run.json", scale)]
-    missing = [suite for suite in suites if not results.has_evaluation(run, suite)]
-    found = [_problem("not evaluated", suite, paths.evaluation(scale, run, suite), scale) for suite in missing]
+    scale = results.scale
+    training, checks_file = paths.run_dir(scale, run) / "run.json", paths.checks(scale, run)
+    evaluated = [suite for suite in suites if results.has_evaluation(run, suite)]
+    if results.run(run) is None and not evaluated:
+        return [_problem("not trained", "", training, scale)]
+    found = [
+        _problem("not evaluated", suite, paths.evaluation(scale, run, suite), scale)
+        for suite in suites
+        if suite not in evaluated
+    ]
     checks = results.checks(run)
     if checked and checks is None:
-        found.append(_problem("not checked", "", paths.checks(scale, run), scale))
+        found.append(_problem("not checked", "", checks_file, scale))
     elif checked and not checks["passed"]:
-        found.append(_problem("check failed", ", ".join(checks["failed"]), paths.checks(scale, run), scale))
-    return found + [
-        _problem("stale", f"{what}: {_said(parts)}", path, scale, refresh=True)
-        for what, path, parts in _made(run, suites, results)
-        if parts
-    ]
-
-
-def _made(run: Run, suites: list[str], results: Results):
-    """(what, the file to make again, what of it is stale) of everything that was made of a run."""
-    scale = results.scale
-    yield "training", paths.run_dir(scale, run) / "run.json", results.stale_run(run)
-    for suite in (suite for suite in suites if results.has_evaluation(run, suite)):
+        found.append(_problem("check failed", ", ".join(checks["failed"]), checks_file, scale))
+    made = [("training", training, results.stale_run(run))]
+    for suite in evaluated:
         parts = stale(run, results.stale_evaluation(run, suite), results)
-        yield f"evaluation {suite}", paths.evaluation(scale, run, suite), parts
-    if results.checks(run) is not None:
-        yield "checks", paths.checks(scale, run), stale(run, results.stale_checks(run), results)
+        made.append((f"evaluation {suite}", paths.evaluation(scale, run, suite), parts))
+    if checks is not None:
+        made.append(("checks", checks_file, stale(run, results.stale_checks(run), results)))
+    return found + [_problem("stale", f"{what}: {_said(parts)}", path, scale) for what, path, parts in made if parts]
 
 
 def _said(parts: list[str]) -> str:
@@ -69,8 +64,9 @@ def _said(parts: list[str]) -> str:
     return ", ".join(filter(None, (changed and f"{changed} changed since", "its run is stale" * (STALE_RUN in parts))))
 
 
-def _problem(kind: str, what: str, path, scale: str, *, refresh: bool = False) -> dict[str, str]:
-    return {"kind": kind, "what": what, "command": provenance.command([path], scale) + " refresh=stale" * refresh}
+def _problem(kind: str, what: str, path, scale: str) -> dict[str, str]:
+    command = provenance.command([path], scale) + (" refresh=stale" if kind == "stale" else "")
+    return {"kind": kind, "what": what, "command": command}
 
 
 def count(problems: list[Mapping[str, Any]]) -> dict[str, int]:

@@ -29,7 +29,9 @@ def _build(project: Project, name: str) -> Method:
         options = {**recipe.get("model", {}), **_SMALL}
         model = kind.build(arch=_ARCH, num_classes=_CLASSES, options=options)
     if not hasattr(model, "experts") or not hasattr(model, "route_logits"):
-        raise ConfigError(f"config/methods/{name}.yaml: no mixture of experts with a gate; it has no such property")
+        raise ConfigError(
+            f"config/methods/{name}.yaml: not a mixture of experts with a gate, so it has no such property"
+        )
     return kind(model, recipe)
 
 
@@ -56,7 +58,7 @@ def topology(method: Method) -> str:
 
 
 def training(method: Method) -> str:
-    """Pre-trained: it starts from runs of its experts. Joint: experts and gate move together."""
+    """Pre-trained: it starts from runs of its experts. Joint: experts and gate are trained together."""
     moved = {
         id(p) for optimizer in method.optimizers.values() for group in optimizer.param_groups for p in group["params"]
     }

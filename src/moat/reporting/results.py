@@ -7,6 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+import safetensors
+import safetensors.numpy
+
 from moat.base.errors import DataError
 from moat.base.files import read_json
 from moat.config import paths
@@ -28,10 +32,10 @@ class Results:
 
     Args:
         root: the folder of all scales, usually ``results``.
-        wanted: what will be asked of each evaluation, (run, suite) -> (statistic, settings); :meth:`expect` fills it,
-            so that :meth:`statistic` answers everything about a parquet file when it first opens it and keeps
-            no rows.
-        project: whose methods a property of the code is about.
+        wanted: the statistics that each evaluation will be asked for, (run, suite) -> (statistic, settings).
+            :meth:`expect` fills it, so that :meth:`statistic` computes all of them when it first opens a parquet file
+            and keeps no rows.
+        project: the configuration whose methods a property of the code is looked up in.
     """
 
     root: Path
@@ -47,9 +51,12 @@ class Results:
         return locate(self.root, path)
 
     def expect(self, cells: Iterable[Cell], *, each_setting: bool = False) -> None:
-        """Announce the cells that will be measured, and what may explain them; ``each_setting``: one by one as well."""
+        """Announce the cells that will be measured, also under their alternative protocols.
+
+        ``each_setting``: the accuracy under every single setting will be asked for, too.
+        """
         for cell in (each for one in cells for each in one.each()):
-            asked = dict.fromkeys(measures.wanted(cell))
+            asked = dict.fromkeys(measures.get(cell.measure).wanted(cell))
             if each_setting:
                 asked.update({("worst", (setting,)): None for setting in cell.settings})
             for evaluation in cell.evaluations:
@@ -57,8 +64,14 @@ class Results:
 
     # -- what a cell can be measured on --------------------------------------
     def finished(self, cell: Cell) -> list[Run]:
-        """The runs of a cell that left what its measure reads."""
-        return [run for run in cell.runs if all(_HAS[what](self, run, cell) for what in cell.reads)]
+        """The runs of a cell that left behind what its measure reads."""
+        exists = {
+            "rows": lambda run: self.has_evaluation(run, cell.suite),
+            "record": lambda run: self.run(run) is not None,
+            "checks": lambda run: self.checks(run) is not None,
+            "probe": lambda run: self.probe_path(run, cell.probe).exists(),
+        }
+        return [run for run in cell.runs if all(exists[what](run) for what in cell.reads)]
 
     # -- evaluations -------------------------------------------------------
     def evaluation_path(self, run: Run, suite: str) -> Path:
@@ -77,7 +90,7 @@ class Results:
         return self.statistic("worst", run, suite, tuple(settings))
 
     def statistic(self, name: str, run: Run, suite: str, settings: Settings) -> Any:
-        """What a function of :data:`moat.reporting.rows.STATISTICS` finds in an evaluation's rows.
+        """A statistic of an evaluation's rows, by its name in :data:`moat.reporting.rows.STATISTICS`.
 
         Settings that do not apply to the model (see :meth:`not_applicable`) are left out.
 
@@ -87,18 +100,15 @@ class Results:
         key = (name, run, suite, settings)
         if key not in self._statistics:
             self.wanted[run, suite][name, settings] = None
-            self._read(run, suite)
+            rows, left_out = Rows(self.evaluation_path(run, suite)), self.not_applicable(run, suite)
+            for statistic, asked in self.wanted[run, suite]:
+                applicable = tuple(setting for setting in asked if setting not in left_out)
+                if applicable:
+                    self._statistics[statistic, run, suite, asked] = STATISTICS[statistic](rows, applicable)
         return self._statistics[key]
 
-    def _read(self, run: Run, suite: str) -> None:
-        rows, left_out = Rows(self.evaluation_path(run, suite)), self.not_applicable(run, suite)
-        for name, settings in self.wanted[run, suite]:
-            apply = tuple(setting for setting in settings if setting not in left_out)
-            if apply:
-                self._statistics[name, run, suite, settings] = STATISTICS[name](rows, apply)
-
     def not_applicable(self, run: Run, suite: str) -> Mapping[str, str]:
-        """The settings of a suite that make no sense for a run's model (a router's, without one) -> why."""
+        """The settings of a suite that do not apply to a run's model (attacks on a router it lacks) -> why."""
         listed = (self.evaluation(run, suite) or {}).get("not_applicable") or {}
         return listed if isinstance(listed, Mapping) else dict.fromkeys(listed, "the model has no router")
 
@@ -117,9 +127,6 @@ class Results:
         Raises:
             DataError: the file is missing or damaged; names it.
         """
-        import safetensors
-        import safetensors.numpy
-
         path = self.probe_path(run, name)
         try:
             return safetensors.numpy.load_file(path)
@@ -173,14 +180,12 @@ class Results:
         """The run.json of a run, or None."""
         return self._json(self.file(paths.run_dir(self.scale, run)) / "run.json")
 
-    def history(self, run: Run):
-        """One row per epoch of a finished run (DataFrame).
+    def history(self, run: Run) -> pd.DataFrame:
+        """One row per epoch of a finished run.
 
         Raises:
             DataError: there is no history.csv; names it.
         """
-        import pandas as pd
-
         path = self.file(paths.run_dir(self.scale, run)) / "history.csv"
         if not path.exists():
             raise DataError(f"{path}: no such file; `moat train` leaves it beside the model")
@@ -217,14 +222,6 @@ class Results:
     @staticmethod
     def _json(path: Path) -> dict[str, Any] | None:
         return read_json(path) if path.exists() else None
-
-
-_HAS = {
-    "rows": lambda results, run, cell: results.has_evaluation(run, cell.suite),
-    "record": lambda results, run, cell: results.run(run) is not None,
-    "checks": lambda results, run, cell: results.checks(run) is not None,
-    "probe": lambda results, run, cell: results.probe_path(run, cell.probe).exists(),
-}
 
 
 def stale_parts(content: dict[str, Any] | None) -> list[str]:

@@ -1,10 +1,12 @@
-"""The rows of an evaluation, and what is counted in them."""
+"""The rows of an evaluation, and the statistics computed from them."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 
 from moat.base.errors import DataError
 from moat.evaluation.statistics import MeanAccuracy, clustered_mean
@@ -14,10 +16,10 @@ _COLUMNS = ["setting", "index", "correct"]
 
 
 class Rows:
-    """Which examples an evaluation has right, setting by setting.
+    """Which examples are classified correctly, setting by setting.
 
     Attributes:
-        correct: setting -> whether each example is right (N,), by growing index.
+        correct: setting -> whether each example is right (N,), by ascending index.
         index: setting -> the examples' indices (N,).
     """
 
@@ -59,7 +61,7 @@ class Rows:
 
 
 def worst(rows: Rows, settings: Settings) -> tuple[int, int]:
-    """(examples that are right under every setting, number of examples)."""
+    """(examples that are classified correctly under every setting, number of examples)."""
     survives = rows.matrix(settings).all(0)
     return int(survives.sum()), len(survives)
 
@@ -71,8 +73,6 @@ def mean(rows: Rows, settings: Settings) -> MeanAccuracy:
 
 def confidence(rows: Rows, settings: Settings) -> tuple[float, float, int]:
     """Mean, and variance between rows, of the confidence (largest softmax value) over all settings; number of rows."""
-    import pyarrow.parquet
-
     rows.matrix(settings)
     wanted = [("setting", "in", list(settings))]
     try:
@@ -89,16 +89,13 @@ STATISTICS: Mapping[str, Callable[[Rows, Settings], Any]] = {"worst": worst, "me
 
 
 def _in_order(codes: np.ndarray, index: np.ndarray) -> bool:
-    """Whether the rows stand setting by setting, by growing index: so they are written, and sorting is dear."""
+    """Whether rows are sorted by setting and index, as they are written: sorting again is expensive."""
     step = np.diff(codes)
     return bool(((step > 0) | ((step == 0) & (np.diff(index) > 0))).all())
 
 
 def _read(path: Path) -> tuple[np.ndarray, list[str], np.ndarray, np.ndarray]:
     """Codes of the settings, their names, index and correct of every row."""
-    import pyarrow
-    import pyarrow.parquet
-
     try:
         table = pyarrow.parquet.read_table(
             path, columns=_COLUMNS, read_dictionary=["setting"], page_checksum_verification=True

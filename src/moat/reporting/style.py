@@ -1,4 +1,4 @@
-"""How every figure looks: sizes in inches, a colour-blind safe palette, files that are equal for equal content.
+"""How every figure looks: sizes in inches, a palette safe for colour-blind readers, equal files for equal content.
 
 Colours: Okabe and Ito, "Color Universal Design", without yellow (poor contrast on white) and black (the axes).
 """
@@ -11,12 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import matplotlib
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
 from moat.base.files import write_bytes, write_text
 
 COLUMN_WIDTH, PAGE_WIDTH = 3.5, 7.16
 DPI = 300
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
-# Petroff, Accessible Color Sequences for Data Visualization, arXiv 2107.02270: ten that people tell apart.
+# Ten that people can tell apart. Petroff, Accessible Color Sequences for Data Visualization, arXiv 2107.02270.
 _CLASS_COLOURS = (
     *("#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6"),
     *("#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadd"),
@@ -56,7 +61,7 @@ _SETTINGS = {
 
 @dataclass(frozen=True)
 class Style:
-    """What a figure's plug-in draws with."""
+    """What a figure's module draws with."""
 
     column_width: float = COLUMN_WIDTH
     page_width: float = PAGE_WIDTH
@@ -64,7 +69,7 @@ class Style:
     muted: str = "#666666"
 
     def line(self, number: int) -> dict:
-        """Keywords of ``plot`` for the line of this number: colour, marker and dash all differ."""
+        """Keywords of ``plot`` for the n-th line: colour, marker and dash all differ."""
         return {
             "color": _COLOURS[number % len(_COLOURS)],
             "marker": _MARKERS[number % len(_MARKERS)],
@@ -72,7 +77,7 @@ class Style:
         }
 
     def bar(self, number: int) -> dict:
-        """Keywords of ``bar`` for the bars of this number: colours first, then the same hatched."""
+        """Keywords of ``bar`` for the n-th series of bars: colours first, then the same ones hatched."""
         again = number // len(_COLOURS)
         return {
             "facecolor": _COLOURS[number % len(_COLOURS)],
@@ -83,7 +88,7 @@ class Style:
 
     @property
     def published_marker(self) -> dict:
-        """Keywords of ``plot`` for a published number; its colour is that of ours."""
+        """Keywords of ``plot`` for a published number; it takes the colour of the measured one."""
         return {
             "marker": "D",
             "markersize": 3.6,
@@ -93,9 +98,7 @@ class Style:
         }
 
     def published(self) -> dict:
-        """The legend's entry for hollow markers."""
-        from matplotlib.lines import Line2D
-
+        """The legend entry for hollow markers."""
         return {"published (hollow)": Line2D([], [], color=self.muted, **self.published_marker)}
 
     def colour(self, number: int) -> str:
@@ -110,15 +113,13 @@ class Style:
 
         ``height``: of one row, in inches; ``layout``: of matplotlib's ``subplots``.
         """
-        from matplotlib.figure import Figure
-
         width = width or (self.column_width if columns == 1 else self.page_width)
         figure = Figure(figsize=(width, rows * height))
         figure.set_layout_engine("constrained")
         return figure, figure.subplots(rows, columns, squeeze=False, **layout)
 
     def empty(self, axes, text: str) -> None:
-        """Say why nothing of ours is drawn: in the middle of axes, or above them where published numbers are."""
+        """Say why nothing measured is drawn: in the middle of the axes, or above published numbers."""
         if axes.has_data():
             axes.set_title(textwrap.shorten(text, 60, placeholder=" …"), loc="right", fontsize=6, color=self.muted)
             return
@@ -132,35 +133,37 @@ class Style:
         axes.grid(False)
         axes.spines[:].set(visible=True, linewidth=0.5, color="#999999")
 
+    def seeds(self, axes, rows: pd.DataFrame, column: str, *, label: str, **look) -> None:
+        """The mean of a column over the seeds against the epoch; a band from the lowest to the highest of several."""
+        grouped = rows.groupby("epoch")[column]
+        axes.plot(grouped.mean().index, grouped.mean(), label=label, zorder=3, **look)
+        if rows["seed"].nunique() > 1:
+            band = {"color": look["color"], "alpha": self.band_alpha, "linewidth": 0, "zorder": 2}
+            axes.fill_between(grouped.mean().index, grouped.min(), grouped.max(), **band)
+
     def legend(self, figure, extra: Mapping[str, Any] | None = None) -> None:
-        """Below the axes, where it covers no line; one entry for each label, and ``extra`` ones."""
+        """Below the axes, where it covers no line; one entry per label, and ``extra`` ones."""
         entries: dict[str, Any] = {}
         for axes in figure.axes:
             handles, labels = axes.get_legend_handles_labels()
             entries.update({label: handle for handle, label in zip(handles, labels, strict=True)})
         entries.update(extra or {})
         if entries:
-            columns = _columns(figure.get_figwidth(), max(map(len, entries)))
+            # How many entries of up to so many characters fit side by side.
+            columns = max(1, int(figure.get_figwidth() / (0.55 + 0.057 * max(map(len, entries)))))
             figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=columns)
-
-
-def _columns(width: float, characters: int) -> int:
-    """How many legend entries of up to so many characters fit side by side, in inches."""
-    return max(1, int(width / (0.55 + 0.057 * characters)))
 
 
 @contextmanager
 def applied() -> Iterator[Style]:
     """Draw with the project's settings whatever the user's matplotlibrc says, and without a display."""
-    import matplotlib
-
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(_SETTINGS)
         yield Style()
 
 
-def save(figure, content, base: Path, *, title: str) -> list[Path]:
+def save(figure, content: pd.DataFrame, base: Path, *, title: str) -> list[Path]:
     """Write ``<base>.png`` (300 dpi), ``.pdf`` (vector) and ``.csv`` (what is drawn), without dates."""
     metadata = {
         "png": {"Software": "moat", "Title": title},

@@ -1,13 +1,14 @@
-"""Kinds of figures: one module each, its file name is the kind in ``config/studies/*.yaml``.
+"""Kinds of figures: one module each, whose file name is the ``kind`` in ``config/studies/*.yaml``.
 
 A module has
 
-- ``SHOWS``: a literal, what its lines are: ``lines`` (measured cells, like a table's), ``history`` (runs' history.csv),
-  ``probe`` (what a probe took from a model; see ``config/probes.yaml``), or ``cells`` (no lines: every table's cells);
+- ``SHOWS``: a literal, what its lines are: ``lines`` (measured cells, as in a table), ``history`` (the history.csv of
+  runs), ``probe`` (arrays that a probe took from a model, see ``config/probes.yaml``), or ``cells`` (no lines: the
+  cells of all tables);
 - ``draw(figure, frames, style)``, which returns a matplotlib figure and the DataFrame of what is drawn;
-- where it reads evaluations, ``expect(figure, results)``, which announces what it will ask for.
+- if it reads evaluations, ``expect(figure, results)``, which announces what it will ask for.
 
-The study's ``options`` are the plug-in's own; it refuses those that it does not know.
+The ``options`` in the study are the module's own; it refuses unknown ones.
 """
 
 import csv
@@ -23,20 +24,21 @@ from moat.base.errors import ConfigError, unknown_name
 from moat.config import paths
 from moat.config.grid import Figure, Line, Run
 from moat.reporting.labels import SEPARATOR, shared_parts, without_shared
+from moat.reporting.layout import replaced
 from moat.reporting.results import Results
 from moat.reporting.tables import not_run_reason, stand_ins
 
 
 @dataclass(frozen=True)
 class Frames:
-    """What a figure is made from: the results, the attack settings of ``config/attacks.yaml``, the scale's YAML."""
+    """What a figure is drawn from: the results, the attack settings of ``config/attacks.yaml``, the scale's YAML."""
 
     results: Results
     attacks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     scale: Mapping[str, Any] = field(default_factory=dict)
 
     def evaluated(self, line: Line) -> list[Run]:
-        """The runs of a line that left what it shows; none where the line is not drawn."""
+        """The runs of a line that left behind what it shows; none where the line is not drawn."""
         return self.results.finished(line.cell)
 
     def failed_checks(self, line: Line) -> list[str]:
@@ -51,7 +53,7 @@ class Frames:
         return {**self.results.probe(run, name), "classes": (self.results.probe_record(run, name) or {}).get("classes")}
 
     def labels(self, figure: Figure) -> list[str]:
-        """A short label for each line: without what all lines share; says so where a check failed."""
+        """A short label for each line, without what all lines share; says so where a check failed."""
         labels = without_shared([line.label for line in figure.lines])
         failed = [self.evaluated(line) and self.failed_checks(line) for line in figure.lines]
         return [f"{label} (unverified)" if bad else label for label, bad in zip(labels, failed, strict=True)]
@@ -84,9 +86,9 @@ def files(figure: Figure, results: Results) -> list[Path]:
 
 
 def drawn_before(figure: Figure, results: Results) -> list[str]:
-    """The labels of lines that the figure's files show, but that could not be drawn now: their probes are not here.
+    """The labels of lines that the figure's files show but that cannot be drawn now, for lack of their probes.
 
-    Figures are kept in git, the arrays of probes are not: in a clone, a figure drawn anew would lose these lines.
+    Figures are kept in git and probes are not: drawn again in a fresh clone, a figure would lose these lines.
     """
     lacking = [line.label for line in figure.lines if line.cell.probes and not results.finished(line.cell)]
     *pictures, points = files(figure, results)
@@ -109,13 +111,14 @@ def notes(figure: Figure, results: Results) -> list[str]:
         if reason is not None and line.label not in before:
             reasons.setdefault(reason, []).append(line.label)
             continue
-        said += [f"Stand-in: {_replaced(stand_in)}." for stand_in in stand_ins(line.cell)]
+        said += [f"Stand-in: {replaced(stand_in)}." for stand_in in stand_ins(line.cell)]
         if failed := frames.failed_checks(line):
             unverified.setdefault(", ".join(failed), []).append(line.label)
-        said += [f"Outdated: {line.label}: trained again since." for _ in _outdated(line, results)]
+        outdated = (probe for probe in line.cell.probes if results.is_probe_outdated(probe.run, probe.name))
+        said += [f"Outdated: {line.label}: trained again since." for _ in outdated]
     said += [f"Unverified: {_named(figure, labels)}: {checks}." for checks, labels in unverified.items()]
     said += [f"Stale: {_named(figure, stale)}: made by sources that have changed since."] if stale else []
-    said += [f"Drawn before: {_named(figure, before)}: the arrays of the probe are not here."] if before else []
+    said += [f"Drawn before: {_named(figure, before)}: the arrays of the probe are missing here."] if before else []
     said = [f"Not drawn: {_named(figure, labels)}: {reason}." for reason, labels in reasons.items()] + said
     return list(dict.fromkeys(said))
 
@@ -132,8 +135,11 @@ def check_options(figure: Figure, allowed: Collection[str]) -> None:
 
 
 def _named(figure: Figure, labels: Collection[str]) -> str:
-    """``labels`` of the figure's lines in few words: a beginning alone where all lines that share it are among them."""
-    missing, beginnings = set(labels), {line.label: _beginnings(line.label) for line in figure.lines}
+    """``labels`` of the figure's lines in few words: a shared beginning alone, if all lines that have it are meant."""
+    missing = set(labels)
+    # The first part of a label, the first two, and so on.
+    parts = {line.label: line.label.split(SEPARATOR) for line in figure.lines}
+    beginnings = {label: [SEPARATOR.join(p[: count + 1]) for count in range(len(p))] for label, p in parts.items()}
     whole: dict[str, bool] = {}
     for label, heads in beginnings.items():
         for head in heads:
@@ -142,20 +148,3 @@ def _named(figure: Figure, labels: Collection[str]) -> str:
     shown = list(dict.fromkeys(shown))
     shared = shared_parts(shown)
     return (f"{shared}: " if shared else "") + ", ".join(without_shared(shown))
-
-
-def _beginnings(label: str) -> list[str]:
-    """The first part of a label, the first two, and so on."""
-    parts = label.split(SEPARATOR)
-    return [SEPARATOR.join(parts[: count + 1]) for count in range(len(parts))]
-
-
-def _outdated(line: Line, results: Results) -> list[Run]:
-    """The runs that have other weights than those that a probe saw."""
-    return [probe.run for probe in line.cell.probes if results.is_probe_outdated(probe.run, probe.name)]
-
-
-def _replaced(stand_in: str) -> str:
-    kind, names = stand_in.split(" ", 1)
-    original, replacement = names.split("->")
-    return f"{kind} {replacement} in place of {original}"

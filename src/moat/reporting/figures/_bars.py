@@ -1,6 +1,9 @@
 """Grouped bars with intervals, and published numbers as hollow markers on them."""
 
-from collections.abc import Mapping, Sequence
+import textwrap
+from collections.abc import Mapping
+
+import pandas as pd
 
 from moat.reporting.figures import _cells
 from moat.reporting.labels import SEPARATOR
@@ -11,14 +14,14 @@ GROUP_WIDTH = 0.84
 CHARACTERS_PER_INCH = 17
 
 
-def draw(axes, rows, group: str, numbers: Mapping[str, int], style: Style, *, inches: float) -> None:
+def draw(axes, rows: pd.DataFrame, group: str, numbers: Mapping[str, int], style: Style, *, inches: float) -> None:
     """Bars of ``rows`` (of :func:`_cells.add_series`), one group for each value of the column ``group``.
 
-    A bar stands hatched where a check failed, and a small mark stands for one that was not run.
+    A bar is hatched where a check failed; a bar that was not run is replaced by a small cross.
 
     Args:
         numbers: series -> number, which decides place and look.
-        inches: width of the axes, by which the groups' labels are wrapped.
+        inches: width of the axes, at which the groups' labels are wrapped.
     """
     groups = list(dict.fromkeys(rows[group]))
     present = [name for name in numbers if name in set(rows["series"])]
@@ -26,44 +29,36 @@ def draw(axes, rows, group: str, numbers: Mapping[str, int], style: Style, *, in
     for name, bars in rows.groupby("series", sort=False):
         offset = (present.index(name) + 0.5) * width - GROUP_WIDTH / 2
         places = [groups.index(value) + offset for value in bars[group]]
-        _draw_series(axes, bars, places, width, name, numbers[name], style)
+        look, label = style.bar(numbers[name]), name
+        for place, (_, bar) in zip(places, bars.iterrows(), strict=True):
+            if pd.isna(bar["measured"]):
+                axes.plot(place, 0, marker="x", markersize=2.6, color=style.muted, clip_on=False, zorder=4)
+            else:
+                hatch = {"alpha": 0.55, "hatch": "//////"} if _cells.is_distrusted(bar) else {}
+                axes.bar(place, float(bar["measured"]), 0.92 * width, label=label, zorder=2, **{**look, **hatch})
+                margins = [[bar["measured"] - bar["ci_low"]], [bar["ci_high"] - bar["measured"]]]
+                axes.errorbar(place, bar["measured"], margins, color="#222222", linewidth=0.6, zorder=3)
+                label = None
+            if isinstance(bar["published"], (int, float)) and pd.notna(bar["published"]):
+                axes.plot(place, bar["published"], color="#222222", zorder=5, **style.published_marker)
+        if label is not None:
+            # Nothing of it was run: an empty bar tells the legend what is missing.
+            axes.bar(places[0], 0, width, label=f"{name} (not run)", **look)
     characters = max(4, int(CHARACTERS_PER_INCH * inches / len(groups)) - 1)
     axes.set_xticks(range(len(groups)), [_wrapped(value, characters) for value in groups])
     axes.tick_params(axis="x", length=0)
     axes.set_xlim(-0.5, len(groups) - 0.5)
 
 
-def finish(axes, rows, unit: str) -> None:
-    """The y axis: percentages from 0 to 100; other numbers, points that may be negative included, as they fall."""
-    shown = rows[["measured", "published", "ci_low"]].astype(float)
-    low = min(0.0, float(shown.min().min()))
+def finish(axes, rows: pd.DataFrame, unit: str) -> None:
+    """The y axis: percentages from 0 to 100; other numbers as they fall, with a line at zero if some are negative."""
     if unit == "%":
         axes.set_ylim(0, 102)
-    elif low < 0:
+    elif rows[["measured", "published", "ci_low"]].astype(float).min().min() < 0:
         axes.axhline(0, color="#333333", linewidth=0.6)
 
 
-def _draw_series(axes, bars, places: Sequence[float], width: float, name: str, number: int, style: Style) -> None:
-    look, label = style.bar(number), name
-    for place, (_, bar) in zip(places, bars.iterrows(), strict=True):
-        if bar["measured"] is None or bar["measured"] != bar["measured"]:
-            axes.plot(place, 0, marker="x", markersize=2.6, color=style.muted, clip_on=False, zorder=4)
-        else:
-            hatch = {"alpha": 0.55, "hatch": "//////"} if _cells.is_distrusted(bar) else {}
-            axes.bar(place, float(bar["measured"]), 0.92 * width, label=label, zorder=2, **{**look, **hatch})
-            below, above = bar["measured"] - bar["ci_low"], bar["ci_high"] - bar["measured"]
-            axes.errorbar(place, bar["measured"], [[below], [above]], color="#222222", linewidth=0.6, zorder=3)
-            label = None
-        if isinstance(bar["published"], (int, float)) and bar["published"] == bar["published"]:
-            axes.plot(place, bar["published"], color="#222222", zorder=5, **style.published_marker)
-    if label is not None:
-        # Not run at all: the legend says which bars are missing.
-        axes.bar(places[0], 0, width, label=f"{name} (not run)", **look)
-
-
 def _wrapped(text: str, width: int) -> str:
-    import textwrap
-
     parts = text.split(SEPARATOR)
     lines = (textwrap.wrap(part, width, break_long_words=False, break_on_hyphens=False) for part in parts)
     return "\n".join(line for part in lines for line in part)

@@ -1,12 +1,14 @@
-"""What figures of measured cells share: their content, and how it falls into panels, groups and series."""
+"""Figures of measured cells: their content, and how it falls into panels, groups and series."""
 
 from collections.abc import Collection, Sequence
 from typing import Any
 
+import pandas as pd
+
 from moat.base.errors import ConfigError, unknown_name
-from moat.config.grid import Figure, Line
+from moat.config.grid import Figure
 from moat.reporting.figures import Frames
-from moat.reporting.labels import shared_parts, without_shared
+from moat.reporting.labels import SEPARATOR, shared_parts, without_shared
 from moat.reporting.results import Results
 from moat.reporting.tables import REMARKS, not_run_reason, rows_of
 
@@ -21,24 +23,19 @@ def expect(figure: Figure, results: Results) -> None:
     results.expect([line.cell for line in figure.lines])
 
 
-def content(figure: Figure, frames: Frames):
-    """One row per line, as in a table's CSV, also for those that were not run; behind it those of flawed protocols.
+def content(figure: Figure, frames: Frames) -> pd.DataFrame:
+    """One row per line, as in a table's CSV, even if it was not run; each followed by its alternative protocols.
 
     Returns:
-        DataFrame with label, ``<axis>_label`` for every axis, :data:`COLUMNS`, and reason: why it was not run.
+        label, ``<axis>_label`` for every axis, :data:`COLUMNS`, and reason: why it was not run.
     """
-    import pandas as pd
-
+    rows: list[dict[str, Any]] = []
+    for line in figure.lines:
+        labels = {"label": line.label, **{f"{axis}_label": label for axis, label in line.axes}}
+        cells = zip(rows_of(line.cell, frames.results, frames.scale), line.cell.each(), strict=True)
+        rows += [{**row, **labels, "reason": not_run_reason(cell, frames.results)} for row, cell in cells]
     axes = [f"{axis}_label" for axis, _ in figure.lines[0].axes]
-    rows = [row for line in figure.lines for row in _rows(line, frames)]
     return pd.DataFrame(rows, columns=["label", *axes, *COLUMNS, "reason"]).astype({"n": "Int64"})
-
-
-def _rows(line: Line, frames: Frames) -> list[dict[str, Any]]:
-    labels = {"label": line.label, **{f"{axis}_label": label for axis, label in line.axes}}
-    rows = rows_of(line.cell, frames.results, frames.scale)
-    reasons = [not_run_reason(each, frames.results) for each in line.cell.each()]
-    return [{**row, **labels, "reason": reason} for row, reason in zip(rows, reasons, strict=True)]
 
 
 def column(figure: Figure, option: str, known: Collection[str]) -> str | None:
@@ -57,21 +54,22 @@ def column(figure: Figure, option: str, known: Collection[str]) -> str | None:
     raise ConfigError(where + unknown_name(name, [*axes, *_IDENTITY], what="axis"))
 
 
-def panels(rows, by: str | None) -> list[tuple[str, Any]]:
+def panels(rows: pd.DataFrame, by: str | None) -> list[tuple[str, pd.DataFrame]]:
     """(title, rows) of each panel; one without a title where ``by`` is None."""
     if by is None:
         return [("", rows)]
     return [(str(value), part) for value, part in rows.groupby(by, sort=False, dropna=False)]
 
 
-def add_series(rows, without: Sequence[str | None], *, panel: str | None):
-    """``rows`` with the column series: the labels of all axes but those in ``without``, less what a panel shares.
+def add_series(rows: pd.DataFrame, without: Sequence[str | None], *, panel: str | None) -> pd.DataFrame:
+    """``rows`` with the columns series and title.
 
-    Also the column title: what a panel's labels share, for panels by a column that is no axis.
+    A series is labelled by all axes but those in ``without``, less what its panel shares. The title of a panel is its
+    value, or, for a column that is no axis, what its labels share.
     """
     rows = rows.copy()
     axes = [name for name in rows.columns if name.endswith("_label") and name not in without]
-    whole = rows[axes].agg(" / ".join, axis=1) if axes else rows["label"].where(rows["label"].isna(), "")
+    whole = rows[axes].agg(SEPARATOR.join, axis=1) if axes else rows["label"].where(rows["label"].isna(), "")
     rows["series"], rows["title"] = whole, "" if panel is None else rows[panel]
     for _, part in rows.groupby(panel or (lambda _: 0), sort=False, dropna=False):
         labels = list(dict.fromkeys(whole[part.index]))
@@ -83,7 +81,12 @@ def add_series(rows, without: Sequence[str | None], *, panel: str | None):
 
 
 def is_distrusted(row) -> bool:
-    """Whether a check failed, or the model was trained again: reasons that speak about the number itself."""
+    """Whether a check failed or the model was trained again: reasons about the number itself, not the comparison."""
     about_comparison = ("budget", "seeds-missing", "unofficial-data", "stand-in ", *REMARKS)
     reasons = row["checks_failed"].split(";") if isinstance(row["checks_failed"], str) else []
     return any(not reason.startswith(about_comparison) for reason in reasons)
+
+
+def why_empty(rows: pd.DataFrame) -> str:
+    """What a panel says in which nothing is measured."""
+    return f"not run: {rows['reason'].dropna().iloc[0]}"

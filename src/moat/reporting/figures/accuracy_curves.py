@@ -2,15 +2,16 @@
 
 Options:
     along: the axis whose points lie on one line.
-    x: the parameter of the attack settings that is drawn against: ``eps`` (default) or ``steps``.
+    x: the parameter of the attack settings on the x axis: ``eps`` (default) or ``steps``.
     panel: an axis, or dataset, arch, method or protocol: one panel for each (default: one panel).
-    protocols: draw what flawed protocols give, too (default: false); goes with ``panel: protocol``.
+    protocols: whether to draw the alternative protocols, too (default: false); goes with ``panel: protocol``.
     titles: protocol -> title of its panel.
     highlight: labels of the lines that are drawn thick.
 """
 
 from moat.base.errors import ConfigError
 from moat.base.numbers import parse_number
+from moat.config.cell_spec import CORRECT
 from moat.config.grid import Figure
 from moat.reporting.figures import Frames, _cells, check_options
 from moat.reporting.style import Style
@@ -28,36 +29,39 @@ def draw(figure: Figure, frames: Frames, style: Style):
     """
     check_options(figure, ["along", "x", "panel", "protocols", "titles", "highlight"])
     content = _cells.content(figure, frames)
-    content.insert(1, "x", content["label"].map(_places(figure, frames)))
+    content.insert(1, "x", content["label"].map(_positions(figure, frames)))
     if not figure.options.get("protocols"):
-        content = content[content["protocol"] == "correct"]
+        content = content[content["protocol"] == CORRECT]
     along, panel = (_cells.column(figure, name, content.columns) for name in ("along", "panel"))
     rows = _cells.add_series(content, [along, panel], panel=panel)
     parts = _cells.panels(rows, panel)
     canvas, (axes,) = style.new(columns=len(parts), height=2.9, sharey=True)
+    distrusted = rows.apply(_cells.is_distrusted, axis=1)
     numbers = {name: number for number, name in enumerate(dict.fromkeys(rows["series"]))}
     for each, (value, part) in zip(axes, parts, strict=True):
         for name, line in part.groupby("series", sort=False):
-            label = _label(name, rows[rows["series"] == name])
-            _draw_line(each, line.sort_values("x"), label, style, numbers[name], _weight(name, figure))
+            # The same in every panel, so that the legend has it once.
+            label = f"{name} (unverified)" if distrusted[rows["series"] == name].any() else name
+            weight = 2.0 if name in figure.options.get("highlight", []) else 0.9
+            _draw_line(each, line.sort_values("x"), label, {**style.line(numbers[name]), "linewidth": weight}, style)
         title = figure.options.get("titles", {}).get(value, part["title"].iloc[0])
         each.set_title(title, loc="left", color=style.muted)
         each.set_xlabel(_X[figure.options.get("x", "eps")])
         if figure.options.get("x") == "steps":
             each.set_xticks(sorted(part["x"].unique()))
         if part["measured"].isna().all():
-            style.empty(each, f"not run: {part['reason'].dropna().iloc[0]}")
+            style.empty(each, _cells.why_empty(part))
     axes[0].set_ylabel("accuracy (%)")
     axes[0].set_ylim(-2, 102)
     style.legend(canvas, style.published() if rows["published"].notna().any() else None)
     return canvas, content
 
 
-def _places(figure: Figure, frames: Frames) -> dict[str, float | None]:
-    """label -> x of its point; None where it was never to be run.
+def _positions(figure: Figure, frames: Frames) -> dict[str, float | None]:
+    """label -> x of its point.
 
     Raises:
-        ConfigError: no axis to draw along, a parameter that is none, or a setting without it; names the study's file.
+        ConfigError: no axis to draw along, an unknown parameter, or a setting without it; names the study's file.
     """
     where = f"config/studies/{figure.study}.yaml: {figure.name}"
     name = figure.options.get("x", "eps")
@@ -65,32 +69,22 @@ def _places(figure: Figure, frames: Frames) -> dict[str, float | None]:
         raise ConfigError(f"{where}: x: {name!r} is not allowed; {' or '.join(_X)}")
     if "along" not in figure.options:
         raise ConfigError(f"{where}: option along is missing; the axis whose points lie on one line")
-    places = {}
+    positions = {}
     for line in figure.lines:
         setting = frames.attacks.get(line.cell.patterns[0], {})
         if name not in setting and setting.get("attack") != "none":
             raise ConfigError(f"{where}: {line.label}: the setting {line.cell.patterns[0]!r} has no {name}")
-        places[line.label] = parse_number(setting.get(name, 0), where=f"config/attacks.yaml: {line.cell.patterns[0]}")
-    return places
+        place = f"config/attacks.yaml: {line.cell.patterns[0]}"
+        positions[line.label] = parse_number(setting.get(name, 0), where=place)
+    return positions
 
 
-def _label(name: str, rows) -> str:
-    """The same in every panel, so that the legend has it once."""
-    return f"{name} (unverified)" if any(_cells.is_distrusted(row) for _, row in rows.iterrows()) else name
-
-
-def _weight(name: str, figure: Figure) -> float:
-    return 2.0 if name in figure.options.get("highlight", []) else 0.9
-
-
-def _draw_line(axes, line, label: str, style: Style, number: int, weight: float) -> None:
-    look = {**style.line(number), "linewidth": weight}
-    measured = line[line["measured"].notna()]
+def _draw_line(axes, line, label: str, look: dict, style: Style) -> None:
+    measured, published = line[line["measured"].notna()], line[line["published"].notna()]
     if len(measured):
         axes.plot(measured["x"], measured["measured"], label=label, zorder=3, **look)
         bounds = measured["ci_low"].astype(float), measured["ci_high"].astype(float)
         axes.fill_between(measured["x"], *bounds, color=look["color"], alpha=style.band_alpha, linewidth=0, zorder=2)
-    published = line[line["published"].notna()]
     if len(published):
         hollow = {**look, "markerfacecolor": "white", "linestyle": "none", "markeredgewidth": 0.8}
         axes.plot(published["x"], published["published"], zorder=4, **hollow, label=None if len(measured) else label)

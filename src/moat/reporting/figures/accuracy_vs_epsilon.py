@@ -6,15 +6,21 @@ Options: ``maximum``: the largest epsilon drawn, in pixel units (e.g. ``16/255``
 from collections.abc import Mapping
 from typing import Any
 
+import pandas as pd
+
 from moat.base.errors import ConfigError
 from moat.base.numbers import parse_number
 from moat.config.grid import Figure, Line
 from moat.reporting.figures import Frames, check_options, heading
+from moat.reporting.intervals import summarise
 from moat.reporting.results import Results
 from moat.reporting.style import Style
-from moat.reporting.tables import summarise
 
 SHOWS = "lines"
+_COLUMNS = [
+    *("label", "dataset", "arch", "method", "setting", "epsilon", "accuracy", "accuracy_std"),
+    *("ci_low", "ci_high", "n", "seeds", "chance", "checks_failed"),
+]
 
 
 def expect(figure: Figure, results: Results) -> None:
@@ -28,34 +34,39 @@ def draw(figure: Figure, frames: Frames, style: Style):
         (figure, DataFrame with label, dataset, arch, method, setting, epsilon in pixel units, accuracy and
         its interval in percent points, n, seeds, chance, checks_failed).
     """
-    import pandas as pd
-
     check_options(figure, ["maximum"])
-    radii = _radii(figure, frames.attacks)
+    largest = parse_number(figure.options.get("maximum", 1), where=f"{figure.study}.yaml: {figure.name}: maximum")
+    radii = {name: radius(frames.attacks[name], name) for name in figure.settings}
+    radii = dict(sorted((item for item in radii.items() if item[1] <= largest), key=lambda item: item[1]))
     drawn = [line for line in figure.lines if frames.evaluated(line)]
     content = pd.DataFrame([row for line in drawn for row in _points(line, radii, frames)], columns=_COLUMNS)
     canvas, ((axes,),) = style.new(height=2.8)
     for number, (line, label) in enumerate(zip(figure.lines, frames.labels(figure), strict=True)):
         if line in drawn:
-            _draw_line(axes, content[content["label"] == line.label], label, style, number)
-    _draw_chance(axes, content, style)
+            points, look = content[content["label"] == line.label], style.line(number)
+            x = points["epsilon"].to_numpy() * 255
+            faces = {"markerfacecolor": "white"} if points["checks_failed"].iloc[0] else {}
+            axes.plot(x, points["accuracy"], label=label, zorder=3, **look, **faces)
+            low, high = points["ci_low"].astype(float), points["ci_high"].astype(float)
+            axes.fill_between(x, low, high, color=look["color"], alpha=style.band_alpha, linewidth=0, zorder=2)
+    for number, chance in enumerate(sorted(content["chance"].dropna().astype(float).unique())):
+        label = "chance level" if number == 0 else None
+        axes.axhline(chance, color=style.muted, linewidth=0.8, linestyle=(0, (2, 2)), label=label, zorder=1)
     axes.set_title(heading(figure), loc="left", color=style.muted)
-    _finish(axes, sorted(radii.values()), bool(drawn))
+    # Linear up to the smallest radius, doubling from there.
+    ticks = sorted({round(255 * value, 6) for value in radii.values()})
+    if positive := [tick for tick in ticks if tick > 0]:
+        axes.set_xscale("symlog", base=2, linthresh=min(positive), linscale=0.8)
+        axes.set_xlim(-0.15 * min(positive), 1.12 * max(positive))
+    axes.set_xticks(ticks, _tick_labels(axes, ticks))
+    axes.minorticks_off()
+    axes.set_xlabel("epsilon in units of 1/255")
+    axes.set_ylabel("accuracy (%)")
+    axes.set_ylim(-2, 102)
+    if not drawn:
+        axes.text(0.5, 0.5, "nothing was run", transform=axes.transAxes, ha="center", color="#666666")
     style.legend(canvas)
     return canvas, content
-
-
-_COLUMNS = [
-    *("label", "dataset", "arch", "method", "setting", "epsilon", "accuracy", "accuracy_std"),
-    *("ci_low", "ci_high", "n", "seeds", "chance", "checks_failed"),
-]
-
-
-def _radii(figure: Figure, attacks: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
-    """setting -> epsilon, growing; 0 for clean images."""
-    largest = parse_number(figure.options.get("maximum", 1), where=f"{figure.study}.yaml: {figure.name}: maximum")
-    radii = {name: radius(attacks[name], name) for name in figure.settings}
-    return dict(sorted((item for item in radii.items() if item[1] <= largest), key=lambda item: item[1]))
 
 
 def radius(setting: Mapping[str, Any], name: str) -> float:
@@ -99,39 +110,8 @@ def _points(line: Line, radii: Mapping[str, float], frames: Frames) -> list[dict
     return rows
 
 
-def _draw_line(axes, points, label: str, style: Style, number: int) -> None:
-    x = points["epsilon"].to_numpy() * 255
-    look = style.line(number)
-    faces = {"markerfacecolor": "white"} if points["checks_failed"].iloc[0] else {}
-    axes.plot(x, points["accuracy"], label=label, zorder=3, **look, **faces)
-    low, high = points["ci_low"].astype(float), points["ci_high"].astype(float)
-    axes.fill_between(x, low, high, color=look["color"], alpha=style.band_alpha, linewidth=0, zorder=2)
-
-
-def _draw_chance(axes, content, style: Style) -> None:
-    for number, chance in enumerate(sorted(content["chance"].dropna().astype(float).unique())):
-        label = "chance level" if number == 0 else None
-        axes.axhline(chance, color=style.muted, linewidth=0.8, linestyle=(0, (2, 2)), label=label, zorder=1)
-
-
-def _finish(axes, radii: list[float], drawn: bool) -> None:
-    """Axes: accuracy from 0 to 100, epsilon on a scale that is linear up to 1/255 and doubles from there."""
-    ticks = sorted({round(255 * value, 6) for value in radii})
-    positive = [tick for tick in ticks if tick > 0]
-    if positive:
-        axes.set_xscale("symlog", base=2, linthresh=min(positive), linscale=0.8)
-        axes.set_xlim(-0.15 * min(positive), 1.12 * max(positive))
-    axes.set_xticks(ticks, _tick_labels(axes, ticks))
-    axes.minorticks_off()
-    axes.set_xlabel("epsilon in units of 1/255")
-    axes.set_ylabel("accuracy (%)")
-    axes.set_ylim(-2, 102)
-    if not drawn:
-        axes.text(0.5, 0.5, "nothing was run", transform=axes.transAxes, ha="center", color="#666666")
-
-
 def _tick_labels(axes, ticks: list[float]) -> list[str]:
-    """A label for each tick, from the largest down, but none that would run into the one to its right."""
+    """A label for each tick, from the largest down, skipping those that would overlap the one to their right."""
     places = axes.xaxis.get_transform().transform(ticks)
     apart, labels, last = 0.055 * (max(places) - min(places)), [], None
     for tick, place in zip(reversed(ticks), reversed(places), strict=True):

@@ -20,7 +20,8 @@ def draw(figure: Figure, frames: Frames, style: Style):
     content = _cells.content(figure, frames)
     along = _cells.column(figure, "along", content.columns) or "setting_label"
     rows = _cells.add_series(content, [along], panel=None)
-    rows[["family", "corruption"]] = [_split(label) for label in rows[along]]
+    # A label without a family is in one called "all".
+    rows[["family", "corruption"]] = [label.split("/", 1) if "/" in label else ("all", label) for label in rows[along]]
     protocols, families = (list(dict.fromkeys(rows[name])) for name in ("protocol", "family"))
     numbers = {name: number for number, name in enumerate(dict.fromkeys(rows["series"]))}
     canvas, grid = style.new(len(families), len(protocols), height=1.45, width=style.page_width, sharey=True)
@@ -30,16 +31,10 @@ def draw(figure: Figure, frames: Frames, style: Style):
             _bars.draw(axes, part, "corruption", numbers, style, inches=style.page_width / len(protocols) - 0.4)
             _bars.finish(axes, part, "%")
             if part["measured"].isna().all():
-                style.empty(axes, f"not run: {part['reason'].dropna().iloc[0]}")
+                style.empty(axes, _cells.why_empty(part))
             if row == 0:
                 title = figure.options.get("titles", {}).get(protocol, protocol)
                 axes.set_title(title, loc="left", color=style.muted)
         grid[row][0].set_ylabel(f"{family}\naccuracy (%)")
     style.legend(canvas, style.published() if rows["published"].notna().any() else None)
     return canvas, content
-
-
-def _split(label: str) -> tuple[str, str]:
-    """(family, corruption) of ``Noise/Shot Noise``; a label without a family is one of its own."""
-    family, slash, corruption = label.partition("/")
-    return (family, corruption) if slash else ("all", label)

@@ -5,7 +5,7 @@ Options:
     panel: an axis, or dataset, arch, method: one panel for each (default: one panel).
     columns: panels side by side (default: 2).
 
-The other axes tell the bars of a group apart. Lines may have any measure, the same one within a panel.
+The remaining axes distinguish the bars of a group. Lines may have any measure, the same one within a panel.
 """
 
 import math
@@ -36,27 +36,24 @@ def draw(figure: Figure, frames: Frames, style: Style):
     width = _width(rows, group, style) if columns == 1 else style.page_width
     canvas, grid = style.new(math.ceil(len(parts) / columns), columns, height=2.3, width=width)
     numbers = {name: number for number, name in enumerate(dict.fromkeys(rows["series"]))}
-    units = {line.label: _unit(line.cell) for line in figure.lines}
+    shown = {line.label: line.cell.measure for line in figure.lines}
     for axes in grid.flat[len(parts) :]:
         axes.set_axis_off()
     for axes, (_, part) in zip(grid.flat, parts, strict=False):
-        what, unit = units[part["label"].iloc[0]]
+        measure = shown[part["label"].iloc[0]]
+        what, unit = measure.replace("_", " "), measures.get(measure).unit
         _bars.draw(axes, part, group, numbers, style, inches=width / columns - MARGIN)
         _bars.finish(axes, part, unit)
         axes.set_title(part["title"].iloc[0], loc="left", color=style.muted)
         axes.set_ylabel(f"{what} ({unit})" if unit else what)
         if part["measured"].isna().all():
-            style.empty(axes, f"not run: {part['reason'].dropna().iloc[0]}")
+            style.empty(axes, _cells.why_empty(part))
     style.legend(canvas, style.published() if rows["published"].notna().any() else None)
     return canvas, content
 
 
-def _unit(cell) -> tuple[str, str]:
-    return cell.measure.replace("_", " "), measures.get(cell.measure).UNIT
-
-
 def _width(rows, group: str, style: Style) -> float:
-    """A page where in a column a bar would be narrower than about two millimetres, or labels would touch."""
+    """A page if bars were narrower than about two millimetres in a column, or labels touched; else a column."""
     groups = rows[group].unique()
     longest = max(len(word) for name in groups for word in name.split())
     labels = len(groups) * (longest + 1) / _bars.CHARACTERS_PER_INCH

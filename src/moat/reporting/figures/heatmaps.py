@@ -1,10 +1,11 @@
 """Class-activation heat maps of one image, clean and attacked, a row per model.
 
-Each model has attacked the image for itself. Options: ``image``: its place among those of the probe, from 0 (default:
-the first that the first model has right when clean and wrong when attacked, and the last model right both times).
+Each model was attacked on its own. Options: ``image``: its index among the probe's images, from 0 (default: the first
+that the first model classifies correctly only when clean, and the last model both times).
 """
 
 import numpy as np
+import pandas as pd
 
 from moat.base.errors import ConfigError
 from moat.config.grid import Figure
@@ -22,15 +23,12 @@ def draw(figure: Figure, frames: Frames, style: Style):
 
     Returns:
         (figure, DataFrame with one row per label, images (clean or attacked) and pixel: red, green and blue from 0 to
-        255, heat from 0 to 1, and the place of the image, its class and what the model takes it for).
+        255, heat from 0 to 1, and the image's index, its class and the predicted one).
     """
-    import pandas as pd
-
     check_options(figure, ["image"])
     probes = {line.label: frames.probe(line) for line in figure.lines if frames.evaluated(line)}
-    number = _choose(list(probes.values()), figure)
-    rows = len(figure.lines)
-    canvas, grid = style.new(rows, 4, height=1.25, width=style.column_width * 1.35)
+    number = _choose(list(probes.values()), figure) if probes else 0
+    canvas, grid = style.new(len(figure.lines), 4, height=1.25, width=style.column_width * 1.35)
     parts = []
     for axes, line, label in zip(grid, figure.lines, frames.labels(figure), strict=True):
         for each in axes:
@@ -49,14 +47,12 @@ def _choose(probes: list, figure: Figure) -> int:
     Raises:
         ConfigError: an image that the probes do not have; says how many there are.
     """
-    if not probes:
-        return 0
     count = min(len(probe["label"]) for probe in probes)
     wanted = figure.options.get("image")
-    if wanted is not None and not (isinstance(wanted, int) and 0 <= wanted < count):
-        where = f"config/studies/{figure.study}.yaml: {figure.name}"
-        raise ConfigError(f"{where}: image: {wanted!r} is not allowed; 0 to {count - 1}")
     if wanted is not None:
+        if not (isinstance(wanted, int) and 0 <= wanted < count):
+            where = f"config/studies/{figure.study}.yaml: {figure.name}"
+            raise ConfigError(f"{where}: image: {wanted!r} is not allowed; 0 to {count - 1}")
         return wanted
     right = [{images: (p[f"{images}_predicted"] == p["label"])[:count] for images in _IMAGES} for p in probes]
     telling = right[0]["clean"] & ~right[0]["attacked"] & right[-1]["clean"] & right[-1]["attacked"]
@@ -74,9 +70,7 @@ def _draw_row(axes, probe, number: int) -> None:
         axes[place + 2].set_title(f"{images}: {predicted}", fontsize=7)
 
 
-def _pixels(label: str, probe, number: int, images: str):
-    import pandas as pd
-
+def _pixels(label: str, probe, number: int, images: str) -> pd.DataFrame:
     picture = np.broadcast_to(probe[images][number], (*probe[images][number].shape[:2], 3))
     rows, columns = np.indices(picture.shape[:2])
     content = {"label": label, "image": number, "images": images, "class": probe["label"][number]}

@@ -1,23 +1,28 @@
-"""Two numbers of each model against each other, a third as the size of its marker; the best trade-offs joined.
+"""Two numbers of each model against each other, a third as the size of its marker; the best trade-offs are joined.
 
 Options:
     measure: the axis whose points are the numbers.
     x, y, size: labels of that axis. Larger is better for x and y; size is a cost.
 
-Every point carries a number; the list beside the axes says which model it is, those that no other beats in both
-numbers first.
+Every point carries a number; the list beside the axes names its model, beginning with those that no other beats in
+both numbers.
 """
 
 import textwrap
 
+import pandas as pd
+
 from moat.base.errors import ConfigError, unknown_name
+from moat.config.cell_spec import CORRECT
 from moat.config.grid import Figure
 from moat.reporting.figures import Frames, _cells, check_options
+from moat.reporting.formatting import quantity
 from moat.reporting.style import Style
 
 SHOWS = "lines"
 expect = _cells.expect
 _ROLES = ("x", "y", "size")
+# Areas of markers, in square points.
 _LARGEST = 190.0
 _SMALLEST = 7.0
 
@@ -34,22 +39,26 @@ def draw(figure: Figure, frames: Frames, style: Style):
     drawn = points[points["number"].notna()]
     canvas, ((axes, listing),) = style.new(columns=2, height=3.6, width=style.page_width, width_ratios=[1.35, 1])
     _draw_points(axes, drawn, style)
-    for role, set_label in (("x", axes.set_xlabel), ("y", axes.set_ylabel)):
-        set_label(f"{figure.options[role]} (%)")
+    axes.set_xlabel(f"{figure.options['x']} (%)")
+    axes.set_ylabel(f"{figure.options['y']} (%)")
     if len(drawn):
         _draw_sizes(axes, drawn, figure.options["size"], style)
     else:
         style.empty(axes, f"not run: {points['x_reason'].dropna().iloc[0]}")
-    _list_models(listing, drawn, style)
+    listing.set_axis_off()
+    listing.grid(False)
+    for position, (_, point) in enumerate(drawn.iterrows()):
+        text = textwrap.shorten(f"{point['number']}  {point['label']}", 40, placeholder="…")
+        colour = style.colour(0) if point["best"] else "#333333"
+        height = 1 - (position + 0.5) / max(len(drawn), 18)
+        listing.text(0.0, height, text, color=colour, fontsize=6.4, va="center")
     return canvas, points
 
 
-def _points(figure: Figure, frames: Frames):
-    """One row per model, the drawn ones numbered from the most robust on."""
-    import pandas as pd
-
+def _points(figure: Figure, frames: Frames) -> pd.DataFrame:
+    """One row per model, the drawn ones numbered: the best ones first, and by descending y."""
     content = _cells.content(figure, frames)
-    content = content[content["protocol"] == "correct"]
+    content = content[content["protocol"] == CORRECT]
     measure = _cells.column(figure, "measure", content.columns)
     known = list(dict.fromkeys(content[measure])) if measure else []
     for role in _ROLES:
@@ -73,7 +82,7 @@ def _points(figure: Figure, frames: Frames):
 
 
 def _is_best(x, y) -> list[bool]:
-    """Whether no other point is at least as good in both and better in one."""
+    """Whether no other point is at least as good in both and better in one; a missing point (NaN) is not."""
     pairs = list(zip(x, y, strict=True))
     return [
         a == a and not any(c >= a and d >= b and (c > a or d > b) for c, d in pairs if c == c and d == d)
@@ -81,7 +90,7 @@ def _is_best(x, y) -> list[bool]:
     ]
 
 
-def _draw_points(axes, drawn, style: Style) -> None:
+def _draw_points(axes, drawn: pd.DataFrame, style: Style) -> None:
     best = drawn[drawn["best"].astype(bool)].sort_values("x_measured")
     axes.plot(best["x_measured"], best["y_measured"], color=style.colour(0), linewidth=0.8, linestyle=":", zorder=1)
     area = _areas(drawn["size_measured"])
@@ -89,7 +98,14 @@ def _draw_points(axes, drawn, style: Style) -> None:
         colour, size = style.colour(0) if point["best"] else style.muted, area(point["size_measured"])
         face = "white" if _cells.is_distrusted({"checks_failed": point["y_checks_failed"]}) else colour
         place = point["x_measured"], point["y_measured"]
-        axes.errorbar(*place, *_margins(point), color=colour, linewidth=0.5, alpha=0.6, zorder=2)
+        yerr, xerr = (
+            [
+                [point[f"{role}_measured"] - point[f"{role}_ci_low"]],
+                [point[f"{role}_ci_high"] - point[f"{role}_measured"]],
+            ]
+            for role in ("y", "x")
+        )
+        axes.errorbar(*place, yerr, xerr, color=colour, linewidth=0.5, alpha=0.6, zorder=2)
         axes.scatter(*place, size, facecolor=face, edgecolor=colour, alpha=0.75, zorder=3)
         beside = {"xytext": (2 + size**0.5 / 2.6, 2), "textcoords": "offset points"}
         axes.annotate(str(point["number"]), place, **beside, fontsize=6, zorder=4)
@@ -97,35 +113,15 @@ def _draw_points(axes, drawn, style: Style) -> None:
     axes.grid(True, axis="both")
 
 
-def _margins(point):
-    """What lies below and above the point: for y, then for x, as ``errorbar`` wants them."""
-    for role in ("y", "x"):
-        measured = point[f"{role}_measured"]
-        yield [[measured - point[f"{role}_ci_low"]], [point[f"{role}_ci_high"] - measured]]
-
-
 def _areas(costs):
     largest = costs.max()
     return lambda cost: max(_SMALLEST, _LARGEST * cost / largest)
 
 
-def _draw_sizes(axes, drawn, name: str, style: Style) -> None:
+def _draw_sizes(axes, drawn: pd.DataFrame, name: str, style: Style) -> None:
     """Reference markers below the axes: the largest cost, a third and a tenth of it."""
-    from moat.reporting.records import quantity
-
     area, largest = _areas(drawn["size_measured"]), drawn["size_measured"].max()
     for cost in (largest, largest / 3, largest / 10):
         axes.scatter([], [], area(cost), facecolor="white", edgecolor=style.muted, label=quantity(cost))
     axes.scatter([], [], 12, facecolor="white", edgecolor=style.colour(0), label="a check failed")
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=4, title=name, title_fontsize=7)
-
-
-def _list_models(axes, drawn, style: Style) -> None:
-    axes.set_axis_off()
-    axes.grid(False)
-    lines = []
-    for _, point in drawn.iterrows():
-        text = textwrap.shorten(f"{point['number']}  {point['label']}", 40, placeholder="…")
-        lines.append((text, style.colour(0) if point["best"] else "#333333"))
-    for position, (text, colour) in enumerate(lines):
-        axes.text(0.0, 1 - (position + 0.5) / max(len(lines), 18), text, color=colour, fontsize=6.4, va="center")

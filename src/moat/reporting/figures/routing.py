@@ -6,6 +6,8 @@ One row of panels per line. Options:
 """
 
 import numpy as np
+import pandas as pd
+from scipy.special import softmax
 
 from moat.base.errors import ConfigError
 from moat.config.grid import Figure
@@ -25,54 +27,54 @@ def draw(figure: Figure, frames: Frames, style: Style):
     """The matplotlib figure and what its panels show.
 
     Returns:
-        (figure, DataFrame with label, what (load or weight), images (clean or attacked), expert, low, high, value):
-        a load is the share of the images low to high (in the test set's order) that the expert was chosen for; a
-        weight the share of all images whose weight for the expert lies from low to high.
+        (figure, DataFrame with label, what (load or weight), images (clean or attacked), expert, low, high, value).
+        A load is the fraction of the images low to high (in the test set's order) that was routed to the expert; a
+        weight is the fraction of all images whose weight for the expert lies from low to high.
     """
-    import pandas as pd
-
     check_options(figure, ["batch", "scores"])
     rows = [row for line in figure.lines if frames.evaluated(line) for row in _rows(line, figure, frames)]
     content = pd.DataFrame(rows, columns=_COLUMNS)
     canvas, grid = style.new(len(figure.lines), 3, height=2.2, width=style.page_width)
     for axes, line in zip(grid, figure.lines, strict=True):
         part = content[content["label"] == line.label]
-        _draw_load(axes[0], part[part["what"] == "load"], style)
+        for (expert, images), loads in part[part["what"] == "load"].groupby(["expert", "images"]):
+            look = {"color": style.colour(expert), "linewidth": 1.1, "linestyle": _DASHES[images]}
+            edges = [*loads["low"], loads["high"].iloc[-1]]
+            axes[0].stairs(loads["value"], edges, label=f"expert {expert}, {images}", baseline=None, **look)
+        axes[0].set_title("load", loc="left", color=style.muted)
+        axes[0].set_ylim(-0.02, 1.02)
+        axes[0].set_xlabel("test images, in batches")
+        axes[0].set_ylabel(f"{line.label.split(SEPARATOR)[-1]}\nfraction of the batch")
         for panel, images in zip(axes[1:], _IMAGES, strict=True):
-            weights = part[(part["what"] == "weight") & (part["images"] == images)]
-            _draw_weights(panel, weights, f"weights on {images} images", style)
+            for expert, weights in part[(part["what"] == "weight") & (part["images"] == images)].groupby("expert"):
+                edges, colour = [*weights["low"], weights["high"].iloc[-1]], style.colour(expert)
+                panel.stairs(weights["value"], edges, fill=True, alpha=0.35, color=colour)
+                panel.stairs(weights["value"], edges, color=colour, linewidth=0.9)
+            panel.set_title(f"weights on {images} images", loc="left", color=style.muted)
+            panel.set_xlabel("weight")
+            panel.set_ylabel("fraction of the images")
         if part.empty:
             style.empty(axes[0], f"not run: {not_run_reason(line.cell, frames.results)}")
-        axes[0].set_ylabel(f"{line.label.split(SEPARATOR)[-1]}\nshare of the batch")
     style.legend(canvas)
     return canvas, content
 
 
 def _rows(line, figure: Figure, frames: Frames):
-    arrays = frames.probe(line)
-    for images in _IMAGES:
-        scores = _scores(arrays[images], figure)
-        for name, values in (("load", _loads(scores, figure.options.get("batch", 100))), ("weight", _shares(scores))):
-            for expert, low, high, value in values:
-                place = {"label": line.label, "what": name, "images": images, "expert": expert}
-                yield {**place, "low": low, "high": high, "value": value}
-
-
-def _scores(scores: np.ndarray, figure: Figure) -> np.ndarray:
-    """Weights (N, E) of scores (N, E).
-
-    Raises:
-        ConfigError: neither softmax nor raw.
     """
-    kind = figure.options.get("scores", "softmax")
+    Raises:
+        ConfigError: scores that are neither softmax nor raw.
+    """
+    kind, batch = figure.options.get("scores", "softmax"), figure.options.get("batch", 100)
     if kind not in ("softmax", "raw"):
         where = f"config/studies/{figure.study}.yaml: {figure.name}"
         raise ConfigError(f"{where}: scores: {kind!r} is not allowed; softmax or raw")
-    if kind == "raw":
-        return scores
-    from scipy.special import softmax
-
-    return softmax(scores.astype(np.float64), axis=1)
+    arrays = frames.probe(line)
+    for images in _IMAGES:
+        scores = arrays[images] if kind == "raw" else softmax(arrays[images].astype(np.float64), axis=1)
+        for name, values in (("load", _loads(scores, batch)), ("weight", _weights(scores))):
+            for expert, low, high, value in values:
+                place = {"label": line.label, "what": name, "images": images, "expert": expert}
+                yield {**place, "low": low, "high": high, "value": value}
 
 
 def _loads(scores: np.ndarray, batch: int):
@@ -83,34 +85,9 @@ def _loads(scores: np.ndarray, batch: int):
             yield expert, start, start + len(part), float((part == expert).mean())
 
 
-def _shares(scores: np.ndarray):
+def _weights(scores: np.ndarray):
     edges = np.linspace(min(0.0, scores.min()), max(1.0, scores.max()), _BINS + 1)
     for expert in range(scores.shape[1]):
         counts = np.histogram(scores[:, expert], edges)[0]
         for low, high, count in zip(edges, edges[1:], counts, strict=False):
             yield expert, low, high, count / len(scores)
-
-
-def _draw_load(axes, rows, style: Style) -> None:
-    for (expert, images), part in rows.groupby(["expert", "images"]):
-        look = {"color": style.colour(expert), "linewidth": 1.1, "linestyle": _DASHES[images]}
-        axes.stairs(
-            part["value"],
-            [*part["low"], part["high"].iloc[-1]],
-            label=f"expert {expert}, {images}",
-            baseline=None,
-            **look,
-        )
-    axes.set_title("load", loc="left", color=style.muted)
-    axes.set_ylim(-0.02, 1.02)
-    axes.set_xlabel("test images, in batches")
-
-
-def _draw_weights(axes, rows, title: str, style: Style) -> None:
-    for expert, part in rows.groupby("expert"):
-        edges = [*part["low"], part["high"].iloc[-1]]
-        axes.stairs(part["value"], edges, fill=True, alpha=0.35, color=style.colour(expert))
-        axes.stairs(part["value"], edges, color=style.colour(expert), linewidth=0.9)
-    axes.set_title(title, loc="left", color=style.muted)
-    axes.set_xlabel("weight")
-    axes.set_ylabel("share of the images")

@@ -1,12 +1,10 @@
-"""How the weights of one layer are distributed, a line per model; the right panel shows the tails.
+"""The distribution of the weights of one layer, a line per model; the right panel shows the tails.
 
 Options: ``bins``: of the histogram (default: 81). The layer is the probe's.
 """
 
-from collections.abc import Mapping
-from typing import Any
-
 import numpy as np
+import pandas as pd
 
 from moat.config.grid import Figure
 from moat.reporting.figures import Frames, check_options, heading
@@ -23,12 +21,13 @@ def draw(figure: Figure, frames: Frames, style: Style):
         (figure, DataFrame with label, dataset, arch, method, seed, low, high, count and density of each bin, and the
         standard deviation and excess kurtosis of all weights of the model).
     """
-    import pandas as pd
-
     check_options(figure, ["bins"])
-    weights = {line.label: _weights(line, frames) for line in figure.lines if frames.evaluated(line)}
-    edges = _edges(list(weights.values()), figure.options.get("bins", 81))
-    rows = [row for line in figure.lines if line.label in weights for row in _bins(line, weights[line.label], edges)]
+    lines = [line for line in figure.lines if frames.evaluated(line)]
+    weights = {line.label: frames.probe(line)["weights"].astype(np.float64).ravel() for line in lines}
+    # The same bins for all models, symmetric, up to the largest weight.
+    limit = max((float(np.abs(each).max()) for each in weights.values()), default=1.0)
+    edges = np.linspace(-limit, limit, figure.options.get("bins", 81) + 1)
+    rows = [row for line in lines for row in _bins(line, weights[line.label], edges)]
     content = pd.DataFrame(rows, columns=_COLUMNS)
     canvas, (axes,) = style.new(columns=2, height=2.3)
     for number, (line, label) in enumerate(zip(figure.lines, frames.labels(figure), strict=True)):
@@ -39,41 +38,23 @@ def draw(figure: Figure, frames: Frames, style: Style):
         look = {"color": style.colour(number), "linestyle": style.line(number)["linestyle"], "linewidth": 1.1}
         for each in axes:
             each.stairs(part["density"], [*part["low"], part["high"].iloc[-1]], label=name, **look)
-    _finish(axes, content, heading(figure), style)
+    for each in axes:
+        each.set_xlabel("weight")
+        if content.empty:
+            style.empty(each, "not run")
+    axes[0].set_ylabel("density")
+    axes[0].set_title(heading(figure), loc="left", color=style.muted)
+    axes[1].set_yscale("log")
+    axes[1].set_title("the same, logarithmic", loc="left", color=style.muted)
     style.legend(canvas)
     return canvas, content
-
-
-def _weights(line, frames: Frames) -> np.ndarray:
-    return frames.probe(line)["weights"].astype(np.float64).ravel()
-
-
-def _edges(weights: list[np.ndarray], bins: int) -> np.ndarray:
-    """Bins that are the same for all models, symmetric, up to the largest weight."""
-    limit = max((float(np.abs(each).max()) for each in weights), default=1.0)
-    return np.linspace(-limit, limit, bins + 1)
 
 
 def _bins(line, weights: np.ndarray, edges: np.ndarray):
     cell, counts = line.cell, np.histogram(weights, edges)[0]
     standard = (weights - weights.mean()) / max(weights.std(), 1e-12)
-    all_of_them: Mapping[str, Any] = {
-        **{name: getattr(cell, name) for name in ("dataset", "arch", "method")},
-        "label": line.label,
-        "seed": cell.seeds[0],
-        "std": weights.std(),
-        "excess_kurtosis": (standard**4).mean() - 3,
-    }
+    place = {"dataset": cell.dataset, "arch": cell.arch, "method": cell.method, "label": line.label}
+    moments = {"std": weights.std(), "excess_kurtosis": (standard**4).mean() - 3}
     for low, high, count in zip(edges, edges[1:], counts, strict=False):
-        yield {**all_of_them, "low": low, "high": high, "count": count, "density": count / len(weights) / (high - low)}
-
-
-def _finish(axes, content, title: str, style: Style) -> None:
-    axes[0].set_ylabel("density")
-    axes[0].set_title(title, loc="left", color=style.muted)
-    axes[1].set_yscale("log")
-    for each in axes:
-        each.set_xlabel("weight")
-        if content.empty:
-            style.empty(each, "not run")
-    axes[1].set_title("the same, logarithmic", loc="left", color=style.muted)
+        density = count / len(weights) / (high - low)
+        yield {**place, "seed": cell.seeds[0], **moments, "low": low, "high": high, "count": count, "density": density}

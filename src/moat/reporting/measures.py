@@ -1,0 +1,224 @@
+"""Measures: how the number of a cell is computed from what its runs left behind.
+
+To add one: a function here, its entry in :data:`MEASURES`, and in :data:`READS` what it looks at.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from moat.base.errors import ConfigError, DataError, unknown_name
+from moat.config import paths
+from moat.config.grid_types import Cell, Run
+from moat.reporting.formatting import quantity
+from moat.reporting.intervals import (
+    NORMAL_QUANTILE,
+    over_seeds,
+    paired_difference,
+    same_number,
+    summarise,
+    summarise_means,
+)
+from moat.reporting.rows import Settings
+
+#: What each measure looks at: ``rows`` (an evaluation), ``record`` (run.json), ``checks``, ``probe``; the code alone
+#: where it is empty. A literal, because the configuration reads it without importing this module.
+READS = {
+    "accuracy": ("rows",),
+    "checks_passed": ("checks",),
+    "code_property": (),
+    "confidence": ("rows",),
+    "history": ("record",),
+    "images_per_second": ("record",),
+    "macs": ("record",),
+    "parameters": ("record",),
+    "peak_memory": ("record",),
+    "probe": ("probe",),
+    "robustness_gap": ("rows",),
+    "training_hours": ("record",),
+}
+
+
+@dataclass(frozen=True)
+class Measure:
+    """How one kind of number is computed, printed and compared.
+
+    Attributes:
+        compute: (cell, its finished runs, results) -> measured, measured_std, ci_low, ci_high and n; None where a
+            record lacks the number.
+        show: the number as it is printed; ``unit`` follows it where there is room.
+        wanted: which statistics of an evaluation it will ask for, (statistic, settings) pairs.
+        text: the whole cell, from its row, where the number alone says too little.
+        incomparable: why a published number cannot be compared with this one, beyond what holds for every measure.
+    """
+
+    compute: Callable[[Cell, Sequence[Run], Any], dict[str, Any] | None]
+    show: Callable[[Any], str]
+    unit: str = ""
+    wanted: Callable[[Cell], list[tuple[str, Settings]]] = lambda cell: []
+    text: Callable[[Mapping[str, Any]], str] | None = None
+    incomparable: Callable[[Cell, Sequence[Run], Any], list[str]] = lambda cell, runs, results: []
+
+
+def get(name: str) -> Measure:
+    """
+    Raises:
+        ConfigError: there is no such measure; lists those that there are.
+    """
+    if name not in MEASURES:
+        raise ConfigError(unknown_name(name, MEASURES, what="measure"))
+    return MEASURES[name]
+
+
+# -- from an evaluation's rows -------------------------------------------------
+def accuracy(cell: Cell, runs, results) -> dict[str, Any]:
+    """Accuracy in percent: of the examples classified correctly under all settings, or the mean over the settings."""
+    found = [results.statistic(cell.aggregate, run, cell.suite, cell.settings) for run in runs]
+    return (summarise if cell.aggregate == "worst" else summarise_means)(found, where=_place(cell))
+
+
+def confidence(cell: Cell, runs, results) -> dict[str, Any]:
+    """Mean confidence in percent: the largest softmax value of each attacked example, correct or not."""
+    moments = [results.statistic("confidence", run, cell.suite, cell.settings) for run in runs]
+    n = same_number([n for *_, n in moments], where=_place(cell))
+    means = [mean for mean, _, _ in moments]
+    centre = math.fsum(means) / len(means)
+    # The examples are the same for every seed and count once.
+    half = NORMAL_QUANTILE * math.sqrt(math.fsum(variance for _, variance, _ in moments) / len(moments) / n)
+    return over_seeds(means, (centre - half, centre + half), n=n)
+
+
+def robustness_gap(cell: Cell, runs, results) -> dict[str, Any]:
+    """Accuracy under the first setting minus accuracy under the second, in points, on the same examples."""
+    wanted = _gap_statistics(cell)
+    counts = [[results.statistic(name, run, cell.suite, settings) for name, settings in wanted] for run in runs]
+    n = same_number([n for *_, (_, n) in counts], where=_place(cell))
+    found = [paired_difference(both, first, second, n) for (first, _), (second, _), (both, _) in counts]
+    values = [value for value, _ in found]
+    mean = math.fsum(values) / len(values)
+    # Every seed sees the same examples: average the widths of the intervals, each around its own seed's value.
+    low = mean - math.fsum(value - low for value, (low, _) in found) / len(found)
+    high = mean + math.fsum(high - value for value, (_, high) in found) / len(found)
+    return over_seeds(values, (low, high), n=n, limits=(-1.0, 1.0))
+
+
+def _gap_statistics(cell: Cell) -> list[tuple[str, Settings]]:
+    if len(cell.settings) != 2:
+        where = f"config/studies/{cell.study}.yaml: {cell.table}: {cell.row} x {cell.column}"
+        raise ConfigError(f"{where}: settings {list(cell.settings)}: a robustness_gap is between two")
+    first, second = cell.settings
+    return [("worst", (first,)), ("worst", (second,)), ("worst", (first, second))]
+
+
+def _place(cell: Cell) -> str:
+    return f"{cell.study}-{cell.table}: {cell.row} x {cell.column}"
+
+
+# -- from the records of the runs ------------------------------------------------
+def checks_passed(cell: Cell, runs, results) -> dict[str, Any] | None:
+    """How many checks passed of the n that apply; with several seeds, those of the worst one."""
+    passed = []
+    for run in runs:
+        checks = [check for check in results.checks(run)["checks"] if check.get("state") != "not-applicable"]
+        passed.append((sum(bool(check["passed"]) for check in checks), len(checks)))
+    if not passed:
+        return None
+    worst, n = min(passed, key=lambda pair: pair[0] - pair[1])
+    return {"measured": worst, "measured_std": None, "ci_low": worst, "ci_high": worst, "n": n}
+
+
+def over_records(read: Callable[[Run, Any], float | None]):
+    """The measure that reads one number of each run, with no interval but the one between seeds."""
+
+    def compute(cell: Cell, runs, results) -> dict[str, Any] | None:
+        values = [read(run, results) for run in runs]
+        if not values or None in values:
+            return None
+        mean = sum(values) / len(values)
+        return over_seeds(values, (mean, mean), n=None, limits=(0.0, math.inf), unit=1.0)
+
+    return compute
+
+
+def recorded(key: str, unit: float = 1.0) -> Callable[[Run, Any], float | None]:
+    """A number of run.json, in multiples of ``unit``."""
+
+    def read(run: Run, results) -> float | None:
+        value = (results.run(run) or {}).get(key)
+        return value if value is None or unit == 1.0 else value / unit
+
+    return read
+
+
+def hours(run: Run, results) -> float | None:
+    """Hours of training, including all the runs that this one starts from (experts, a dense net to prune)."""
+    seconds: dict[Run, float | None] = {}
+    todo = [run]
+    while todo:
+        # Where two runs start from the same one, it was trained once.
+        if (run := todo.pop()) in seconds:
+            continue
+        record = results.run(run)
+        if record is None:
+            raise DataError(f"{paths.run_name(run)}: no run.json, but another run started from it")
+        seconds[run] = record.get("wall_seconds")
+        for start in (record.get("initialize_from") or {}).values():
+            dataset, arch, method, seed = Path(start["path"]).parts[-4:]
+            todo.append(Run(dataset, arch, method, int(seed.removeprefix("seed"))))
+    return None if None in seconds.values() else sum(seconds.values()) / 3600
+
+
+def other_hardware(cell: Cell, runs: Sequence[Run], results) -> list[str]:
+    """A published cost is compared only with one measured on the same hardware (part of a device's name: A100)."""
+
+    def devices(record: Mapping[str, Any]) -> list[str]:
+        device = str(record.get("device") or "")
+        return [device, *([] if device == "cpu" else (record.get("hardware") or {}).get("gpus") or [])]
+
+    def same(run: Run) -> bool:
+        return any(cell.hardware.lower() in str(name).lower() for name in devices(results.run(run) or {}))
+
+    return [] if cell.hardware is None or all(map(same, runs)) else ["other-hardware"]
+
+
+# -- of the code, and of figures ---------------------------------------------------
+def code_property(cell: Cell, runs, results) -> dict[str, Any]:
+    """What kind of mixture a method is, found by inspecting its model: no run is needed."""
+    # Imports torch and every method: only tables with such a column wait for it.
+    from moat.reporting.properties import describe
+
+    word = describe(results.project, cell.method, cell.code_property)
+    return {**no_number(cell, runs, results), "measured": word}
+
+
+def differs_in_code(cell: Cell, runs, results) -> list[str]:
+    return [] if code_property(cell, runs, results)["measured"] == cell.published else ["differs-in-code"]
+
+
+def no_number(cell: Cell, runs, results) -> dict[str, None]:
+    """For lines of figures that show a training's history or a probe."""
+    return dict.fromkeys(("measured", "measured_std", "ci_low", "ci_high", "n"))
+
+
+_ONE_DECIMAL, _PLAIN = "{:.1f}".format, "{:g}".format
+MEASURES = {
+    "accuracy": Measure(accuracy, _ONE_DECIMAL, "%", wanted=lambda cell: [(cell.aggregate, cell.settings)]),
+    "checks_passed": Measure(checks_passed, _PLAIN, text=lambda row: f"{row['measured']:g} of {row['n']}"),
+    "code_property": Measure(code_property, str, incomparable=differs_in_code),
+    "confidence": Measure(confidence, _ONE_DECIMAL, "%", wanted=lambda cell: [("confidence", cell.settings)]),
+    "history": Measure(no_number, _PLAIN),
+    "images_per_second": Measure(
+        over_records(recorded("images_per_second")), quantity, "images/s", incomparable=other_hardware
+    ),
+    "macs": Measure(over_records(recorded("macs_per_image")), quantity),
+    "parameters": Measure(over_records(recorded("parameters")), quantity),
+    "peak_memory": Measure(
+        over_records(recorded("peak_memory_bytes", unit=1e9)), "{:.2f}".format, "GB", incomparable=other_hardware
+    ),
+    "probe": Measure(no_number, _PLAIN),
+    "robustness_gap": Measure(robustness_gap, _ONE_DECIMAL, "points", wanted=_gap_statistics),
+    "training_hours": Measure(over_records(hours), "{:.3g}".format, "h", incomparable=other_hardware),
+}
+assert MEASURES.keys() == READS.keys()
