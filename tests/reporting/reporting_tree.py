@@ -157,12 +157,13 @@ class Tree:
             }
             for check in CHECKS
         ]
+        dataset, arch, method, seed = name.split("/")
         content = {
             "passed": not failed,
             "failed": list(failed),
             "worst_case_accuracy": 0.41,
             "checks": checks,
-            "run": {"model_sha256": self.sha(name)},
+            "run": {**self.identity(dataset, arch, method, int(seed[4:])), "model_sha256": self.sha(name)},
             "sources": self.sources,
         }
         path.write_text(json.dumps(content))

@@ -180,10 +180,10 @@ def check_training(tree, content):
 
 
 def check_routers(tree, content):
-    shares = content[content["what"] == "share"]
+    fractions = content[content["what"] == "fraction"]
     expected = {(0, "clean"): 0.25, (1, "clean"): 0.75, (0, "adversarial"): 0.75, (1, "adversarial"): 0.25}
-    assert len(shares) == 2 * 4 * 3
-    assert all(row.value == expected[row.expert, row.images] for row in shares.itertuples())
+    assert len(fractions) == 2 * 4 * 3
+    assert all(row.value == expected[row.expert, row.images] for row in fractions.itertuples())
     entropy = content[content["what"] == "entropy"].groupby("images")["value"].unique()
     assert entropy["clean"] == [0.5] and entropy["adversarial"] == [0.25]
 
@@ -347,7 +347,10 @@ def test_a_figure_is_not_replaced_by_an_empty_one_because_its_arrays_are_elsewhe
         os.utime(path, (0, 0))
     assert moat("draw") == 0
     said = capsys.readouterr()
-    assert "Drawn before: digits (for CIFAR-10) / ResNet-18 / PGD-AT: the arrays of the probe are not here." in said.out
+    assert (
+        "Drawn before: digits (for CIFAR-10) / ResNet-18 / PGD-AT: the arrays of the probe are missing here."
+        in said.out
+    )
     assert "Not drawn" not in said.out
     assert re.search(r"unified-f: left as it is: .*pgd-at/seed0/\w+.safetensors", said.err)
     assert [path.read_bytes() for path in files] == drawn

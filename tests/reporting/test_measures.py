@@ -223,7 +223,7 @@ def test_what_kind_of_mixture_a_method_is(method, words):
 @pytest.mark.parametrize(
     ("method", "name", "said"),
     [
-        ("pgd-at", "gating", "pgd-at.yaml: no mixture of experts"),
+        ("pgd-at", "gating", "pgd-at.yaml: not a mixture of experts"),
         ("soe", "check", "unknown property of a mixture 'check'"),
     ],
 )

@@ -205,6 +205,24 @@ def test_a_stale_run_is_marked_where_its_numbers_stand(tree, moat):
     assert "Stale: digits (for CIFAR-10) / ResNet-18 / TRADES: made by sources that have changed since." in page(tree)
 
 
+def test_a_check_that_does_not_apply_is_not_shown_as_passed(tree, moat):
+    tree.everything(methods=["standard", "pgd-at"], failed={"pgd-at": ("monotone-epsilon",)})
+    path = tree.base / "checks/digits/resnet18/standard/seed0.json"
+    content = json.loads(path.read_text())
+    content["checks"][1] |= {"state": "not-applicable", "message": "not applicable: no router"}
+    path.write_text(json.dumps(content))
+    assert moat("report") == 0
+    shown = re.findall(r'<button type="button" class="(\w+)" data-card="(check-\d-\d)"[^>]*>([\w/]+)<', page(tree))
+    assert shown == [
+        ("pass", "check-0-0", "passed"),
+        ("skip", "check-0-1", "n/a"),
+        ("pass", "check-1-0", "passed"),
+        ("fail", "check-1-1", "failed"),
+    ]
+    outcomes = [cards_of(page(tree))[card]["outcome"] for _, card, _ in shown]
+    assert outcomes == [["passed"], ["not applicable"], ["passed"], ["failed"]]
+
+
 def test_a_card_cannot_end_its_script():
     card = cards.card("</script><b>", [("why", "<!-- & \u2028"), ("nothing", None), ("n", 3)])
     text = cards.embed({"id": card})

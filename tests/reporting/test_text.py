@@ -11,8 +11,8 @@ import pytest
 from reporting_tree import ROOT, cells, expected_text
 
 from moat.reporting import latex, markdown
+from moat.reporting.formatting import duration, quantity
 from moat.reporting.layout import _mark
-from moat.reporting.records import duration, quantity, show
 
 # What a table says that it needs.
 NEEDED = re.compile(r"^% needs \\usepackage\{(.*)\}$", re.M)

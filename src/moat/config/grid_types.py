@@ -37,7 +37,7 @@ class Cell:
     """One number of a table: where it stands, what is measured, what was published.
 
     Attributes:
-        measure: how a value comes from the results, a module of :mod:`moat.reporting.measures`.
+        measure: how a value comes from the results, of :mod:`moat.reporting.measures`.
         reads: what that looks at, of ``rows`` (an evaluation), ``record`` (run.json), ``checks`` and ``probe``.
         settings: the attack settings of ``suite``; under ``aggregate`` worst a sample must be right under all of
             them to count, under mean each counts alike.
