@@ -11,7 +11,7 @@ import pytest
 from reporting_tree import ROOT, cells, expected_text
 
 from moat.reporting import latex, markdown
-from moat.reporting.formatting import duration, quantity
+from moat.reporting.formatting import duration, plain, quantity
 from moat.reporting.layout import _mark
 
 # What a table says that it needs.
@@ -125,8 +125,8 @@ def test_markdown_escapes(text, expected):
         (quantity, 11173962, "11.17 M"),
         (quantity, 0.5, "0.5"),
         (quantity, None, "–"),
-        (show, {"a": 0.123456, "b": [1, True]}, "a 0.1235, b 1, yes"),
-        (show, None, "–"),
+        (plain, {"a": 0.123456, "b": [1, True]}, "a 0.1235, b 1, yes"),
+        (plain, None, "–"),
         (_mark, 27, "ab"),
     ],
 )
