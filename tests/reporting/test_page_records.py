@@ -101,7 +101,7 @@ PGD_AT = "digits/resnet18/pgd-at/seed0"
             f"checks/{PGD_AT}.json",
         ),
         (
-            lambda tree: change(tree.base / f"evaluations/{PGD_AT}/dramoe.json", sources={"attacks": "0"}),
+            lambda tree: change(tree.base / f"evaluations/{PGD_AT}/dramoe.json", sources={"attacks": "1" * 16}),
             "stale",
             "evaluation dramoe: attacks changed since",
             f"evaluations/{PGD_AT}/dramoe.parquet",
