@@ -1,4 +1,4 @@
-"""What the checks report, on residual nets; the table of pathologies is tests/test_checks.py."""
+"""What the checks report, on residual nets; the table of pathologies is test_pathologies.py."""
 
 import json
 
