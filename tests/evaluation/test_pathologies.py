@@ -253,7 +253,7 @@ ORIGINS = {
 }
 
 
-def judged(model, **options):
+def verified(model, **options):
     x, y = images()
     return verify(model, x[TEST], y[TEST], eps=EPS, budget=BUDGET, **options)
 
@@ -274,7 +274,7 @@ def test_each_pathology_is_caught(name):
     ("name", "origin"), [("undefended", "held out"), ("defended", "recorded"), ("routed", "held out")]
 )
 def test_honest_models_pass_all(name, origin):
-    report = judged(globals()[name](), origin=ORIGINS[origin]())
+    report = verified(globals()[name](), origin=ORIGINS[origin]())
     assert report.passed, [(check.check, check.message) for check in report.checks if not check.passed]
     without_router = {"router", "router-aware"} if name != "routed" else set()
     assert set(report.not_applicable) == {"published-band"} | without_router
@@ -287,7 +287,7 @@ def test_images_normalised_by_the_loader_are_refused():
 
 
 def test_the_defence_shows():
-    worst = {name: judged(globals()[name]()).worst_case_accuracy for name in ("undefended", "defended")}
+    worst = {name: verified(globals()[name]()).worst_case_accuracy for name in ("undefended", "defended")}
     assert worst["undefended"] + 0.1 < worst["defended"]
 
 
