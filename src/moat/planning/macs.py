@@ -1,7 +1,7 @@
-"""Multiply-adds of one forward pass of every net that a plan needs, without importing torch.
+"""Multiply-adds of one forward pass, for the nets of a plan, usually without importing torch.
 
-``macs.csv`` beside this file holds those of the configured studies at all scales; :mod:`moat.planning.macs` run
-as a program writes it anew. What is not in it is counted on a freshly built net, once, and kept in work/plan/.
+``macs.csv`` beside this file has the nets of the configured studies at all scales; ``python -m moat.planning.macs``
+updates it. Other nets are built and counted once, and then kept in work/plan/.
 """
 
 import csv
@@ -25,11 +25,11 @@ KEPT = Path("work") / "plan" / "macs.csv"
 
 @dataclass(frozen=True, order=True)
 class Net:
-    """What decides the multiply-adds of a run's net.
+    """Everything that determines the multiply-adds of a run's net.
 
     Attributes:
-        method_class: builds it.
-        model: the recipe's and the scale's ``model``, as "key=value key=value".
+        method_class: the registry name of the class that builds it.
+        model: the ``model`` of recipe and scale, as "key=value key=value".
     """
 
     method_class: str
@@ -45,17 +45,17 @@ class Net:
 
 
 def net_of(project: Project, scale: str, run: Run, recipe: Mapping[str, Any] | None = None) -> Net:
-    """The net of a run at a scale; ``recipe``: of :func:`resolve_recipe`, if it is at hand."""
+    """The net of a run at a scale. ``recipe``: the result of :func:`resolve_recipe`, if already known."""
     recipe = recipe or resolve_recipe(project, scale, run.method)
     overrides, data = project.scale(scale), project.dataset(run.dataset)
-    # In the order of resolve_run: the recipe has the last word.
+    # In the order of resolve_run: the recipe takes precedence.
     model = {"width": 1.0, **overrides.get("model", {}), **recipe.get("model", {})}
     size = overrides["data"]["image_size"] or data["image_size"]
     return Net(recipe["class"], run.arch, describe(model), size, data["channels"], data["num_classes"])
 
 
 def describe(model: Mapping[str, Any]) -> str:
-    """Options of a net in one line, sorted: those that shape it."""
+    """The options of a net on one line, sorted by name."""
     return " ".join(f"{key}={model[key]}" for key in sorted(model))
 
 
@@ -70,7 +70,7 @@ def _parse(part: str) -> tuple[str, Any]:
 
 
 class Macs:
-    """Multiply-adds of nets by table; those that are missing are counted when first asked for, and kept."""
+    """A table of the nets' multiply-adds. Missing ones are counted on first use, and kept."""
 
     def __init__(self, root: Path):
         self.path = root / KEPT
@@ -81,7 +81,7 @@ class Macs:
         nets = list(dict.fromkeys(nets))
         missing = [net for net in nets if net not in self.table]
         if missing:
-            log.info("counting the multiply-adds of %d nets that the table does not hold", len(missing))
+            log.info("counting the multiply-adds of %d nets that are not in the table", len(missing))
             counted = {net: count(net) for net in missing}
             self.table.update(counted)
             _write(self.path, {**_read(self.path), **counted})
@@ -90,14 +90,14 @@ class Macs:
 
 def count(net: Net) -> int:
     """Build the net and count one forward pass. Imports torch."""
-    import moat.models
+    import moat.models  # Here, because a plan seldom needs it.
 
     return moat.models.count_macs(build(net), net.image_size, net.channels)
 
 
 def build(net: Net):
-    """The model of a run, with random weights. Imports torch."""
-    import moat.methods
+    """Build the model of a run, with random weights. Imports torch."""
+    import moat.methods  # Here, because a plan seldom needs it.
 
     options = {**net.options, "image_size": net.image_size, "in_channels": net.channels}
     options["normalize"] = [[0.5] * net.channels, [0.25] * net.channels]
