@@ -1,4 +1,4 @@
-"""What is known about the accuracy of such models: ``config/bands.yaml``."""
+"""Accuracies that are plausible for a model, by its data set, net and method: ``config/bands.yaml``."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,14 +11,20 @@ ANY = "any"
 
 
 def find(project: Project, run: Mapping[str, Any]) -> tuple[dict[str, Any] | None, str]:
-    """The band for a run (its dataset, arch, method, scale), and, where there is none, why.
+    """The band for a run (dataset, arch, method, scale); None and the reason where there is none.
 
     Raises:
         ConfigError: the file does not fit its schema, a band is upside down, or two fit a run.
     """
     if not project.scale(run["scale"])["comparable"]:
         return None, f"the scale {run['scale']} is not comparable with published results"
-    fitting = [band for band in _bands(project) if (band["dataset"], band["arch"]) == (run["dataset"], run["arch"])]
+    path = project.root / "config" / "bands.yaml"
+    bands = schema.load(path, project.root / "workflow" / "schemas" / "bands.schema.yaml")["bands"]
+    for band in bands:
+        for key in ("clean", "pgd"):
+            if key in band and band[key][0] > band[key][1]:
+                raise ConfigError(f"{path}: {key} {band[key]}: allowed: [lowest, highest]")
+    fitting = [band for band in bands if (band["dataset"], band["arch"]) == (run["dataset"], run["arch"])]
     for method in (run["method"], ANY):
         named = [band for band in fitting if band["method"] == method]
         if len(named) > 1:
@@ -26,13 +32,3 @@ def find(project: Project, run: Mapping[str, Any]) -> tuple[dict[str, Any] | Non
         if named:
             return named[0], ""
     return None, f"config/bands.yaml has no band for {run['dataset']}, {run['arch']}"
-
-
-def _bands(project: Project) -> list[dict[str, Any]]:
-    path = project.root / "config" / "bands.yaml"
-    bands = schema.load(path, project.root / "workflow" / "schemas" / "bands.schema.yaml")["bands"]
-    for band in bands:
-        for key in ("clean", "pgd"):
-            if key in band and band[key][0] > band[key][1]:
-                raise ConfigError(f"{path}: {key} {band[key]}: allowed: [least, greatest]")
-    return bands

@@ -1,4 +1,4 @@
-"""What tables and figures are made of: runs, evaluations, cells."""
+"""What tables and figures consist of: runs, evaluations, probes, cells."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -26,7 +26,7 @@ class Evaluation:
 
 @dataclass(frozen=True, order=True)
 class Probe:
-    """What one model pass leaves for figures: a probe of ``config/probes.yaml`` on one run."""
+    """Arrays that figures need from a model: a probe of ``config/probes.yaml`` on one run."""
 
     run: Run
     name: str
@@ -37,20 +37,20 @@ class Cell:
     """One number of a table: where it stands, what is measured, what was published.
 
     Attributes:
-        measure: how a value comes from the results, of :mod:`moat.reporting.measures`.
-        reads: what that looks at, of ``rows`` (an evaluation), ``record`` (run.json), ``checks`` and ``probe``.
-        settings: the attack settings of ``suite``; under ``aggregate`` worst a sample must be right under all of
-            them to count, under mean each counts alike.
+        measure: how the number is computed from the results, a name of :mod:`moat.reporting.measures`.
+        reads: what the measure looks at: ``rows`` (an evaluation), ``record`` (run.json), ``checks``, ``probe``.
+        settings: the attack settings of ``suite``. With ``aggregate`` worst, an example must be classified correctly
+            under all of them to count; with mean, the number is the mean over them.
         patterns: the settings as the study writes them, e.g. ``fog-?``.
         code_property: which one the measure of that name shows. probe: which one a figure shows.
         protocol: ``correct``, or the flawed one that ``settings`` replicate.
         published: a number, or the word of a table of words; ``published_line``: its line in
             config/published/<study>.csv, the first after the header being 2.
-        substitutes: what the scale, or the study itself, put in place of what the paper used, e.g.
-            {"dataset": "cifar10"} (the name of what was replaced).
-        hardware: what a published cost was measured on.
+        substitutes: (kind, name) of what the paper used and the scale, or the study itself, replaced, e.g.
+            ("dataset", "cifar10").
+        hardware: what a published cost was measured on, e.g. A100.
         not_run: why there is no measurement, or None.
-        axes: the label of each axis, as the study writes them, e.g. ("method", "DRAMoE").
+        axes: (axis, label) as the study writes them, e.g. ("method", "DRAMoE").
         alternatives: the same cell under flawed protocols that may have given the published number.
     """
 
@@ -83,7 +83,7 @@ class Cell:
 
     @property
     def runs(self) -> tuple[Run, ...]:
-        """The runs that are measured; none where the cell is not run, or is about the code alone."""
+        """The runs that are measured; none where the cell is not run, or is a property of the code."""
         if self.not_run is not None or not self.reads:
             return ()
         return tuple(Run(self.dataset, self.arch, self.method, seed) for seed in self.seeds)
@@ -99,7 +99,7 @@ class Cell:
 
     @property
     def checks(self) -> tuple[Run, ...]:
-        """The runs whose checks say whether the number can be trusted: costs need none."""
+        """The runs whose checks decide whether the number can be trusted; a cost needs none."""
         return self.runs if {"rows", "checks"} & set(self.reads) else ()
 
     @property
@@ -147,7 +147,7 @@ class Table:
 class Line:
     """One labelled line, bar, point or panel of a figure.
 
-    ``axes``: the label of each axis as it is shown, stand-ins named, e.g. ("method", "DRAMoE").
+    ``axes``: (axis, label) as they are shown, with stand-ins named, e.g. ("method", "DRAMoE").
     """
 
     label: str

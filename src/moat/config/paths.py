@@ -1,4 +1,4 @@
-"""Where everything lies below ``results/<scale>``. The only place that spells these paths."""
+"""Where everything is below ``results/<scale>``. The only place that spells these paths."""
 
 from pathlib import Path
 
@@ -32,7 +32,7 @@ def checks(scale: str, run) -> Path:
 
 
 def probe(scale: str, run, name: str) -> Path:
-    """What a probe took from a run's model; a .json comes beside."""
+    """The arrays that a probe took from a run's model; its record is the .json beside it."""
     return results(scale) / "probes" / run_name(run) / f"{name}.safetensors"
 
 

@@ -1,4 +1,4 @@
-"""The published number of a cell: exactly one row of ``config/published/<study>.csv``, or the study says so."""
+"""The published number of a cell: exactly one row of ``config/published/<study>.csv``, unless the study says none."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from typing import Any
 
 from moat.base.errors import ConfigError
 
-# The columns by which a number is found; an axis of that name binds one by its label.
+# The columns that identify a number; the label of an axis of that name is the value to look for.
 KEYS = ("dataset", "arch", "method", "metric", "setting")
 
 
@@ -23,7 +23,7 @@ NOTHING = Published()
 
 
 class PublishedNumbers:
-    """The rows of one study's file, found by some of their columns.
+    """The rows of one study's file, looked up by some of their columns.
 
     Args:
         rows: as :meth:`moat.config.project.Project.published` reads them, in the file's order.
@@ -32,13 +32,13 @@ class PublishedNumbers:
     def __init__(self, study: str, rows: Sequence[Mapping[str, str]]):
         self.file = f"config/published/{study}.csv"
         self.rows = rows
-        # Tables of a hundred cells ask for a hundred rows each: by table first.
+        # Indexed by table, because a table of a hundred cells looks up a hundred rows.
         self._by_table: dict[str, list[int]] = {}
         for number, row in enumerate(rows):
             self._by_table.setdefault(row["table"], []).append(number)
 
     def find(self, wanted: Mapping[str, str], *, where: str, may_lack: bool) -> Published:
-        """The one row whose columns are ``wanted``.
+        """The one row whose columns have the ``wanted`` values.
 
         Raises:
             ConfigError: several rows fit, or none does and ``may_lack`` is false; names ``where``.
@@ -61,7 +61,7 @@ class PublishedNumbers:
 
 
 def wanted_columns(spec: Mapping[str, Any], points: Sequence[tuple[str, Mapping[str, Any]]]) -> dict[str, str]:
-    """Which row a cell of table ``spec`` asks for: what the table says, the axes' labels, what the points say."""
+    """The columns that a cell of table ``spec`` looks up: the table's, axis labels, the points'. Later ones win."""
     wanted = dict(spec["published"])
     for axis, point in points:
         if axis in KEYS:

@@ -1,4 +1,4 @@
-"""Which studies a command is about."""
+"""The options ``--study`` and ``--studies``."""
 
 from moat.base.errors import ConfigError, unknown_name
 from moat.config.project import Project

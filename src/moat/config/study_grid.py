@@ -1,19 +1,26 @@
 """One study at one scale: the product of its rows and columns, cell by cell."""
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from moat.base import plugins
 from moat.base.errors import ConfigError, unknown_name
 from moat.config import corruptions
-from moat.config.cell_spec import bind, check_overrides, check_protocol, expand_settings, under_alternative
+from moat.config.cell_spec import (
+    Points,
+    bind,
+    check_overrides,
+    check_protocol,
+    expand_settings,
+    under_alternative,
+)
 from moat.config.grid_types import Cell, Figure, Line, Table
 from moat.config.project import Project
 from moat.config.published import NOTHING, Published, PublishedNumbers, wanted_columns
 
-# What is measured on the lines of a figure, unless they say so, by what its kind shows.
+# What is measured on the lines of a figure unless they say so, by what its kind shows.
 _MEASURES = {"lines": "accuracy", "history": "history", "probe": "probe", "cells": ""}
 
 
@@ -39,22 +46,25 @@ class Expander:
         for name, spec in self.spec.get("tables", {}).items():
             check_overrides(spec, f"config/studies/{self.study}.yaml: {name}")
             rows, columns = _product(spec["rows"]), _product(spec["columns"])
-            cells = tuple(
-                self._cell(name, spec, row, column, self._published(name, spec, row, column))
-                for row, column in itertools.product(rows, columns)
-            )
+            cells = tuple(self._cell(name, spec, row, column) for row, column in itertools.product(rows, columns))
             labels = tuple(map(self._label, rows)), tuple(map(self._label, columns))
             yield Table(self.study, name, spec["title"], spec["caption"], *labels, cells)
 
     def figures(self) -> Iterator[Figure]:
         for name, spec in self.spec.get("figures", {}).items():
             shows = self._shows(spec, f"config/studies/{self.study}.yaml: figures.{name}")
-            # The figure's own settings come first, so that a line can have others.
-            common = ("settings", {"label": "", "measure": _MEASURES[shows], "probe": spec.get("probe", "")})
+            # The figure's own keys are those of a first point without a label, so that a line can have others.
+            common = {"label": "", "measure": _MEASURES[shows], "probe": spec.get("probe", "")}
             if "settings" in spec:
-                common[1]["settings"] = spec["settings"]
+                common["settings"] = spec["settings"]
             lines = tuple(
-                self._line(name, spec, common, points) for points in _product(spec.get("lines", ())) if points
+                Line(
+                    self._label(points),
+                    self._cell(name, spec, [("settings", common), *points], []),
+                    tuple((axis, self._shown(point)) for axis, point in points),
+                )
+                for points in _product(spec.get("lines", ()))
+                if points
             )
             yield Figure(
                 self.study,
@@ -82,19 +92,21 @@ class Expander:
         for key, needed in (("lines", shows != "cells"), ("probe", shows == "probe")):
             if (key in spec) != needed:
                 raise ConfigError(f"{where}: a figure of kind {spec['kind']} has {'a' if needed else 'no'} key {key!r}")
-        if needed:
-            self.project.probe(spec["probe"])
+            if key == "probe" and needed:
+                self.project.probe(spec["probe"])
         return shows
 
-    def _line(self, figure: str, spec: Mapping[str, Any], common: tuple[str, Mapping[str, Any]], points) -> Line:
-        cell = self._cell(figure, spec, [common, *points], [], self._published(figure, spec, points, []))
-        return Line(self._label(points), cell, tuple((axis, self._shown(point)) for axis, point in points))
-
-    def _cell(self, table: str, spec, row, column, published: Published) -> Cell:
-        where = f"config/studies/{self.study}.yaml: {table}: {_label(row)} x {_label(column)}"
-        points = (*row, *column)
+    def _cell(self, table: str, spec: Mapping[str, Any], row: Points, column: Points) -> Cell:
+        """The cell at a row and a column, with the same cell under its alternative protocols."""
+        points, labels = (*row, *column), f"{_written(row)} x {_written(column)}"
+        where = f"config/studies/{self.study}.yaml: {table}: {labels}"
         place = {"table": table, "row": self._label(row), "column": self._label(column)}
         place["axes"] = tuple((axis, point["label"]) for axis, point in points)
+        published = NOTHING
+        if "published" in spec:
+            may_lack = any(point.get("not_in_paper") for _, point in points)
+            wanted = wanted_columns(spec, points)
+            published = self.numbers.find(wanted, where=f"{table}: {labels}", may_lack=may_lack)
         bound = bind(spec, points)
         cell = self._measured(bound, place, published, where)
         if cell.not_run is not None:
@@ -105,18 +117,26 @@ class Expander:
 
     def _measured(self, bound: Mapping[str, Any], place: Mapping[str, Any], published: Published, where: str) -> Cell:
         """The cell under one protocol."""
-        bound = dict(bound)
-        substitutes = (*bound.get("replaces", {}).items(), *self._substitute(bound))
-        reads = self._reads(bound["measure"], where)
-        # What is about the code alone needs no run, so no scale leaves it out.
-        not_run = bound.get("not_run") or (self._excluded(bound) if reads else None)
-        patterns, settings = tuple(bound.get("settings", ())), ()
+        bound, substitutes = dict(bound), list(bound.get("replaces", {}).items())
+        for kind, stand_ins in self.scale.get("substitute", {}).items():
+            original = bound.get(kind)
+            if original in stand_ins:
+                bound[kind] = stand_ins[original]
+                substitutes.append((kind, original))
+        measure, known = bound["measure"], plugins.measures()
+        if measure not in known:
+            raise ConfigError(f"{where}: " + unknown_name(measure, known, what="measure"))
+        reads, not_run = known[measure], bound.get("not_run")
+        # A property of the code needs no run, so no scale leaves it out.
+        for kind, included in self.scale.get("include", {}).items() if reads else ():
+            if not_run is None and bound.get(kind) and bound[kind] not in included:
+                not_run = f"the {kind} {bound[kind]} is not part of scale {self.scale_name}"
+        rows, patterns, settings = "rows" in reads, tuple(bound.get("settings", ())), ()
         if not_run is None:
             self._check_names(bound, reads, where)
-        if not_run is None and "rows" in reads:
+        if not_run is None and rows:
             settings = expand_settings(patterns, self.suites[bound["suite"]], suite=bound["suite"], where=where)
             check_protocol(bound["protocol"], settings, self.attacks, where=where)
-        rows = "rows" in reads
         return Cell(
             study=self.study,
             dataset=bound.get("dataset", ""),
@@ -125,59 +145,25 @@ class Expander:
             suite=bound.get("suite", "") if rows else "",
             settings=settings or patterns if rows else (),
             patterns=patterns if rows else (),
-            measure=bound["measure"],
+            measure=measure,
             reads=reads,
             aggregate=bound["aggregate"],
             code_property=bound.get("property", ""),
             probe=bound.get("probe", ""),
             protocol=bound["protocol"],
-            # What a probe shows is one model.
+            # A probe is of one model.
             seeds=self.seeds[:1] if "probe" in reads else self.seeds,
             published=published.value,
             published_std=published.std,
             published_line=published.line,
             tolerance=bound.get("tolerance", self.spec["tolerance"]),
             hardware=bound.get("hardware"),
-            substitutes=substitutes,
+            substitutes=tuple(substitutes),
             not_run=not_run,
             **place,
         )
 
-    def _label(self, points) -> str:
-        """The points' labels; a stand-in is never printed as what it stands in for."""
-        return " / ".join(filter(None, (self._shown(point) for _, point in points)))
-
-    def _shown(self, point: Mapping[str, Any]) -> str:
-        """A label ``CIFAR-10 / VGG-19`` says several things; the first is the one that is replaced."""
-        for kind, stand_ins in self.scale.get("substitute", {}).items():
-            if point.get(kind) in stand_ins:
-                replaced, *rest = point["label"].split(" / ")
-                return " / ".join([f"{stand_ins[point[kind]]} (for {replaced})", *rest])
-        return point["label"]
-
-    def _substitute(self, bound: dict[str, Any]) -> tuple[tuple[str, str], ...]:
-        """Put the scale's stand-ins into ``bound``; return what they replaced."""
-        replaced = []
-        for kind, stand_ins in self.scale.get("substitute", {}).items():
-            original = bound.get(kind)
-            if original in stand_ins:
-                bound[kind] = stand_ins[original]
-                replaced.append((kind, original))
-        return tuple(replaced)
-
-    def _excluded(self, bound: Mapping[str, Any]) -> str | None:
-        for kind, allowed in self.scale.get("include", {}).items():
-            if bound.get(kind) and bound[kind] not in allowed:
-                return f"the {kind} {bound[kind]} is not part of scale {self.scale_name}"
-        return None
-
-    def _reads(self, measure: str, where: str) -> tuple[str, ...]:
-        known = plugins.measures()
-        if measure not in known:
-            raise ConfigError(f"{where}: " + unknown_name(measure, known, what="measure"))
-        return known[measure]
-
-    def _check_names(self, bound: Mapping[str, Any], reads: tuple[str, ...], where: str) -> None:
+    def _check_names(self, bound: Mapping[str, Any], reads: Sequence[str], where: str) -> None:
         needed = (["dataset", "arch", "method"] if reads else []) + (["suite", "settings"] if "rows" in reads else [])
         for kind in needed:
             if not bound.get(kind):
@@ -186,13 +172,17 @@ class Expander:
             if bound.get(kind) and bound[kind] not in names:
                 raise ConfigError(f"{where}: " + unknown_name(bound[kind], names, what=kind))
 
-    def _published(self, table: str, spec, row, column) -> Published:
-        if "published" not in spec:
-            return NOTHING
-        points = (*row, *column)
-        lacks = any(point.get("not_in_paper") for _, point in points)
-        where = f"{table}: {_label(row)} x {_label(column)}"
-        return self.numbers.find(wanted_columns(spec, points), where=where, may_lack=lacks)
+    def _label(self, points: Points) -> str:
+        """The points' labels; a stand-in is never printed as what it stands in for."""
+        return " / ".join(filter(None, (self._shown(point) for _, point in points)))
+
+    def _shown(self, point: Mapping[str, Any]) -> str:
+        for kind, stand_ins in self.scale.get("substitute", {}).items():
+            if point.get(kind) in stand_ins:
+                # A label such as CIFAR-10 / VGG-19 names several things; the first is the one that is replaced.
+                replaced, *rest = point["label"].split(" / ")
+                return " / ".join([f"{stand_ins[point[kind]]} (for {replaced})", *rest])
+        return point["label"]
 
 
 def _product(axes) -> list[list[tuple[str, Mapping[str, Any]]]]:
@@ -201,5 +191,6 @@ def _product(axes) -> list[list[tuple[str, Mapping[str, Any]]]]:
     return [list(zip(names, points, strict=True)) for points in itertools.product(*(axis["points"] for axis in axes))]
 
 
-def _label(points) -> str:
+def _written(points: Points) -> str:
+    """The labels as the study writes them."""
     return " / ".join(point["label"] for _, point in points if point["label"])

@@ -1,4 +1,4 @@
-"""Which other run of the grid the transferred examples of an evaluation are made on."""
+"""The surrogate of a transfer attack: the other run of the grid on which its examples are made."""
 
 from collections.abc import Iterable
 
@@ -15,10 +15,10 @@ def transfer_kinds(project: Project, suite: str) -> tuple[str, ...]:
 
 
 def transfer_runs(project: Project, suite: str, run: Run, runs: Iterable[Run]) -> dict[str, Run]:
-    """Kind -> the run to transfer from, of the ``runs`` that are trained anyway; a kind without one is left out.
+    """Kind -> the run to transfer from, out of ``runs``, which are trained anyway; a kind without one is left out.
 
-    "seed": the next seed of the same method; where there is a single one, the same seed of the first method in the
-    suite's ``transfer_methods`` that is another one. "arch": the same method and seed on the first other net.
+    "seed": the next seed of the same method; if there is only one, the same seed of the first other method in the
+    suite's ``transfer_methods``. "arch": the same method and seed on the first other net.
 
     Raises:
         ConfigError: ``transfer_methods`` names a method that does not exist.
@@ -27,7 +27,11 @@ def transfer_runs(project: Project, suite: str, run: Run, runs: Iterable[Run]) -
     if not kinds:
         return {}
     runs = [other for other in runs if other.dataset == run.dataset and other != run]
-    candidates = {"seed": _siblings(project, suite, run, runs), "arch": _other_nets(run, runs)}
+    same = [other for other in runs if (other.method, other.seed) == (run.method, run.seed)]
+    candidates = {
+        "seed": _siblings(project, suite, run, runs),
+        "arch": [other for other in same if other.arch != run.arch],
+    }
     return {kind: candidates[kind][0] for kind in kinds if candidates[kind]}
 
 
@@ -40,9 +44,5 @@ def _siblings(project: Project, suite: str, run: Run, runs: list[Run]) -> list[R
         if method not in project.names("methods"):
             what = unknown_name(method, project.names("methods"), what="method")
             raise ConfigError(f"config/suites.yaml: {suite}: transfer_methods: {what}")
-    stand_ins = [other for method in methods for other in same_net if (other.method, other.seed) == (method, run.seed)]
-    return [*later, *seeds, *(other for other in stand_ins if other.method != run.method)]
-
-
-def _other_nets(run: Run, runs: list[Run]) -> list[Run]:
-    return [other for other in runs if (other.method, other.seed) == (run.method, run.seed) and other.arch != run.arch]
+    others = [other for method in methods for other in same_net if (other.method, other.seed) == (method, run.seed)]
+    return [*later, *seeds, *(other for other in others if other.method != run.method)]
