@@ -86,14 +86,14 @@ def _torch(project: Project) -> Iterator[Check]:
 
 
 def _convolutions() -> Check:
-    from moat.kernels import winograd
+    from moat.kernels import compiled_for
 
-    name, compiled = "cpu convolutions", winograd.instructions()
+    name, compiled = "cpu convolutions", compiled_for()
     if compiled is not None:
-        return Check(name, "ok", f"{winograd.SOURCE.name}, compiled for {compiled}")
+        return Check(name, "ok", f"compiled for {compiled}")
     why = "there was no C++ compiler when moat was installed, or the processor has neither AVX-512 nor AVX2"
     slow = "convolutions are PyTorch's; on a CPU attacks take twice as long, updates in float32 half as long again"
-    return Check(name, "missing", f"{winograd.SOURCE.name} is not compiled ({why}): {slow}")
+    return Check(name, "missing", f"not compiled ({why}): {slow}")
 
 
 def _gpu_slots(project: Project) -> Iterator[Check]:

@@ -91,7 +91,7 @@ def library() -> ctypes.CDLL | None:
 
 
 def instructions() -> str | None:
-    """Which of ``INSTRUCTION_SETS`` the library in use was compiled for; None without a library."""
+    """The instruction set that the compiled convolution uses; None if convolutions are PyTorch's."""
     if library() is None:
         return None
     return next(name for name in INSTRUCTION_SETS if Path(library()._name) == library_path(name))

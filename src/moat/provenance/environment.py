@@ -63,8 +63,8 @@ def _hardware() -> dict[str, object]:
     torch = sys.modules.get("torch")
     if torch is not None:
         hardware["threads"] = torch.get_num_threads()
-        winograd = sys.modules.get("moat.kernels.winograd")
-        hardware["compiled_convolutions"] = winograd.instructions() if winograd else None
+        kernels = sys.modules.get("moat.kernels")
+        hardware["compiled_convolutions"] = kernels.compiled_for() if kernels else None
         if torch.cuda.is_available():
             hardware["gpus"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
             hardware["cuda"] = torch.version.cuda
