@@ -1,15 +1,149 @@
 """What every command owes the shell, and what `moat doctor` prints."""
 
+import dataclasses
+import importlib
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+import moat.commands
 from moat.commands import doctor
-from moat.commands.cli import main
+from moat.commands.cli import SUBCOMMANDS, main
 
 ROOT = Path(__file__).parents[2]
+HEAVY = ("torch", "pandas", "numpy", "matplotlib", "sklearn", "jsonschema")
+# Commands without a GPU to lease import what they work with at once.
+QUICK = sorted(SUBCOMMANDS.keys() - {"draw", "report", "tabulate"})
+
+HELP = """
+import sys
+from moat.commands.cli import main
+try:
+    main(sys.argv[1:])
+except SystemExit:
+    print("loaded:", *sys.modules)
+"""
+
+
+def loaded_by_help(*command) -> tuple[str, set[str]]:
+    """What ``moat … --help`` prints, and the modules that it has imported."""
+    done = subprocess.run([sys.executable, "-c", HELP, *command, "--help"], capture_output=True, text=True, check=True)
+    said, _, loaded = done.stdout.rpartition("loaded:")
+    return said, set(loaded.split())
+
+
+def command_modules(loaded) -> set[str]:
+    return {name.split(".")[2] for name in loaded if name.startswith("moat.commands.")} & SUBCOMMANDS.keys()
+
+
+def test_help_lists_all_commands_and_imports_none():
+    said, loaded = loaded_by_help()
+    assert all(name in said and line.split()[0] in said for name, line in SUBCOMMANDS.items())
+    assert command_modules(loaded) == set() and loaded.isdisjoint(HEAVY)
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_help_of_a_command_imports_only_that_one(name):
+    said, loaded = loaded_by_help(name)
+    # `moat prepare` reads the descriptions that `moat fetch` does.
+    assert command_modules(loaded) - {"fetch"} == {name} - {"fetch"} and loaded.isdisjoint(HEAVY)
+    assert said.startswith(f"usage: moat {name} ")
+
+
+def test_every_command_has_its_line():
+    files = Path(moat.commands.__file__).parent.glob("*.py")
+    modules = {path.stem: importlib.import_module(f"moat.commands.{path.stem}") for path in files}
+    assert {name for name, module in modules.items() if hasattr(module, "add_arguments")} == SUBCOMMANDS.keys()
+
+
+@pytest.mark.parametrize("name", SUBCOMMANDS)
+def test_what_a_command_does_it_is_told_by_a_frozen_request(name):
+    module = importlib.import_module(f"moat.commands.{name}")
+    kind = next(iter(module.run.__annotations__.values()))
+    assert dataclasses.is_dataclass(kind) and kind.__dataclass_params__.frozen
+    assert module.request.__annotations__["return"] is kind
+    assert not any("Namespace" in str(field.type) for field in dataclasses.fields(kind))
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["evaluate", "--suit", "quick", "--run", "run", "--out", "x.parquet"],
+        ["evaluate", "--dataset", "digits", "--suite", "quick", "--run", "run", "--out", "x.parquet"],
+        ["--proj", ".", "doctor"],
+        ["doctors"],
+        [],
+    ],
+)
+def test_options_are_not_abbreviated_and_commands_not_guessed(command):
+    with pytest.raises(SystemExit) as caught:
+        main(command)
+    assert caught.value.code == 2
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_the_project_is_named_before_or_after_the_command(tmp_path, capsys, before):
+    where = ["--project", str(ROOT)]
+    assert main([*where, "list", "scales"] if before else ["list", "scales", *where]) == 0
+    assert "quickstart" in capsys.readouterr().out
+    where = ["--project", str(tmp_path)]
+    assert main([*where, "list", "scales"] if before else ["list", "scales", *where]) == 2
+    assert "no folder config/ here" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "said"),
+    [
+        ("evaluate", 75, "moat evaluate: interrupted; the same command continues with the attack setting"),
+        ("verify", 75, "moat verify: interrupted; the same command starts the checks again"),
+        ("probe", 75, "moat probe: interrupted; the same command starts the probe again"),
+        ("train", 75, "moat train: interrupted; what was trained so far is saved"),
+        ("tabulate", 130, "moat tabulate: interrupted\n"),
+    ],
+)
+def test_after_ctrl_c_the_shell_is_told_whether_the_command_resumes(monkeypatch, capsys, command, code, said):
+    def interrupted(request):
+        raise KeyboardInterrupt
+
+    module = importlib.import_module(f"moat.commands.{command}")
+    monkeypatch.setattr(module, "add_arguments", lambda parser: None)
+    monkeypatch.setattr(module, "request", lambda arguments: None)
+    monkeypatch.setattr(module, "run", interrupted)
+    assert main([command]) == code
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "line"),
+    [
+        ("methods", "pgd-at", "PGD adversarial training"),
+        ("attacks", "pgd10", "pgd: eps 8/255, step_size 2/255, steps 10"),
+        ("datasets", "digits", "Digits (8x8)"),
+        ("suites", "quick", "Clean, one step, ten steps"),
+        ("scales", "quickstart", "scikit-learn's digits (8x8)"),
+        ("checks", "black-box", "Attacks without this model's gradients"),
+    ],
+)
+def test_list_says_what_there_is_in_a_line_each(capsys, kind, name, line):
+    assert main(["--project", str(ROOT), "list", kind]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert main(["--project", str(ROOT), "list", kind, "--json"]) == 0
+    content = json.loads(capsys.readouterr().out)
+    assert [each["name"] for each in content] == [each.split()[0] for each in lines]
+    assert [each["title"] for each in content] == [each.split(maxsplit=1)[1] for each in lines]
+    assert {each["name"]: each["title"] for each in content}[name].startswith(line)
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [("metods", "unknown kind 'metods' (did you mean 'methods'?); allowed: attacks, checks"), ("", "unknown kind ''")],
+)
+def test_list_of_an_unknown_kind(capsys, kind, said):
+    assert main(["--project", str(ROOT), "list", kind]) == 2
+    assert said in capsys.readouterr().err
 
 
 def test_a_reader_that_goes_away_ends_a_command_quietly():

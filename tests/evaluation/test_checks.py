@@ -11,7 +11,7 @@ from moat.attacks.parts.setting import Attack
 from moat.attacks.parts.steps import frozen
 from moat.base.errors import ConfigError, DataError
 from moat.evaluation import checks, statistics, verify
-from moat.evaluation.checks import chance, registry, stages
+from moat.evaluation.checks import CheckReport, CheckResult, chance, registry, stages
 from moat.evaluation.evidence import Budget, Evidence, Origin
 from moat.evaluation.runner import evaluate
 
@@ -33,6 +33,27 @@ CHECKS = [
 ]
 NOT_HERE = ["router", "router-aware", "published-band", "provenance"]
 BUDGET = Budget(steps=8)
+
+
+@pytest.mark.parametrize(
+    ("states", "interval", "said", "table"),
+    [
+        (
+            ["passed"],
+            (0.25, 0.75),
+            "passed; worst case 50.0% [25.0%, 75.0%] at eps 0.03137, n = 8",
+            "1 of 1 checks passed",
+        ),
+        (["passed", "failed"], None, "failed: c1; worst case not measured at eps 0.03137, n = 8", "FAILED  c1  m1"),
+        (["not-applicable", "passed"], (0, 1), "passed; worst case", "1 of 1 checks passed; 1 not applicable"),
+    ],
+)
+def test_a_report_is_a_short_repr_and_prints_as_a_table(states, interval, said, table):
+    results = tuple(CheckResult(f"c{n}", state, {}, {}, f"m{n}") for n, state in enumerate(states))
+    report = CheckReport(results, 0.5 if interval else None, interval, 8 / 255, 8, Budget())
+    assert said in repr(report) and "\n" not in repr(report)
+    lines = str(report).splitlines()
+    assert len(lines) == len(states) + 2 and any(table in line for line in lines)
 
 
 class Around(nn.Module):

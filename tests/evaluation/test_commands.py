@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pandas as pd
@@ -40,8 +41,9 @@ def test_rows_and_json(inside):
     assert frame.groupby("setting").size().tolist() == [30, 30, 30]
     assert pq.read_metadata(out).row_group(0).column(0).compression == "ZSTD"
     run = json.loads(Path("run/run.json").read_text())
-    expected = {"dataset": "digits", "arch": "resnet18", "method": "standard", "seed": 0, "scale": "tiny"}
-    assert content["run"] == expected | {"weights": "best", "model_sha256": run["model_sha256"]}
+    expected = {"dataset": "digits", "arch": "resnet18", "method": "standard", "class": "standard", "seed": 0}
+    expected |= {"scale": "tiny", "weights": "best", "model_sha256": run["model_sha256"]}
+    assert content["run"] == expected
     assert content["run"]["model_sha256"] == hash_file("run/model.safetensors")
     assert content["data"]["sha256"] == hash_file("digits.safetensors") and content["n"] == 30
     assert content["settings"]["pgd10"]["eps"] == 8 / 255 and content["settings"]["pgd10"]["restarts"] == 1
@@ -124,13 +126,20 @@ def test_a_stopped_evaluation_loses_one_setting_at_most(inside, number, code):
     pd.testing.assert_frame_equal(pd.read_parquet(out), pd.read_parquet(uninterrupted))
 
 
-def test_checks_of_a_run(inside):
+def test_checks_of_a_run(inside, capsys):
     assert main(["verify", "--run", "run", "--out", str(inside / "checks.json"), "--limit", "20"]) == 0
     content = json.loads((inside / "checks.json").read_text())
     assert content["n"] == 20 and content["passed"] == (not content["failed"])
     assert [check["check"] for check in content["checks"]][:2] == ["threat-model", "determinism"]
     assert {"worst_case_accuracy", "run", "sources", "data", "hardware"} <= set(content)
     assert content["run"]["model_sha256"] == hash_file("run/model.safetensors")
+    *lines, counts, worst = capsys.readouterr().out.splitlines()
+    shown = {"passed": "passed", "failed": "FAILED", "not-applicable": "n/a"}
+    assert [line.split()[:2] for line in lines] == [[shown[each["state"]], each["check"]] for each in content["checks"]]
+    number = Counter(each["state"] for each in content["checks"])
+    asked = number["passed"] + number["failed"]
+    assert counts == f"{number['passed']} of {asked} checks passed; {number['not-applicable']} not applicable"
+    assert worst.startswith(f"worst case: {content['worst_case_accuracy']:.1%} [") and worst.endswith("n = 20")
 
 
 FOREIGN_OPTIONS = (

@@ -109,7 +109,7 @@ def test_stages_see_what_is_left_and_are_kept_one_by_one(undefended, test_images
     settings = {"aa": resolve("aa", AA)}
 
     def run():
-        return next(evaluate_by_setting(undefended, x, y, settings, batch_size=50, parts=tmp_path, identity={}))
+        return next(evaluate_by_setting(undefended, x, y, settings, batch_size=50, folder=tmp_path, identity={}))
 
     first = run()
     names = {path.stem for path in tmp_path.glob("*.parquet")}
@@ -134,7 +134,7 @@ def test_a_part_with_a_wrong_byte_is_measured_again(undefended, test_images, tmp
     settings = {"fgsm": resolve("fgsm", FGSM)}
 
     def run():
-        return next(evaluate_by_setting(undefended, x, y, settings, batch_size=120, parts=tmp_path, identity={}))
+        return next(evaluate_by_setting(undefended, x, y, settings, batch_size=120, folder=tmp_path, identity={}))
 
     first, path = run(), tmp_path / "fgsm.parquet"
     whole = path.read_bytes()
@@ -154,7 +154,7 @@ def test_long_settings_are_kept_in_shards(test_images, tmp_path):
     x = test_images[0][:1].expand(2 * SHARD + 1, -1, -1, -1)
     y = torch.zeros(len(x), dtype=torch.long)
     spy, sizes = counting(lambda x: x)
-    once = dict(batch_size=300, parts=tmp_path, identity={})  # noqa: C408
+    once = dict(batch_size=300, folder=tmp_path, identity={})  # noqa: C408
     (first,) = evaluate_by_setting(model, x, y, {"spy": spy}, **once)
     names = sorted(path.name for path in tmp_path.glob("*.parquet"))
     assert names == ["spy.1.parquet", "spy.2.parquet", "spy.parquet"]
@@ -173,7 +173,7 @@ def test_flags_are_collected_by_setting_and_survive_a_restart(undefended, test_i
     x, y = test_images
     settings = {"noisy": Attack(noisy, eps=0.1, steps=1, takes_generator=False), "quiet": counting(lambda x: x)[0]}
     for _ in range(2):
-        found = list(evaluate_by_setting(undefended, x, y, settings, batch_size=50, parts=tmp_path, identity={}))
+        found = list(evaluate_by_setting(undefended, x, y, settings, batch_size=50, folder=tmp_path, identity={}))
         assert [each.flags for each in found] == [{"odd": "something is odd"}, {}]
     assert "odd" not in caplog.text
 
@@ -211,12 +211,13 @@ TRUST_ROUTER = ["pgd10_det", "aa_det", "moe_adaptive"]
 
 def test_what_does_not_apply_is_listed_with_its_reason(undefended):
     project = Project(ROOT)
-    plain = make_plan(project, "trust", None, undefended, {})
+    suite = ("trust", project.attack_settings("trust"), project.worst_cases("trust"))
+    plain = make_plan(*suite, undefended, {})
     assert set(plain.not_applicable) == {*TRUST_ROUTER, "transfer_seed", "transfer_arch"}
     assert all("router" in plain.not_applicable[name] for name in TRUST_ROUTER)
     assert "'seed'" in plain.not_applicable["transfer_seed"]
     assert set(plain.worst_cases["worst"]).isdisjoint(plain.not_applicable)
-    routed = make_plan(project, "trust", None, Routed(undefended), {})
+    routed = make_plan(*suite, Routed(undefended), {})
     assert set(routed.not_applicable) == {"transfer_seed", "transfer_arch"}
     assert {"pgd10_det", "aa_det", "moe_adaptive"} <= set(routed.settings) & set(routed.worst_cases["worst"])
     assert set(plain.record) == set(routed.record) > set(plain.settings)

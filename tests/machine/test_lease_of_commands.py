@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from moat.base.files import write_json
 from moat.machine import locks
 from moat.machine.gpu_lease import lease
 from moat.machine.gpus import Gpu
@@ -18,6 +19,19 @@ COMMANDS = {
     "evaluate": ("evaluate", "--run", "{out}/run", "--suite", "quick", "--out", "{out}/quick.parquet"),
     "verify": ("verify", "--run", "{out}/run", "--out", "{out}/checks.json"),
     "probe": ("probe", "--run", "{out}/run", "--probe", "weights", "--out", "{out}/weights.safetensors"),
+}
+
+# As much of a finished run as a command reads before it has a GPU.
+RECORD = {
+    **{
+        "dataset": "digits",
+        "arch": "lenet5",
+        "method": "standard",
+        "class": "standard",
+        "seed": 0,
+        "scale": "quickstart",
+    },
+    **{"model": {}, "data": {"path": "digits.safetensors"}, "num_classes": 10, "model_sha256": "0", "last_sha256": "0"},
 }
 
 # The command as it is, but for what comes after the lease: torch is looked for, and the device that is shown to it.
@@ -63,6 +77,7 @@ def start(tmp_path, command, **environment) -> subprocess.Popen:
     ],
 )
 def test_a_command_leases_before_torch_is_imported(tmp_path, command, device, selected):
+    write_json(tmp_path / "run" / "run.json", RECORD)
     said, errors = start(tmp_path, [*COMMANDS[command], *device]).communicate(timeout=60)
     assert said.splitlines() == ["False", f"selected {selected}"], errors
 
@@ -82,6 +97,23 @@ def test_a_gpu_that_is_not_there_is_named(tmp_path):
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 2
     assert "--device cuda:2: no such GPU; found: a, b" in errors
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "words"),
+    [
+        (COMMANDS["evaluate"], 3, "run.json: no such file"),
+        (COMMANDS["verify"], 3, "run.json: no such file"),
+        (("train", *RUN[:5], "trads", *RUN[6:], "--out", "{out}/run"), 2, "did you mean 'trades'"),
+        (("evaluate", "--model", "somewhere:make", *COMMANDS["evaluate"][3:]), 2, "--weights FILE"),
+    ],
+)
+def test_what_is_wrong_is_told_before_waiting_for_a_gpu(tmp_path, command, code, words):
+    with lease([Gpu("a", "a")], folder=locks.make_folder(tmp_path), environ={}):
+        process = start(tmp_path, command, MOAT_GPUS="a")
+        said, errors = process.communicate(timeout=60)
+    assert process.returncode == code and words in errors
+    assert "waiting" not in errors and said == ""
 
 
 def test_sigterm_while_it_waits_is_an_interruption(tmp_path):

@@ -1,39 +1,63 @@
-"""The ``moat`` command: one module of :mod:`moat.commands` per subcommand.
-
-A subcommand's module has ``HELP`` (one line), ``add_arguments(parser)`` and ``run(arguments)``. It
-imports torch and the like inside ``run``, so that ``moat --help`` answers at once.
-"""
+"""The ``moat`` command: parses the arguments, imports the one subcommand that was asked for, and runs it."""
 
 import argparse
-import contextlib
 import importlib
 import os
 import select
 import signal
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import moat
-from moat.base.errors import MoatError
+from moat.base.errors import Interrupted, MoatError
+from moat.base.signals import exit_on_sigterm
 from moat.pipeline.warm.client import run_warm
 
-SUBCOMMANDS = (
-    "doctor", "draw", "evaluate", "fetch", "plan", "prepare", "probe", "pull", "report", "tabulate", "train",
-    "verify",
-)  # fmt: skip
+# One line each, so that `moat --help` imports none of them.
+SUBCOMMANDS = {
+    "doctor": "what this machine can do: torch, GPUs, data, SLURM, DVC, disk",
+    "draw": "draw figures from the evaluations",
+    "evaluate": "attack one model with a suite; resumable",
+    "fetch": "download a data set's files and verify them",
+    "list": "what there is: methods, attacks, datasets, suites, scales, checks",
+    "plan": "what is done, missing or stale; what the missing costs, and what a budget buys of it",
+    "prepare": "turn fetched files into one file of tensors",
+    "probe": "take weights, router scores, features or heat maps from one model, for figures",
+    "pull": "get models and results through DVC, so that Snakemake has nothing to do",
+    "report": "write the page with all results",
+    "tabulate": "make tables from the evaluations",
+    "train": "train one run; resumable",
+    "verify": "the checks: can a model's robust accuracy be trusted?",
+}
+
+
+class _Subparser(argparse.ArgumentParser):
+    """A subcommand's parser: gets its options when it is used, from the module of that name."""
+
+    def parse_known_args(self, args=None, namespace=None):
+        module = importlib.import_module(f"moat.commands.{self.prog.split()[-1]}")
+        self.description = module.__doc__
+        # People write it after the command, too. Without a default, which would replace what stands before.
+        _add_project(self, default=argparse.SUPPRESS)
+        module.add_arguments(self)
+        self.set_defaults(module=module)
+        return super().parse_known_args(args, namespace)
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="moat", description=moat.__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="moat", description=moat.__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"moat {moat.__version__}")
-    parser.add_argument("--project", default=".", metavar="DIR", help="folder that holds config/ (default: this one)")
-    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for name in SUBCOMMANDS:
-        module = importlib.import_module(f"moat.commands.{name}")
-        subparser = subparsers.add_parser(name, help=module.HELP, description=module.__doc__)
-        module.add_arguments(subparser)
-        subparser.set_defaults(run=module.run)
+    _add_project(parser, default=Path("."))
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=_Subparser)
+    for name, summary in SUBCOMMANDS.items():
+        subparsers.add_parser(name, help=summary, allow_abbrev=False)
     return parser
+
+
+def _add_project(parser: argparse.ArgumentParser, default) -> None:
+    folder = "folder that holds config/ (default: this one)"
+    parser.add_argument("--project", type=Path, default=default, metavar="DIR", help=folder)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -56,16 +80,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: Sequence[str] | None) -> int:
     arguments = build_parser().parse_args(argv)
+    module = arguments.module
+    resumes = getattr(module, "RESUMES", None)
+    if resumes is not None:
+        exit_on_sigterm(resumes)
     try:
-        # What a command holds as long as it runs, e.g. a GPU.
-        with contextlib.ExitStack() as arguments.until_end:
-            return arguments.run(arguments) or 0
+        return module.run(module.request(arguments)) or 0
     except MoatError as error:
         print(f"moat {arguments.command}: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print(f"moat {arguments.command}: interrupted", file=sys.stderr)
-        return 130
+        after = "" if resumes is None else f"; {resumes}"
+        print(f"moat {arguments.command}: interrupted{after}", file=sys.stderr)
+        return 128 + signal.SIGINT if resumes is None else Interrupted.exit_code
 
 
 def _reader_is_gone() -> bool:

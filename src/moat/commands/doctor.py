@@ -5,46 +5,57 @@ import json
 import os
 import shutil
 import time
+from argparse import ArgumentParser, Namespace
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 from moat.base.errors import MoatError
 from moat.config import paths
 from moat.config.grid import build_grid
 from moat.config.project import Project
+from moat.machine import gpu_lease, gpus
 from moat.planning.status import plan
 from moat.provenance import environment
 
-# Of many stale results so many are shown.
+# How many stale results of a scale are shown.
 SHOWN = 3
 
-HELP = "what this machine can do: torch, GPUs, data, SLURM, DVC, disk"
+
+@dataclass(frozen=True)
+class Request:
+    """Whether to print JSON, and whether to list all of many stale results."""
+
+    project: Project
+    json: bool
+    verbose: bool
 
 
-def add_arguments(parser) -> None:
+def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--verbose", action="store_true", help="list every stale result")
 
 
-def run(arguments) -> int:
-    checks = examine(Project(Path(arguments.project)))
-    if arguments.json:
-        print(json.dumps([vars(check) for check in checks], indent=2))
-        return 0
-    for check in checks:
-        print(f"{check.state:8} {check.name:20} {check.message}")
-        shown = check.details if arguments.verbose else check.details[:SHOWN]
+def request(arguments: Namespace) -> Request:
+    return Request(Project(arguments.project), arguments.json, arguments.verbose)
+
+
+def run(request: Request) -> None:
+    findings = examine(request.project)
+    if request.json:
+        print(json.dumps([vars(finding) for finding in findings], indent=2))
+        return
+    for finding in findings:
+        print(f"{finding.state:8} {finding.name:20} {finding.message}")
+        shown = finding.details if request.verbose else finding.details[:SHOWN]
         for detail in shown:
             print(f"{'':29} {detail}")
-        if len(shown) < len(check.details):
-            print(f"{'':29} and {len(check.details) - len(shown)} more; `moat doctor --verbose` lists them")
-    return 0
+        if len(shown) < len(finding.details):
+            print(f"{'':29} and {len(finding.details) - len(shown)} more; `moat doctor --verbose` lists them")
 
 
 @dataclass(frozen=True)
-class Check:
+class Finding:
     """One finding. ``state``: ``ok``, ``missing`` (not here; the message says what that means) or ``problem``.
 
     ``details``: what the message counts, one by one.
@@ -56,111 +67,110 @@ class Check:
     details: tuple[str, ...] = ()
 
 
-def examine(project: Project) -> list[Check]:
-    """All checks, in order. A check that fails is a finding, never an error."""
-    return [check for examiner in EXAMINERS for check in _guarded(examiner, project)]
+def examine(project: Project) -> list[Finding]:
+    """All findings, in order. An examination that fails is one, too, and no error."""
+    return [finding for examiner in EXAMINERS for finding in _guarded(examiner, project)]
 
 
-def _guarded(examiner: Callable[[Project], Iterator[Check]], project: Project) -> list[Check]:
+def _guarded(examiner: Callable[[Project], Iterator[Finding]], project: Project) -> list[Finding]:
     try:
         return list(examiner(project))
     except (MoatError, ImportError, OSError, RuntimeError) as error:
-        return [Check(examiner.__name__.strip("_"), "problem", str(error))]
+        return [Finding(examiner.__name__.strip("_"), "problem", str(error))]
 
 
-def _torch(project: Project) -> Iterator[Check]:
+def _torch(project: Project) -> Iterator[Finding]:
+    # Here, where a broken installation of torch is a finding.
     import torch
 
     versions = environment.environment()["versions"]
     listed = ", ".join(f"{name} {version}" for name, version in versions.items())
-    yield Check("versions", "ok", listed)
-    yield Check("cpu", "ok", f"{os.cpu_count()} cores, torch would use {torch.get_num_threads()} threads")
+    yield Finding("versions", "ok", listed)
+    yield Finding("cpu", "ok", f"{os.cpu_count()} cores, torch would use {torch.get_num_threads()} threads")
     yield _convolutions()
     if not torch.cuda.is_available():
-        yield Check("gpu", "missing", "torch sees no GPU: trainings and attacks run on the CPU, in float32")
+        yield Finding("gpu", "missing", "torch sees no GPU: trainings and attacks run on the CPU, in float32")
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
         precision = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
         memory = properties.total_memory / 2**30
-        yield Check("gpu", "ok", f"{index}: {properties.name}, {memory:.0f} GB, trains in {precision}")
+        yield Finding("gpu", "ok", f"{index}: {properties.name}, {memory:.0f} GB, trains in {precision}")
 
 
-def _convolutions() -> Check:
-    from moat.kernels import compiled_for
+def _convolutions() -> Finding:
+    from moat.kernels import compiled_for  # imports torch
 
     name, compiled = "cpu convolutions", compiled_for()
     if compiled is not None:
-        return Check(name, "ok", f"compiled for {compiled}")
+        return Finding(name, "ok", f"compiled for {compiled}")
     why = "there was no C++ compiler when moat was installed, or the processor has neither AVX-512 nor AVX2"
     slow = "convolutions are PyTorch's; on a CPU attacks take twice as long, updates in float32 half as long again"
-    return Check(name, "missing", f"not compiled ({why}): {slow}")
+    return Finding(name, "missing", f"not compiled ({why}): {slow}")
 
 
-def _gpu_slots(project: Project) -> Iterator[Check]:
-    from moat.machine import gpu_lease, gpus
-
+def _gpu_slots(project: Project) -> Iterator[Finding]:
     per_gpu = gpu_lease.configured_slots(default=project.config()["slots_per_gpu"])
     for slot, owner in gpu_lease.holders(gpus.find(), slots_per_gpu=per_gpu).items():
         if owner is None:
-            yield Check("gpu slot", "ok", f"{slot.name}: free")
+            yield Finding("gpu slot", "ok", f"{slot.name}: free")
         else:
             since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(owner.get("since", 0)))
             holder = f"pid {owner.get('pid', '?')} of {owner.get('user', '?')} since {since}"
-            yield Check("gpu slot", "ok", f"{slot.name}: held by {holder}: {owner.get('command', '?')}")
+            yield Finding("gpu slot", "ok", f"{slot.name}: held by {holder}: {owner.get('command', '?')}")
 
 
-def _data(project: Project) -> Iterator[Check]:
+def _data(project: Project) -> Iterator[Finding]:
     resources = project.config()["data"]["resources"]
     for name in project.names("datasets"):
         manifest = project.root / paths.manifest(resources, name)
         if manifest.exists():
-            yield Check(f"data {name}", "ok", f"fetched and verified, in {manifest.parent}")
+            yield Finding(f"data {name}", "ok", f"fetched and verified, in {manifest.parent}")
         elif project.dataset(name)["files"]:
-            yield Check(f"data {name}", "missing", f"`moat fetch {name} --into {manifest.parent}` gets it")
+            yield Finding(f"data {name}", "missing", f"`moat fetch {name} --into {manifest.parent}` gets it")
         else:
-            yield Check(f"data {name}", "ok", "comes inside a package; nothing to download")
+            yield Finding(f"data {name}", "ok", "comes inside a package; nothing to download")
 
 
-def _mirror(project: Project) -> Iterator[Check]:
+def _mirror(project: Project) -> Iterator[Finding]:
     mirror = os.environ.get("MOAT_MIRROR") or project.config()["data"]["mirror"]
     if not mirror:
-        yield Check("mirror", "ok", "none configured: the official addresses are used")
+        yield Finding("mirror", "ok", "none configured: the official addresses are used")
     elif "://" in mirror:
-        yield Check("mirror", "ok", f"{mirror} (not contacted)")
+        yield Finding("mirror", "ok", f"{mirror} (not contacted)")
     elif (project.root / mirror / "SHA256SUMS").exists():
-        yield Check("mirror", "ok", mirror)
+        yield Finding("mirror", "ok", mirror)
     elif not (project.root / mirror).is_dir():
-        yield Check("mirror", "problem", f"{mirror}: no such folder; data.mirror or MOAT_MIRROR must name one")
+        yield Finding("mirror", "problem", f"{mirror}: no such folder; data.mirror or MOAT_MIRROR must name one")
     else:
-        yield Check("mirror", "problem", f"{mirror}: there is no SHA256SUMS there, so nothing from it can be verified")
+        yield Finding("mirror", "problem", f"{mirror}: there is no SHA256SUMS there, so its files cannot be verified")
 
 
-def _tools(project: Project) -> Iterator[Check]:
+def _tools(project: Project) -> Iterator[Finding]:
     snakemake = importlib.util.find_spec("snakemake") is not None
     install = "in the project: `pip install -c envs/requirements.lock -e '.[workflow]'`"
-    yield Check("snakemake", *(("ok", "installed") if snakemake else ("missing", install)))
+    yield Finding("snakemake", *(("ok", "installed") if snakemake else ("missing", install)))
     for name, command, use in (
         ("slurm", "sbatch", "jobs run on this machine only"),
         ("dvc", "dvc", "results are not versioned or shared by DVC"),
         ("git", "git", "run.json records no commit"),
     ):
         found = shutil.which(command)
-        yield Check(name, "ok" if found else "missing", found or f"no `{command}` here: {use}")
+        yield Finding(name, "ok" if found else "missing", found or f"no `{command}` here: {use}")
 
 
-def _disk(project: Project) -> Iterator[Check]:
+def _disk(project: Project) -> Iterator[Finding]:
     free = shutil.disk_usage(project.root).free / 2**30
 
-    yield Check("disk", "ok" if free >= 1 else "problem", f"{free:.1f} GB free")
+    yield Finding("disk", "ok" if free >= 1 else "problem", f"{free:.1f} GB free")
 
 
-def _results(project: Project) -> Iterator[Check]:
+def _results(project: Project) -> Iterator[Finding]:
     for scale in project.names("scales"):
         entries = plan(build_grid(project, scale, project.config()["studies"]), project.root)
         counts = Counter(entry["status"] for entry in entries)
         listed = ", ".join(f"{counts[status]} {status}" for status in ("done", "stale", "missing"))
         stale = [f"{entry['path']}: {', '.join(entry['stale'])} changed since" for entry in entries if entry["stale"]]
-        yield Check(f"results {scale}", "ok" if not stale else "problem", listed, tuple(stale))
+        yield Finding(f"results {scale}", "ok" if not stale else "problem", listed, tuple(stale))
 
 
 EXAMINERS = (_torch, _gpu_slots, _data, _mirror, _tools, _disk, _results)

@@ -1,63 +1,64 @@
 """Draw figures as PNG (300 dpi), PDF (vector) and CSV (the points) from the evaluations."""
 
-HELP = "draw figures from the evaluations"
+import sys
+from argparse import ArgumentParser, Namespace
+from dataclasses import dataclass
+from pathlib import Path
+
+from moat.base.errors import ConfigError
+from moat.commands.options import ShownRequest, add_shown_arguments, shown_request
+from moat.config import paths
+from moat.config.grid import Figure
+from moat.reporting import figures, style
+from moat.reporting.results import Results
 
 
-def add_arguments(parser) -> None:
-    parser.add_argument("--scale", required=True, metavar="X", help="which results: quickstart, mini, paper, …")
+@dataclass(frozen=True)
+class Request:
+    """Some figures."""
+
+    shown: ShownRequest
+    figures: tuple[Figure, ...]
+
+
+def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--study", metavar="S", help="only the figures of this study")
     parser.add_argument("--figure", metavar="F", help="only this figure of --study")
-    parser.add_argument("--studies", metavar="A,B", help="these studies (default: those of config/config.yaml)")
-    parser.add_argument("--results", default="results", metavar="DIR", help="folder of the results (default: results)")
+    add_shown_arguments(parser)
 
 
-def run(arguments) -> None:
-    from moat.base.errors import ConfigError
-    from moat.config import studies_option
-    from moat.config.grid import build_grid
-    from moat.config.project import Project
-    from moat.reporting import figures
-    from moat.reporting.results import Results
-
+def request(arguments: Namespace) -> Request:
     if arguments.figure and not arguments.study:
         raise ConfigError("--figure needs --study: figures of two studies may share a name")
-    project = Project(arguments.project)
-    studies = studies_option.studies(project, arguments.studies, arguments.study)
-    grid = build_grid(project, arguments.scale, studies)
+    shown = shown_request(arguments, arguments.study)
+    grid = shown.grid
     chosen = (grid.figure(arguments.study, arguments.figure),) if arguments.figure else grid.figures
-    results = Results(arguments.results, arguments.scale, project=project)
-    frames = figures.Frames(results, project.attacks(), project.scale(arguments.scale))
-    for figure in chosen:
+    return Request(shown, chosen)
+
+
+def run(request: Request) -> None:
+    project, scale = request.shown.project, request.shown.grid.scale
+    results = Results(request.shown.results, scale, project=project)
+    frames = figures.Frames(results, project.attacks(), project.scale(scale))
+    for figure in request.figures:
         prepare = getattr(figures.get(figure.kind), "expect", None)
         if prepare is not None:
             prepare(figure, results)
-    for figure in chosen:
-        _draw(figure, frames)
+    for figure in request.figures:
+        base = figures.files(figure, results)[0].with_suffix("")
+        if figures.drawn_before(figure, results):
+            _keep(figure, results, base)
+        else:
+            with style.applied() as look:
+                canvas, content = figures.get(figure.kind).draw(figure, frames, look)
+                style.save(canvas, content, base, title=figure.title)
+        print(base)
+        for note in figures.notes(figure, results):
+            print(f"  {note}")
 
 
-def _draw(figure, frames) -> None:
-    from moat.reporting import figures, style
-
-    plugin = figures.get(figure.kind)
-    base = figures.files(figure, frames.results)[0].with_suffix("")
-    if figures.drawn_before(figure, frames.results):
-        _keep(figure, frames.results, base)
-    else:
-        with style.applied() as look:
-            canvas, content = plugin.draw(figure, frames, look)
-            style.save(canvas, content, base, title=figure.title)
-    print(base)
-    for note in figures.notes(figure, frames.results):
-        print(f"  {note}")
-
-
-def _keep(figure, results, base) -> None:
-    """Leave a figure's files as they are, but for their times: Snakemake wants what it asked for to be of now."""
-    import sys
-
-    from moat.config import paths
-    from moat.reporting import figures
-
+def _keep(figure: Figure, results: Results, base: Path) -> None:
+    """Leave a figure's files as they are, except for their times: Snakemake wants its outputs newer than its inputs."""
     for path in figures.files(figure, results):
         path.touch()
     probes = [paths.probe(results.scale, probe.run, probe.name) for probe in figure.probes]

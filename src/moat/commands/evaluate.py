@@ -1,21 +1,61 @@
-"""Attack one model with a suite and write one row per (setting, example). Resumes at the part it was stopped in."""
+"""Attack one model with a suite and write one row per (setting, example). Resumes with the attack it was stopped in."""
 
 import logging
-from dataclasses import replace
+from argparse import ArgumentParser, Namespace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from moat.commands import evaluation_target
+from moat.base.errors import ConfigError
+from moat.base.files import check_writable, write_json
+from moat.commands.options import (
+    FinishedRun,
+    TargetRequest,
+    add_target_arguments,
+    target_request,
+    work_folder,
+)
+from moat.config.project import Project
 from moat.machine import devices
+from moat.provenance import staleness
+from moat.training.run_record import read_run
 
-log = logging.getLogger(__name__)
-
-HELP = "attack one run with a suite; resumable by attack"
+RESUMES = "the same command continues with the attack setting it was in"
 
 
-def add_arguments(parser) -> None:
-    parser.add_argument("--suite", required=True, help="name from config/suites.yaml")
+@dataclass(frozen=True)
+class Request:
+    """An evaluation.
+
+    Attributes:
+        settings, worst_cases: the suite's, at the scale whose changes apply.
+        transfer_from: "seed" or "arch" -> the run whose model examples are transferred from.
+        out: the rows (.parquet); their description (.json) is written beside.
+        work: folder for what is finished of an evaluation.
+        robustbench: also write a RobustBench entry there.
+        recipe: of the run's method, for that entry; empty for a model from elsewhere.
+    """
+
+    target: TargetRequest
+    suite: str
+    settings: Mapping[str, Mapping[str, Any]]
+    worst_cases: Mapping[str, Mapping[str, Mapping[str, Any]]]
+    transfer_from: Mapping[str, FinishedRun]
+    out: Path
+    work: Path
+    robustbench: Path | None
+    recipe: Mapping[str, Any]
+    device: str
+    threads: int
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("--suite", required=True, help="a name from config/suites.yaml (`moat list suites`)")
     parser.add_argument("--out", required=True, type=Path, metavar="FILE", help="rows (.parquet); a .json comes beside")
-    parser.add_argument("--work", type=Path, metavar="DIR", help="finished settings (default: work/ and --out's path)")
+    parser.add_argument(
+        "--work", type=Path, metavar="DIR", help="finished attack settings (default: work/ and the path of --out)"
+    )
     parser.add_argument("--scale", help="its changes to attack settings apply (default: the run's scale)")
     parser.add_argument(
         "--transfer-from",
@@ -25,131 +65,83 @@ def add_arguments(parser) -> None:
         help="a run to transfer examples from: another seed (or method), or another net; may be given twice",
     )
     parser.add_argument("--robustbench", type=Path, metavar="FILE", help="also write a RobustBench entry (.json)")
-    evaluation_target.add_arguments(parser)
+    add_target_arguments(parser)
 
 
-def run(arguments) -> int:
-    from moat.base.errors import ConfigError
-    from moat.base.files import check_writable
-    from moat.base.signals import exit_on_sigterm
-    from moat.config.project import Project
-
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+def request(arguments: Namespace) -> Request:
     if arguments.out.suffix != ".parquet":
         raise ConfigError(f"--out {arguments.out}: the name must end in .parquet")
-    project = Project(Path(arguments.project))
+    project = Project(arguments.project)
     project.suite(arguments.suite)
     if arguments.scale is not None:
         project.scale(arguments.scale)
-    exit_on_sigterm("the same command continues with the attack setting it was in")
-    check_writable(arguments.out)
-    arguments.device = arguments.until_end.enter_context(devices.lease(arguments.device))
-    subject = evaluation_target.load(arguments)
-    _evaluate(arguments, project, subject)
-    return 0
-
-
-def _evaluate(arguments, project, subject) -> None:
-    from moat.commands.train import work_folder
-    from moat.evaluation.plan import make_plan
-    from moat.provenance import staleness
-
-    scale = arguments.scale or subject.run.get("scale")
-    plan = make_plan(
-        project,
-        arguments.suite,
-        scale if scale in project.names("scales") else None,
-        subject.model,
-        evaluation_target.load_transfer_models(arguments.transfer_from, subject),
+    target = target_request(arguments)
+    # The scale of a run from elsewhere may be unknown here: its suite is then as declared.
+    scale = arguments.scale or target.record.get("scale")
+    scale = scale if scale in project.names("scales") else None
+    wants_recipe = arguments.robustbench is not None and target.record
+    return Request(
+        target=target,
+        suite=arguments.suite,
+        settings=project.attack_settings(arguments.suite, scale),
+        worst_cases=project.worst_cases(arguments.suite, scale),
+        transfer_from=_transfer_from(arguments.transfer_from, target.record.get("arch")),
+        out=arguments.out,
+        work=arguments.work or work_folder(arguments.out.with_suffix("")),
+        robustbench=arguments.robustbench,
+        recipe=project.method(target.record["method"]) if wants_recipe else {},
+        device=arguments.device,
+        threads=arguments.threads,
     )
-    plan = _with_corruptions(plan, subject)
-    made_of = {"method": subject.run.get("class"), "arch": subject.run.get("arch")}
-    attacks = staleness.attacks_of({"settings": plan.record})
-    hashes = staleness.hash_parts(staleness.EVALUATION_PARTS, **made_of, attacks=attacks)
-    parts = arguments.work or work_folder(arguments.out.with_suffix(""))
-    measured = _measure(subject, plan, parts, hashes)
-    content = _write(arguments, subject, plan, hashes, measured)
-    if arguments.robustbench is not None:
-        from moat.base.files import write_json
-        from moat.evaluation.robustbench import entry
-
-        method = project.method(subject.method) if subject.method else {}
-        write_json(arguments.robustbench, entry(content, method))
 
 
-def _with_corruptions(plan, subject):
-    """Corruptions on published images where their prepared file lies beside the subject's data."""
-    from moat.data.official_corruptions import OfficialCorruptions
-    from moat.evaluation import corrupted
+def _transfer_from(given: list[str], arch: str | None) -> dict[str, FinishedRun]:
+    """The runs of ``--transfer-from`` by kind; one without a kind is an "arch" if its net is another one than ``arch``.
 
-    if not any(map(corrupted.is_corruption, plan.settings.values())):
-        return plan
-    official = OfficialCorruptions.beside(Path(subject.data["path"]))
-    if official and (lacking := official.lacks(subject.indices)):
-        all_ = len(subject.indices)
-        log.warning("%s lacks %d of %d images: corruptions are generated instead", official.path, lacking, all_)
-        official = None
-    settings = corrupted.prepared(plan.settings, official, labels=subject.y.tolist(), indices=subject.indices)
-    record = {name: dict(attack.parameters) for name, attack in settings.items()}
-    return replace(plan, settings=settings, record={**plan.record, **record})
-
-
-def _measure(subject, plan, parts, sources) -> list:
-    from moat.evaluation.records import evaluate_by_setting, summarize
-
-    identity = {"model": subject.run["model_sha256"], "data": subject.data["sha256"], "sources": sources}
-    for name, reason in plan.not_applicable.items():
-        print(f"{name}: not applicable, {reason}", flush=True)
-    measured = []
-    for each in evaluate_by_setting(
-        subject.model,
-        subject.x,
-        subject.y,
-        plan.settings,
-        batch_size=subject.batch_size,
-        parts=parts,
-        identity=identity,
-        indices=subject.indices,
-        worst_case=plan.worst_cases,
-    ):
-        found = summarize(each.rows, [each.name])[each.name]
-        when = "measured before" if each.kept else f"{each.seconds:.1f} s"
-        print(f"{each.name}: {100 * found['accuracy']:.2f} % of {found['n']} correct ({when})", flush=True)
-        for flag, message in each.flags.items():
-            print(f"{each.name}: flag {flag}: {message}", flush=True)
-        measured.append(each)
-    return measured
+    Raises:
+        ConfigError: two of a kind, or a kind that is neither.
+        DataError: no finished run there.
+    """
+    found: dict[str, FinishedRun] = {}
+    for text in given:
+        kind, separator, folder = text.rpartition("=")
+        run = FinishedRun(Path(folder), "best", read_run(folder))
+        if not separator:
+            kind = "seed" if run.record["arch"] == arch else "arch"
+        if kind not in ("seed", "arch") or kind in found:
+            raise ConfigError(f"--transfer-from {text}: write seed=DIR or arch=DIR, each at most once")
+        found[kind] = run
+    return found
 
 
-def _write(arguments, subject, plan, sources, measured) -> dict:
-    import pandas as pd
+def run(request: Request) -> None:
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    check_writable(request.out)
+    with devices.use(request.device, request.threads) as device:
+        # Only now, because these import torch.
+        from moat.commands import evaluation_target
+        from moat.evaluation import corrupted, records, robustbench
+        from moat.evaluation.plan import make_plan
 
-    from moat.base.files import write_json
-    from moat.evaluation import corrupted
-    from moat.evaluation.records import describe_worst_cases, summarize, write_rows
-    from moat.provenance import environment
+        target = evaluation_target.load(request.target, device)
+        others = evaluation_target.load_transfer_models(request.transfer_from, device)
+        plan = make_plan(request.suite, request.settings, request.worst_cases, target.model, others)
+        plan = corrupted.with_images(plan, target)
+        for name, reason in plan.not_applicable.items():
+            print(f"{name}: not applicable, {reason}", flush=True)
+        attacks = staleness.attacks_of({"settings": plan.record})
+        sources = staleness.hash_parts(staleness.EVALUATION_PARTS, **target.made_of, attacks=attacks)
+        measured = []
+        for each in records.evaluate_suite(target, plan, folder=request.work, sources=sources):
+            measured.append(each)
+            _print(each.name, records.summarize(each.rows, [each.name])[each.name], each)
+        content = records.write_evaluation(request.out, target, plan, measured, sources)
+        if request.robustbench is not None:
+            write_json(request.robustbench, robustbench.entry(content, request.recipe))
 
-    frame = pd.concat([each.rows for each in measured], ignore_index=True)
-    seconds = {each.name: each.seconds for each in measured}
-    total = sum(seconds.values())
-    write_rows(arguments.out, frame)
-    content = {
-        "suite": arguments.suite,
-        "settings": plan.record,
-        "not_applicable": plan.not_applicable,
-        "worst_case": describe_worst_cases(frame, plan),
-        "run": subject.run,
-        "n": len(subject.x),
-        "accuracy": summarize(frame, list(seconds)),
-        **corrupted.summary(frame, plan.settings),
-        "flags": {each.name: dict(each.flags) for each in measured if each.flags},
-        "seconds": round(total, 3),
-        "seconds_per_setting": {name: round(value, 3) for name, value in seconds.items()},
-        "images_per_second": round(len(frame) / total, 1),
-        "batch_size": subject.batch_size,
-        **environment.environment(),
-        "sources": sources,
-        "data": subject.data,
-    }
-    write_json(arguments.out.with_suffix(".json"), content)
-    return content
+
+def _print(name: str, found: Mapping[str, float], measured) -> None:
+    when = "measured before" if measured.kept else f"{measured.seconds:.1f} s"
+    print(f"{name}: {100 * found['accuracy']:.2f} % of {found['n']} correct ({when})", flush=True)
+    for flag, message in measured.flags.items():
+        print(f"{name}: flag {flag}: {message}", flush=True)

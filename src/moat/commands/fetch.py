@@ -2,17 +2,33 @@
 
 import os
 from argparse import ArgumentParser, Namespace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from moat.base.errors import ConfigError
 from moat.config.project import Project
+from moat.data.fetch import fetch
 
-HELP = "download a dataset's files and verify them"
+
+@dataclass(frozen=True)
+class Request:
+    """A data set to download.
+
+    Attributes:
+        spec: its description, from config/datasets/.
+        into: folder for the files.
+        mirror: folder or URL to take them from; None: the official addresses.
+    """
+
+    spec: Mapping[str, Any]
+    into: Path
+    mirror: str | None
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("dataset", metavar="DATASET", help="a file's name in config/datasets/, without .yaml")
+    parser.add_argument("dataset", metavar="DATASET", help="a name from config/datasets/ (`moat list datasets`)")
     parser.add_argument("--into", required=True, type=Path, metavar="DIR", help="folder for the files")
     parser.add_argument(
         "--mirror",
@@ -22,13 +38,14 @@ def add_arguments(parser: ArgumentParser) -> None:
     )
 
 
-def run(arguments: Namespace) -> int:
-    from moat.data.fetch import fetch
-
-    project = Project(Path(arguments.project))
+def request(arguments: Namespace) -> Request:
+    project = Project(arguments.project)
     spec = described(project, arguments.dataset)
-    print(fetch(spec, arguments.into, mirror=chosen_mirror(arguments.mirror, project)))
-    return 0
+    return Request(spec, arguments.into, chosen_mirror(arguments.mirror, project))
+
+
+def run(request: Request) -> None:
+    print(fetch(request.spec, request.into, mirror=request.mirror))
 
 
 def described(project: Project, name: str) -> dict[str, Any]:

@@ -1,16 +1,36 @@
-"""Read a dataset's fetched files and write one file of tensors: images, labels, splits, class names."""
+"""Read a data set's fetched files and write one file of tensors: images, labels, splits, class names."""
 
 from argparse import ArgumentParser, Namespace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from moat.commands.fetch import described
 from moat.config.project import Project
 
-HELP = "turn fetched files into one file of tensors"
 PARAMETERS = ("image_size", "train_limit", "test_limit", "validation")
 
 
+@dataclass(frozen=True)
+class Request:
+    """A data set to prepare.
+
+    Attributes:
+        spec: its description, from config/datasets/.
+        source: folder that ``moat fetch`` filled.
+        out: the file to write.
+        parameters: those of :data:`PARAMETERS`; None: as published.
+    """
+
+    spec: Mapping[str, Any]
+    source: Path
+    out: Path
+    parameters: Mapping[str, int | None]
+
+
 def add_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("dataset", metavar="DATASET", help="a file's name in config/datasets/, without .yaml")
+    parser.add_argument("dataset", metavar="DATASET", help="a name from config/datasets/ (`moat list datasets`)")
     parser.add_argument("--from", required=True, type=Path, metavar="DIR", dest="source", help="what moat fetch filled")
     parser.add_argument("--out", required=True, type=Path, metavar="FILE", help="the .safetensors file to write")
     parser.add_argument("--scale", metavar="X", help="take what is not given below from config/scales/X.yaml")
@@ -20,15 +40,18 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--validation", type=int, metavar="N", help="training images held out (default: the dataset's)")
 
 
-def run(arguments: Namespace) -> int:
-    from moat.commands.fetch import described
-    from moat.data.datasets import prepare
-
-    project = Project(Path(arguments.project))
+def request(arguments: Namespace) -> Request:
+    project = Project(arguments.project)
     spec = described(project, arguments.dataset)
     scale = project.scale(arguments.scale).get("data") or {} if arguments.scale else {}
     given = {name: getattr(arguments, name) for name in PARAMETERS}
     parameters = {name: scale.get(name) if value is None else value for name, value in given.items()}
-    prepare(spec, arguments.source, arguments.out, **parameters)
-    print(arguments.out)
-    return 0
+    return Request(spec, arguments.source, arguments.out, parameters)
+
+
+def run(request: Request) -> None:
+    # Here, because reading images imports numpy, Pillow and torch.
+    from moat.data.datasets import prepare
+
+    prepare(request.spec, request.source, request.out, **request.parameters)
+    print(request.out)

@@ -1,77 +1,108 @@
-"""Take from one model what figures need beside accuracies: weights, routing scores, features or heat maps."""
+"""Take from one model what figures need beside accuracies: weights, router scores, features or heat maps."""
 
+import logging
+import time
+from argparse import ArgumentParser, Namespace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from moat.commands import evaluation_target
+from moat.base.errors import ConfigError
+from moat.base.files import check_writable, write_bytes, write_json
+from moat.commands.options import TargetRequest, add_target_arguments, target_request
+from moat.config.project import Project
 from moat.machine import devices
+from moat.provenance import environment, staleness
 
-HELP = "take weights, routing scores, features or heat maps from one run, for figures"
+RESUMES = "the same command starts the probe again"
 
 
-def add_arguments(parser) -> None:
-    parser.add_argument("--probe", required=True, metavar="NAME", help="name from config/probes.yaml")
+@dataclass(frozen=True)
+class Request:
+    """One probe on one model.
+
+    Attributes:
+        probe: its entry in config/probes.yaml.
+        attack: the attack setting that the entry names, at the run's scale; None where it names none.
+        out: the arrays (.safetensors); their description (.json) is written beside.
+    """
+
+    target: TargetRequest
+    name: str
+    probe: Mapping[str, Any]
+    attack: Mapping[str, Any] | None
+    out: Path
+    device: str
+    threads: int
+
+    @property
+    def settings(self) -> dict[str, Mapping[str, Any]]:
+        return {self.probe["setting"]: self.attack} if self.attack else {}
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("--probe", required=True, metavar="NAME", help="a name from config/probes.yaml")
     parser.add_argument("--out", required=True, type=Path, metavar="FILE", help=".safetensors; a .json comes beside")
-    evaluation_target.add_arguments(parser)
+    add_target_arguments(parser)
 
 
-def run(arguments) -> int:
-    import logging
-    import time
-
-    from moat.base.errors import ConfigError
-    from moat.base.files import check_writable
-    from moat.base.signals import exit_on_sigterm
-    from moat.config.project import Project
-
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+def request(arguments: Namespace) -> Request:
     if arguments.out.suffix != ".safetensors":
         raise ConfigError(f"--out {arguments.out}: the name must end in .safetensors")
-    project = Project(Path(arguments.project))
+    project = Project(arguments.project)
     probe = project.probe(arguments.probe)
-    exit_on_sigterm("the same command starts the probe again")
-    check_writable(arguments.out)
-    arguments.device = arguments.until_end.enter_context(devices.lease(arguments.device))
-
-    from moat.attacks.parts.setting import resolve
-    from moat.evaluation import probes
-
-    subject = evaluation_target.load(arguments, at_most=probe.get("images"))
-    setting, where = probe.get("setting"), f"config/probes.yaml: {arguments.probe}"
-    scale = subject.run["scale"] if subject.run.get("scale") in project.names("scales") else None
-    attack = project.attack(setting, where=where, scale=scale) if setting else None
-    resolved = resolve(setting, attack) if setting else None
-    images = probes.Images(subject.x, subject.y, subject.indices, subject.batch_size, setting, resolved)
-    started = time.perf_counter()
-    arrays = probes.collect(arguments.probe, probe, subject.model, images)
-    seconds = time.perf_counter() - started
-    _write(arguments, subject, probe, attack, arrays, seconds)
-    print(f"{arguments.out}: {', '.join(arrays)} of {len(subject.x)} images ({seconds:.1f} s)")
-    return 0
-
-
-def _write(arguments, subject, probe, attack, arrays, seconds) -> None:
-    import safetensors.numpy
-
-    from moat.base.files import write_bytes, write_json
-    from moat.data import datasets
-    from moat.provenance import environment, staleness
-
-    settings = {probe["setting"]: attack} if attack else {}
-    made_of = {"method": subject.run.get("class"), "arch": subject.run.get("arch"), "probe": probe["probe"]}
-    hashes = staleness.hash_parts(
-        staleness.PROBE_PARTS, **made_of, attacks=staleness.attacks_of({"settings": settings})
+    target = target_request(arguments, at_most=probe.get("images"))
+    scale, setting = target.record.get("scale"), probe.get("setting")
+    where = f"config/probes.yaml: {arguments.probe}"
+    scale = scale if scale in project.names("scales") else None
+    return Request(
+        target=target,
+        name=arguments.probe,
+        probe=probe,
+        attack=project.attack(setting, where=where, scale=scale) if setting else None,
+        out=arguments.out,
+        device=arguments.device,
+        threads=arguments.threads,
     )
-    write_bytes(arguments.out, safetensors.numpy.save(arrays))
-    content = {
-        "name": arguments.probe,
-        "probe": probe,
-        "settings": settings,
-        "run": subject.run,
-        "n": len(subject.x),
+
+
+def run(request: Request) -> None:
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    check_writable(request.out)
+    with devices.use(request.device, request.threads) as device:
+        # Only now, because these import torch.
+        import safetensors.numpy
+
+        from moat.attacks.parts.setting import resolve
+        from moat.commands import evaluation_target
+        from moat.evaluation import probes
+
+        target = evaluation_target.load(request.target, device)
+        setting = request.probe.get("setting")
+        attack = resolve(setting, request.attack) if setting else None
+        images = probes.Images(target.x, target.y, target.indices, target.batch_size, setting, attack)
+        started = time.perf_counter()
+        arrays = probes.collect(request.name, request.probe, target.model, images)
+        seconds = time.perf_counter() - started
+        write_bytes(request.out, safetensors.numpy.save(arrays))
+        write_json(request.out.with_suffix(".json"), _record(request, target, seconds))
+    print(f"{request.out}: {', '.join(arrays)} of {len(target.x)} images ({seconds:.1f} s)")
+
+
+def _record(request: Request, target, seconds: float) -> dict[str, Any]:
+    attacks = staleness.attacks_of({"settings": request.settings})
+    return {
+        "name": request.name,
+        "probe": request.probe,
+        "settings": request.settings,
+        "run": target.run,
+        "n": len(target.x),
         "seconds": round(seconds, 3),
         **environment.environment(),
-        "sources": hashes,
-        "data": subject.data,
-        "classes": datasets.load(Path(subject.data["path"]), splits=()).classes,
+        "sources": staleness.hash_parts(
+            staleness.PROBE_PARTS, **target.made_of, probe=request.probe["probe"], attacks=attacks
+        ),
+        "data": target.data,
+        "classes": target.classes,
     }
-    write_json(arguments.out.with_suffix(".json"), content)

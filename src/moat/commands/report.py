@@ -1,26 +1,24 @@
 """Write report.html: one self-contained page with every table, figure, check and run of a scale."""
 
-HELP = "write the page with all results"
+from argparse import ArgumentParser, Namespace
+
+from moat.base.files import write_text
+from moat.commands.options import ShownRequest, add_shown_arguments, shown_request
+from moat.config import paths
+from moat.reporting import page
+from moat.reporting.results import Results
 
 
-def add_arguments(parser) -> None:
-    parser.add_argument("--scale", required=True, metavar="X", help="which results: quickstart, mini, paper, …")
-    parser.add_argument("--studies", metavar="A,B", help="these studies (default: those of config/config.yaml)")
-    parser.add_argument("--results", default="results", metavar="DIR", help="folder of the results (default: results)")
+def add_arguments(parser: ArgumentParser) -> None:
+    add_shown_arguments(parser)
 
 
-def run(arguments) -> None:
-    from moat.base.files import write_text
-    from moat.config import paths, studies_option
-    from moat.config.grid import build_grid
-    from moat.config.project import Project
-    from moat.reporting import page
-    from moat.reporting.results import Results
+def request(arguments: Namespace) -> ShownRequest:
+    return shown_request(arguments)
 
-    project = Project(arguments.project)
-    studies = studies_option.studies(project, arguments.studies)
-    grid = build_grid(project, arguments.scale, studies)
-    results = Results(arguments.results, arguments.scale, project=project)
-    path = results.file(paths.report(arguments.scale))
-    write_text(path, page.render(project, grid, studies, results))
+
+def run(request: ShownRequest) -> None:
+    results = Results(request.results, request.grid.scale, project=request.project)
+    path = results.file(paths.report(request.grid.scale))
+    write_text(path, page.render(request.project, request.grid, request.studies, results))
     print(path.resolve())

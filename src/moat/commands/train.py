@@ -1,18 +1,55 @@
 """Train one run, or continue it: killed at any time, the same command ends with the same weights."""
 
+import logging
+from argparse import ArgumentParser, Namespace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from moat.base.errors import ConfigError, DataError
+from moat.base.files import read_json
+from moat.commands.options import work_folder
+from moat.config import paths
+from moat.config.project import Project
+from moat.config.recipes import resolve_run
 from moat.machine import devices
 
-HELP = "train one run; resumable"
+log = logging.getLogger(__name__)
+
+RESUMES = "what was trained so far is saved; the same command continues"
 
 
-def add_arguments(parser) -> None:
-    parser.add_argument("--dataset", required=True)
-    parser.add_argument("--arch", required=True)
-    parser.add_argument("--method", required=True)
-    parser.add_argument("--seed", required=True, type=int)
-    parser.add_argument("--scale", required=True)
+@dataclass(frozen=True)
+class Request:
+    """A training.
+
+    Attributes:
+        resolved: the run, as :func:`moat.config.recipes.resolve_run` gives it.
+        data: the prepared data set.
+        out: where the run's files go; ``work``: where checkpoints are kept until then.
+        initialize_from: name in the recipe -> folder of the finished run that the training starts from.
+        evaluation: the scale's limit and batch size, recorded as the defaults of later evaluations.
+        root: the project's folder.
+    """
+
+    resolved: Mapping[str, Any]
+    data: Path
+    out: Path
+    work: Path
+    initialize_from: Mapping[str, Path]
+    evaluation: Mapping[str, Any]
+    root: Path
+    device: str
+    threads: int
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("--dataset", required=True, help="`moat list datasets` has the names")
+    parser.add_argument("--arch", required=True, help="a net, e.g. resnet18")
+    parser.add_argument("--method", required=True, help="`moat list methods` has the names")
+    parser.add_argument("--seed", required=True, type=int, help="0 or more")
+    parser.add_argument("--scale", required=True, help="`moat list scales` has the names")
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="where the run's files go")
     parser.add_argument("--data", type=Path, metavar="FILE", help="prepared data (default: results/<scale>/data/…)")
     parser.add_argument("--work", type=Path, metavar="DIR", help="checkpoints (default: work/ and the path of --out)")
@@ -26,78 +63,27 @@ def add_arguments(parser) -> None:
     devices.add_arguments(parser)
 
 
-def run(arguments) -> int:
-    import logging
-
-    from moat.base.errors import ConfigError
-    from moat.base.signals import exit_on_sigterm
-    from moat.config import paths
-    from moat.config.project import Project
-    from moat.config.recipes import resolve_run
-
-    exit_on_sigterm("nothing was trained yet that is not saved; the same command continues")
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    project = Project(Path(arguments.project))
+def request(arguments: Namespace) -> Request:
+    project = Project(arguments.project)
     project.dataset(arguments.dataset)
     if arguments.seed < 0:
         raise ConfigError(f"--seed {arguments.seed}: allowed: 0 or more")
-    resolved = resolve_run(
-        project,
-        arguments.scale,
-        dataset=arguments.dataset,
-        arch=arguments.arch,
-        method=arguments.method,
-        seed=arguments.seed,
-    )
-    initialize_from = _initialize_from(arguments.initialize_from, resolved["recipe"])
-    arguments.device = arguments.until_end.enter_context(devices.lease(arguments.device))
-    device = devices.select(arguments.device, arguments.threads)
-    work = arguments.work or work_folder(arguments.out)
-    _forget_unreadable(work)
-
-    from moat.training.runs import Run
-
-    training = Run(
+    named = {key: getattr(arguments, key) for key in ("dataset", "arch", "method", "seed")}
+    resolved = resolve_run(project, arguments.scale, **named)
+    return Request(
         resolved=resolved,
-        data=arguments.data or Path(paths.prepared(arguments.scale, arguments.dataset)),
+        data=arguments.data or project.root / paths.prepared(arguments.scale, arguments.dataset),
         out=arguments.out,
-        work=work,
-        initialize_from=initialize_from,
+        work=arguments.work or work_folder(arguments.out),
+        initialize_from=_initialize_from(arguments.initialize_from, resolved["recipe"]),
         evaluation=project.scale(arguments.scale)["evaluation"],
-        device=device,
         root=project.root,
+        device=arguments.device,
+        threads=arguments.threads,
     )
-    training.train(on_epoch=_print_row)
-    return 0
 
 
-def work_folder(out: Path) -> Path:
-    """``work/`` and the path of ``out`` below the working directory (or its whole path, where it lies elsewhere)."""
-    absolute, here = out.resolve(), Path.cwd()
-    return Path("work") / (absolute.relative_to(here) if absolute.is_relative_to(here) else absolute.relative_to("/"))
-
-
-def _forget_unreadable(work: Path) -> None:
-    """Remove records of finished runs that are no JSON: nothing vouches for what was kept with them.
-
-    A run.json that was cut short in place takes along its kept copy, which is a hard link.
-    """
-    import logging
-
-    from moat.base.errors import DataError
-    from moat.base.files import read_json
-
-    for record in sorted(work.glob("*/finished/run.json")):
-        try:
-            read_json(record)
-        except DataError as error:
-            logging.getLogger(__name__).warning("%s; forgotten, and trained again", error)
-            record.unlink(missing_ok=True)
-
-
-def _initialize_from(given: list[str], recipe) -> dict[str, Path]:
-    from moat.base.errors import ConfigError
-
+def _initialize_from(given: list[str], recipe: Mapping[str, Any]) -> dict[str, Path]:
     folders = {}
     for item in given:
         name, separator, folder = item.partition("=")
@@ -111,6 +97,40 @@ def _initialize_from(given: list[str], recipe) -> dict[str, Path]:
     return folders
 
 
-def _print_row(row) -> None:
+def run(request: Request) -> None:
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    with devices.use(request.device, request.threads) as device:
+        _forget_unreadable(request.work)
+
+        # Only now, because this imports torch.
+        from moat.training.runs import Run
+
+        training = Run(
+            resolved=request.resolved,
+            data=request.data,
+            out=request.out,
+            work=request.work,
+            initialize_from=request.initialize_from,
+            evaluation=request.evaluation,
+            device=device,
+            root=request.root,
+        )
+        training.train(on_epoch=_print_row)
+
+
+def _forget_unreadable(work: Path) -> None:
+    """Remove records of finished runs that are not JSON: nothing vouches for the files kept with them.
+
+    A run.json that was truncated in place takes its kept copy with it, which is a hard link.
+    """
+    for record in sorted(work.glob("*/finished/run.json")):
+        try:
+            read_json(record)
+        except DataError as error:
+            log.warning("%s; forgotten, and trained again", error)
+            record.unlink(missing_ok=True)
+
+
+def _print_row(row: Mapping[str, Any]) -> None:
     numbers = ", ".join(f"{key} {value:.4g}" for key, value in row.items() if key != "epoch")
     print(f"epoch {row['epoch']}: {numbers}", flush=True)

@@ -5,7 +5,7 @@ import sys
 from moat.commands.cli import main as run_command
 from moat.pipeline.warm.server import main
 
-# All that a job needs to train, attack, judge, tabulate and draw.
+# All that a job needs to train, attack, check, tabulate and draw.
 IMPORTED = (
     # The first step of any optimizer imports torch._dynamo.
     "torch", "torch._dynamo", "pandas", "pyarrow.parquet", "scipy.stats", "safetensors.torch", "jsonschema",

@@ -1,6 +1,7 @@
 """Corruptions as settings of a suite: on published images where they are at hand, else on generated ones."""
 
 import dataclasses
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,7 +13,11 @@ from moat.attacks.parts.setting import Attack
 from moat.base.errors import MoatError
 from moat.data.official_corruptions import OfficialCorruptions
 from moat.data.seeding import derive_seed
+from moat.evaluation.plan import SuitePlan
 from moat.evaluation.statistics import mean_accuracy
+from moat.evaluation.target import EvaluationTarget
+
+log = logging.getLogger(__name__)
 
 # Published images have the severities of their own benchmark.
 _PUBLISHED = "cifar10-c"
@@ -20,6 +25,20 @@ _PUBLISHED = "cifar10-c"
 
 def is_corruption(attack: Attack) -> bool:
     return attack.parameters.get("attack") == "corruption"
+
+
+def with_images(plan: SuitePlan, target: EvaluationTarget) -> SuitePlan:
+    """The plan, its corruptions on published images where their prepared file lies beside the target's data set."""
+    if not any(map(is_corruption, plan.settings.values())):
+        return plan
+    official = OfficialCorruptions.beside(target.data_path)
+    if official and (missing := official.lacks(target.indices)):
+        n = len(target.indices)
+        log.warning("%s lacks %d of %d images: corruptions are generated instead", official.path, missing, n)
+        official = None
+    settings = prepared(plan.settings, official, labels=target.y.tolist(), indices=target.indices)
+    record = {name: dict(attack.parameters) for name, attack in settings.items()}
+    return dataclasses.replace(plan, settings=settings, record={**plan.record, **record})
 
 
 def prepared(

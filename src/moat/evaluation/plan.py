@@ -1,4 +1,4 @@
-"""What a suite comes down to for one model: the attacks that apply to it, and why the others do not."""
+"""A suite for one model: the attacks that apply to it, and why the others do not."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -9,42 +9,55 @@ from torch import nn
 from moat.attacks import for_attack
 from moat.attacks.parts.setting import Attack, resolve
 from moat.base.errors import ConfigError
-from moat.config.project import Project
 
 
 @dataclass(frozen=True)
 class TransferModel:
-    """A model that examples are made on, and what it is, for the record."""
+    """A model on which adversarial examples are made, and what it is, for the record."""
 
     model: nn.Module
     run: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Plan:
-    """Attributes:
-    settings: name -> attack, in the suite's order.
-    worst_cases: name -> {setting: attack}; of settings that apply, and never empty.
-    not_applicable: setting or worst case -> the reason.
-    record: every setting that the suite names -> its parameters.
+class SuitePlan:
+    """The attacks of a suite that apply to a model.
+
+    Attributes:
+        suite: its name.
+        settings: name -> attack, in the suite's order.
+        worst_cases: name -> {setting: attack}; of settings that apply, and never empty.
+        not_applicable: setting or worst case -> the reason.
+        record: every setting that the suite names -> its parameters.
     """
 
+    suite: str
     settings: dict[str, Attack]
     worst_cases: dict[str, dict[str, Attack]]
     not_applicable: dict[str, str]
     record: dict[str, dict[str, Any]]
 
 
+Settings = Mapping[str, Mapping[str, Any]]
+
+
 def make_plan(
-    project: Project, suite: str, scale: str | None, model: nn.Module, transfer_models: Mapping[str, TransferModel]
-) -> Plan:
-    """The suite at a scale (None: its settings as they are), for ``model``.
+    suite: str,
+    declared: Settings,
+    groups: Mapping[str, Settings],
+    model: nn.Module,
+    transfer_models: Mapping[str, TransferModel],
+) -> SuitePlan:
+    """The suite for ``model``.
+
+    Args:
+        declared: the suite's settings, as :meth:`moat.config.project.Project.attack_settings` gives them.
+        groups: its worst cases, as :meth:`moat.config.project.Project.worst_cases` gives them.
+        transfer_models: the models that settings can transfer from, by their ``transfer_from``.
 
     Raises:
         ConfigError: a setting that cannot be resolved, or a suite of which nothing applies.
     """
-    declared = project.attack_settings(suite, scale)
-    groups = project.worst_cases(suite, scale)
     everything = {**declared, **{name: each for members in groups.values() for name, each in members.items()}}
     attacks = {name: _bound(resolve(name, setting), transfer_models) for name, setting in everything.items()}
     reasons = {name: reason for name, attack in attacks.items() if (reason := attack.obstacle(model)) is not None}
@@ -56,7 +69,8 @@ def make_plan(
     }
     reasons |= {group: "none of its settings applies" for group, members in worst_cases.items() if not members}
     record = {name: dict(attack.parameters) for name, attack in attacks.items()}
-    return Plan(settings, {group: members for group, members in worst_cases.items() if members}, reasons, record)
+    worst_cases = {group: members for group, members in worst_cases.items() if members}
+    return SuitePlan(suite, settings, worst_cases, reasons, record)
 
 
 def _bound(attack: Attack, transfer_models: Mapping[str, TransferModel]) -> Attack:

@@ -16,11 +16,14 @@ import pyarrow.parquet as pq
 
 from moat.attacks.parts.setting import Attack
 from moat.attacks.parts.steps import frozen
-from moat.base.files import write_bytes, write_text
+from moat.base.files import write_bytes, write_json, write_text
+from moat.evaluation import corrupted
 from moat.evaluation.measurement import BROKEN_BY, Measurement
-from moat.evaluation.plan import Plan
+from moat.evaluation.plan import SuitePlan
 from moat.evaluation.runner import check_attacks, checked_data
 from moat.evaluation.statistics import accuracy, wilson
+from moat.evaluation.target import EvaluationTarget
+from moat.provenance import environment
 
 log = logging.getLogger(__name__)
 
@@ -55,39 +58,44 @@ class Measured:
     flags: Mapping[str, str]
 
 
-class Parts:
-    """Keeps each part of an evaluation in a file of ``folder`` once it is measured, with what it was made of."""
+class ShardCache:
+    """Keeps each shard of an evaluation in a file of ``folder`` once it is measured, with what it was made from.
+
+    Attributes:
+        seconds: what the shards took to measure, now or before.
+        kept: whether all of them were measured before.
+    """
 
     def __init__(self, folder: Path, identity: Mapping[str, Any]):
         self.folder, self.identity = folder, identity
         self.seconds, self.kept = 0.0, True
 
-    def __call__(self, part: str, depends_on: Mapping[str, Any], measure) -> tuple[pd.DataFrame, dict[str, str]]:
-        path = self.folder / f"{part}.parquet"
-        made_of = {"identity": self.identity, "part": part, **depends_on}
+    def __call__(self, shard: str, depends_on: Mapping[str, Any], measure) -> tuple[pd.DataFrame, dict[str, str]]:
+        path = self.folder / f"{shard}.parquet"
+        made_of = {"identity": self.identity, "part": shard, **depends_on}
         fingerprint = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
-        found = _read_part(path)
+        found = _read_shard(path)
         if found is not None and found[1]["fingerprint"] == fingerprint:
             self.seconds += found[1]["seconds"]
             return found[0], found[1]["flags"]
         started = time.perf_counter()
         rows, flags = measure()
         seconds = time.perf_counter() - started
-        _write_part(path, rows, {"fingerprint": fingerprint, "seconds": seconds, "flags": flags})
+        _write_shard(path, rows, {"fingerprint": fingerprint, "seconds": seconds, "flags": flags})
         self.seconds, self.kept = self.seconds + seconds, False
         return rows, flags
 
 
-def _write_part(path: Path, rows: pd.DataFrame, metadata: Mapping[str, Any]) -> None:
-    """Rows and metadata, with their sha256 in a file beside: parquet itself does not notice all wrong bytes."""
+def _write_shard(path: Path, rows: pd.DataFrame, metadata: Mapping[str, Any]) -> None:
+    """Rows and metadata, with their sha256 in a file beside: parquet itself misses some corrupted bytes."""
     content = _to_parquet(rows, metadata)
-    # First: a part that is there is one that can be used.
+    # Before the shard: one that is there can then be used.
     write_text(path.with_suffix(".sha256"), hashlib.sha256(content).hexdigest())
     write_bytes(path, content)
 
 
-def _read_part(path: Path) -> tuple[pd.DataFrame, dict[str, Any]] | None:
-    """Rows and metadata of :func:`_write_part`; None where there are none, or other bytes than were written."""
+def _read_shard(path: Path) -> tuple[pd.DataFrame, dict[str, Any]] | None:
+    """Rows and metadata of :func:`_write_shard`; None where there are none, or other bytes than were written."""
     digest = path.with_suffix(".sha256")
     if not path.exists() or not digest.exists():
         return None
@@ -106,20 +114,20 @@ def evaluate_by_setting(
     settings: Mapping[str, Attack],
     *,
     batch_size: int,
-    parts: Path,
+    folder: Path,
     identity: Mapping[str, Any],
     indices: Sequence[int] | None = None,
     seed: int = 0,
     worst_case: Mapping[str, Mapping[str, Attack]] | None = None,
 ) -> Iterator[Measured]:
-    """Evaluate setting by setting (see :func:`moat.evaluation.evaluate`), every part kept once it is measured.
+    """Evaluate setting by setting (see :func:`moat.evaluation.evaluate`), every shard kept once it is measured.
 
-    A part is a setting, one stage of it (one attack of AutoAttack, one view of an adaptive attack), or about a
+    A shard is a setting, one stage of it (one attack of AutoAttack, one view of an adaptive attack), or about a
     thousand examples of either.
 
     Args:
-        parts: folder for one file per part. A file there is used instead of measuring again if it was made
-            with the same ``identity``, setting, seed and examples, whatever the batch size.
+        folder: for one file a shard. A file there is used instead of measuring again if it was made with the same
+            ``identity``, setting, seed and examples, whatever the batch size.
         identity: what the rows depend on beside that: hashes of model, data and sources, as JSON content.
     """
     worst_case = worst_case or {}
@@ -128,13 +136,64 @@ def evaluate_by_setting(
     measurement = Measurement(model, x, y, indices, batch_size, seed)
     tables: dict[str, pd.DataFrame] = {}
     for name in (*settings, *worst_case):
-        measurement.keep = keep = Parts(parts, identity)
+        measurement.keep = cache = ShardCache(folder, identity)
         with frozen(model):
             if name in settings:
                 rows = tables[name] = measurement.setting(name, settings[name])
             else:
                 rows = measurement.worst_case(name, worst_case[name], tables)
-        yield Measured(name, rows, keep.seconds, keep.kept, measurement.flags.get(name, {}))
+        yield Measured(name, rows, cache.seconds, cache.kept, measurement.flags.get(name, {}))
+
+
+def evaluate_suite(
+    target: EvaluationTarget, plan: SuitePlan, *, folder: Path, sources: Mapping[str, str]
+) -> Iterator[Measured]:
+    """Every setting and worst case of a plan on its target, shards kept in ``folder``.
+
+    Args:
+        sources: hashes of the code that measures; shards that other code has measured are measured again.
+    """
+    return evaluate_by_setting(
+        target.model,
+        target.x,
+        target.y,
+        plan.settings,
+        batch_size=target.batch_size,
+        folder=folder,
+        identity={"model": target.run["model_sha256"], "data": target.data_sha256, "sources": sources},
+        indices=target.indices,
+        worst_case=plan.worst_cases,
+    )
+
+
+def write_evaluation(
+    path: Path, target: EvaluationTarget, plan: SuitePlan, measured: Sequence[Measured], sources: Mapping[str, str]
+) -> dict[str, Any]:
+    """Write the rows to ``path`` (.parquet), and what they are to the .json beside; return the latter's content."""
+    frame = pd.concat([each.rows for each in measured], ignore_index=True)
+    seconds = {each.name: each.seconds for each in measured}
+    total = sum(seconds.values())
+    write_rows(path, frame)
+    content = {
+        "suite": plan.suite,
+        "settings": plan.record,
+        "not_applicable": plan.not_applicable,
+        "worst_case": describe_worst_cases(frame, plan),
+        "run": target.run,
+        "n": len(target.x),
+        "accuracy": summarize(frame, list(seconds)),
+        **corrupted.summary(frame, plan.settings),
+        "flags": {each.name: dict(each.flags) for each in measured if each.flags},
+        "seconds": round(total, 3),
+        "seconds_per_setting": {name: round(value, 3) for name, value in seconds.items()},
+        "images_per_second": round(len(frame) / total, 1),
+        "batch_size": target.batch_size,
+        **environment.environment(),
+        "sources": sources,
+        "data": target.data,
+    }
+    write_json(path.with_suffix(".json"), content)
+    return content
 
 
 def summarize(frame: pd.DataFrame, settings: Sequence[str]) -> dict[str, dict[str, float]]:
@@ -147,8 +206,8 @@ def summarize(frame: pd.DataFrame, settings: Sequence[str]) -> dict[str, dict[st
     return summary
 
 
-def describe_worst_cases(frame: pd.DataFrame, plan: Plan) -> dict[str, dict[str, Any]]:
-    """Per worst case: the settings it is of, and how many examples each was the first to break."""
+def describe_worst_cases(frame: pd.DataFrame, plan: SuitePlan) -> dict[str, dict[str, Any]]:
+    """Per worst case: its settings, and how many examples each was the first to break."""
     described = {}
     for name, members in plan.worst_cases.items():
         by = frame.loc[frame["setting"] == name, BROKEN_BY].value_counts()

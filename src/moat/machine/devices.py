@@ -8,9 +8,13 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from moat.base.errors import ConfigError
 from moat.machine import gpu_lease, gpus
+
+if TYPE_CHECKING:
+    import torch
 
 log = logging.getLogger(__name__)
 
@@ -29,8 +33,15 @@ def gpu_note() -> str:
     """One line about the GPUs of this machine, without importing torch."""
     found = sorted(Path("/dev").glob("nvidia[0-9]*"))
     if not found:
-        return "moat: no GPU found on this machine; what is trained and attacked here runs on the CPU"
-    return f"moat: {len(found)} GPU(s) found; `--resources gpu=N` says how many jobs may lease one at once"
+        return "moat: no GPU on this machine; training and attacks run on the CPU"
+    return f"moat: {len(found)} GPU(s) found; `--resources gpu=N` limits how many jobs may lease one at a time"
+
+
+@contextlib.contextmanager
+def use(device: str, threads: int) -> "Iterator[torch.device]":
+    """:func:`lease`, then :func:`select`: the device to compute on. Enter it before torch is imported."""
+    with lease(device) as name:
+        yield select(name, threads)
 
 
 @contextlib.contextmanager
@@ -72,7 +83,7 @@ def _may_use_gpu() -> bool:
     return built_for is not None
 
 
-def select(name: str, threads: int):
+def select(name: str, threads: int) -> "torch.device":
     """Configure torch for reproducible results and return the ``torch.device``. Call before computing anything.
 
     Raises:

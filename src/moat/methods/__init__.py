@@ -30,3 +30,10 @@ def get(name: str) -> type:
     if not isinstance(method, type):
         raise ConfigError(plugins.no_method(module.__file__, method and repr(method)))
     return method
+
+
+def __getattr__(name: str):
+    # Imported on first use, so that `import moat` is enough for `moat.methods.losses.trades`.
+    if name == "losses":
+        return importlib.import_module(f"{__name__}.losses")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

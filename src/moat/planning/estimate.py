@@ -1,7 +1,7 @@
 """Estimate a grid: how long its jobs take, and the items and Snakemake targets among which a budget selects."""
 
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from moat.base.errors import ConfigError, unknown_name
 from moat.config import paths
 from moat.config.grid import Figure, Grid, Table
 from moat.config.project import Project
+from moat.planning import status
 from moat.planning.budget import Item
 from moat.planning.jobs import Job, check_path, evaluation_path, jobs_of, probe_path, run_path
 from moat.planning.makespan import Schedule, schedule
@@ -21,12 +22,14 @@ class Estimate:
     """The jobs of a grid and their estimated durations.
 
     Attributes:
+        entries: of :func:`moat.planning.status.plan`: everything that the grid asks for, with its status.
         jobs: path -> job, including those that are done.
         seconds: path -> estimated seconds.
         sources: path -> the basis of the estimate: "run", "calibration" or "shipped".
         hardware: a name of config/planner.yaml; ``basis``: the source of its shipped rates.
     """
 
+    entries: Sequence[Mapping[str, Any]]
     jobs: Mapping[str, Job]
     seconds: Mapping[str, float]
     sources: Mapping[str, str]
@@ -47,9 +50,11 @@ class Estimate:
 def estimate(project: Project, grid: Grid, hardware: str = "auto") -> Estimate:
     """Estimate every job of a grid on a piece of hardware (see :class:`moat.planning.rates.Rates`)."""
     rates = Rates(project, hardware)
-    jobs = jobs_of(project, grid)
+    entries = status.plan(grid, project.root)
+    jobs = jobs_of(project, grid, entries)
     estimated = {path: rates.seconds(job) for path, job in jobs.items()}
     return Estimate(
+        entries=entries,
         jobs=jobs,
         seconds={path: seconds for path, (seconds, _) in estimated.items()},
         sources={path: source for path, (_, source) in estimated.items()},

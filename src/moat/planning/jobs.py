@@ -2,7 +2,7 @@
 
 import functools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -159,14 +159,18 @@ def prepared_images(path: Path) -> dict[str, int]:
         raise DataError(f"{path}: not a prepared data set ({error}); `moat prepare` makes it") from error
 
 
-def jobs_of(project: Project, grid: Grid) -> dict[str, Job]:
+def jobs_of(project: Project, grid: Grid, entries: Iterable[Mapping[str, Any]] | None = None) -> dict[str, Job]:
     """Path -> job, in topological order.
+
+    Args:
+        entries: of :func:`moat.planning.status.plan`, where they are at hand.
 
     Raises:
         ConfigError, DataError: a job whose cost cannot be estimated; names the file.
     """
     load = Workload(project, grid.scale)
-    status = {entry["path"]: entry["status"] for entry in plan(grid, project.root)}
+    entries = plan(grid, project.root) if entries is None else entries
+    status = {entry["path"]: entry["status"] for entry in entries}
     found = list(_passes(load, grid))
     macs = Macs(project.root).of(load.net(run.dataset, run.arch, run.method) for _, _, run, _, _, _ in found)
     jobs = {}

@@ -1,14 +1,13 @@
 """A plan as JSON, and that JSON as text."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from moat.config.grid import Grid, Table
 from moat.config.project import Project
-from moat.planning import status
 from moat.planning.budget import missing_solver, select_jobs
-from moat.planning.estimate import Estimate, estimate, items_of, snakemake_targets
+from moat.planning.estimate import Estimate, items_of, snakemake_targets
 
 # Descriptions of the sources of a rate.
 SOURCES = {
@@ -18,21 +17,20 @@ SOURCES = {
 }
 
 
-def describe(project: Project, grid: Grid, studies: list[str], *, hardware: str, machines: int) -> dict[str, Any]:
+def describe(grid: Grid, made: Estimate, *, studies: Sequence[str], machines: int) -> dict[str, Any]:
     """The plan of a grid: every job with its status and cost, totals, makespan and critical path.
 
     GPU-hours are those of the missing jobs; on a CPU they are hours of one thread.
     """
-    made = estimate(project, grid, hardware)
     missing = made.costs()
     timed = made.schedule(missing, machines)
     return {
         "scale": grid.scale,
-        "studies": studies,
+        "studies": list(studies),
         "hardware": made.hardware,
         "basis": made.basis,
         "machines": machines,
-        "jobs": [_with_cost(entry, made) for entry in status.plan(grid, project.root)],
+        "jobs": [_with_cost(entry, made) for entry in made.entries],
         "gpu_hours": sum(missing.values()),
         "stale_gpu_hours": sum(made.costs(["stale"]).values()),
         "rests_on": _rests_on(made, missing),
@@ -60,14 +58,13 @@ def _rests_on(made: Estimate, missing: Mapping[str, float]) -> dict[str, float]:
     return {source: hours[source] for source in SOURCES if source in hours}
 
 
-def describe_budget(project: Project, grid: Grid, planned: Mapping[str, Any], hours: float) -> dict[str, Any]:
+def describe_budget(project: Project, grid: Grid, made: Estimate, *, machines: int, hours: float) -> dict[str, Any]:
     """The part of a plan that fits a budget: cells gained and left, optimality gap, Snakemake targets."""
-    made = estimate(project, grid, planned["hardware"])
     costs = made.costs()
     items = items_of(project, grid, made.jobs)
     selected = select_jobs(items, costs, hours)
     done = [item.name for item in items if not any(job in costs for job in item.needs)]
-    timed = made.schedule(selected.jobs, planned["machines"])
+    timed = made.schedule(selected.jobs, machines)
     counts = _count(items, set(selected.items), set(done))
     return {
         "gpu_hours": hours,

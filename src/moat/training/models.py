@@ -10,47 +10,30 @@ import torch
 from torch import nn
 
 import moat.methods
-from moat.base.errors import DataError
-from moat.base.files import hash_file, read_json
+from moat.base.errors import ConfigError, DataError, unknown_name
+from moat.base.files import hash_file
 from moat.data import datasets
 from moat.kernels import for_training
-
-REQUIRED = (
-    "dataset", "arch", "method", "class", "seed", "scale", "model", "data", "num_classes", "model_sha256",
-    "last_sha256",
-)  # fmt: skip
-WEIGHTS = {"best": "model.safetensors", "last": "last.safetensors"}
+from moat.training.run_record import SHA256, WEIGHTS, read_run
 
 
-def read_run(folder: str | Path) -> dict[str, Any]:
-    """The run.json of a run's folder.
-
-    Raises:
-        DataError: there is none; says how to make it.
-    """
-    path = Path(folder) / "run.json"
-    if not path.exists():
-        raise DataError(f"{path}: no such file; `moat train … --out {folder}` makes it")
-    run = read_json(path)
-    missing = [key for key in REQUIRED if not isinstance(run, dict) or key not in run]
-    if missing:
-        raise DataError(f"{path}: is no record of a finished run: {missing[0]!r} is missing")
-    return run
-
-
-def load_model(folder: str | Path, weights: str = "best", device: str | torch.device = "cpu") -> nn.Module:
-    """The trained model of a run's folder, in eval mode.
+def load_model(run_dir: str | Path, weights: str = "best", device: str | torch.device = "cpu") -> nn.Module:
+    """The trained model of a finished run, in evaluation mode; ``moat.load`` is its public name.
 
     Args:
-        weights: "best" (by validation) or "last" (of the last epoch).
+        run_dir: the folder that ``moat train --out`` filled.
+        weights: "best" (by validation accuracy) or "last" (of the last epoch).
 
     Raises:
+        ConfigError: other ``weights``.
         DataError: files are missing, damaged, or do not belong together; names the file.
     """
-    run, path = read_run(folder), Path(folder) / WEIGHTS[weights]
-    expected = run["model_sha256" if weights == "best" else "last_sha256"]
+    if weights not in WEIGHTS:
+        raise ConfigError(unknown_name(weights, WEIGHTS, what="weights"))
+    run, path = read_run(run_dir), Path(run_dir) / WEIGHTS[weights]
+    expected = run[SHA256[weights]]
     if not path.exists():
-        raise DataError(f"{path}: no such file; {_how_to_get(run, folder)}")
+        raise DataError(f"{path}: no such file; {_how_to_get(run, run_dir)}")
     if hash_file(path) != expected:
         raise DataError(f"{path}: the content is not that of run.json (sha256 {expected[:12]}…); train it again")
     method = moat.methods.get(run["class"])
@@ -59,14 +42,14 @@ def load_model(folder: str | Path, weights: str = "best", device: str | torch.de
     return for_training(model.to(device, memory_format=torch.channels_last).eval())
 
 
-def _how_to_get(run: Mapping[str, Any], folder: str | Path) -> str:
-    """Weights are not in git: a clone has the records of its runs only."""
+def _how_to_get(run: Mapping[str, Any], run_dir: str | Path) -> str:
+    """Weights are not in git: a clone has only the records of its runs."""
     options = " ".join(f"--{name} {run[name]}" for name in ("dataset", "arch", "method", "seed", "scale"))
     starts = run.get("initialize_from", {})
     options += "".join(f" --initialize-from {name}={start['path']}" for name, start in starts.items())
     return (
         "weights are not in git. `moat pull` gets those that were shared; "
-        f"`moat train {options} --out {folder}` trains again"
+        f"`moat train {options} --out {run_dir}` trains again"
     )
 
 

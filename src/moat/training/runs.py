@@ -27,7 +27,8 @@ from moat.training import finished
 from moat.training.checkpoint import Checkpoints
 from moat.training.engine import Engine
 from moat.training.images import load_extra
-from moat.training.models import WEIGHTS, autocast, load_model, model_options, read_run
+from moat.training.models import autocast, load_model, model_options
+from moat.training.run_record import WEIGHTS, read_run
 
 __all__ = ["Run", "load_model", "read_run"]
 

@@ -35,11 +35,8 @@ class CheckResult:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON content: check, state, passed, value, limit, message."""
-        return {"check": self.check, "state": self.state, "passed": self.passed, **_numbers(self)}
-
-
-def _numbers(result: CheckResult) -> dict[str, Any]:
-    return {"value": result.value, "limit": result.limit, "message": result.message}
+        numbers = {"value": self.value, "limit": self.limit}
+        return {"check": self.check, "state": self.state, "passed": self.passed, **numbers, "message": self.message}
 
 
 _CHECKS: dict[str, Check] = {}
@@ -59,6 +56,11 @@ def check(name: str) -> Callable[[Check], Check]:
 def names() -> list[str]:
     """The names of the checks, in the order in which they run."""
     return list(_CHECKS)
+
+
+def titles() -> dict[str, str]:
+    """The checks and what a model that passes shows: the first line of each one's docstring."""
+    return {name: function.__doc__.splitlines()[0] for name, function in _CHECKS.items()}
 
 
 def run(name: str, evidence: Evidence) -> CheckResult:

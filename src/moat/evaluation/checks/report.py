@@ -20,13 +20,15 @@ from moat.evaluation.runner import evaluate
 from moat.evaluation.statistics import wilson
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class CheckReport:
-    """The results of all checks on one model.
+    """The results of all checks on one model; prints as a table.
 
     Attributes:
         worst_case_accuracy: fraction of the examples that are correct under every attack within eps; None if no attack
             could run.
+        worst_case_interval: its 95 % Wilson interval.
+        eps: L-infinity radius in pixel units.
         n: number of examples.
     """
 
@@ -48,6 +50,25 @@ class CheckReport:
     @property
     def passed(self) -> bool:
         return not self.failed
+
+    def __repr__(self) -> str:
+        verdict = "passed" if self.passed else f"failed: {', '.join(self.failed)}"
+        return f"<CheckReport {verdict}; worst case {self._worst_case} at eps {self.eps:.4g}, n = {self.n}>"
+
+    def __str__(self) -> str:
+        width = max((len(result.check) for result in self.checks), default=0)
+        shown = {"failed": "FAILED", "not-applicable": "n/a"}
+        lines = [f"{shown.get(each.state, each.state):7} {each.check:{width}}  {each.message}" for each in self.checks]
+        asked = len(self.checks) - len(self.not_applicable)
+        lines.append(f"{asked - len(self.failed)} of {asked} checks passed; {len(self.not_applicable)} not applicable")
+        return "\n".join([*lines, f"worst case: {self._worst_case} at eps {self.eps:.4g}, n = {self.n}"])
+
+    @property
+    def _worst_case(self) -> str:
+        if self.worst_case_accuracy is None or self.worst_case_interval is None:
+            return "not measured"
+        low, high = self.worst_case_interval
+        return f"{self.worst_case_accuracy:.1%} [{low:.1%}, {high:.1%}]"
 
     def to_dict(self) -> dict[str, Any]:
         """JSON content: passed, failed, not_applicable, worst_case_accuracy, its interval, eps, n, budget, checks."""

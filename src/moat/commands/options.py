@@ -1,0 +1,192 @@
+"""Options that several commands share, and what they ask for as plain values: no torch here."""
+
+from argparse import ArgumentParser, Namespace
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from moat.base.errors import ConfigError
+from moat.config import studies_option
+from moat.config.grid import Grid, build_grid
+from moat.config.project import Project
+from moat.machine import devices
+from moat.training.run_record import SHA256, WEIGHTS, identity, read_run
+
+DEFAULT_BATCH_SIZE = 250
+
+
+# -- what is evaluated -----------------------------------------------------------
+@dataclass(frozen=True)
+class FinishedRun:
+    """A model that ``moat train`` made.
+
+    Attributes:
+        weights: "best" or "last".
+        record: its run.json.
+    """
+
+    folder: Path
+    weights: str
+    record: Mapping[str, Any]
+
+    @property
+    def option(self) -> str:
+        return f"--run {self.folder}"
+
+    @property
+    def sha256(self) -> str:
+        """Of the weights, as the record has it."""
+        return self.record[SHA256[self.weights]]
+
+    @property
+    def described(self) -> dict[str, Any]:
+        """What it is, for the record of an evaluation."""
+        return {**identity(self.record), "weights": self.weights, "model_sha256": self.sha256}
+
+
+@dataclass(frozen=True)
+class ForeignModel:
+    """A model from elsewhere: ``package.module:function``, which returns it, and the file of its weights."""
+
+    factory: str
+    weights: Path
+
+    @property
+    def option(self) -> str:
+        return f"--model {self.factory}"
+
+
+@dataclass(frozen=True)
+class TargetRequest:
+    """A model to evaluate and the test examples to evaluate it on.
+
+    Attributes:
+        data: the prepared data set.
+        limit: only so many examples, the first ones; None for all.
+        batch_size: examples attacked at once.
+    """
+
+    model: FinishedRun | ForeignModel
+    data: Path
+    limit: int | None
+    batch_size: int
+
+    @property
+    def record(self) -> Mapping[str, Any]:
+        """The run.json of a finished run; empty for a model from elsewhere."""
+        return self.model.record if isinstance(self.model, FinishedRun) else {}
+
+
+def add_target_arguments(parser: ArgumentParser) -> None:
+    """The options that say which model is evaluated, on which examples and on which device."""
+    parser.add_argument("--run", dest="run_dir", type=Path, metavar="DIR", help="a run's folder, made by moat train")
+    parser.add_argument("--model", metavar="MODULE:FACTORY", help="instead: a function that returns an nn.Module")
+    parser.add_argument(
+        "--weights", metavar="best|last|FILE", help="with --run: best (default) or last; with --model: its weights"
+    )
+    parser.add_argument("--data", type=Path, metavar="FILE", help="prepared data set (default: the run's own)")
+    parser.add_argument("--dataset-file", dest="data", type=Path, metavar="FILE", help="the same, as --model needs it")
+    parser.add_argument("--limit", type=_limit, metavar="N|all", help="only the first N test examples")
+    parser.add_argument("--batch-size", type=_count, metavar="N", help="examples attacked at once")
+    devices.add_arguments(parser)
+
+
+def target_request(arguments: Namespace, *, at_most: int | None = None) -> TargetRequest:
+    """What the options of :func:`add_target_arguments` ask for, with the run's own values for what is not given.
+
+    Args:
+        at_most: a limit for when ``--limit`` is not given, on top of the run's own.
+
+    Raises:
+        ConfigError: options that do not go together.
+        DataError: no finished run in ``--run``.
+    """
+    if (arguments.run_dir is None) == (arguments.model is None):
+        raise ConfigError("give either --run DIR or --model MODULE:FACTORY")
+    model = _foreign_model(arguments) if arguments.run_dir is None else _finished_run(arguments)
+    record = model.record if isinstance(model, FinishedRun) else {}
+    defaults = record.get("evaluation", {})
+    limit = min((each for each in (defaults.get("limit"), at_most) if each is not None), default=None)
+    if arguments.limit is not None:
+        limit = None if arguments.limit == "all" else arguments.limit
+    return TargetRequest(
+        model=model,
+        data=arguments.data or Path(record["data"]["path"]),
+        limit=limit,
+        batch_size=arguments.batch_size or defaults.get("batch_size") or DEFAULT_BATCH_SIZE,
+    )
+
+
+def _finished_run(arguments: Namespace) -> FinishedRun:
+    weights = arguments.weights or "best"
+    if weights not in WEIGHTS:
+        raise ConfigError(f"--weights {weights}: with --run allowed: {', '.join(WEIGHTS)}")
+    return FinishedRun(arguments.run_dir, weights, read_run(arguments.run_dir))
+
+
+def _foreign_model(arguments: Namespace) -> ForeignModel:
+    if arguments.weights is None or arguments.data is None:
+        raise ConfigError("--model needs --weights FILE and --dataset-file FILE")
+    module, _, function = arguments.model.partition(":")
+    if not (module and function):
+        raise ConfigError(f"--model {arguments.model}: write MODULE:FACTORY, e.g. mypackage.nets:make")
+    return ForeignModel(arguments.model, Path(arguments.weights))
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise ValueError
+    return int(text)
+
+
+def _limit(text: str) -> int | Literal["all"]:
+    return text if text == "all" else _count(text)
+
+
+# argparse puts these into its message: "invalid whole number from 1 value: '0'".
+_count.__name__, _limit.__name__ = "whole number from 1", "whole number from 1, or all"
+
+
+# -- what is shown ---------------------------------------------------------------
+@dataclass(frozen=True)
+class ShownRequest:
+    """The tables and figures of some studies at a scale.
+
+    Attributes:
+        results: the folder of all scales' results.
+    """
+
+    project: Project
+    studies: list[str]
+    grid: Grid
+    results: Path
+
+
+def add_shown_arguments(parser: ArgumentParser) -> None:
+    """The options that say which studies are shown, of which results."""
+    parser.add_argument("--scale", required=True, metavar="X", help="which results; `moat list scales` has the names")
+    parser.add_argument("--studies", metavar="A,B", help="these studies (default: those of config/config.yaml)")
+    parser.add_argument("--results", type=Path, metavar="DIR", help="folder of the results (default: results/)")
+
+
+def shown_request(arguments: Namespace, study: str | None = None) -> ShownRequest:
+    """What the options of :func:`add_shown_arguments` ask for.
+
+    Args:
+        study: the only study, where a command has such an option.
+
+    Raises:
+        ConfigError: a study or scale that there is not.
+    """
+    project = Project(arguments.project)
+    studies = studies_option.studies(project, arguments.studies, study)
+    grid = build_grid(project, arguments.scale, studies)
+    return ShownRequest(project, studies, grid, arguments.results or project.root / "results")
+
+
+# -- where unfinished work is kept -----------------------------------------------
+def work_folder(out: Path) -> Path:
+    """``work/`` and the path of ``out`` below the working directory (or its whole path, where it lies elsewhere)."""
+    absolute, here = out.resolve(), Path.cwd()
+    return Path("work") / (absolute.relative_to(here) if absolute.is_relative_to(here) else absolute.relative_to("/"))

@@ -1,0 +1,37 @@
+"""What a finished run left behind: its record, run.json, and the names of its weights. Without torch."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from moat.base.errors import DataError
+from moat.base.files import read_json
+
+REQUIRED = (
+    "dataset", "arch", "method", "class", "seed", "scale", "model", "data", "num_classes", "model_sha256",
+    "last_sha256",
+)  # fmt: skip
+# Weights of a run: by the best validation accuracy, and of the last epoch -> file, and the record's key of its sha256.
+WEIGHTS = {"best": "model.safetensors", "last": "last.safetensors"}
+SHA256 = {"best": "model_sha256", "last": "last_sha256"}
+
+
+def read_run(folder: str | Path) -> dict[str, Any]:
+    """The run.json of a run's folder.
+
+    Raises:
+        DataError: there is none; says how to make it. Or it is not the record of a finished run.
+    """
+    path = Path(folder) / "run.json"
+    if not path.exists():
+        raise DataError(f"{path}: no such file; `moat train … --out {folder}` makes it")
+    run = read_json(path)
+    missing = [key for key in REQUIRED if not isinstance(run, dict) or key not in run]
+    if missing:
+        raise DataError(f"{path}: is no record of a finished run: {missing[0]!r} is missing")
+    return run
+
+
+def identity(run: Mapping[str, Any]) -> dict[str, Any]:
+    """What names a run in the records of what was made with it."""
+    return {key: run[key] for key in ("dataset", "arch", "method", "class", "seed", "scale")}
