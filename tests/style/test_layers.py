@@ -159,3 +159,53 @@ def test_no_modules_import_each_other_in_a_circle():
 def test_the_package_never_imports(package):
     named = {module: named_modules(ast.parse(path.read_text()), module) for module, path in MODULES.items()}
     assert not [module for module, names in named.items() if package in {name.split(".")[0] for name in names}]
+
+
+# Libraries that take long to import, or that are not always installed.
+SLOW = {
+    "jinja2", "jsonschema", "matplotlib", "numpy", "pandas", "PIL", "pulp", "pyarrow", "pyautoattack", "safetensors",
+    "scipy", "sklearn", "threadpoolctl", "torch", "tqdm",
+}  # fmt: skip
+
+
+def imports_at_the_top(body: list[ast.stmt], own: str) -> set[str]:
+    """The dotted names that are imported when a module is: not those for type checkers, nor those of functions."""
+    found = set()
+    for statement in body:
+        if isinstance(statement, (ast.Import, ast.ImportFrom)):
+            found |= named_modules(ast.Module([statement], []), own)
+        elif isinstance(statement, (ast.If, ast.Try, ast.With)) and "TYPE_CHECKING" not in ast.unparse(statement):
+            found |= imports_at_the_top(statement.body, own)
+    return found
+
+
+def slow_parts(name: str, loaded: dict[str, set[str]]) -> set[str]:
+    """The slow libraries that importing ``name`` loads, including those of the packages that contain it."""
+    module = resolve(name)
+    if module is None:
+        return {name.split(".")[0]} & SLOW
+    parents = [".".join(module.split(".")[:depth]) for depth in range(1, module.count(".") + 2)]
+    return {library for each in ("__init__", *parents) for library in loaded.get(each, ())}
+
+
+def test_an_import_inside_a_function_keeps_something_slow_out_of_its_module():
+    trees = {module: ast.parse(path.read_text()) for module, path in MODULES.items()}
+    tops = {module: imports_at_the_top(tree.body, module) for module, tree in trees.items()}
+    loaded: dict[str, set[str]] = {module: set() for module in MODULES}
+    while True:
+        grown = {m: {library for name in names for library in slow_parts(name, loaded)} for m, names in tops.items()}
+        if grown == loaded:
+            break
+        loaded = grown
+    pointless = []
+    for module, tree in trees.items():
+        if unit(module) in ("attacks", "commands"):  # Being rewritten.
+            continue
+        for function in ast.walk(tree):
+            if isinstance(function, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                for statement in ast.walk(function):
+                    if isinstance(statement, (ast.Import, ast.ImportFrom)):
+                        names = named_modules(ast.Module([statement], []), module)
+                        if any(slow_parts(name, loaded) <= slow_parts(f"moat.{module}", loaded) for name in names):
+                            pointless.append(f"{MODULES[module]}:{statement.lineno} {ast.unparse(statement)}")
+    assert not pointless, "\n".join(pointless)

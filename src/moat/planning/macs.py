@@ -12,6 +12,7 @@ from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import moat.methods
 from moat.base.files import write_text
 from moat.config.grid import Run, build_grid
 from moat.config.project import Project
@@ -97,8 +98,6 @@ def count(net: Net) -> int:
 
 def build(net: Net):
     """Build the model of a run, with random weights. Imports torch."""
-    import moat.methods  # Here, because a plan seldom needs it.
-
     options = {**net.options, "image_size": net.image_size, "in_channels": net.channels}
     options["normalize"] = [[0.5] * net.channels, [0.25] * net.channels]
     method = moat.methods.get(net.method_class)
