@@ -1,6 +1,6 @@
 """The compiled 3x3 convolution against PyTorch's on a CPU, in time and in rounding: layer by layer of a ResNet-18.
 
-    python benchmarks/convolution.py [--layers N]
+    python benchmarks/convolution.py [--layers 3]
 
 PyTorch's is oneDNN's: as everybody calls it, and with weights that are in oneDNN's own order already. NNPACK, which
 PyTorch has too, is the library with a Winograd convolution that could have been taken instead. In training the weight

@@ -29,14 +29,7 @@ def main(benchmark: ModuleType, argv: Sequence[str] | None = None) -> int:
     """
     name = Path(benchmark.__file__).stem
     options = list(sys.argv[1:] if argv is None else argv)
-    parser = argparse.ArgumentParser(prog=f"benchmarks/{name}.py", description=benchmark.__doc__)
-    parser.add_argument("--project", type=Path, default=ROOT, metavar="DIR", help="holds config/ (default: this one)")
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="write the JSON to a file, too")
-    parser.add_argument("--record", action="store_true", help="keep the rows in benchmarks/results/<hardware>.json")
-    parser.add_argument("--note", metavar="TEXT", help="with --record: what else the machine was doing")
-    benchmark.add_arguments(parser)
-    arguments = parser.parse_args(options)
+    arguments = parser_of(benchmark).parse_args(options)
     arguments.command = " ".join(["python", f"benchmarks/{name}.py", *_what_is_measured(options)])
     try:
         content = _measured(benchmark, name, arguments)
@@ -50,6 +43,20 @@ def main(benchmark: ModuleType, argv: Sequence[str] | None = None) -> int:
         return error.exit_code
     print(json.dumps(content, indent=2) if arguments.json else "\n".join(table(content["rows"], benchmark.COLUMNS)))
     return 0
+
+
+def parser_of(benchmark: ModuleType) -> argparse.ArgumentParser:
+    """A benchmark's own options and those of all benchmarks."""
+    kind = argparse.RawDescriptionHelpFormatter
+    program = f"benchmarks/{Path(benchmark.__file__).name}"
+    parser = argparse.ArgumentParser(prog=program, description=benchmark.__doc__, formatter_class=kind)
+    parser.add_argument("--project", type=Path, default=ROOT, metavar="DIR", help="holds config/ (default: this one)")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write the JSON to a file, too")
+    parser.add_argument("--record", action="store_true", help="keep the rows in benchmarks/results/<hardware>.json")
+    parser.add_argument("--note", metavar="TEXT", help="with --record: what else the machine was doing")
+    benchmark.add_arguments(parser)
+    return parser
 
 
 def _measured(benchmark: ModuleType, name: str, arguments: argparse.Namespace) -> dict[str, Any]:

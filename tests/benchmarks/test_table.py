@@ -1,6 +1,8 @@
 """The benchmark table: each benchmark compares equal things, rows are kept, and the page says what the files say."""
 
 import json
+import re
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -18,6 +20,7 @@ import mixture
 import moe
 import scaling
 import table
+import train
 from benchlib import command, masked, narrow, records, trained
 from moat import models
 from moat.kernels import winograd
@@ -219,6 +222,23 @@ def test_the_page_says_what_the_files_say():
     text = table.page(table.README.read_text(), lines)
     text = table.page(text, table.layers(ROOT / records.RESULTS), table.LAYERS)
     assert text == table.README.read_text(), "python benchmarks/table.py"
+
+
+@pytest.mark.parametrize("benchmark", [attack, autoattack, convolution, data, gpu, mixture, moe, scaling, train])
+def test_printed_and_recorded_commands_are_understood(benchmark):
+    script = f"python benchmarks/{Path(benchmark.__file__).name}"
+    printed = re.findall(rf"{script}[^`\n]*", table.README.read_text() + benchmark.__doc__)
+    kept = [row for path in (ROOT / records.RESULTS).glob("*.json") for row in json.loads(path.read_text())["rows"]]
+    recorded = [row["command"] for row in kept if row.get("command", "").startswith(script)]
+    assert printed and (recorded or benchmark in (gpu, train))
+    for line in {*printed, *recorded}:
+        command.parser_of(benchmark).parse_args(shlex.split(line.replace("[", "").replace("]", ""))[2:])
+
+
+def test_every_printed_script_is_there():
+    scripts = set(re.findall(r"benchmarks/(\w+\.py)", table.README.read_text()))
+    assert {"compare.py", "dag.py", "train.py"} < scripts
+    assert scripts <= {path.name for path in (ROOT / "benchmarks").iterdir()}
 
 
 def test_every_row_of_the_issue_is_there_and_no_target_was_lowered():
