@@ -76,6 +76,8 @@ def render(project: Project, grid: Grid, studies: Sequence[str], results: Result
         make_all=f"snakemake --cores all --config scale={grid.scale}",
         results_path=str(paths.results(grid.scale)),
         page_path=str(paths.report(grid.scale)),
+        # As seen from results/<scale>, where the page lies.
+        glossary="../../docs/glossary.md" if (project.root / "docs/glossary.md").exists() else None,
     )
 
 
