@@ -107,14 +107,14 @@ def test_published_numbers_are_those_of_the_papers_csv():
             ("clean",),
         ),
         ("dwf", "table2", "CIFAR-10 / DWF", "FGSM 0.09", 41.24, ("cifar10", "resnet18", "dwf"), ("fgsm_e09",)),
-        ("dwf", "table3", "SVHN / ADVMoE", "PGD-100 MS", 8.13, ("svhn", "resnet18", "advmoe-released"), ("pgd100_ms",)),
+        ("dwf", "table3", "SVHN / ADVMoE", "PGD-100 MS", 8.13, ("svhn", "resnet18", "advmoe-dwf"), ("pgd100_ms",)),
         (
             "dwf",
             "table3",
             "CIFAR-10 / Inception-V3",
             "PGD-10",
             47.21,
-            ("cifar10", "inception-v3", "standard"),
+            ("cifar10", "inception-v3", "standard-200"),
             ("pgd10",),
         ),
         (
@@ -126,7 +126,7 @@ def test_published_numbers_are_those_of_the_papers_csv():
             ("cifar10", "resnet18", "hybrid"),
             ("clean", "cw_inf_e03"),
         ),
-        ("hybrid", "overhead", "MNIST / LeNet-5", "memory_GB", 3.1, ("mnist", "lenet5", "standard"), ()),
+        ("hybrid", "overhead", "MNIST / LeNet-5", "memory_GB", 3.1, ("mnist", "lenet5", "standard-hybrid"), ()),
     ],
 )
 def test_cells_stand_where_the_papers_have_them(paper, study, table, row, column, published, run, settings):
@@ -174,9 +174,18 @@ def test_dwf_has_five_seeds_and_its_published_spread(paper):
 
 
 def test_the_leaderboard_has_every_method(paper):
+    """Each recipe that is no expert, or a variant of it: same class, same model, the study's own budget."""
     project = Project(ROOT)
-    methods = {name for name in project.names("methods") if project.method(name).get("role", "method") == "method"}
-    assert {cell.method for cell in paper.table("unified", "leaderboard").cells} == methods
+    recipes = {name: project.method(name) for name in project.names("methods")}
+    shown = {cell.method for cell in paper.table("unified", "leaderboard").cells}
+
+    def kind(name):
+        content = recipes[name]
+        return content["class"], repr(sorted(content.get("model", {}).items()))
+
+    wanted = {kind(name) for name, content in recipes.items() if content.get("role", "method") == "method"}
+    assert {kind(name) for name in shown} == wanted
+    assert not {name for name in shown if recipes[name].get("role", "method") != "method"}
 
 
 def test_a_cell_that_is_not_run_says_why(grid):

@@ -5,12 +5,11 @@ from unittest import mock
 import pandas as pd
 import pytest
 import torch
-from tiny_methods import ARCH, ROOT, Tiny, begin, set_rates
+from tiny_methods import ARCH, Tiny, begin, distinct_recipes, set_rates
 from two_devices import ON_CPU, ON_GPU, both, on
 
 import moat.methods
 from moat.base.errors import Interrupted
-from moat.config.project import Project
 from moat.data import datasets
 from moat.data.augmentation import auto_augment
 from moat.data.batches import Batches
@@ -54,7 +53,7 @@ def updated(tiny: Tiny, name: str, device: torch.device, precision: str = "float
     return metrics, {key: value.cpu() for key, value in method.model.state_dict().items()}
 
 
-@pytest.mark.parametrize("name", sorted({*Project(ROOT).names("methods")} - OTHER_RECIPES))
+@pytest.mark.parametrize("name", sorted({*distinct_recipes()} - OTHER_RECIPES))
 def test_a_method_trains_as_on_the_cpu(tiny, name):
     tiny.initialize_from(name)
     on_cpu, on_gpu = both(lambda device: updated(tiny, name, device))

@@ -10,7 +10,7 @@ import sys
 import pandas as pd
 import pytest
 import torch
-from tiny_methods import ROOT, begin, set_rates, step_of
+from tiny_methods import ROOT, begin, distinct_recipes, set_rates, step_of
 
 import moat.methods
 from moat.attacks.parts import steps
@@ -23,7 +23,7 @@ from moat.methods.base import Method
 from moat.training import engine
 from moat.training.runs import load_model, read_run
 
-METHODS = Project(ROOT).names("methods")
+METHODS = distinct_recipes()
 # Phases in which the loss need not fall at this size, (method, epoch); each has a test of its own that says why.
 OWN_TEST = {
     ("pgd-at-sparse", 0),

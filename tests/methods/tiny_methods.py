@@ -37,6 +37,25 @@ TINY = {
     "resources": {name: {"mem_mb": 1000, "runtime": 5} for name in ("train", "evaluate", "verify")},
 }
 
+# What a variant with another budget changes of the recipe it extends.
+BUDGET = ("title", "role", "epochs", "optimizer", "mask_epochs_fraction", "validation", "initialize_from", "cost")
+
+
+def distinct_recipes() -> list[str]:
+    """The recipes that differ in more than budget and epsilon from what they extend."""
+    project = Project(ROOT)
+
+    def rest(name: str) -> dict[str, Any]:
+        content = {key: value for key, value in project.method(name).items() if key not in BUDGET}
+        attacks = {key: dict(content[key]) for key in ("attack", "alpha_attack") if key in content}
+        for attack in attacks.values():
+            attack.pop("eps")
+            attack.pop("step_size")
+        return {**content, **attacks, "sources": None, "deviations": None}
+
+    extended = {name: [*project.recipe_files(name), "_"][1] for name in project.names("methods")}
+    return [name for name, other in extended.items() if other.startswith("_") or rest(name) != rest(other)]
+
 
 @dataclass
 class Tiny:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from tiny_methods import distinct_recipes
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
@@ -79,7 +80,7 @@ def flops(call):
     return counter.total
 
 
-@pytest.mark.parametrize("name", PROJECT.names("methods"))
+@pytest.mark.parametrize("name", distinct_recipes())
 def test_the_declared_passes_are_those_that_an_update_runs(name):
     recipe, net = small(name)
     assert "cost" in recipe, f"config/methods/{name}.yaml: say what it costs"

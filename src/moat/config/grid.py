@@ -11,7 +11,7 @@ from functools import cached_property
 from moat.base.errors import ConfigError, unknown_name
 from moat.config.grid_types import Cell, Evaluation, Figure, Line, Probe, Run, Table, unique
 from moat.config.project import Project
-from moat.config.recipes import resolve_recipe
+from moat.config.recipes import resolve_recipe, simplest
 from moat.config.study_grid import Expander
 
 __all__ = [
@@ -79,7 +79,7 @@ def initial_runs(project: Project, scale: str, run: Run) -> dict[str, Run]:
         each["name"]: Run(
             run.dataset,
             run.arch,
-            each["method"],
+            simplest(project, scale, each["method"]),
             each.get("seed", seed * each.get("replicas", 1) + each.get("replica", 0)),
         )
         for each in recipe.get("initialize_from", [])

@@ -16,6 +16,7 @@ from moat.config.schema import merge
 
 __all__ = [
     "digest", "merge", "resolve_data", "resolve_evaluation", "resolve_probe", "resolve_recipe", "resolve_run",
+    "simplest",
 ]  # fmt: skip
 
 # What is said about a method or a data set, but decides no result: for people, and for plans (cost, images).
@@ -57,6 +58,33 @@ def resolve_recipe(project: Project, scale: str, method: str) -> dict[str, Any]:
         recipe, method, [*layers, *((f"config/methods/{each}.yaml", own) for each, own in files.items())], project.root
     )
     return recipe
+
+
+def simplest(project: Project, scale: str, method: str, _path: tuple[str, ...] = ()) -> str:
+    """The recipe to run for ``method`` at ``scale``: the furthest one it extends that resolves to the same content.
+
+    A variant may differ from what it extends in a budget that the scale overrides for both; trained twice, they would
+    be the same run under two names.
+    """
+    if method in _path:
+        return method
+    own = _content(project, scale, method, _path)
+    found = method
+    for name in list(project.recipe_files(method))[1:]:
+        if name.startswith("_") or _content(project, scale, name, _path) != own:
+            break
+        found = name
+    return found
+
+
+def _content(project: Project, scale: str, method: str, path: tuple[str, ...]) -> dict[str, Any]:
+    """What decides a run. ``role`` says only when it is trained, ``extends`` only how its recipe is written."""
+    content = _undocumented(resolve_recipe(project, scale, method))
+    starts = content.get("initialize_from", ())
+    content["initialize_from"] = [
+        {**each, "method": simplest(project, scale, each["method"], (*path, method))} for each in starts
+    ]
+    return {key: value for key, value in content.items() if key not in ("role", "extends", "version")}
 
 
 def _with_fewer_steps(recipe: Mapping[str, Any], most: int) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """One study at one scale: the product of its rows and columns, cell by cell."""
 
+import functools
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -7,7 +8,7 @@ from typing import Any
 
 from moat.base import plugins
 from moat.base.errors import ConfigError, unknown_name
-from moat.config import corruptions
+from moat.config import corruptions, recipes
 from moat.config.cell_spec import (
     Points,
     bind,
@@ -39,6 +40,7 @@ class Expander:
             "arch": plugins.archs(),
             "method": project.names("methods"),
         }
+        self.simplest = functools.cache(functools.partial(recipes.simplest, project, scale))
         self.suites = {name: tuple(project.measured(name)) for name in project.suites()}
         self.attacks = {**corruptions.all_settings(), **project.attacks()}
 
@@ -137,6 +139,8 @@ class Expander:
         if not_run is None and rows:
             settings = expand_settings(patterns, self.suites[bound["suite"]], suite=bound["suite"], where=where)
             check_protocol(bound["protocol"], settings, self.attacks, where=where)
+        if not_run is None and bound.get("method"):
+            bound["method"] = self.simplest(bound["method"])
         return Cell(
             study=self.study,
             dataset=bound.get("dataset", ""),
