@@ -151,7 +151,7 @@ def same(published: str, ours) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("study", "line", "row"), setting_rows(), ids=lambda each: str(each) if isinstance(each, (str, int)) else ""
+    ("study", "line", "row"), [pytest.param(*each, id=f"{each[0]}.csv:{each[1]}") for each in setting_rows()]
 )
 def test_a_stated_setting_is_the_recipes(study, line, row, paper):
     if (study, row["metric"]) in NOT_IN_A_RECIPE or row["value"] == "not stated":
