@@ -354,7 +354,7 @@ def test_wrong_usage_is_exit_2_and_one_line(prepared, tmp_path, capsys, change, 
 @pytest.mark.parametrize(
     ("change", "options", "said"),
     [
-        ({}, ["--dataset", "cifar10"], "holds the data set 'digits', the run wants 'cifar10'"),
+        ({}, ["--dataset", "cifar10"], "holds the data set 'digits', the run needs 'cifar10'"),
         ({"image_size": 8}, [], "was prepared with image_size 16, scale tiny has 8"),
         ({"train_limit": 100}, [], "was prepared with train_limit 200, scale tiny has 100"),
     ],

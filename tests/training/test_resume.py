@@ -209,7 +209,7 @@ def test_two_processes_on_one_run_wait_for_each_other(prepared, undisturbed, tmp
     errors = [process.communicate(timeout=180)[1] for process in (first, second)]
     assert [first.returncode, second.returncode] == [0, 0]
     assert sum("waiting for it" in text for text in errors) == 1
-    assert sum("this very training is finished" in text for text in errors) == 1
+    assert sum("this run is finished already" in text for text in errors) == 1
     assert outcome(out) == undisturbed["pgd-at"]
 
 

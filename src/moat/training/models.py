@@ -1,4 +1,4 @@
-"""The model of a finished run, and how a net is built from a scale, a recipe and a data set."""
+"""Load the model of a finished run; options and precision of the models that runs build."""
 
 import contextlib
 from collections.abc import Callable, Mapping
@@ -54,13 +54,13 @@ def _how_to_get(run: Mapping[str, Any], run_dir: str | Path) -> str:
 
 
 def model_options(model: Mapping[str, Any], data: datasets.Dataset) -> dict[str, Any]:
-    """The keywords of :func:`moat.models.nets.build` that the data set and the scale decide."""
+    """The keywords of :func:`moat.models.nets.build` that follow from the data set, added to the scale's ``model``."""
     statistics = [list(data.mean), list(data.std)]
     return {**model, "image_size": data.image_size, "in_channels": len(data.mean), "normalize": statistics}
 
 
 def autocast(recipe: Mapping[str, Any], device: torch.device) -> Callable[[], contextlib.AbstractContextManager]:
-    """Mixed precision as the recipe asks: ``auto`` is bf16 where a GPU has it, else float32."""
+    """The recipe's mixed precision: ``auto`` is bf16 on a GPU that supports it, otherwise float32."""
     wanted = recipe["precision"]
     if wanted == "auto":
         wanted = (

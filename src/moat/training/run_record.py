@@ -1,4 +1,4 @@
-"""What a finished run left behind: its record, run.json, and the names of its weights. Without torch."""
+"""The record of a finished run, run.json, and the names of its weights. Needs no torch."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,16 +11,16 @@ REQUIRED = (
     "dataset", "arch", "method", "class", "seed", "scale", "model", "data", "num_classes", "model_sha256",
     "last_sha256",
 )  # fmt: skip
-# Weights of a run: by the best validation accuracy, and of the last epoch -> file, and the record's key of its sha256.
+# The weights of the best epoch by validation accuracy, and of the last epoch: files, and keys of their hashes.
 WEIGHTS = {"best": "model.safetensors", "last": "last.safetensors"}
 SHA256 = {"best": "model_sha256", "last": "last_sha256"}
 
 
 def read_run(folder: str | Path) -> dict[str, Any]:
-    """The run.json of a run's folder.
+    """Read the run.json of a run's folder.
 
     Raises:
-        DataError: there is none; says how to make it. Or it is not the record of a finished run.
+        DataError: it is missing (says how to make it), or not the record of a finished run.
     """
     path = Path(folder) / "run.json"
     if not path.exists():
@@ -33,5 +33,5 @@ def read_run(folder: str | Path) -> dict[str, Any]:
 
 
 def identity(run: Mapping[str, Any]) -> dict[str, Any]:
-    """What names a run in the records of what was made with it."""
+    """The keys that identify a run in the records of its evaluations, checks and probes."""
     return {key: run[key] for key in ("dataset", "arch", "method", "class", "seed", "scale")}

@@ -1,4 +1,4 @@
-"""A run: one trained model, from its resolved recipe to the four files that it leaves."""
+"""A run: one trained model, from its resolved recipe to its four files."""
 
 import contextlib
 import hashlib
@@ -37,14 +37,15 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Run:
-    """One training, told by :func:`moat.config.recipes.resolve_run`.
+    """One training run.
 
     Args:
-        resolved: recipe, dataset, arch, method, seed, scale, model, validation attack.
+        resolved: from :func:`moat.config.recipes.resolve_run`: recipe, dataset, arch, method, seed, scale, model,
+            validation attack.
         data: the prepared tensor file.
-        out: where model.safetensors, last.safetensors, history.csv and run.json go.
-        work: where checkpoints are kept until the run is finished.
-        initialize_from: finished runs that this one starts from: name in the recipe -> folder.
+        out: the folder for model.safetensors, last.safetensors, history.csv and run.json.
+        work: the folder for checkpoints, which are removed once the run is finished.
+        initialize_from: name in the recipe -> folder of the finished run that this one starts from.
         evaluation: the scale's ``limit`` and ``batch_size``, recorded as the defaults of ``moat evaluate``.
     """
 
@@ -58,7 +59,7 @@ class Run:
     root: Path = Path(".")
 
     def train(self, on_epoch: Callable[[dict[str, Any]], None] = lambda row: None) -> None:
-        """Train, resuming from a checkpoint where there is one, and write the run's files; run.json last.
+        """Train, resuming from a checkpoint if there is one, and write the run's files, run.json last.
 
         Raises:
             DataError, TrainingError, Interrupted: see :class:`moat.training.engine.Engine`.
@@ -67,13 +68,13 @@ class Run:
         check_writable(self.out / "run.json")
         data = self._data()
         identity = self._identity(data)
-        # Another recipe's or other data's checkpoints lie in another folder: no run deletes another's work.
+        # Another recipe or other data get another folder, so that no run deletes another's checkpoints.
         folder = self.work / identity["run"]
         folder.mkdir(parents=True, exist_ok=True)
         with _only_one(folder / "lock"):
             made = {"identity": identity["run"], "sources": identity["sources"]}
             if finished.restore(folder / "finished", self.out, **made):
-                log.info("%s: this very training is finished; nothing to do", self.out)
+                log.info("%s: this run is finished already; nothing to do", self.out)
                 return
             checkpoints = Checkpoints(folder)
             checkpoints.tidy()
@@ -100,11 +101,11 @@ class Run:
         )
 
     def _data(self) -> datasets.Dataset:
-        """The prepared data, if it is what the run asks for."""
+        """Load the prepared data. Raises DataError unless it is what the run needs."""
         data = datasets.load(self.data, splits=("train", "val"))
         if data.name != self.resolved["dataset"]:
             raise DataError(
-                f"{self.data}: holds the data set {data.name!r}, the run wants {self.resolved['dataset']!r}"
+                f"{self.data}: holds the data set {data.name!r}, the run needs {self.resolved['dataset']!r}"
             )
         for key, wanted in self.resolved["data"].items():
             there = data.metadata["parameters"].get(key)
@@ -118,7 +119,7 @@ class Run:
         return data
 
     def _check_out(self) -> None:
-        """No run replaces another's result: only its own, made again."""
+        """Raise ConfigError if the folder holds another run: a run may only replace itself."""
         record = self.out / "run.json"
         if not record.exists():
             return
@@ -135,20 +136,22 @@ class Run:
         model = method.build(arch=self.resolved["arch"], num_classes=len(data.classes), options=options)
         model = model.to(self.device, memory_format=torch.channels_last)
         made = method(model, self.resolved["recipe"], autocast=autocast(self.resolved["recipe"], self.device))
-        # Before the engine is made: it copies the weights where the recipe asks for a moving average.
+        # Before the engine copies the weights for the moving average.
         made.initialize(self.initialize_from)
         return made
 
     def _identity(self, data: datasets.Dataset) -> dict[str, Any]:
-        """What a checkpoint must share with this run, and the sources that it was begun with."""
+        """The digest that a checkpoint must share with this run, and the sources of the run's beginning."""
         weights = {name: read_run(folder)["model_sha256"] for name, folder in self.initialize_from.items()}
         resolved = {key: value for key, value in self.resolved.items() if key != "scale"}
         run = digest({"resolved": resolved, "data": data.sha256, "initialize_from": weights})
-        return {"run": run, "sources": self._sources(), "initialize_from": weights}
-
-    def _sources(self) -> dict[str, str]:
-        made_of = {"method": self.resolved["class"], "arch": self.resolved["arch"]}
-        return staleness.hash_parts(staleness.TRAINING_PARTS, **made_of, attacks=staleness.attacks_of(self.resolved))
+        sources = staleness.hash_parts(
+            staleness.TRAINING_PARTS,
+            method=self.resolved["class"],
+            arch=self.resolved["arch"],
+            attacks=staleness.attacks_of(self.resolved),
+        )
+        return {"run": run, "sources": sources, "initialize_from": weights}
 
     def _write(self, engine: Engine, data: datasets.Dataset) -> None:
         best, last = engine.best_state, engine.weights().state_dict()
@@ -201,7 +204,7 @@ class Run:
 
 @contextlib.contextmanager
 def _only_one(lock: Path):
-    """Hold the run's lock; wait, and say so, while another process trains the same run."""
+    """Hold the run's lock, waiting (and saying so) while another process trains the same run."""
     held = FileLock(lock)
     try:
         held.acquire(timeout=0)
@@ -215,7 +218,7 @@ def _only_one(lock: Path):
 
 
 def _save_weights(path: Path, state: Mapping[str, torch.Tensor]) -> str:
-    """Write a state dict as safetensors, atomically; return the file's sha256."""
+    """Write a state dict as safetensors, atomically, and return the file's sha256."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     content = safetensors.torch.save(tensors)
     with atomic_path(path) as temporary:
