@@ -15,7 +15,7 @@ from moat.base.files import atomic_path
 from moat.data import datasets
 from moat.evaluation.judging import images
 from moat.kernels import for_training
-from moat.training.models import read_run
+from moat.training.run_record import read_run
 
 NETS = Path("work") / "benchmarks"
 EPOCHS, BATCH, PEAK = 6, 64, 0.1

@@ -10,7 +10,8 @@ from moat import models
 from moat.base.errors import DataError
 from moat.data import datasets
 from moat.evaluation.judging import images
-from moat.training.models import load_model, read_run
+from moat.training.models import load_model
+from moat.training.run_record import read_run
 
 RUN = Path("results/mini/runs/cifar10-jpeg/resnet18/trades/seed0")
 HOW = "`moat train` makes it, see --run"

@@ -16,7 +16,8 @@ from moat.data.batches import Batches
 from moat.data.extra_images import Mixture
 from moat.methods.base import Step
 from moat.training import engine, runs
-from moat.training.models import autocast, load_model
+from moat.training.models import autocast, load_model, model_options
+from moat.training.run_record import read_run
 
 
 # -- methods -----------------------------------------------------------------
@@ -26,7 +27,7 @@ def made(tiny: Tiny, name: str, device: torch.device, precision: str = "float32"
     cls = moat.methods.get(resolved["class"])
     recipe = {**resolved["recipe"], "precision": precision}
     torch.manual_seed(0)
-    model = cls.build(arch=ARCH, num_classes=10, options=runs.model_options(resolved["model"], data))
+    model = cls.build(arch=ARCH, num_classes=10, options=model_options(resolved["model"], data))
     model = model.to(device, memory_format=torch.channels_last)
     method = cls(model, recipe, autocast=autocast(recipe, device))
     method.initialize(tiny.initialize_from(name))
@@ -126,7 +127,7 @@ def test_a_whole_run(tiny, tmp_path):
     device = torch.device("cuda")
     with on(ON_GPU):
         run(tiny, "dramoe", tmp_path / "run", device, epochs=1, precision="auto").train()
-        record = runs.read_run(tmp_path / "run")
+        record = read_run(tmp_path / "run")
         assert record["device"] == "a pretended GPU" and record["gpu_seconds"] > 0
         x, _ = tiny.batch()
         here, there = (load_model(tmp_path / "run", "last", place) for place in (ON_CPU, device))

@@ -15,9 +15,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+import moat
+from moat.base.errors import ConfigError
 from moat.base.files import hash_file
 from moat.commands.cli import main
 from moat.evaluation import statistics
+from moat.evaluation.evidence import Budget
 from moat.models import nets
 
 
@@ -140,6 +143,24 @@ def test_checks_of_a_run(inside, capsys):
     asked = number["passed"] + number["failed"]
     assert counts == f"{number['passed']} of {asked} checks passed; {number['not-applicable']} not applicable"
     assert worst.startswith(f"worst case: {content['worst_case_accuracy']:.1%} [") and worst.endswith("n = 20")
+
+
+def test_python_gives_the_rows_of_the_command(inside):
+    from moat.data import datasets
+
+    assert evaluate(inside / "q.parquet", "--run", "run", "--batch-size", "16") == 0
+    expected = pd.read_parquet(inside / "q.parquet")
+    split = datasets.load(Path("digits.safetensors"), splits=("test",)).splits["test"]
+    settings = json.loads((inside / "q.json").read_text())["settings"]
+    indices = split.columns["index"][:30].tolist()
+    model = moat.load("run")
+    assert not model.training
+    rows = moat.evaluate(model, split.images[:30], split.labels[:30], settings, batch_size=16, indices=indices)
+    pd.testing.assert_frame_equal(rows, expected)
+    report = moat.verify(model, split.images[:4], split.labels[:4], budget=Budget(steps=2, queries=4))
+    assert (report.n, report.eps) == (4, 8 / 255)
+    with pytest.raises(ConfigError, match="unknown weights 'newest'.*allowed: best, last"):
+        moat.load("run", weights="newest")
 
 
 FOREIGN_OPTIONS = (

@@ -21,7 +21,8 @@ from moat.config.project import Project
 from moat.config.recipes import resolve_recipe, resolve_run
 from moat.methods.base import Method
 from moat.training import engine
-from moat.training.runs import load_model, read_run
+from moat.training.models import load_model
+from moat.training.run_record import read_run
 
 METHODS = distinct_recipes()
 # Phases in which the loss need not fall at this size, (method, epoch); each has a test of its own that says why.

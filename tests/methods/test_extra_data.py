@@ -15,7 +15,8 @@ from moat.config.recipes import digest
 from moat.data import datasets
 from moat.methods.dwf_expert_fgsm import draw_one
 from moat.training import engine
-from moat.training.runs import Run, read_run
+from moat.training.run_record import read_run
+from moat.training.runs import Run
 
 
 def extra_file(root, data, name="extra.npz", count=40):

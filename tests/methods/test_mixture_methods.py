@@ -23,6 +23,7 @@ from moat.methods.mocse import binary_losses
 from moat.methods.soe import WEIGHTS, confidence_loss, expert_losses, phase_at
 from moat.models.moe.mixtures import confidence
 from moat.training import engine, runs
+from moat.training.models import load_model
 
 ROOT = Path(__file__).parents[2]
 CLASSES = 3
@@ -435,10 +436,10 @@ def test_a_run_resumes_to_the_bit_and_loads_without_what_it_started_from(name, t
 
     starts = resolved(name)["recipe"].get("initialize_from", [])
     trained = {each["name"]: tmp_path / "first" / each["method"] for each in starts}
-    kept = {key: runs.load_model(path).state_dict() for key, path in trained.items()}
+    kept = {key: load_model(path).state_dict() for key, path in trained.items()}
     for path in trained.values():
         path.rename(path.with_suffix(".gone"))
-    model = runs.load_model(whole, "last")
+    model = load_model(whole, "last")
     x, _ = batch()
     with torch.no_grad():
         assert model(x).shape == (8, CLASSES) and torch.isfinite(model(x)).all()

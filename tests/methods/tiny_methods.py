@@ -19,6 +19,7 @@ from moat.config.recipes import resolve_run
 from moat.data import datasets
 from moat.methods.base import Method, Step
 from moat.training import runs
+from moat.training.models import model_options
 
 ROOT = Path(__file__).parents[2]
 ARCH = "resnet18"
@@ -104,7 +105,7 @@ class Tiny:
         cls = moat.methods.get(resolved["class"])
         starts, data = self.initialize_from(name), datasets.load(self.data)
         torch.manual_seed(0)
-        options = runs.model_options(resolved["model"], data)
+        options = model_options(resolved["model"], data)
         method = cls(cls.build(arch=ARCH, num_classes=10, options=options), resolved["recipe"], autocast=None)
         method.initialize(starts)
         return method

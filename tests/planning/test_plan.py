@@ -7,6 +7,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from moat.commands import cli
 from moat.commands.plan import INLINE_TARGETS
 from moat.config.grid import Run, build_grid
 from moat.config.project import Project
-from moat.planning import estimate
+from moat.planning import estimate, status
 from moat.planning.cost import Work
 from moat.planning.jobs import Job, jobs_of
 from moat.planning.macs import Net
@@ -210,6 +211,25 @@ def test_probes_are_planned_and_selected_with_their_figures(project, capsys, pro
     assert set(jobs_of(project, build_grid(project, "paper", STUDIES))[wanted[0]].needs) == {
         RUN.format("runs", "standard") + "/run.json"
     }
+
+
+def test_a_plan_with_a_budget_looks_at_the_project_once(project, capsys, monkeypatch):
+    calls = Counter()
+
+    def counted(place, name):
+        original = getattr(place, name)
+
+        def counting(*arguments, **options):
+            calls[name] += 1
+            return original(*arguments, **options)
+
+        monkeypatch.setattr(place, name, counting)
+
+    counted(status, "_jobs")
+    counted(estimate, "jobs_of")
+    counted(estimate, "Rates")
+    plan(project, capsys, "--scale", "paper", "--hardware", "h200", "--budget-gpu-hours", "1")
+    assert calls == {"_jobs": 1, "jobs_of": 1, "Rates": 1}
 
 
 def test_what_is_done_costs_nothing_and_calibrates_the_rest(project, capsys):

@@ -20,7 +20,8 @@ from moat.methods.schedules import learning_rate_factor
 from moat.methods.standard import Standard
 from moat.training import engine
 from moat.training.meters import Meter
-from moat.training.runs import load_model, read_run
+from moat.training.models import load_model
+from moat.training.run_record import read_run
 
 
 @pytest.fixture(scope="module")

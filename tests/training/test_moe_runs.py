@@ -14,7 +14,8 @@ from moat.base.files import hash_file
 from moat.commands.cli import main
 from moat.models.moe import MoeCnn
 from moat.training import engine
-from moat.training.runs import load_model, read_run
+from moat.training.models import load_model
+from moat.training.run_record import read_run
 
 METHODS = ("pgd-at-moe", "advmoe", "dramoe")
 CHANGES = {

@@ -27,10 +27,8 @@ from moat.training import finished
 from moat.training.checkpoint import Checkpoints
 from moat.training.engine import Engine
 from moat.training.images import load_extra
-from moat.training.models import autocast, load_model, model_options
+from moat.training.models import autocast, model_options
 from moat.training.run_record import WEIGHTS, read_run
-
-__all__ = ["Run", "load_model", "read_run"]
 
 log = logging.getLogger(__name__)
 
