@@ -82,8 +82,10 @@ def items_of(project: Project, grid: Grid, jobs: Mapping[str, Job]) -> list[Item
     items = []
     for shown, number, kind in parts:
         if targets := targets_of(part_of(grid, shown, number)):
+            by_study = priorities["studies"].get(shown.study, priorities[kind])
+            priority = priorities["items"].get(f"{shown.study}-{shown.name}", by_study)
             needs = frozenset().union(*(closed[target] for target in targets))
-            items.append(Item((shown, number), _priority(priorities, shown, kind), needs))
+            items.append(Item((shown, number), priority, needs))
     return items
 
 
@@ -108,11 +110,6 @@ def targets_of(part: Grid) -> list[str]:
         # The other runs follow from their evaluations, checks and probes.
         *(run_path(scale, run) for run in part.runs if run not in looked_at),
     ]
-
-
-def _priority(priorities: Mapping[str, Any], item: Table | Figure, default: str) -> float:
-    by_study = priorities["studies"].get(item.study, priorities[default])
-    return priorities["items"].get(f"{item.study}-{item.name}", by_study)
 
 
 def _check_names(project: Project, priorities: Mapping[str, Any]) -> None:

@@ -24,38 +24,30 @@ def describe(grid: Grid, made: Estimate, *, studies: Sequence[str], machines: in
     """
     missing = made.costs()
     timed = made.schedule(missing, machines)
+    jobs, by_source = [], Counter()
+    for entry in map(dict, made.entries):
+        # Tables and figures take no time.
+        if (path := entry["path"]) in made.jobs:
+            entry |= {"gpu_hours": made.seconds[path] / 3600, "estimated_from": made.sources[path]}
+            entry["unknown_cost"] = bool(made.jobs[path].work.unknown)
+        jobs.append(entry)
+    for path, hours in missing.items():
+        by_source[made.sources[path]] += hours
     return {
         "scale": grid.scale,
         "studies": list(studies),
         "hardware": made.hardware,
         "basis": made.basis,
         "machines": machines,
-        "jobs": [_with_cost(entry, made) for entry in made.entries],
+        "jobs": jobs,
         "gpu_hours": sum(missing.values()),
         "stale_gpu_hours": sum(made.costs(["stale"]).values()),
-        "rests_on": _rests_on(made, missing),
+        "rests_on": {source: by_source[source] for source in SOURCES if source in by_source},
         "unknown_costs": sorted(frozenset().union(*(job.work.unknown for job in made.jobs.values()))),
         "makespan_hours": timed.makespan / 3600,
         "lower_bound_hours": timed.lower_bound / 3600,
         "critical_path": [{"path": path, "hours": made.seconds[path] / 3600} for path in timed.critical_path],
     }
-
-
-def _with_cost(entry: Mapping[str, Any], made: Estimate) -> dict[str, Any]:
-    """The entry, with hours and their source unless it is a table or figure, which take no time."""
-    path = entry["path"]
-    if path not in made.jobs:
-        return dict(entry)
-    cost = {"gpu_hours": made.seconds[path] / 3600, "estimated_from": made.sources[path]}
-    return {**entry, **cost, "unknown_cost": bool(made.jobs[path].work.unknown)}
-
-
-def _rests_on(made: Estimate, missing: Mapping[str, float]) -> dict[str, float]:
-    """GPU-hours of the missing jobs by the source of their estimate."""
-    hours: Counter = Counter()
-    for path, price in missing.items():
-        hours[made.sources[path]] += price
-    return {source: hours[source] for source in SOURCES if source in hours}
 
 
 def describe_budget(project: Project, grid: Grid, made: Estimate, *, machines: int, hours: float) -> dict[str, Any]:
