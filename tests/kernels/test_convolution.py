@@ -1,4 +1,4 @@
-"""Convolutions in training: PyTorch's, forwards and backwards, up to rounding, whichever code computes them."""
+"""Convolutions in training equal PyTorch's up to rounding, forwards and backwards, whichever code computes them."""
 
 import copy
 
@@ -30,7 +30,7 @@ def draw(*shape: int, seed: int = 0) -> torch.Tensor:
 
 @pytest.fixture
 def calls(monkeypatch):
-    """The calls that the compiled convolution has served."""
+    """The calls of the compiled convolution."""
     served, original = [], convolution._Winograd.apply
     monkeypatch.setattr(convolution._Winograd, "apply", lambda *given: served.append(1) or original(*given))
     return served
@@ -64,7 +64,7 @@ def assert_close(ours: torch.Tensor, theirs: torch.Tensor, tolerance: float) -> 
 @compiled
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("sizes", SIZES)
-def test_all_three_directions_are_pytorchs_up_to_rounding(sizes, channels_last, calls):
+def test_output_and_both_gradients_equal_pytorchs_up_to_rounding(sizes, channels_last, calls):
     count, channels, filters, height, width, padding = sizes
     conv, x = layer(channels, filters, padding), draw(count, channels, height, width)
     exact = gradients(plain(conv).double(), x.double())
@@ -78,7 +78,7 @@ def test_all_three_directions_are_pytorchs_up_to_rounding(sizes, channels_last, 
 
 @compiled
 @pytest.mark.parametrize("sizes", SIZES)
-def test_under_autocast_maps_are_bfloat16_and_the_weights_gradient_is_float32(sizes, calls):
+def test_under_autocast_maps_are_bfloat16_and_the_weight_gradient_is_float32(sizes, calls):
     count, channels, filters, height, width, padding = sizes
     conv, x = layer(channels, filters, padding), draw(count, channels, height, width)
     exact = gradients(plain(conv).double(), x.bfloat16().double())
@@ -101,7 +101,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_what_it_does_not_serve_has_pytorchs_bits(case, calls):
+def test_unsupported_calls_have_pytorchs_bits(case, calls):
     call, channels = CASES[case]
     conv, x = layer(channels, 8), draw(16, 8, 8, 8)
     assert torch.equal(call(conv, x), call(plain(conv), x))
@@ -121,7 +121,7 @@ def test_what_it_does_not_serve_has_pytorchs_bits(case, calls):
     ],
     ids=str,
 )
-def test_other_convolutions_stay_pytorchs(options, calls):
+def test_unsupported_convolutions_have_pytorchs_bits(options, calls):
     conv, x = layer(8, 8, **options), draw(16, 8, 8, 8)
     for ours, theirs in zip(gradients(conv, x), gradients(plain(conv), x), strict=True):
         assert torch.equal(ours, theirs)
@@ -129,7 +129,7 @@ def test_other_convolutions_stay_pytorchs(options, calls):
 
 
 @compiled
-def test_a_gradient_of_the_gradient_is_pytorchs():
+def test_double_backward_equals_pytorchs():
     conv, x = layer(8, 8), draw(16, 8, 8, 8).requires_grad_()
 
     def penalty(conv: nn.Module) -> tuple[torch.Tensor, ...]:
@@ -140,7 +140,7 @@ def test_a_gradient_of_the_gradient_is_pytorchs():
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-3)
 
 
-def test_transforms_of_functions_see_pytorchs_operators():
+def test_function_transforms_see_pytorchs_operators():
     conv, x = layer(8, 8), draw(16, 8, 8, 8)
 
     def loss(conv: nn.Module) -> torch.Tensor:
@@ -153,7 +153,7 @@ def test_transforms_of_functions_see_pytorchs_operators():
 
 
 @compiled
-def test_several_gradients_at_once_are_pytorchs():
+def test_batched_gradients_equal_pytorchs():
     conv, x = layer(8, 8), draw(16, 8, 8, 8).requires_grad_()
     upstream = draw(3, 16, 8, 8, 8, seed=1)
 
@@ -163,7 +163,7 @@ def test_several_gradients_at_once_are_pytorchs():
     torch.testing.assert_close(batched(conv), batched(plain(conv)), rtol=1e-4, atol=1e-5)
 
 
-def test_who_counts_or_derives_forwards_sees_pytorchs_operators(calls):
+def test_flop_counters_and_forward_mode_see_pytorchs_operators(calls):
     conv, x = layer(8, 8), draw(16, 8, 8, 8)
     with FlopCounterMode(display=False) as counter:
         conv(x).sum().backward()
@@ -174,14 +174,14 @@ def test_who_counts_or_derives_forwards_sees_pytorchs_operators(calls):
     assert not calls
 
 
-def test_images_of_other_channels_are_refused_as_by_pytorch():
+def test_a_wrong_number_of_channels_raises_pytorchs_error():
     for channels in (4, 7, 16):
         with pytest.raises(RuntimeError, match=f"to have 8 channels, but got {channels} channels"):
             layer(8, 8)(draw(16, channels, 8, 8))
 
 
 @compiled
-def test_the_default_type_is_of_no_influence():
+def test_the_default_dtype_has_no_effect():
     x, gradient, form = draw(2, 8, 8, 8), draw(2, 8, 8, 8, seed=1), winograd.transform_weight(draw(8, 8, 3, 3))
     asked = (
         (lambda: winograd.weight_gradient(x, gradient)),
@@ -199,7 +199,7 @@ def test_the_default_type_is_of_no_influence():
 @compiled
 @pytest.mark.parametrize("threads", [1, 2, 3])
 @pytest.mark.parametrize("sizes", [*SIZES, (4, 256, 256, 8, 8, 1), (1, 8, 24, 1, 1, 1), (5, 16, 48, 5, 7, 1)])
-def test_the_weights_gradient_for_any_number_of_threads(sizes, threads):
+def test_the_weight_gradient_for_any_number_of_threads(sizes, threads):
     count, channels, filters, height, width, padding = sizes
     x, gradient = (
         draw(count, channels, height, width),
@@ -218,18 +218,18 @@ def test_the_weights_gradient_for_any_number_of_threads(sizes, threads):
         torch.set_num_threads(before)
     assert found.is_contiguous(memory_format=torch.channels_last)
     assert_close(found, expected, 5e-5)
-    # Summed in the same order every time, and bfloat16 in float32.
+    # The order of summation is fixed, and bfloat16 is summed in float32.
     assert torch.equal(found, again) and torch.equal(half, rounded)
 
 
 @compiled
-def test_of_no_images_the_weights_gradient_is_zero():
+def test_the_weight_gradient_of_an_empty_batch_is_zero():
     assert torch.equal(winograd.weight_gradient(draw(0, 8, 4, 4), draw(0, 8, 4, 4)), torch.zeros(8, 8, 3, 3))
 
 
 @compiled
 def test_a_net_trains_alike_with_it_and_without(monkeypatch):
-    """Ten steps: rounding alone tells the losses apart."""
+    """Ten steps: the losses differ by rounding only."""
     from moat.models import nets
 
     def losses(few: int) -> list[float]:

@@ -1,4 +1,4 @@
-"""The copy that is attacked is made once for a model, and again when the model is another one."""
+"""The copy for attacks is made once per model, and again after the model has changed."""
 
 import gc
 import weakref
@@ -14,7 +14,7 @@ X = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
 
 class Scaled(nn.Module):
-    """A net with a number that is neither parameter nor buffer."""
+    """A net with a factor that is neither a parameter nor a buffer."""
 
     def __init__(self):
         super().__init__()
@@ -65,7 +65,7 @@ def test_a_changed_model_is_copied_again(model, change):
         torch.testing.assert_close(again(X), model(X), rtol=1e-4, atol=1e-4)
 
 
-def test_a_model_that_is_no_longer_used_is_let_go():
+def test_an_unused_model_is_freed():
     model = Scaled().eval()
     attack_copy(model, X)
     here = weakref.ref(model)

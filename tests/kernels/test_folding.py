@@ -1,4 +1,4 @@
-"""The copy that attacks are run on is the model: in value, in gradient, and while the model is being trained."""
+"""The copy for attacks equals the model in value and gradient, and follows it through a training."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ def net(arch, **options):
 
 
 class Shared(nn.Module):
-    """What must not be folded: a convolution whose output is used twice, and a batch norm behind two convolutions."""
+    """Must not be folded: a convolution whose output is used twice, and a batch norm after two convolutions."""
 
     def __init__(self):
         super().__init__()
@@ -32,7 +32,7 @@ class Shared(nn.Module):
         return self.head(y.mean((2, 3)))
 
 
-# model -> how many batch norms are left of how many
+# model, number of batch norms in the copy, number in the model
 MODELS = {
     "resnet18": (lambda: net("resnet18"), 0, 20),
     "wrn-28-10": (lambda: net("wrn-28-10"), 12, 25),
@@ -52,7 +52,7 @@ MODELS = {
 
 
 def trained(model: nn.Module) -> nn.Module:
-    """Batch norms with statistics and factors as of a training, in float64, in training mode."""
+    """With batch norms as after a training; in float64, in training mode."""
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.normal_(module.running_mean, std=0.2)
@@ -80,7 +80,7 @@ def norms(model):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_copy_is_the_model_in_eval_mode(name, x):
+def test_the_copy_equals_the_model_in_eval_mode(name, x):
     make, left, all_norms = MODELS[name]
     torch.manual_seed(0)
     model = trained(make())
@@ -97,10 +97,10 @@ def test_copy_is_the_model_in_eval_mode(name, x):
 
 
 @pytest.mark.parametrize("name", ["resnet18", "moe resnet18", "masked resnet18", "soe"])
-def test_packed_weights_change_nothing_and_follow_a_training(name, x, monkeypatch):
+def test_packed_weights_change_no_result_and_follow_a_training(name, x, monkeypatch):
     monkeypatch.setattr(packed, "MIN_WEIGHTS_TO_PACK", 0)
     torch.manual_seed(0)
-    # oneDNN computes in float32: most examples agree to rounding, one whose relu is at 0 need not.
+    # In float32, as oneDNN has no float64. The median, because a relu at 0 may go either way.
     model, x = trained(MODELS[name][0]()).float(), x.float()
     follower = AttackCopy(model)
     convolutions = [m for m in follower.copy.modules() if isinstance(m, (nn.Conv2d, ChannelExpertConv2d))]
@@ -149,7 +149,7 @@ def test_pairs_are_named_by_module():
 
 
 class Uncopied(nn.Module):
-    """Holds what cannot be copied."""
+    """Has an attribute that cannot be copied."""
 
     def __init__(self):
         super().__init__()
@@ -159,8 +159,8 @@ class Uncopied(nn.Module):
         return self.net(x)
 
 
-class Deceived(nn.Module):
-    """Its forward pass uses the convolution without the batch norm, behind the back of its graph."""
+class DataDependent(nn.Module):
+    """Uses the convolution without its batch norm, which the graph does not show."""
 
     def __init__(self):
         super().__init__()
@@ -173,8 +173,8 @@ class Deceived(nn.Module):
         return self.head(self.block[0](x).mean((2, 3)))
 
 
-@pytest.mark.parametrize(("make", "said"), [(Uncopied, "cannot be copied"), (Deceived, "cannot be folded")])
-def test_model_that_does_not_fit_is_attacked_as_it_is(make, said, x, caplog):
+@pytest.mark.parametrize(("make", "said"), [(Uncopied, "cannot be copied"), (DataDependent, "cannot be folded")])
+def test_a_model_that_cannot_be_copied_or_folded_is_attacked_as_it_is(make, said, x, caplog):
     torch.manual_seed(0)
     model = trained(make())
     assert for_attack(model, x) is model

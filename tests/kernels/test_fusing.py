@@ -1,4 +1,4 @@
-"""Convolutions do the sums and relus behind them: where nothing else sees what is between, and only there."""
+"""Convolutions compute the sum and relu after them, only if nothing else uses the values between."""
 
 import copy
 import random
@@ -21,7 +21,7 @@ def conv(*sizes, **options):
 
 
 class Net(nn.Module):
-    """Two convolutions and what ``forward`` makes of them."""
+    """Two convolutions, and a function that computes the forward pass with them."""
 
     def __init__(self, forward, **more):
         super().__init__()
@@ -45,7 +45,7 @@ def written_between(net, x):
     return F.relu(h, inplace=True) + y
 
 
-# What is computed -> what becomes of it: (convolution, takes a sum, takes a relu)
+# Forward pass, and the expected set of (convolution, takes a sum, takes a relu).
 FUSED = {
     "relu": (lambda net, x: F.relu(net.a(x)), {("a", False, True)}),
     "torch.relu": (lambda net, x: torch.relu(net.a(x)), {("a", False, True)}),
@@ -106,7 +106,7 @@ def test_hooks_are_still_called():
 
 
 class Counting(nn.Module):
-    """Every other call goes another way."""
+    """Alternates between two forward passes."""
 
     def __init__(self):
         super().__init__()
@@ -123,7 +123,7 @@ class Chance(Counting):
 
 
 @pytest.mark.parametrize("draw", [None, random.random, np.random.rand, lambda: float(torch.rand(()))])
-def test_what_is_not_the_same_every_time_stays_as_it_is(draw):
+def test_a_forward_that_varies_is_kept(draw):
     torch.manual_seed(0)
     net = nn.Sequential(Counting() if draw is None else Chance())
     net[0].draw = draw
@@ -134,7 +134,7 @@ def test_what_is_not_the_same_every_time_stays_as_it_is(draw):
 
 
 class Scaled(nn.Module):
-    """Uses a tensor of its own, which a move of the module replaces."""
+    """Uses a buffer of its own, which Module.to replaces."""
 
     def __init__(self):
         super().__init__()
@@ -145,7 +145,7 @@ class Scaled(nn.Module):
         return self.block(x * self.scale)
 
 
-def test_tensors_of_a_module_stay_its_own():
+def test_a_module_that_uses_its_own_tensors_is_kept():
     net = Scaled()
     fuse(net)
     assert "forward" not in vars(net) and "forward" in vars(net.block)
@@ -158,7 +158,7 @@ def test_tensors_of_a_module_stay_its_own():
     [("resnet18", 8, 17), ("preact-resnet18", 8, 8), ("wrn-28-10", 12, 12), ("vgg19", 0, 16), ("resnet50", 5, 24)],
 )
 def test_nets(arch, sums, relus):
-    """How many convolutions of an attack copy take a sum, and a relu.
+    """The number of convolutions of an attack copy that take a sum, and that take a relu.
 
     Of every block of a ResNet the last one takes the sum and a relu, the first a relu; so does the stem: 8 + 8 + 1.
     """
@@ -172,7 +172,7 @@ def test_nets(arch, sums, relus):
     torch.testing.assert_close(copied(x), net(x), rtol=1e-3, atol=1e-4)
 
 
-def test_copies_of_a_fused_net_are_of_their_own():
+def test_copies_of_a_fused_net_are_independent():
     torch.manual_seed(0)
     copied = AttackCopy(models.build("resnet18", 10, width=0.125)).refresh()
     x = torch.rand(2, 3, 32, 32)

@@ -1,4 +1,4 @@
-"""Gradients replayed from a captured graph are the model's, whatever is asked in between.
+"""Gradients replayed from a captured graph equal the model's, in any order of calls.
 
 A recording stands in for CUDA's graphs where there is no GPU: what was computed is computed once more, into the same
 memory, without looking at Python again. That is what such a graph does, and what the code must be right about.
@@ -44,7 +44,7 @@ class Recording(TorchDispatchMode):
                         old.copy_(new)
 
     def forget(self, kept: torch.Tensor) -> None:
-        """As on a GPU, where what is freed on the way back is written over: all but ``kept``."""
+        """Overwrite all but ``kept``, as a GPU does with memory that the backward pass frees."""
         for _, args, kwargs, result in self.done:
             for each in tree_leaves(result):
                 if self._is_new(each, args, kwargs) and each.is_floating_point() and each is not kept:
@@ -52,7 +52,7 @@ class Recording(TorchDispatchMode):
 
     @staticmethod
     def _is_new(result, args, kwargs) -> bool:
-        """Whether it has a place of its own: views, and what is computed in place, lie where they lay."""
+        """Whether it has its own storage, unlike views and in-place results."""
         taken = [each for each in tree_leaves((args, kwargs)) if isinstance(each, torch.Tensor)]
         places = {each.untyped_storage().data_ptr() for each in taken}
         return isinstance(result, torch.Tensor) and result.untyped_storage().data_ptr() not in places
@@ -60,7 +60,7 @@ class Recording(TorchDispatchMode):
 
 @pytest.fixture(autouse=True)
 def recordings(monkeypatch):
-    """Instead of what only CUDA has; replays are twice as fast as anything else."""
+    """Stands in for CUDA; replays are timed as twice as fast as anything else."""
 
     def capture(call, pool):
         with Recording() as recording:
@@ -97,7 +97,7 @@ def images(number=0, count=4) -> torch.Tensor:
 
 
 def replaying(model: nn.Module) -> nn.Module:
-    """A copy that replays, captured already."""
+    """A copy that has captured a graph."""
     copied = copy.deepcopy(model)
     graphs.attach(copied)
     for number in range(graphs.CAPTURE_AFTER):
@@ -118,14 +118,14 @@ def dwf():
 
 
 @pytest.mark.parametrize("model", [net, lambda: net("preact-resnet18"), lambda: net("wrn-28-10"), dwf])
-def test_an_attack_by_replays_finds_what_the_model_itself_would(model):
+def test_an_attack_by_replays_finds_the_same_examples(model):
     model = model()
     x, y = images(7), torch.arange(4)
     found = pgd(replaying(model), x, y, random_start=False, **ATTACK)
     torch.testing.assert_close(found, pgd(model, x, y, random_start=False, **ATTACK), atol=1e-12, rtol=0)
 
 
-def test_what_was_handed_out_stays():
+def test_results_are_not_overwritten_by_later_replays():
     model = net()
     replays = replaying(model)
     x = images(1).requires_grad_()
@@ -136,7 +136,7 @@ def test_what_was_handed_out_stays():
     assert torch.equal(logits, kept[0]) and torch.equal(first, kept[1])
 
 
-def test_a_way_back_after_another_pass_is_that_of_its_own_images():
+def test_a_backward_pass_after_another_forward_uses_its_own_images():
     model, x, other = net(), images(1).requires_grad_(), images(2).requires_grad_()
     replays = replaying(model)
     sums = [each.log_softmax(1)[:, 3].sum() for each in (replays(x), replays(other))]
@@ -146,7 +146,7 @@ def test_a_way_back_after_another_pass_is_that_of_its_own_images():
     )
 
 
-def test_a_second_way_back_is_as_the_first():
+def test_a_second_backward_pass_equals_the_first():
     model, x = net(), images(1).requires_grad_()
     total = replaying(model)(x).log_softmax(1)[:, 3].sum()
     for _ in range(2):
@@ -154,20 +154,20 @@ def test_a_second_way_back_is_as_the_first():
         torch.testing.assert_close(found, gradient(model, x.detach()), atol=1e-12, rtol=0)
 
 
-def test_several_passes_and_one_way_back():
+def test_several_forward_passes_and_one_backward():
     model, y = net(), torch.arange(4)
     found = pgd(replaying(model), images(1), y, eot=3, random_start=False, **ATTACK)
     torch.testing.assert_close(found, pgd(model, images(1), y, eot=3, random_start=False, **ATTACK), atol=1e-12, rtol=0)
 
 
-def test_a_second_gradient_is_refused_not_wrong():
+def test_double_backward_is_refused():
     x = images(1).requires_grad_()
     (first,) = torch.autograd.grad(replaying(net())(x).logsumexp(1).sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         first.sum().backward()
 
 
-def test_weights_written_in_place_count_and_weights_elsewhere_begin_anew():
+def test_weights_written_in_place_are_used_and_replaced_weights_restart_capturing():
     model = net()
     replays = replaying(model)
     other = net()
@@ -181,8 +181,8 @@ def test_weights_written_in_place_count_and_weights_elsewhere_begin_anew():
     assert replays.forward.kept == 0
 
 
-def test_a_training_refreshes_what_is_replayed():
-    # In float64, which no kernel but PyTorch's own computes with: others cannot be recorded.
+def test_replays_follow_a_training():
+    # In float64, where all kernels are PyTorch's own; others cannot be recorded.
     model = net().requires_grad_(True)
     copied = AttackCopy(model)
     attacked, y = copied.refresh(), torch.arange(4)
@@ -206,7 +206,7 @@ def test_at_most_two_shapes_are_kept(shapes):
     assert copied.forward.kept == min(len(set(shapes)), graphs.MAX_GRAPHS)
 
 
-def test_other_precisions_are_captured_apart():
+def test_each_precision_has_its_own_graph():
     copied = net().float()
     graphs.attach(copied)
     for mixed in (False, False, True, True, False, True):
@@ -217,7 +217,7 @@ def test_other_precisions_are_captured_apart():
 
 
 class Noisy(nn.Module):
-    """Its gradient is drawn."""
+    """Has a random gradient."""
 
     def __init__(self):
         super().__init__()
@@ -228,7 +228,7 @@ class Noisy(nn.Module):
 
 
 class Counting(nn.Module):
-    """Says another thing in every call, without drawing."""
+    """Returns other logits in every call, without random numbers."""
 
     def __init__(self):
         super().__init__()
@@ -242,7 +242,7 @@ class Counting(nn.Module):
 @pytest.mark.parametrize(
     ("model", "complaint"), [(Noisy, "differ"), (Counting, "differ"), (lambda: refusing(net()), "cannot be captured")]
 )
-def test_what_cannot_be_replayed_is_computed_as_usual(model, complaint, caplog):
+def test_models_that_cannot_be_replayed_are_computed_as_usual(model, complaint, caplog):
     model = model().double().requires_grad_(False)
     graphs.attach(model)
     for number in range(4):
@@ -252,7 +252,7 @@ def test_what_cannot_be_replayed_is_computed_as_usual(model, complaint, caplog):
 
 
 def refusing(model: nn.Module) -> nn.Module:
-    """As CUDA refuses what waits for the device."""
+    """Refuses to be captured, like a synchronisation on CUDA."""
 
     def hook(module, inputs, output):
         if torch.utils._python_dispatch._get_current_dispatch_mode() is not None:
@@ -272,7 +272,7 @@ def test_replays_that_are_no_faster_are_dropped(monkeypatch):
 
 
 @pytest.mark.parametrize(("taken", "kept"), [((2.0, 1.5, 1.0), 2), ((2.0, 1.0, 1.5), 1), ((2.0, 2.0, 2.0), None)])
-def test_a_mixtures_networks_are_captured_side_by_side_where_that_is_faster(monkeypatch, taken, kept):
+def test_a_mixtures_networks_are_captured_concurrently_if_that_is_faster(monkeypatch, taken, kept):
     times, used = iter(taken), []
     monkeypatch.setattr(graphs, "seconds", lambda call, device: next(times))
     monkeypatch.setattr(streams, "on_stream", lambda stream, call: used.append(stream) or call())
@@ -281,13 +281,13 @@ def test_a_mixtures_networks_are_captured_side_by_side_where_that_is_faster(monk
     for number in range(4):
         found = gradient(model, images(number))
         torch.testing.assert_close(found, gradient(expected, images(number)), atol=1e-12, rtol=0)
-    # Only while it is captured, and on no more streams than there are networks.
+    # During the capture only, and on at most one stream per network.
     assert used == [0, 1]
     assert [replay and replay.streams for replay in model.forward._kept.values()] == [kept]
 
 
 @pytest.mark.parametrize(("count", "expected"), [(1, []), (2, [0, 1, 0]), (3, [0, 1, 2]), (4, [0, 1, 2])])
-def test_parts_come_back_in_order(monkeypatch, count, expected):
+def test_concurrent_results_are_in_order(monkeypatch, count, expected):
     used = []
     monkeypatch.setattr(streams, "on_stream", lambda stream, call: used.append(stream) or call())
     with streams.use_streams(count):
@@ -295,14 +295,14 @@ def test_parts_come_back_in_order(monkeypatch, count, expected):
     assert used == expected
 
 
-def test_a_routed_model_is_left_alone():
+def test_a_routed_model_is_not_captured():
     model = build_moe_cnn("resnet18", 10, width=0.125).eval().requires_grad_(False)
     for each in (model, for_training(model)):
         graphs.attach(each)
         assert "forward" not in vars(each)
 
 
-def test_a_copy_of_a_copy_captures_for_itself():
+def test_a_copy_of_a_copy_captures_its_own_graph():
     model = net()
     twin = copy.deepcopy(replaying(model))
     assert twin.forward.kept == 0
@@ -315,7 +315,7 @@ def test_a_copy_of_a_copy_captures_for_itself():
 
 
 @pytest.mark.parametrize("asked", ["0", "", "1"])
-def test_it_is_off_unless_asked_for(monkeypatch, asked):
+def test_it_is_off_unless_enabled(monkeypatch, asked):
     monkeypatch.undo()
     monkeypatch.setenv(graphs.VARIABLE, asked)
     assert graphs.is_enabled(torch.device("cuda")) == (asked == "1")
@@ -323,7 +323,7 @@ def test_it_is_off_unless_asked_for(monkeypatch, asked):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
-def test_on_a_gpu_replays_are_the_models(monkeypatch):
+def test_on_a_gpu_replays_equal_the_model(monkeypatch):
     monkeypatch.undo()
     monkeypatch.setenv(graphs.VARIABLE, "1")
     monkeypatch.setattr(graphs, "MIN_SPEEDUP", 0.0)

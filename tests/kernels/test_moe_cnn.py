@@ -21,7 +21,7 @@ def draw(*shape: int, seed: int) -> torch.Tensor:
     return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
-def test_one_gated_relu_stands_for_the_gates_of_both_convolutions_around_it():
+def test_a_gated_relu_has_the_gradient_of_the_gates_of_both_convolutions_around_it():
     torch.manual_seed(0)
     first, second = (ChannelExpertConv2d(4, 4, 3, experts=2, padding=1).double() for _ in range(2))
     for conv in (first, second):
@@ -43,7 +43,7 @@ def test_one_gated_relu_stands_for_the_gates_of_both_convolutions_around_it():
 
 @pytest.mark.parametrize(("images", "channels", "size"), [(1, 8, 12), (9, 8, 12), (1, 1024, 4)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_packed_convolutions_compute_both_gates_gradient_along_with_the_images(
+def test_packed_convolutions_compute_both_gates_gradient_with_the_input_gradient(
     images, channels, size, dtype, monkeypatch
 ):
     original, asked = winograd.convolve, []
@@ -72,12 +72,12 @@ def test_packed_convolutions_compute_both_gates_gradient_along_with_the_images(
         # Where a sum is 0 to rounding, relu may pass it or not.
         error = (ours.double() - theirs).abs().quantile(0.95)
         assert error < (1e-5 if dtype == torch.float32 else 0.05) * theirs.abs().max()
-    # Channels of 1024 with so few tiles are PyTorch's.
+    # PyTorch is faster for 1024 channels with so few tiles.
     along = winograd.library() is not None and (channels < 1024 or images > 1)
     assert len(asked) == (len(route.unique()) if along else 0)
 
 
-def test_sorting_keeps_order_within_an_expert_and_finds_the_way_back():
+def test_sorting_is_stable_and_has_an_inverse():
     route = torch.tensor([1, 0, 3, 1, 0, 3])
     sorting = Sorting.of(route, 4)
     assert sorting.order.tolist() == [1, 4, 0, 3, 2, 5]
@@ -87,7 +87,7 @@ def test_sorting_keeps_order_within_an_expert_and_finds_the_way_back():
 
 
 def test_the_route_is_sorted_and_checked_once_per_pass(monkeypatch):
-    """The only wait for the device: in a copy for attacks, whatever the number of layers."""
+    """It is the only device synchronisation, whatever the number of layers."""
     original, asked = Sorting.of, []
     monkeypatch.setattr(Sorting, "of", lambda *given: asked.append(1) or original(*given))
     copied = AttackCopy(build_moe_cnn("resnet18", 3, width=1 / 16)).refresh()

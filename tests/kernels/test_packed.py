@@ -1,4 +1,4 @@
-"""Packed convolutions are PyTorch's, forwards and backwards, and notice when their weight changes."""
+"""Packed convolutions equal PyTorch's, forwards and backwards, and follow changes of their weight."""
 
 import copy
 import functools
@@ -21,7 +21,7 @@ CONVOLUTIONS = [
     (4, 5, 3, 1, 2, 2),
     (4, 5, 2, 1, 3, 1),  # padded further than it reaches
     (6, 6, 5, (1, 2), 2, 1),
-    (8, 24, 3, 1, 1, 1),  # what Winograd serves
+    (8, 24, 3, 1, 1, 1),  # supported by Winograd, like those below
     (16, 32, 3, 1, 0, 1),
     (16, 16, 3, 1, 2, 1),
     (64, 64, 3, 1, 1, 1),
@@ -35,7 +35,7 @@ def pair(*sizes, bias=True, dtype=torch.float32):
 
 
 def outcome(convolution, x):
-    """Outputs, and the gradient of a sum in which every one has its own weight."""
+    """Outputs, and the input gradient of their sum with a different factor for each."""
     x = x.clone(memory_format=torch.preserve_format).requires_grad_()
     y = convolution(x)
     factors = torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view_as(y)
@@ -46,7 +46,7 @@ def outcome(convolution, x):
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("sizes", CONVOLUTIONS)
-def test_same_as_the_plain_one(sizes, bias, memory_format):
+def test_equals_the_plain_convolution(sizes, bias, memory_format):
     plain, packed = pair(*sizes, bias=bias)
     x = torch.rand(2, sizes[0], 9, 10).to(memory_format=memory_format)
     for theirs, ours in zip(outcome(plain, x), outcome(packed, x), strict=True):
@@ -56,7 +56,7 @@ def test_same_as_the_plain_one(sizes, bias, memory_format):
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 4, 4), (7, 8, 32, 32), (3, 8, 5, 9)])
-def test_packed_for_one_shape_serves_all(shape):
+def test_a_weight_packed_for_one_shape_works_for_all(shape):
     plain, packed = pair(8, 8, 3, 1, 1)
     outcome(packed, torch.rand(2, 8, 16, 16))
     x = torch.rand(shape)
@@ -83,7 +83,7 @@ def test_images_with_a_border_are_not_padded(sizes):
         lambda weight: weight[1:].zero_(),
     ],
 )
-def test_a_changed_weight_is_packed_anew(change):
+def test_a_changed_weight_is_packed_again(change):
     plain, packed = pair(4, 4, 3, 1, 1)
     x = torch.rand(2, 4, 6, 6)
     before = outcome(packed, x)
@@ -95,7 +95,7 @@ def test_a_changed_weight_is_packed_anew(change):
         assert not torch.allclose(ours, old)
 
 
-def test_another_weight_is_noticed_where_the_old_one_has_lain():
+def test_a_new_weight_at_the_old_address_is_noticed():
     packed = pair(8, 8, 3, 1, 1)[1]
     x = torch.rand(1, 8, 8, 8)
     for value in range(1, 30):
@@ -107,7 +107,7 @@ def test_another_weight_is_noticed_where_the_old_one_has_lain():
 @pytest.mark.parametrize("relu", [False, True])
 @pytest.mark.parametrize("summed", [False, True])
 @pytest.mark.parametrize("sizes", CONVOLUTIONS)
-def test_sum_and_relu_behind_it(sizes, summed, relu):
+def test_residual_and_relu(sizes, summed, relu):
     plain, packed = pair(*sizes)
     x = torch.rand(2, sizes[0], 9, 10)
     other = torch.rand_like(plain(x)) if summed else None
@@ -129,7 +129,7 @@ def test_sum_and_relu_behind_it(sizes, summed, relu):
         torch.testing.assert_close(only, (by_hand(x, other) > 0).float() if relu else torch.ones_like(other))
 
 
-def test_a_summand_of_another_shape_is_spread_as_by_pytorch():
+def test_a_residual_of_another_shape_is_broadcast():
     plain, packed = pair(8, 8, 3, 1, 1)
     x, other = torch.rand(2, 8, 6, 6), torch.rand(8, 1, 1, requires_grad=True)
     ours, theirs = packed(x, other, relu=True), F.relu(plain(x) + other)
@@ -140,7 +140,7 @@ def test_a_summand_of_another_shape_is_spread_as_by_pytorch():
 
 
 @pytest.mark.parametrize("sizes", CONVOLUTIONS)
-def test_under_autocast_it_is_of_its_type(sizes):
+def test_under_autocast_it_has_autocasts_type(sizes):
     plain, packed = pair(*sizes)
     x = torch.rand(2, sizes[0], 9, 10)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -152,7 +152,7 @@ def test_under_autocast_it_is_of_its_type(sizes):
         torch.testing.assert_close(ours, theirs, rtol=0.02, atol=0.02 * float(theirs.abs().max()))
 
 
-def test_types_that_do_not_fit_are_refused_as_by_pytorch():
+def test_types_that_do_not_match_raise_pytorchs_error():
     plain, packed = pair(8, 8, 3, 1, 1)
     x = torch.rand(2, 8, 6, 6)
     for each in (plain, packed):
@@ -171,7 +171,7 @@ def test_other_types_follow_the_parameters(dtype):
         torch.testing.assert_close(ours, theirs)
 
 
-def test_what_it_does_not_serve_is_left_to_pytorch():
+def test_unsupported_calls_are_pytorchs():
     plain, packed = pair(4, 8, 3, 1, 1)
     assert torch.equal(packed(torch.rand(0, 4, 6, 6)), plain(torch.rand(0, 4, 6, 6)))
     image = torch.rand(4, 6, 6)
@@ -182,7 +182,7 @@ def test_what_it_does_not_serve_is_left_to_pytorch():
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda net: copy.deepcopy(nn.Sequential(net))[0]])
-def test_copies_are_of_their_own(copied):
+def test_copies_are_independent(copied):
     plain, packed = pair(4, 8, 3, 1, 1)
     x = torch.rand(2, 4, 6, 6)
     expected = packed(x)
@@ -208,7 +208,7 @@ def test_what_can_be_packed(convolution, expected):
     assert can_be_packed(convolution) is expected
 
 
-def test_hooks_are_kept_by_not_packing():
+def test_a_convolution_with_hooks_is_not_packed():
     convolution = nn.Conv2d(4, 4, 3)
     convolution.register_forward_hook(lambda module, inputs, output: output)
     assert not can_be_packed(convolution)

@@ -1,4 +1,4 @@
-"""Every fast twin computes what its definition in ``moat.models`` says: values, gradients, statistics."""
+"""Every fast twin equals its definition in ``moat.models``: values, gradients, statistics."""
 
 import copy
 import itertools
@@ -58,7 +58,7 @@ MODELS = {
 
 
 def made(name: str) -> nn.Module:
-    """In float64; a routed one with images for more than one expert."""
+    """In float64; if routed, with images for more than one expert."""
     torch.manual_seed(0)
     model = MODELS[name]().double()
     if isinstance(model, MoeCnn):

@@ -1,4 +1,4 @@
-"""The compiled convolution: PyTorch's up to rounding, and an image's result depends on that image alone."""
+"""The compiled convolution equals PyTorch's up to rounding; an image's result depends on that image alone."""
 
 import importlib.util
 import shutil
@@ -56,22 +56,22 @@ def form_and_options(weight, sizes):
 
 @compiled
 @pytest.mark.parametrize("sizes", SIZES)
-def test_as_exact_as_float32_allows(sizes):
+def test_equals_a_direct_convolution(sizes):
     x, weight, expected = case(*sizes)
     form, options = form_and_options(weight, sizes)
     y = winograd.convolve(x, form, len(weight), **options)
     assert y.shape == expected.shape and y.is_contiguous(memory_format=torch.channels_last)
-    # Sums of about unit size; a wrong tap or pixel would be off by a tenth.
+    # The sums have about unit size; a wrong tap or pixel would change them by a tenth.
     assert (y - expected).abs().max() < 1e-5
 
 
 @compiled
 @pytest.mark.parametrize(("stride", "times"), [(1, 4), (2, 1.2)])
-def test_rounding_is_two_and_a_half_times_a_direct_convolutions_and_with_a_stride_the_same(stride, times):
+def test_the_rounding_error_relative_to_a_direct_convolution(stride, times):
     torch.manual_seed(0)
     x, weight = images(8, 64, 16, 16).relu(), torch.randn(64, 64, 3, 3) / 24
     expected = F.conv2d(x.double(), weight.double(), padding=1, stride=stride)
-    # With the points 0, 1, -1, 2, -2 it would be five times.
+    # With the points 0, 1, -1, 2, -2 it would be five times as large.
     ours = winograd.convolve(x, winograd.transform_weight(weight, stride=stride), 64, stride=stride) - expected
     theirs = F.conv2d(x, weight, padding=1, stride=stride) - expected
     assert ours.square().mean() < (times * theirs.square().mean().sqrt()) ** 2
@@ -98,7 +98,7 @@ def test_the_gradient_of_a_strided_convolution(sizes, masked):
 @compiled
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("sizes", STRIDED)
-def test_that_gradient_is_an_images_own_and_in_bfloat16_rounded_once(sizes, threads):
+def test_that_gradient_depends_on_its_image_alone_and_is_rounded_once_in_bfloat16(sizes, threads):
     x, weight, y = case(*sizes, 1, 2)
     gradient = images(*y.shape, dtype=torch.bfloat16)
     form = winograd.transform_weight(weight.flip(2, 3).transpose(0, 1), stride=2)
@@ -115,7 +115,7 @@ def test_that_gradient_is_an_images_own_and_in_bfloat16_rounded_once(sizes, thre
 @compiled
 @pytest.mark.parametrize("dtype", winograd.TYPES)
 @pytest.mark.parametrize("given", ["nothing", "bias", "mask", "residual", "relu", "all"])
-def test_what_comes_before_and_behind(given, dtype):
+def test_mask_bias_residual_and_relu(given, dtype):
     torch.manual_seed(0)
     x, weight = images(3, 16, 9, 10, dtype=dtype), torch.randn(24, 16, 3, 3) / 12
     mask, residual = images(3, 16, 9, 10, dtype=dtype), images(3, 24, 9, 10, dtype=dtype)
@@ -133,7 +133,7 @@ def test_what_comes_before_and_behind(given, dtype):
 
 @compiled
 @pytest.mark.parametrize("sizes", SIZES)
-def test_bfloat16_is_the_result_in_float32_rounded_once(sizes):
+def test_bfloat16_is_the_float32_result_rounded_once(sizes):
     x, weight, _ = case(*sizes)
     x, (form, options) = x.bfloat16(), form_and_options(weight, sizes)
     narrow, wide = (winograd.convolve(each, form, len(weight), **options) for each in (x, x.float()))
@@ -160,7 +160,7 @@ def test_an_image_alone_has_the_same_bits(sizes, threads):
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("dtype", winograd.TYPES)
 @pytest.mark.parametrize("sizes", [size for size in SIZES if size[2] % 8 == 0])
-def test_where_it_lets_nothing_pass_and_what_comes_with_it(sizes, dtype, threads):
+def test_the_relu_mask_and_the_gates_sums(sizes, dtype, threads):
     x, weight, _ = case(*sizes)
     x, (form, options) = x.to(dtype), form_and_options(weight, sizes)
     y = winograd.convolve(x, form, len(weight), **options)
@@ -182,7 +182,7 @@ def test_where_it_lets_nothing_pass_and_what_comes_with_it(sizes, dtype, threads
 @pytest.mark.parametrize("relu", [False, True])
 @pytest.mark.parametrize("dtype", winograd.TYPES)
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_what_is_not_a_number_is_seen_behind_it(value, dtype, relu):
+def test_nan_and_infinity_reach_the_result(value, dtype, relu):
     x, weight = torch.zeros(2, 8, 12, 12, dtype=dtype), torch.ones(8, 8, 3, 3)
     x[0, 3, 5, 5] = value
     y = winograd.convolve(x, winograd.transform_weight(weight), 8, relu=relu)
@@ -193,7 +193,7 @@ def test_what_is_not_a_number_is_seen_behind_it(value, dtype, relu):
 
 
 @compiled
-def test_few_filters_are_padded_and_cut():
+def test_filters_that_are_no_multiple_of_8():
     x, weight, expected = case(2, 16, 3, 9, 9, 1)
     y = winograd.convolve(x, winograd.transform_weight(weight), 3)
     assert y.shape == expected.shape and y.is_contiguous(memory_format=torch.channels_last)
@@ -204,14 +204,14 @@ def test_few_filters_are_padded_and_cut():
 
 @compiled
 @pytest.mark.parametrize("channels", [8, 24])
-def test_images_that_do_not_fit_the_weight_are_refused(channels):
+def test_images_that_do_not_fit_the_weight_raise_an_error(channels):
     form = winograd.transform_weight(torch.randn(16, 16, 3, 3))
     with pytest.raises(ValueError, match=f"images of {channels} channels"):
         winograd.convolve(images(2, channels, 8, 8), form, 16)
 
 
 @compiled
-def test_inputs_may_lie_in_any_order():
+def test_inputs_may_have_any_strides():
     x, weight, expected = case(2, 16, 16, 8, 8, 1)
     form = winograd.transform_weight(weight.contiguous(memory_format=torch.channels_last))
     for each in (x.contiguous(), x.flip(3).flip(3), x.repeat(2, 1, 1, 1)[::2][:2]):
@@ -235,7 +235,7 @@ SUPPORTED = [
 
 @compiled
 @pytest.mark.parametrize(("shape", "stride", "dilation", "padding", "expected"), SUPPORTED)
-def test_what_it_supports(shape, stride, dilation, padding, expected):
+def test_supported_convolutions(shape, stride, dilation, padding, expected):
     weight = torch.zeros(shape)
     assert winograd.supports(weight, [stride] * 2, [dilation] * 2, [padding] * 2) is expected
     assert not winograd.supports(weight.double(), [stride] * 2, [dilation] * 2, [padding] * 2)
@@ -256,7 +256,7 @@ def test_without_a_library_convolutions_are_pytorchs(library, monkeypatch):
 
 
 def test_where_there_is_a_compiler_there_is_a_library():
-    """It is compiled when moat is installed: nobody shall find out by the time it takes that it was not."""
+    """A failed compilation during the installation must not go unnoticed."""
     if shutil.which("c++") is None:
         pytest.skip("no C++ compiler on this machine: convolutions are PyTorch's")
     if not winograd.available():
@@ -301,7 +301,7 @@ def test_a_library_of_another_source_is_not_used(monkeypatch, caplog):
 
 @pytest.fixture
 def build():
-    """hatch_build.py, as the installation runs it."""
+    """hatch_build.py as the installation runs it."""
     pytest.importorskip("hatchling", reason="hatchling is in the environment of a build only")
     spec = importlib.util.spec_from_file_location("hatch_build", ROOT / "hatch_build.py")
     module = importlib.util.module_from_spec(spec)
@@ -310,7 +310,7 @@ def build():
 
 
 @pytest.mark.parametrize("compiler", ["false", "/there/is/no/compiler"])
-def test_without_a_compiler_the_installation_goes_on(compiler, build, monkeypatch, tmp_path, capsys):
+def test_without_a_compiler_the_installation_succeeds(compiler, build, monkeypatch, tmp_path, capsys):
     old = tmp_path / "compiled" / "winograd_avx2.so"
     old.parent.mkdir()
     old.write_text("compiled from an earlier source")
@@ -320,6 +320,6 @@ def test_without_a_compiler_the_installation_goes_on(compiler, build, monkeypatc
     assert "convolutions stay PyTorch's" in capsys.readouterr().err
 
 
-def test_flags_say_what_the_source_is(build):
+def test_hatch_build_names_the_same_source_and_instruction_sets(build):
     assert tuple(build.INSTRUCTION_SETS) == winograd.INSTRUCTION_SETS
     assert (ROOT / build.SOURCE) == winograd.SOURCE
