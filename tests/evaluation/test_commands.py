@@ -110,10 +110,19 @@ def test_finished_settings_of_something_else_are_not_used(inside, capsys, change
     assert "before" not in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 75)])
+# A shell that starts these tests in the background lets its children ignore Ctrl-C.
+AS_FROM_A_TERMINAL = """
+import signal, sys
+from moat.commands.cli import main
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 75), (signal.SIGINT, 75)])
 def test_a_stopped_evaluation_loses_one_setting_at_most(inside, number, code):
     out = inside / "dramoe.parquet"
-    command = [sys.executable, "-m", "moat", "evaluate", "--run", "run", "--suite", "dramoe"]
+    command = [sys.executable, "-c", AS_FROM_A_TERMINAL, "evaluate", "--run", "run", "--suite", "dramoe"]
     command += ["--out", str(out), "--work", str(inside / "work")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:

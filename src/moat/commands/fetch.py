@@ -1,4 +1,4 @@
-"""Download a dataset's files, verify them, and list them in a manifest. Resumes where an earlier call stopped."""
+"""Download a data set's files, verify them, and list them in a manifest. Resumes where an earlier call stopped."""
 
 import os
 from argparse import ArgumentParser, Namespace
@@ -49,10 +49,10 @@ def run(request: Request) -> None:
 
 
 def described(project: Project, name: str) -> dict[str, Any]:
-    """A dataset's description, its local folder, if it has one, made absolute.
+    """A data set's description, with an absolute path where it names a local folder.
 
     Raises:
-        ConfigError: unknown dataset, or a description whose name is not its file's.
+        ConfigError: unknown data set, or a description whose name is not its file's.
     """
     spec = project.dataset(name)
     if spec["name"] != name:
@@ -63,20 +63,13 @@ def described(project: Project, name: str) -> dict[str, Any]:
 
 
 def chosen_mirror(option: str | None, project: Project) -> str | None:
-    """The mirror by option, environment or configuration, in this order; None: the official addresses.
+    """The mirror from the option, $MOAT_MIRROR or config/config.yaml, in this order; None: the official addresses.
 
     A relative path is relative to the working directory in the first two, to the project in the third.
     """
-    if option or os.environ.get("MOAT_MIRROR"):
-        return option or os.environ["MOAT_MIRROR"]
-    configured = configured_mirror(project)
-    if configured is None or "://" in configured:
-        return configured
-    return str(project.root / configured)
-
-
-def configured_mirror(project: Project) -> str | None:
-    """``data.mirror`` of ``config/config.yaml``, if there is one."""
+    if given := option or os.environ.get("MOAT_MIRROR"):
+        return given
     if not (project.root / "config" / "config.yaml").is_file():
         return None
-    return (project.config().get("data") or {}).get("mirror")
+    configured = (project.config().get("data") or {}).get("mirror")
+    return configured if configured is None or "://" in configured else str(project.root / configured)

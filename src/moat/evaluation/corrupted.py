@@ -1,4 +1,4 @@
-"""Corruptions as settings of a suite: on published images where they are at hand, else on generated ones."""
+"""Corruptions as settings of a suite: the published images where they are prepared, else generated ones."""
 
 import dataclasses
 import logging
@@ -19,7 +19,7 @@ from moat.evaluation.target import EvaluationTarget
 
 log = logging.getLogger(__name__)
 
-# Published images have the severities of their own benchmark.
+# The only benchmark whose images are published with these severities.
 _PUBLISHED = "cifar10-c"
 
 
@@ -28,7 +28,7 @@ def is_corruption(attack: Attack) -> bool:
 
 
 def with_images(plan: SuitePlan, target: EvaluationTarget) -> SuitePlan:
-    """The plan, its corruptions on published images where their prepared file lies beside the target's data set."""
+    """The plan with corruptions on published images, if their prepared file lies beside the target's data set."""
     if not any(map(is_corruption, plan.settings.values())):
         return plan
     official = OfficialCorruptions.beside(target.data_path)
@@ -49,12 +49,12 @@ def prepared(
     indices: Sequence[int],
     seed: int = 0,
 ) -> dict[str, Attack]:
-    """The settings of a suite, its corruptions with what their images come from; other settings as they are.
+    """The settings of a suite, its corruptions with the source of their images; other settings unchanged.
 
     Args:
-        official: published images, used for the settings with CIFAR-10-C's severities.
-        labels, indices: of all examples that will be evaluated, to find their published versions.
-        seed: the evaluation's.
+        official: published images, used for settings with CIFAR-10-C's severities.
+        labels, indices: of all examples to evaluate, by which their published versions are found.
+        seed: of the evaluation.
     """
     found = {}
     for name, attack in settings.items():
@@ -70,7 +70,7 @@ def prepared(
 
 def _published(name: str, attack: Attack, official: OfficialCorruptions, labels, indices, seed: int) -> Attack:
     corruption, severity = attack.parameters["corruption"], attack.parameters["severity"]
-    # The runner gives an example the generator of its index: by the generator's seed the example is found again.
+    # The runner seeds an example's generator with its index, so that the seed identifies the example.
     places = {derive_seed(seed, 0, f"evaluate {name}", int(index)): place for place, index in enumerate(indices)}
     images: list[np.ndarray] = []
 
@@ -89,7 +89,7 @@ def _published(name: str, attack: Attack, official: OfficialCorruptions, labels,
 
 
 def summary(frame: pd.DataFrame, settings: Mapping[str, Attack]) -> dict[str, Any]:
-    """For the record: where the corrupted images came from, mean accuracies over severities and over everything.
+    """Where the corrupted images come from, and mean accuracies per corruption and over all of them.
 
     Returns:
         ``{}`` without corruptions; else ``{"corruptions": {severities: {"source": …, "mean": {corruption: {"accuracy",

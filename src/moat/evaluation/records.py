@@ -1,4 +1,4 @@
-"""Rows on disk: parquet files with what made them, and evaluations that an interruption cannot undo."""
+"""Evaluations on disk: rows as parquet, their description as JSON, and the cache from which a stopped one resumes."""
 
 import hashlib
 import io
@@ -46,9 +46,12 @@ def _to_parquet(frame: pd.DataFrame, metadata: Mapping[str, Any]) -> bytes:
 
 @dataclass(frozen=True)
 class Measured:
-    """The rows of one setting or worst case, the seconds that they took, and what the attack noticed.
+    """The measured rows of one setting or worst case.
 
-    ``kept``: an earlier process measured all of them.
+    Attributes:
+        seconds: how long measuring them took.
+        kept: whether all of them were measured before and read from the cache.
+        flags: what the attack noticed about the model: name of the flag -> message.
     """
 
     name: str
@@ -59,10 +62,10 @@ class Measured:
 
 
 class ShardCache:
-    """Keeps each shard of an evaluation in a file of ``folder`` once it is measured, with what it was made from.
+    """Keeps every measured shard of an evaluation in a file of ``folder``, with a fingerprint of what it was made from.
 
     Attributes:
-        seconds: what the shards took to measure, now or before.
+        seconds: how long the shards took to measure, now or before.
         kept: whether all of them were measured before.
     """
 
@@ -89,13 +92,13 @@ class ShardCache:
 def _write_shard(path: Path, rows: pd.DataFrame, metadata: Mapping[str, Any]) -> None:
     """Rows and metadata, with their sha256 in a file beside: parquet itself misses some corrupted bytes."""
     content = _to_parquet(rows, metadata)
-    # Before the shard: one that is there can then be used.
+    # First, so that a shard without its sha256 does not occur.
     write_text(path.with_suffix(".sha256"), hashlib.sha256(content).hexdigest())
     write_bytes(path, content)
 
 
 def _read_shard(path: Path) -> tuple[pd.DataFrame, dict[str, Any]] | None:
-    """Rows and metadata of :func:`_write_shard`; None where there are none, or other bytes than were written."""
+    """Rows and metadata as :func:`_write_shard` wrote them; None where the file is missing or damaged."""
     digest = path.with_suffix(".sha256")
     if not path.exists() or not digest.exists():
         return None
@@ -120,15 +123,15 @@ def evaluate_by_setting(
     seed: int = 0,
     worst_case: Mapping[str, Mapping[str, Attack]] | None = None,
 ) -> Iterator[Measured]:
-    """Evaluate setting by setting (see :func:`moat.evaluation.evaluate`), every shard kept once it is measured.
+    """Evaluate setting by setting (see :func:`moat.evaluation.evaluate`), caching every shard once it is measured.
 
     A shard is a setting, one stage of it (one attack of AutoAttack, one view of an adaptive attack), or about a
     thousand examples of either.
 
     Args:
-        folder: for one file a shard. A file there is used instead of measuring again if it was made with the same
+        folder: of the cached shards. A shard there is used instead of measuring again if it was made with the same
             ``identity``, setting, seed and examples, whatever the batch size.
-        identity: what the rows depend on beside that: hashes of model, data and sources, as JSON content.
+        identity: what else the rows depend on: hashes of model, data and sources, as JSON content.
     """
     worst_case = worst_case or {}
     check_attacks(model, settings, worst_case, batch_size)
@@ -148,10 +151,10 @@ def evaluate_by_setting(
 def evaluate_suite(
     target: EvaluationTarget, plan: SuitePlan, *, folder: Path, sources: Mapping[str, str]
 ) -> Iterator[Measured]:
-    """Every setting and worst case of a plan on its target, shards kept in ``folder``.
+    """Measure every setting and worst case of a plan, caching shards in ``folder``.
 
     Args:
-        sources: hashes of the code that measures; shards that other code has measured are measured again.
+        sources: hashes of the code that measures; what other code has measured is measured again.
     """
     return evaluate_by_setting(
         target.model,
@@ -169,7 +172,7 @@ def evaluate_suite(
 def write_evaluation(
     path: Path, target: EvaluationTarget, plan: SuitePlan, measured: Sequence[Measured], sources: Mapping[str, str]
 ) -> dict[str, Any]:
-    """Write the rows to ``path`` (.parquet), and what they are to the .json beside; return the latter's content."""
+    """Write the rows to ``path`` (.parquet) and their description to the .json beside it; return the description."""
     frame = pd.concat([each.rows for each in measured], ignore_index=True)
     seconds = {each.name: each.seconds for each in measured}
     total = sum(seconds.values())

@@ -1,4 +1,4 @@
-"""An evaluation in the shape of RobustBench's model_info files, for comparison with its leaderboard."""
+"""An evaluation in the format of RobustBench's model_info files, for comparison with its leaderboard."""
 
 from collections.abc import Mapping
 from fractions import Fraction
@@ -6,24 +6,25 @@ from typing import Any
 
 from moat.base.errors import ConfigError
 
-# Beyond this many images a result is called the full test set's; RobustBench takes all 10,000.
+# RobustBench evaluates on all of its 10,000 test images; fewer are called a subset.
 FULL = 10_000
-SIZES = {"n_iter": 100, "n_targets": 9, "n_queries": 5000}
+# Parameters of AutoAttack as RobustBench runs it; smaller values are weaker attacks.
+STANDARD = {"n_iter": 100, "n_targets": 9, "n_queries": 5000}
 
 
 def entry(evaluation: Mapping[str, Any], method: Mapping[str, Any]) -> dict[str, Any]:
-    """The entry of one evaluation with AutoAttack in it.
+    """The entry of an evaluation that includes AutoAttack.
 
-    Accuracies are in percent, as text. ``autoattack_acc`` is the worst of all AutoAttack settings of the evaluation,
-    each on its own examples; ``external`` the worst case over all its attacks, where the suite has one. What
-    RobustBench asks of people (authors, venue) is left to them.
+    Accuracies are in percent, as text. ``autoattack_acc`` is the lowest accuracy under any AutoAttack setting, each on
+    its own examples; ``external`` the worst case over all attacks, where the suite has one. Authors and venue are left
+    for people to fill in.
 
     Args:
-        evaluation: the JSON content beside the rows.
-        method: the recipe of the run's method, empty for a model from elsewhere.
+        evaluation: the JSON beside the rows.
+        method: the recipe of the run's method; empty for a model from elsewhere.
 
     Raises:
-        ConfigError: there is no AutoAttack, or no clean accuracy, in the evaluation.
+        ConfigError: the evaluation has no AutoAttack, or no clean accuracy.
     """
     settings, accuracy, run = evaluation["settings"], evaluation["accuracy"], evaluation["run"]
     attacks = [name for name in accuracy if settings.get(name, {}).get("attack") == "autoattack"]
@@ -53,12 +54,12 @@ def entry(evaluation: Mapping[str, Any], method: Mapping[str, Any]) -> dict[str,
 
 
 def _footnote(evaluation: Mapping[str, Any], attacks: list[str], clean: str) -> str:
-    """What a reader must know: how many images, what is not AutoAttack's own setting, which flags were raised."""
+    """What qualifies the numbers: how many images, settings weaker than AutoAttack's own, and flags."""
     settings, accuracy = evaluation["settings"], evaluation["accuracy"]
     said = [f"clean accuracy on {accuracy[clean]['n']} images"]
     for name in attacks:
         n, parameters = accuracy[name]["n"], settings[name]
-        reduced = [f"{key} {parameters[key]}" for key, full in SIZES.items() if parameters.get(key, full) < full]
+        reduced = [f"{key} {parameters[key]}" for key, full in STANDARD.items() if parameters.get(key, full) < full]
         view = f", gradients through the view {parameters['view']!r}" if parameters.get("view") else ""
         less = f", weaker than standard: {', '.join(reduced)}" if reduced else ""
         subset = " (a subset)" if n < FULL else ""
