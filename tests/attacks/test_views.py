@@ -150,9 +150,9 @@ def test_views_of_a_weighted_mixture():
 
 def test_views_of_a_synergy():
     model, x = mixture("soe", experts=2), images(6)
-    logits, trust = zip(*(expert.judge(x) for expert in model.experts), strict=True)
+    logits, factor = zip(*(expert.answer(x) for expert in model.experts), strict=True)
     torch.testing.assert_close(view(model, "average")(x), (logits[0] + logits[1]) / 2)
-    sure = torch.stack([t * z.softmax(1).max(1).values for z, t in zip(logits, trust, strict=True)])
+    sure = torch.stack([t * z.softmax(1).max(1).values for z, t in zip(logits, factor, strict=True)])
     weights = sure.exp() / sure.exp().sum(0)
     torch.testing.assert_close(
         view(model, "soft")(x), weights[0][:, None] * logits[0] + weights[1][:, None] * logits[1]

@@ -7,7 +7,7 @@ from torch import nn
 from moat import models
 from moat.kernels import for_attack
 from moat.models import ChannelExpertConv2d, build_mixture, build_moe_cnn
-from moat.models.moe.mixtures import WeightedMixture
+from moat.models.moe.weighted import WeightedMixture
 
 SMALL = {"width": 1 / 16, "image_size": 16}
 MODELS = {

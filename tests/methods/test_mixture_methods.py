@@ -21,7 +21,7 @@ from moat.methods.base import Step
 from moat.methods.dwf_expert_fgsm import draw_one
 from moat.methods.mocse import binary_losses
 from moat.methods.soe import WEIGHTS, confidence_loss, expert_losses, phase_at
-from moat.models.moe.mixtures import confidence
+from moat.models.moe.soe import confidence
 from moat.training import engine, runs
 from moat.training.models import load_model
 
@@ -210,11 +210,11 @@ def test_soe_loss_in_both_phases(epoch):
     model = double(method.model).train()
     expected = 0.0
     for images, labels in ((x, y), (torch.cat(parts), torch.cat([y] * len(parts)))):
-        judged = [expert.judge(images.double()) for expert in model.experts]
+        answers = [expert.answer(images.double()) for expert in model.experts]
         total = 0.0
         for b, label in enumerate(labels.tolist()):
-            p = [logits[b].softmax(0) for logits, _ in judged]
-            r = torch.stack([trust[b] * p[i].max() for i, (_, trust) in enumerate(judged)])
+            p = [logits[b].softmax(0) for logits, _ in answers]
+            r = torch.stack([factor[b] * p[i].max() for i, (_, factor) in enumerate(answers)])
             ce = torch.stack([-p_i[label].log() for p_i in p])
             omega = (-ce).softmax(0) if epoch == 0 else r.softmax(0)
             bce = [-(p[i][label] * r[i].log() + (1 - p[i][label]) * (1 - r[i]).log()) for i in range(2)]
@@ -267,18 +267,18 @@ def test_the_target_of_the_confidence_loss_has_no_gradient():
     """Against finite differences of the loss with target, and where it is right the largest probability, held fixed."""
     g = torch.Generator().manual_seed(1)
     logits = torch.randn(2, 5, 4, dtype=torch.float64, generator=g)
-    trust = torch.rand(2, 5, dtype=torch.float64, generator=g)
+    factor = torch.rand(2, 5, dtype=torch.float64, generator=g)
     y = torch.randint(4, (5,), generator=g)
     fixed = logits.softmax(-1)
     target = fixed[:, torch.arange(5), y]
 
     def loss(z):
         largest = torch.where(z.argmax(-1) == y, fixed.amax(-1), z.softmax(-1).amax(-1))
-        r = trust * largest
+        r = factor * largest
         return -(target * r.log() + (1 - target) * (1 - r).log()).mean()
 
     given = logits.clone().requires_grad_()
-    confidence_loss(given, trust, y).backward()
+    confidence_loss(given, factor, y).backward()
     for index in [(i, b, k) for i in range(2) for b in range(5) for k in range(4)]:
         up, down = logits.clone(), logits.clone()
         up[index] += 1e-6
@@ -289,12 +289,12 @@ def test_the_target_of_the_confidence_loss_has_no_gradient():
 @pytest.mark.parametrize("favoured", ["best", "confidence"])
 def test_soe_weights_sum_to_one_and_have_no_gradient(favoured):
     g = torch.Generator().manual_seed(0)
-    logits, trust = torch.randn(3, 5, 4, generator=g).requires_grad_(), torch.rand(3, 5, generator=g).requires_grad_()
+    logits, factor = torch.randn(3, 5, 4, generator=g).requires_grad_(), torch.rand(3, 5, generator=g).requires_grad_()
     losses = expert_losses(logits, torch.arange(5) % 4)
-    weights = WEIGHTS[favoured](logits, trust, losses, 2.0)
+    weights = WEIGHTS[favoured](logits, factor, losses, 2.0)
     torch.testing.assert_close(weights.sum(0), torch.ones(5))
     assert not weights.requires_grad
-    favourite = losses.argmin(0) if favoured == "best" else confidence(logits, trust).argmax(0)
+    favourite = losses.argmin(0) if favoured == "best" else confidence(logits, factor).argmax(0)
     assert torch.equal(weights.argmax(0), favourite)
 
 

@@ -9,7 +9,7 @@ from moat.base.errors import ConfigError, DataError
 from moat.models import nets
 from moat.models.moe import build_mixture, statistics
 from moat.models.moe.experts import Experts, load_experts
-from moat.models.moe.mixtures import confidence, most_confident
+from moat.models.moe.soe import confidence, most_confident
 
 KINDS = ("dwf", "sramoe", "soe", "mocse")
 
@@ -97,23 +97,23 @@ def test_the_gate_and_every_expert_get_a_gradient():
 def test_soe_answers_with_its_most_confident_expert():
     model, x = tiny("soe", experts=3), images(20)
     for index, expert in enumerate(model.experts):
-        expert.trust.bias.fill_(0.1 * index)
-    logits, trust = model.judge(x)
+        expert.confidence_head.bias.fill_(0.1 * index)
+    logits, factor = model.answers(x)
     for b in range(20):
-        of_each = [float(trust[i, b] * logits[i, b].softmax(0).max()) for i in range(3)]
+        of_each = [float(factor[i, b] * logits[i, b].softmax(0).max()) for i in range(3)]
         best = max(range(3), key=of_each.__getitem__)
         torch.testing.assert_close(model(x)[b], model.experts[best](x)[b], rtol=1e-10, atol=1e-10)
         assert model.route_logits(x)[b].tolist() == pytest.approx(of_each) and max(of_each) < 1
 
 
 def test_soe_choice_has_no_gradient():
-    """Only the chosen expert's class logits carry one: neither the trust nor the experts that are not heard."""
+    """Only the chosen expert's class logits carry one: neither the factor nor the other experts."""
     g = torch.Generator().manual_seed(0)
     logits = torch.randn(3, 8, 4, generator=g).requires_grad_()
-    trust = torch.rand(3, 8, generator=g).requires_grad_()
-    most_confident(logits, trust).square().sum().backward()
-    assert trust.grad is None
-    chosen = confidence(logits, trust).argmax(0)
+    factor = torch.rand(3, 8, generator=g).requires_grad_()
+    most_confident(logits, factor).square().sum().backward()
+    assert factor.grad is None
+    chosen = confidence(logits, factor).argmax(0)
     for i in range(3):
         for b in range(8):
             assert bool(logits.grad[i, b].abs().sum() > 0) == bool(chosen[b] == i)

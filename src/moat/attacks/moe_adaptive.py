@@ -13,8 +13,9 @@ from moat.attacks.parts.objectives import OBJECTIVES, make_objective, margin
 from moat.attacks.parts.restarts import worst_of
 from moat.attacks.parts.stages import Stage, in_turn
 from moat.attacks.parts.steps import Randomness, ascend, frozen, random_start_point
-from moat.attacks.parts.views import DETACHED, RouterScores, View, views_of
+from moat.attacks.parts.views import DETACHED, RouterScores, views_of
 from moat.base.errors import ConfigError
+from moat.models.moe.views import View
 
 
 def moe_adaptive(

@@ -64,6 +64,11 @@ def modules(package: str) -> dict[str, Path]:
     return found
 
 
+def project_modules(package: str) -> dict[str, Path]:
+    """Those of :func:`modules` that are the project's."""
+    return {name: path for name, path in modules(package).items() if path.parent != _PACKAGE / package}
+
+
 def shown(path: Path) -> str:
     """A plug-in's file as messages name it: from the project, or from the folder that holds the package."""
     for above in (_PACKAGE.parent, _project):
@@ -98,21 +103,69 @@ def method_classes() -> dict[str, Path]:
     return {stem.replace("_", "-"): path for stem, path in modules("methods").items() if stem not in _SHARED}
 
 
-def method_parameters(name: str) -> dict[str, Parameter]:
-    """The recipe keys that a method class declares in ``PARAMETERS``, those of its bases first.
+def recipe_parameters(method_class: str, model: Mapping[str, Any]) -> dict[str, Parameter]:
+    """The recipe keys that a method class declares in ``PARAMETERS``, those of its bases first, and its mixture's.
 
     A key is dotted where it lies inside a mapping: ``"loss.beta"``.
 
+    Args:
+        model: the recipe's ``model``, in which a class without a ``MIXTURE`` lets it choose one.
+
     Raises:
-        ConfigError: no such class, a module without ``METHOD``, or a declaration that is no literal; names the file.
+        ConfigError: no such class or mixture, a module without ``METHOD``, or a declaration that is no literal; names
+            the file.
     """
+    found: dict[str, Parameter] = {}
+    for path, name, attributes in _lineage(method_class):
+        found |= _declared(attributes.get("PARAMETERS"), f"{shown(path)}: {name}.PARAMETERS")
+    if _own_mixture(method_class) is None:
+        found["model.mixture"] = _CHOICE
+    mixture = mixture_of(method_class, model)
+    if mixture is None:
+        return found
+    known = mixtures()
+    if mixture not in known:
+        raise ConfigError("model.mixture: " + unknown_name(mixture, known, what="mixture"))
+    declared = _declared(_names(known[mixture]).get("PARAMETERS"), f"{shown(known[mixture])}: PARAMETERS")
+    return found | {f"model.{key}": parameter for key, parameter in declared.items()}
+
+
+_CHOICE = Parameter(
+    {"type": "string", "required": False, "description": "a mixture of experts in place of a single net"},
+    "moat/methods/base.py: Method.MIXTURE",
+)
+
+
+def mixture_of(method_class: str, model: Mapping[str, Any]) -> str | None:
+    """The mixture that a method class trains: its own, or the one that the recipe's ``model`` names; None for a net."""
+    return _own_mixture(method_class) or model.get("mixture")
+
+
+def _own_mixture(method_class: str) -> str | None:
+    written = [
+        (attributes["MIXTURE"], f"{shown(path)}: {name}.MIXTURE")
+        for path, name, attributes in _lineage(method_class)
+        if "MIXTURE" in attributes
+    ]
+    return _literal(*written[-1]) if written else None
+
+
+def _lineage(method_class: str) -> list[tuple[Path, str, dict[str, Any]]]:
+    """(file, name, attributes as written) of a method class, its bases before it."""
     classes = method_classes()
-    if name not in classes:
-        raise ConfigError(unknown_name(name, classes, what="method class"))
-    method = _names(classes[name]).get("METHOD")
+    if method_class not in classes:
+        raise ConfigError(unknown_name(method_class, classes, what="method class"))
+    path = classes[method_class]
+    method = _names(path).get("METHOD")
     if not isinstance(method, ast.Name | ast.Attribute):
-        raise ConfigError(no_method(classes[name], method and ast.unparse(method)))
-    return _parameters_of(classes[name], method)
+        raise ConfigError(no_method(path, method and ast.unparse(method)))
+    return _class_and_bases(path, method)
+
+
+def mixtures() -> dict[str, Path]:
+    """The names of the mixtures of experts, and their files: modules with a ``MIXTURE``."""
+    files = [*sorted((_PACKAGE / "models" / "moe").glob("*.py")), *project_modules("models").values()]
+    return {path.stem.replace("_", "-"): path for path in files if "MIXTURE" in _names(path)}
 
 
 def no_method(path: str | Path, found: str | None) -> str:
@@ -124,34 +177,33 @@ def no_method(path: str | Path, found: str | None) -> str:
     )
 
 
-def _parameters_of(path: Path, reference: ast.expr | None) -> dict[str, Parameter]:
-    """What the class declares that a file calls ``reference``; nothing where the source does not show which one."""
+def _class_and_bases(path: Path, reference: ast.expr) -> list[tuple[Path, str, dict[str, Any]]]:
+    """As :func:`_lineage`, of the class that a file calls ``reference``; nothing where the sources do not show it."""
     names = _names(path)
     if isinstance(reference, ast.Attribute) and isinstance(reference.value, ast.Name):
         module, name = names.get(reference.value.id), reference.attr
     elif isinstance(reference, ast.Name) and isinstance(names.get(reference.id), ast.ClassDef):
-        return _own_and_inherited(path, names[reference.id])
+        definition = names[reference.id]
+        bases = [each for base in reversed(definition.bases) for each in _class_and_bases(path, base)]
+        return [*bases, (path, definition.name, _names_of(definition.body))]
     elif isinstance(reference, ast.Name) and isinstance(names.get(reference.id), str):
         module, _, name = names[reference.id].rpartition(".")
     else:
-        return {}
+        return []
     defined_in = _file_of(module)
-    return _parameters_of(defined_in, ast.Name(name)) if defined_in else {}
+    return _class_and_bases(defined_in, ast.Name(name)) if defined_in else []
 
 
-def _own_and_inherited(path: Path, definition: ast.ClassDef) -> dict[str, Parameter]:
-    found: dict[str, Parameter] = {}
-    for base in reversed(definition.bases):
-        found |= _parameters_of(path, base)
-    declared = _names_of(definition.body).get("PARAMETERS")
-    if declared is None:
-        return found
-    where = f"{shown(path)}: {definition.name}.PARAMETERS"
+def _declared(parameters: ast.expr | None, where: str) -> dict[str, Parameter]:
+    found = {} if parameters is None else _literal(parameters, where)
+    return {key: Parameter(allowed, where) for key, allowed in found.items()}
+
+
+def _literal(value: ast.expr, where: str) -> Any:
     try:
-        own = ast.literal_eval(declared)
+        return ast.literal_eval(value)
     except ValueError as error:
         raise ConfigError(f"{where}: must be a literal, so that a plan can read it without importing torch") from error
-    return found | {key: Parameter(allowed, where) for key, allowed in own.items()}
 
 
 def _file_of(module: object) -> Path | None:
@@ -188,17 +240,18 @@ def _names_of(body: list[ast.stmt]) -> dict[str, Any]:
 
 
 # -- nets, figures, probes, measures -----------------------------------------------
-@functools.cache
 def archs() -> tuple[str, ...]:
-    """The names that :func:`moat.models.nets.build` knows: the keys of every ``NETS`` in :mod:`moat.models.nets`."""
-    return tuple(sorted(name for path in (_PACKAGE / "models" / "nets").glob("*.py") for name in _keys(path, "NETS")))
+    """The names that :func:`moat.models.nets.build` knows: the keys of every ``NETS``."""
+    return tuple(sorted(name for path in _net_files(_PACKAGE) for name in _keys(path, "NETS")))
 
 
 def net_file(arch: str, package: Path = _PACKAGE) -> Path | None:
-    """The module of :mod:`moat.models.nets` that declares ``arch``; None where none does."""
-    return next(
-        (path for path in sorted((package / "models" / "nets").glob("*.py")) if arch in _keys(path, "NETS")), None
-    )
+    """The module that declares ``arch`` in its ``NETS``; None where none does."""
+    return next((path for path in _net_files(package) if arch in _keys(path, "NETS")), None)
+
+
+def _net_files(package: Path) -> list[Path]:
+    return [*sorted((package / "models" / "nets").glob("*.py")), *project_modules("models").values()]
 
 
 @functools.cache

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from moat.base.errors import ConfigError, unknown_name
-from moat.base.plugins import Parameter, method_parameters
+from moat.base.plugins import Parameter, recipe_parameters
 from moat.config import schema
 
 # Of a declaration, beside what JSON Schema means by these words.
@@ -36,7 +36,7 @@ def check(recipe: Mapping[str, Any], name: str, layers: Sequence[tuple[str, Mapp
     Raises:
         ConfigError: names the layer that holds the fault, the key, what is allowed, and where that is declared.
     """
-    declared = method_parameters(recipe["class"])
+    declared = _declared(recipe)
     composed = json.dumps([recipe["class"], {key: [each.allowed, each.where] for key, each in declared.items()}])
     known = composed + json.dumps(recipe, default=repr)
     if known in _VALID:
@@ -54,6 +54,11 @@ def check(recipe: Mapping[str, Any], name: str, layers: Sequence[tuple[str, Mapp
                 said = unknown_name(key, [each for each in recipe if isinstance(recipe[each], Mapping)], what="key")
                 raise ConfigError(f"config/methods/{name}.yaml: cost.{part}: {said}")
     _VALID.add(known)
+
+
+def _declared(recipe: Mapping[str, Any]) -> dict[str, Parameter]:
+    model = recipe.get("model", {})
+    return recipe_parameters(recipe["class"], model if isinstance(model, Mapping) else {})
 
 
 @functools.cache
@@ -137,7 +142,7 @@ def _declared_in(fault, name: str, declared: Mapping[str, Parameter]) -> str:
 def with_defaults(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """The recipe with the declared defaults of its class, where it says nothing."""
     result = copy.deepcopy(dict(recipe))
-    for key, parameter in method_parameters(recipe["class"]).items():
+    for key, parameter in _declared(recipe).items():
         if "default" in parameter.allowed:
             *parents, last = key.split(".")
             node = result
@@ -149,12 +154,12 @@ def with_defaults(recipe: Mapping[str, Any]) -> dict[str, Any]:
 
 def of_type(recipe: Mapping[str, Any], kind: str) -> list[str]:
     """The keys of a recipe whose declared ``type`` is ``kind``, and that it has."""
-    declared = method_parameters(recipe["class"])
+    declared = _declared(recipe)
     return [key for key, parameter in declared.items() if parameter.allowed.get("type") == kind and key in recipe]
 
 
 def followers(recipe: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """(key, the key that it follows) of a recipe's class."""
-    for key, parameter in method_parameters(recipe["class"]).items():
+    for key, parameter in _declared(recipe).items():
         if "follows" in parameter.allowed:
             yield key, parameter.allowed["follows"]

@@ -6,7 +6,7 @@ import torch
 
 from moat.kernels.streams import run_concurrently
 from moat.models.moe.experts import Experts
-from moat.models.moe.mixtures import SynergyOfExperts
+from moat.models.moe.soe import SynergyOfExperts
 
 
 class ConcurrentExperts(Experts):
@@ -18,8 +18,8 @@ class ConcurrentExperts(Experts):
 
 
 class ConcurrentSynergyOfExperts(SynergyOfExperts):
-    def judge(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def answers(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         x = x.contiguous(memory_format=torch.channels_last)
-        answers = run_concurrently([functools.partial(expert.judge, x) for expert in self.experts])
-        logits, trust = zip(*answers, strict=True)
-        return torch.stack(logits), torch.stack(trust)
+        answers = run_concurrently([functools.partial(expert.answer, x) for expert in self.experts])
+        logits, factors = zip(*answers, strict=True)
+        return torch.stack(logits), torch.stack(factors)

@@ -14,8 +14,8 @@ from moat.kernels.mixtures import ConcurrentExperts, ConcurrentSynergyOfExperts
 from moat.kernels.moe_cnn import SortedExpertBatchNorm2d, SortedMoeCnn
 from moat.models import ChannelExpertConv2d, MoeCnn
 from moat.models.moe.experts import Experts
-from moat.models.moe.mixtures import SynergyOfExperts
 from moat.models.moe.norms import ExpertBatchNorm2d
+from moat.models.moe.soe import SynergyOfExperts
 from moat.models.nets.masked import MaskedConv2d
 
 # Mixtures of experts; the twins of convolutions differ between trainings and attacks.

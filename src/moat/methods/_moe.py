@@ -9,12 +9,13 @@ from torch.nn import functional as F
 
 from moat.methods import losses
 from moat.methods.base import Method, accuracy
-from moat.models.moe import MoeCnn, build_moe_cnn
+from moat.models.moe import MoeCnn
 
 
 class MoeMethod(Method):
     """A method that trains an MoE-CNN."""
 
+    MIXTURE = "moe-cnn"
     PARAMETERS = {
         "attack": {"type": "attack", "description": "on classifier and router"},
         "attack.router_grad": {
@@ -23,19 +24,6 @@ class MoeMethod(Method):
             "description": "st: the attack follows the router's straight-through gradient; detached: it does not",
         },
         "loss.beta": {"type": "number", "minimum": 0, "description": "weight of the KL divergence"},
-        "model.experts": {"type": "integer", "minimum": 1, "description": "experts of each layer"},
-        "model.ratio": {
-            "type": "number",
-            "exclusiveMinimum": 0,
-            "description": "width of one expert relative to the dense layer",
-        },
-        "model.router": {"enum": ["gap", "dcar", "gsa", "cgsa"], "description": "what scores the experts"},
-        "model.router_head": {
-            "enum": ["grouped", "fc"],
-            "required": False,
-            "description": "of dcar and cgsa: how their features become scores; grouped where it is not given",
-        },
-        "model.bn": {"enum": ["shared", "per_expert"], "description": "batch norm of the routed layers"},
     }
 
     model: MoeCnn
@@ -43,11 +31,6 @@ class MoeMethod(Method):
     def __init__(self, model: MoeCnn, recipe: Mapping[str, Any], **options: Any):
         super().__init__(model, recipe, **options)
         self.router_grad = self.attack.pop("router_grad")
-
-    @classmethod
-    def build(cls, *, arch: str, num_classes: int, options: Mapping[str, Any]) -> nn.Module:
-        """An MoE-CNN; ``options``: keywords of :func:`moat.models.moe.build_moe_cnn`."""
-        return build_moe_cnn(arch, num_classes, **options)
 
     def classify(self, x: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Logits in float32 of ``x`` routed by ``scores`` (B, experts), computed in the recipe's precision."""

@@ -17,7 +17,6 @@ class PretrainedExperts(Method):
             "default": False,
             "description": "true: every seed starts from the runs of seed 0; false: from its own",
         },
-        "model.experts": {"type": "integer", "minimum": 1, "description": "how many full nets are mixed"},
     }
 
     def initialize(self, runs: Mapping[str, Path]) -> None:

@@ -56,6 +56,10 @@ class Method:
     #: the check of a recipe read it from the source, where torch is not imported.
     PARAMETERS: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
+    #: The mixture that :meth:`build` builds, whose parameters are recipe keys below ``model``; a literal, too. Without
+    #: one a recipe may choose any as ``model.mixture``.
+    MIXTURE: ClassVar[str | None] = None
+
     #: Names of the optimizers and the recipe key of each.
     optimizer_keys: ClassVar[Mapping[str, str]] = {"model": "optimizer"}
 
@@ -75,9 +79,13 @@ class Method:
         """A freshly initialised model, for a training and for the loading of a trained one.
 
         Args:
-            options: keywords of :func:`moat.models.nets.build`, and what the class declares below ``model``.
+            options: keywords of :func:`moat.models.build`, or those of the mixture.
         """
-        return models.build(arch, num_classes, **options)
+        net = dict(options)
+        mixture = cls.MIXTURE or net.pop("mixture", None)
+        if mixture is None:
+            return models.build(arch, num_classes, **net)
+        return models.build_mixture(mixture, arch, num_classes, **net)
 
     # -- what a method may change -------------------------------------------
     def initialize(self, runs: Mapping[str, Path]) -> None:

@@ -1,17 +1,13 @@
 """DWF: a soft gate over nine experts, all trained on together (Divided We Fall, arXiv 2512.20821, second stage)."""
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from moat.methods._pretrained import PretrainedExperts
 from moat.methods.base import Step, accuracy
 from moat.methods.dwf_expert_fgsm import fgsm_examples
 from moat.methods.dwf_expert_pgd import pgd_examples
-from moat.models.moe import build_mixture, statistics
+from moat.models.moe import statistics
 
 
 class Dwf(PretrainedExperts):
@@ -20,6 +16,7 @@ class Dwf(PretrainedExperts):
     The experts come from runs of their own, with other seeds; gate and all experts move.
     """
 
+    MIXTURE = "dwf"
     PARAMETERS = {
         "attack_space": {
             "enum": ["pixel", "normalised_noclip"],
@@ -40,17 +37,7 @@ class Dwf(PretrainedExperts):
             "description": "one is drawn for each batch",
         },
         "pgd_attack.random_start": {"type": "random_start", "description": "as of moat.attacks.pgd"},
-        "model.gate_hidden": {
-            "type": "integer",
-            "minimum": 1,
-            "required": False,
-            "description": "hidden units of the gating network at width 1; 256 where it is not given",
-        },
     }
-
-    @classmethod
-    def build(cls, *, arch: str, num_classes: int, options: Mapping[str, Any]) -> nn.Module:
-        return build_mixture("dwf", arch, num_classes, **options)
 
     def update(self, x: torch.Tensor, y: torch.Tensor, step: Step) -> dict[str, torch.Tensor]:
         images = self.expand(x, y, step)

@@ -1,35 +1,16 @@
 """MoCSE: one expert per class, trained on clean images (arXiv 2311.10177, Section 3)."""
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from moat.methods.base import Method, Step, accuracy
-from moat.models.moe import build_mixture
 
 
 class Mocse(Method):
     """Minimise CE(F(x), y) + w * mean_n BCE_n: the aggregated class scores, and each expert's "is it class n?"."""
 
-    PARAMETERS = {
-        "loss.binary": {"type": "number", "minimum": 0, "description": "weight of the experts' mean BCE"},
-        "model.expert_width": {
-            "type": "number",
-            "exclusiveMinimum": 0,
-            "description": "width of an expert as a factor of the net's width",
-        },
-        "model.aggregation": {
-            "enum": ["logodds", "true_logit", "probability"],
-            "description": "which number of an expert is the class's logit",
-        },
-    }
-
-    @classmethod
-    def build(cls, *, arch: str, num_classes: int, options: Mapping[str, Any]) -> nn.Module:
-        return build_mixture("mocse", arch, num_classes, **options)
+    MIXTURE = "mocse"
+    PARAMETERS = {"loss.binary": {"type": "number", "minimum": 0, "description": "weight of the experts' mean BCE"}}
 
     def update(self, x: torch.Tensor, y: torch.Tensor, step: Step) -> dict[str, torch.Tensor]:
         return self.fit(x, y, "train_accuracy")

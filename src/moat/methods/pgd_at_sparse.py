@@ -8,7 +8,6 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from moat import models
 from moat.attacks.parts.setting import Attack
 from moat.base.errors import DataError
 from moat.methods.base import Step
@@ -50,7 +49,7 @@ class PgdAtSparse(Trades):
     @classmethod
     def build(cls, *, arch: str, num_classes: int, options: Mapping[str, Any]) -> nn.Module:
         dense = {key: value for key, value in options.items() if key != "keep_ratio"}
-        return mask_filters(models.build(arch, num_classes, **dense), options["keep_ratio"])
+        return mask_filters(super().build(arch=arch, num_classes=num_classes, options=dense), options["keep_ratio"])
 
     def __init__(self, model: nn.Module, recipe: Mapping[str, Any], *, autocast=None):
         super().__init__(model, recipe, autocast=autocast)

@@ -11,17 +11,18 @@ from torch import nn
 from moat.attacks import pgd
 from moat.base.errors import ConfigError
 from moat.methods.base import Method, Step, accuracy
-from moat.models.moe import build_mixture, statistics
-from moat.models.moe.mixtures import confidence, most_confident
+from moat.models.moe import statistics
+from moat.models.moe.soe import confidence, most_confident
 
 
 class Soe(Method):
-    """Minimise L(x) + L(x'), L = mean_x sum_i omega_i CE(z_i, y) + lambda * (how wrong the confidences are).
+    """Minimise L(x) + L(x'), L = mean_x sum_i weights_i CE(z_i, y) + lambda * (how wrong the confidences are).
 
     The recipe's phases follow each other. A phase says whom x' deceives (each expert alone, or the whole system)
-    and whom the weights omega favour (the expert with the lowest loss, or the most confident one).
+    and whom the weights weights favour (the expert with the lowest loss, or the most confident one).
     """
 
+    MIXTURE = "soe"
     PARAMETERS = {
         "attack": {"type": "attack", "description": "PGD on the cross-entropy"},
         "phases": {
@@ -50,12 +51,7 @@ class Soe(Method):
         },
         "loss.auxiliary": {"type": "number", "minimum": 0, "description": "weight of the confidences' loss"},
         "loss.temperature": {"type": "number", "description": "of the softmax that weighs the experts"},
-        "model.experts": {"type": "integer", "minimum": 1, "description": "how many full nets answer"},
     }
-
-    @classmethod
-    def build(cls, *, arch: str, num_classes: int, options: Mapping[str, Any]) -> nn.Module:
-        return build_mixture("soe", arch, num_classes, **options)
 
     def __init__(self, model: nn.Module, recipe: Mapping[str, Any], *, autocast=None):
         total = sum(phase["fraction"] for phase in recipe["phases"])
@@ -79,17 +75,17 @@ class Soe(Method):
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """L(x), and what history.csv shall say of images of this ``kind``."""
         with self.autocast():
-            logits, trust = self.model.judge(x)
+            logits, factor = self.model.answers(x)
         losses = expert_losses(logits, y)
-        omega = WEIGHTS[favoured](logits, trust, losses, self.loss_weights["temperature"])
-        auxiliary = confidence_loss(logits, trust, y)
-        chosen = confidence(logits, trust).detach().argmax(0)
+        weights = WEIGHTS[favoured](logits, factor, losses, self.loss_weights["temperature"])
+        auxiliary = confidence_loss(logits, factor, y)
+        chosen = confidence(logits, factor).detach().argmax(0)
         metrics = {
-            f"{kind}_train_accuracy": accuracy(most_confident(logits, trust), y),
+            f"{kind}_train_accuracy": accuracy(most_confident(logits, factor), y),
             f"confidence_loss_{kind}": auxiliary.detach(),
             **statistics.loads(kind, chosen, len(logits)),
         }
-        return (omega * losses).sum(0).mean() + self.loss_weights["auxiliary"] * auxiliary, metrics
+        return (weights * losses).sum(0).mean() + self.loss_weights["auxiliary"] * auxiliary, metrics
 
 
 def expert_losses(logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -98,10 +94,10 @@ def expert_losses(logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view_as(labels)
 
 
-def confidence_loss(logits: torch.Tensor, trust: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+def confidence_loss(logits: torch.Tensor, factor: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """Mean BCE(R_i, p_i(y)) with the target held fixed: an expert shall be as confident as it is right.
 
-    Where expert i predicts y already, its largest probability inside R_i is held fixed too: only trust learns there,
+    Where expert i predicts y already, its largest probability inside R_i is held fixed too: only factor learns there,
     while on other images a too sure class head is pulled down.
     """
     p = F.softmax(logits, -1)
@@ -109,7 +105,7 @@ def confidence_loss(logits: torch.Tensor, trust: torch.Tensor, y: torch.Tensor) 
     largest, predicted = p.max(-1)
     largest = torch.where(predicted == y, largest.detach(), largest)
     # Rounded products may leave [0, 1] by the last digit.
-    return F.binary_cross_entropy((trust * largest).clamp(0, 1), target.clamp(0, 1))
+    return F.binary_cross_entropy((factor * largest).clamp(0, 1), target.clamp(0, 1))
 
 
 def attack_each(method: Soe, x: torch.Tensor, y: torch.Tensor, step: Step) -> torch.Tensor:
@@ -141,9 +137,9 @@ ATTACKS: Mapping[str, Callable[[Soe, torch.Tensor, torch.Tensor, Step], torch.Te
 }
 # Weights (E, B) that sum to 1 over the experts, without a gradient.
 WEIGHTS: Mapping[str, Callable[..., torch.Tensor]] = {
-    "best": lambda logits, trust, losses, temperature: F.softmax(-temperature * losses.detach(), 0),
-    "confidence": lambda logits, trust, losses, temperature: F.softmax(
-        temperature * confidence(logits, trust).detach(), 0
+    "best": lambda logits, factor, losses, temperature: F.softmax(-temperature * losses.detach(), 0),
+    "confidence": lambda logits, factor, losses, temperature: F.softmax(
+        temperature * confidence(logits, factor).detach(), 0
     ),
 }
 

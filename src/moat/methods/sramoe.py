@@ -10,17 +10,14 @@ from torch import nn
 from moat.attacks import pgd
 from moat.methods._pretrained import PretrainedExperts
 from moat.methods.base import Step, accuracy
-from moat.models.moe import build_mixture, statistics
+from moat.models.moe import statistics
 
 
 class Sramoe(PretrainedExperts):
     """Minimise CE(F(x), y) + CE(F(x'), y) over the router of F = w_c E_clean + w_a E_adv, x' deceiving the whole F."""
 
+    MIXTURE = "sramoe"
     PARAMETERS = {"attack": {"type": "attack", "description": "PGD on the whole mixture, router included"}}
-
-    @classmethod
-    def build(cls, *, arch: str, num_classes: int, options: Mapping[str, Any]) -> nn.Module:
-        return build_mixture("sramoe", arch, num_classes, **options)
 
     def __init__(self, model: nn.Module, recipe: Mapping[str, Any], *, autocast=None):
         model.experts.requires_grad_(False)

@@ -1,163 +1,21 @@
-"""Mixtures of full networks: weighted by a router (DWF, SRAMoE), chosen by confidence (SoE), or one per class (MoCSE).
+"""Mixtures built by name. A mixture is a module with a ``MIXTURE``, here or in a project's ``plugins/models``.
 
-Each maps images (B, C, H, W) in [0,1] to logits (B, K).
+``MIXTURE(arch, num_classes, *, width, image_size, in_channels, normalize, …)`` returns a freshly initialised model that
+maps images (B, C, H, W) in [0,1] to logits (B, K); its keywords beside these are the module's literal ``PARAMETERS``
+(:mod:`moat.base.plugins`). The model may have ``attack_views()`` (:mod:`moat.models.moe.views`) and, if it routes,
+``route_logits(x)`` (B, E).
 """
 
+import importlib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import nn
-from torch.nn import functional as F
 
+from moat.base import plugins
 from moat.base.errors import ConfigError, unknown_name
-from moat.models.moe.experts import Experts, build_experts
-from moat.models.moe.mlp_router import MlpRouter
-from moat.models.moe.routers import build_router
-from moat.models.nets import Classifier, Normalization
-
-
-class WeightedMixture(nn.Module):
-    """F(x) = sum_i w_i(x) z_i(x): expert logits z_i, weights w = softmax(G(x)) of a router G.
-
-    Every expert is always run. Sources: DWF (arXiv 2512.20821), soft gate over nine experts; DRAMoE, the static
-    mixture SRAMoE of a clean and an adversarially trained expert.
-    """
-
-    def __init__(self, experts: Experts, router: nn.Module):
-        super().__init__()
-        self.experts = experts
-        self.router = router
-
-    def route_logits(self, x: torch.Tensor) -> torch.Tensor:
-        """The router's scores G(x) (B, E)."""
-        return self.router(x)
-
-    def mix(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits (B, K) and the weights (B, E), rows of which sum to 1."""
-        weights = F.softmax(self.route_logits(x).float(), 1)
-        # A sum of products: as a matrix product it would be rounded to half precision under autocast.
-        return (weights.T[..., None] * self.experts(x)).sum(0), weights
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.mix(x)[0]
-
-
-class ConfidentNet(nn.Module):
-    """A classifier with a second head: the logit of how far its own confidence is to be trusted."""
-
-    def __init__(self, net: Classifier):
-        super().__init__()
-        self.net = net
-        self.trust = nn.Linear(net.head.in_features, 1)
-
-    def judge(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Class logits (B, K) and trust in (0, 1) (B,), both float32 or wider."""
-        features = self.net.features(x)
-        logits, trust = self.net.head(features), self.trust(features)[:, 0]
-        wide = torch.promote_types(logits.dtype, torch.float32)
-        return logits.to(wide), torch.sigmoid(trust.to(wide))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.net(x)
-
-
-def confidence(logits: torch.Tensor, trust: torch.Tensor) -> torch.Tensor:
-    """R = trust * max_k softmax(z)_k (E, B), of logits (E, B, K) and trust (E, B)."""
-    return trust * F.softmax(logits, -1).amax(-1)
-
-
-def most_confident(logits: torch.Tensor, trust: torch.Tensor) -> torch.Tensor:
-    """For each image the logits (B, K) of its most confident expert; the choice has no gradient."""
-    chosen = confidence(logits, trust).detach().argmax(0)
-    return logits[chosen, torch.arange(logits.shape[1], device=logits.device)]
-
-
-class SynergyOfExperts(nn.Module):
-    """SoE: every expert answers, the most confident one is heard. Source: Cui et al., Synergy-of-Experts, 2022."""
-
-    def __init__(self, experts: nn.ModuleList):
-        super().__init__()
-        self.experts = experts
-
-    def judge(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Class logits (E, B, K) and trust (E, B) of all experts."""
-        logits, trust = zip(*(expert.judge(x) for expert in self.experts), strict=True)
-        return torch.stack(logits), torch.stack(trust)
-
-    def route_logits(self, x: torch.Tensor) -> torch.Tensor:
-        """The confidences (B, E), in [0, 1]; the largest decides. They are no logits of a softmax."""
-        return confidence(*self.judge(x)).T
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return most_confident(*self.judge(x))
-
-
-def log_odds(pairs: torch.Tensor) -> torch.Tensor:
-    """z_True - z_False, whose argmax over experts is that of P(True)."""
-    return pairs[..., 1] - pairs[..., 0]
-
-
-AGGREGATIONS: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] = {
-    "logodds": log_odds,
-    "true_logit": lambda pairs: pairs[..., 1],
-    "probability": lambda pairs: torch.sigmoid(log_odds(pairs)),
-}
-
-
-class ClassExperts(nn.Module):
-    """MoCSE: expert n says whether the image is of class n; what they say for "True" are the logits.
-
-    Source: MoCSE (arXiv 2311.10177). There is no router: every expert sees every image.
-
-    Args:
-        experts: one net per class with two outputs, (False, True).
-        aggregation: which number of an expert becomes the class's logit, a key of :data:`AGGREGATIONS`.
-    """
-
-    def __init__(self, experts: Experts, aggregation: str):
-        super().__init__()
-        self.experts = experts
-        self.aggregation = aggregation
-
-    def answers(self, x: torch.Tensor) -> torch.Tensor:
-        """The experts' logits (E, B, 2) for (False, True)."""
-        return self.experts(x)
-
-    def aggregate(self, answers: torch.Tensor) -> torch.Tensor:
-        """Class logits (B, E) of the experts' answers (E, B, 2)."""
-        return AGGREGATIONS[self.aggregation](answers).T
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.aggregate(self.answers(x))
-
-
-def _dwf(arch: str, num_classes: int, net: Mapping[str, Any], experts: int = 9, gate_hidden: int = 256) -> nn.Module:
-    nets = build_experts(experts, arch, num_classes, net)
-    return WeightedMixture(nets, MlpRouter(experts, hidden=gate_hidden, **net))
-
-
-def _sramoe(arch: str, num_classes: int, net: Mapping[str, Any], experts: int = 2) -> nn.Module:
-    nets = build_experts(experts, arch, num_classes, net)
-    return WeightedMixture(nets, build_router("gap", experts, in_channels=net["in_channels"], width=net["width"]))
-
-
-def _soe(arch: str, num_classes: int, net: Mapping[str, Any], experts: int = 3) -> nn.Module:
-    nets = build_experts(experts, arch, num_classes, net)
-    return SynergyOfExperts(nn.ModuleList(ConfidentNet(each) for each in nets))
-
-
-def _mocse(
-    arch: str, num_classes: int, net: Mapping[str, Any], expert_width: float = 1.0, aggregation: str = "logodds"
-) -> nn.Module:
-    if aggregation not in AGGREGATIONS:
-        raise ConfigError(unknown_name(aggregation, AGGREGATIONS, what="aggregation"))
-    net = {**net, "width": net["width"] * expert_width}
-    return ClassExperts(build_experts(num_classes, arch, 2, net), aggregation)
-
-
-KINDS: Mapping[str, Callable[..., nn.Module]] = {"dwf": _dwf, "sramoe": _sramoe, "soe": _soe, "mocse": _mocse}
+from moat.models.nets import Normalization
 
 
 def build_mixture(
@@ -174,18 +32,31 @@ def build_mixture(
     """A freshly initialised mixture of nets ``arch``; the keywords are those of :func:`moat.models.build` and these.
 
     Args:
-        kind: "dwf" (options ``experts``, 9; ``gate_hidden``, units of the gate at width 1, 256), "sramoe"
-            (``experts``, 2), "soe" (``experts``, 3), or "mocse" (``aggregation``, see :data:`AGGREGATIONS`;
-            ``expert_width``, a factor on ``width``: 20/64 makes ten experts as large as one full net).
+        kind: "dwf" (options ``experts``, 9; ``gate_hidden``, units of the gating network at width 1, 256), "sramoe"
+            (``experts``, 2), "soe" (``experts``, 3), "mocse" (``aggregation`` and ``expert_width``, see
+            :mod:`moat.models.moe.mocse`), "moe-cnn" (see :func:`moat.models.build_moe_cnn`), or one of the project's.
 
     Raises:
         ConfigError: unknown kind, option, net, aggregation or normalisation, or a number out of range.
     """
-    if kind not in KINDS:
-        raise ConfigError(unknown_name(kind, KINDS, what="mixture"))
-    allowed = [name for name in inspect.signature(KINDS[kind]).parameters if name not in ("arch", "num_classes", "net")]
+    build = builder(kind)
+    net = {"width": width, "image_size": image_size, "in_channels": in_channels, "normalize": normalize}
+    keywords = [p.name for p in inspect.signature(build).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    allowed = [name for name in keywords if name not in net]
     for name in options:
         if name not in allowed:
             raise ConfigError(unknown_name(name, allowed, what=f"option of {kind}"))
-    net = {"width": width, "image_size": image_size, "in_channels": in_channels, "normalize": normalize}
-    return KINDS[kind](arch, num_classes, net, **options)
+    return build(arch, num_classes, **net, **options)
+
+
+def builder(kind: str) -> Callable[..., nn.Module]:
+    """The ``MIXTURE`` of a kind.
+
+    Raises:
+        ConfigError: unknown kind; lists those there are.
+    """
+    files = plugins.mixtures()
+    if kind not in files:
+        raise ConfigError(unknown_name(kind, files, what="mixture"))
+    package = "moat.models.moe" if files[kind].parent.name == "moe" else "moat.models"
+    return importlib.import_module(f"{package}.{files[kind].stem}").MIXTURE

@@ -4,14 +4,32 @@ import math
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from moat.base.errors import ConfigError, MoatError, unknown_name
+from moat.models.moe import views
 from moat.models.moe.backbones import TRUNKS
 from moat.models.moe.norms import NORMS
 from moat.models.moe.routers import HEADS, ROUTERS, build_router
 from moat.models.moe.routing import straight_through
 from moat.models.nets import Classifier, Normalization, initialize
 from moat.models.nets.normalize import make_normalize
+
+PARAMETERS = {
+    "experts": {"type": "integer", "minimum": 1, "description": "experts of each layer"},
+    "ratio": {
+        "type": "number",
+        "exclusiveMinimum": 0,
+        "description": "width of one expert relative to the dense layer",
+    },
+    "router": {"enum": ["gap", "dcar", "gsa", "cgsa"], "description": "what scores the experts"},
+    "router_head": {
+        "enum": ["grouped", "fc"],
+        "required": False,
+        "description": "of dcar and cgsa: how their features become scores; grouped where it is not given",
+    },
+    "bn": {"enum": ["shared", "per_expert"], "description": "batch norm of the routed layers"},
+}
 
 
 class MoeCnn(Classifier):
@@ -54,6 +72,21 @@ class MoeCnn(Classifier):
             raise MoatError(f"the router's scores are not finite for {bad} of {len(scores)} images")
         route = scores.argmax(1)
         return self.trunk(self.normalize(x), route, straight_through(scores, route))
+
+    def path(self, x: torch.Tensor, expert: int) -> torch.Tensor:
+        """F_e(x): the logits (B, K) with every image sent to one expert."""
+        scores = F.one_hot(torch.full(x.shape[:1], expert, device=x.device), self.experts).to(x.dtype)
+        return self.classify(x, scores)
+
+    def soft_mixture(self, x: torch.Tensor) -> torch.Tensor:
+        """sum_e softmax(G(x))_e F_e(x) (B, K): the hard choice made differentiable."""
+        weights = F.softmax(self.route_logits(x), 1)
+        logits = torch.stack([self.path(x, expert) for expert in range(self.experts)])
+        return (weights.T[..., None] * logits).sum(0)
+
+    def attack_views(self) -> dict[str, nn.Module]:
+        paths = {f"path{e}": views.Computed(self, lambda model, x, e=e: model.path(x, e)) for e in range(self.experts)}
+        return {views.SOFT: views.Computed(self, lambda model, x: model.soft_mixture(x)), **paths}
 
 
 def build_moe_cnn(
@@ -104,3 +137,6 @@ def build_moe_cnn(
     net.router = build_router(router, experts, width=width, in_channels=in_channels, head=router_head)
     net.normalize = make_normalize(normalize, in_channels)
     return net
+
+
+MIXTURE = build_moe_cnn

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 
 from torch import nn
 
+from moat.base import plugins
 from moat.base.errors import ConfigError, unknown_name
 from moat.models.nets.classifier import Classifier, initialize
 from moat.models.nets.cost import count_macs, count_parameters
@@ -22,8 +23,14 @@ __all__ = ["Classifier", "build", "count_macs", "count_parameters", "initialize"
 Normalization = str | tuple[Sequence[float], Sequence[float]] | None
 
 
-@functools.cache
 def _registry() -> dict[str, Callable[..., Classifier]]:
+    """The nets of this package and of the project's ``plugins/models``."""
+    own = [importlib.import_module(f"moat.models.{name}") for name in plugins.project_modules("models")]
+    return {**_own_nets(), **{name: net for module in own for name, net in getattr(module, "NETS", {}).items()}}
+
+
+@functools.cache
+def _own_nets() -> dict[str, Callable[..., Classifier]]:
     nets: dict[str, Callable[..., Classifier]] = {}
     for module in pkgutil.iter_modules(__path__):
         offered = getattr(importlib.import_module(f"{__name__}.{module.name}"), "NETS", {})
