@@ -42,6 +42,10 @@ FILES = {
 }
 
 
+# Of the classes of the package itself.
+MIXTURES = {"dramoe": "moe-cnn", "advmoe": "moe-cnn", "sramoe": "sramoe", "dwf": "dwf"}
+
+
 @pytest.fixture
 def package(tmp_path):
     for name, text in FILES.items():
@@ -51,9 +55,10 @@ def package(tmp_path):
 
 
 def recorded(package, method, arch="net", attacks=("fgsm",)):
-    made_of = {"method": method, "arch": arch}
+    run = {"class": method, "arch": arch, "mixture": MIXTURES.get(method)}
+    made_of = staleness.made_of(run)
     hashes = staleness.hash_parts(staleness.TRAINING_PARTS, **made_of, attacks=attacks, package=package)
-    return {"class": method, "arch": arch, "attacks": attacks, "sources": hashes}
+    return {**run, "attacks": attacks, "sources": hashes}
 
 
 def edit(path: Path, old: str, new: str) -> None:
@@ -195,6 +200,7 @@ KINDS = [
     ("dramoe", "resnet18", ["pgd"]),
     ("advmoe", "vgg16", ["pgd", "fgsm"]),
     ("sramoe", "wrn-28-10", ["autoattack"]),
+    ("dwf", "resnet18", ["pgd"]),
 ]
 MOE = {("dramoe", "pgd"), ("advmoe", "pgd fgsm")}
 EVERYTHING = {(method, " ".join(attacks)) for method, _, attacks in KINDS}
@@ -228,6 +234,8 @@ def move(package: Path, source: str, target: str) -> None:
         ("attacks/square.py", "attacks/square.py", {("trades", "pgd square")}),
         ("attacks/parts/steps.py", "models/ascent.py", EVERYTHING),
         ("models/moe/routing.py", "models/dispatch.py", EVERYTHING),
+        # A mixture is built by name.
+        ("models/moe/mlp_router.py", "models/moe/gating.py", {("dwf", "pgd")}),
         ("training/engine.py", "training/loop/__init__.py", EVERYTHING),
     ],
 )

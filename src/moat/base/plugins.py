@@ -29,9 +29,14 @@ def use_project(root: str | Path) -> None:
     _project = Path(root)
 
 
+def project_folder() -> Path:
+    """The project's folder of plug-ins, whether it exists or not; below it lies what lies below the package."""
+    return _project / "plugins"
+
+
 def folders(package: str) -> list[Path]:
     """Where the modules of ``moat.<package>`` may stand: in its own folder, and in the project's, if it has one."""
-    own = _project / "plugins" / package
+    own = project_folder() / package
     return [_PACKAGE / package, *([own] if own.is_dir() else [])]
 
 
@@ -67,6 +72,12 @@ def modules(package: str) -> dict[str, Path]:
 def project_modules(package: str) -> dict[str, Path]:
     """Those of :func:`modules` that are the project's."""
     return {name: path for name, path in modules(package).items() if path.parent != _PACKAGE / package}
+
+
+def written() -> tuple[tuple[str, int], ...]:
+    """The project's plug-ins and when each was written: what is imported, or remembered, of them is of these."""
+    files = (path for path in sorted(project_folder().glob("*/*.py")))
+    return tuple((str(path.resolve()), path.stat().st_mtime_ns) for path in files)
 
 
 def shown(path: Path) -> str:

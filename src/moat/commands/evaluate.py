@@ -130,7 +130,7 @@ def run(request: Request) -> None:
         for name, reason in plan.not_applicable.items():
             print(f"{name}: not applicable, {reason}", flush=True)
         attacks = staleness.attacks_of({"settings": plan.record})
-        sources = staleness.hash_parts(staleness.EVALUATION_PARTS, **target.made_of, attacks=attacks)
+        sources = staleness.hash_parts(staleness.EVALUATION_PARTS, **staleness.made_of(target.run), attacks=attacks)
         measured = []
         for each in records.evaluate_suite(target, plan, folder=request.work, sources=sources):
             measured.append(each)

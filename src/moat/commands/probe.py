@@ -101,7 +101,7 @@ def _record(request: Request, target, seconds: float) -> dict[str, Any]:
         "seconds": round(seconds, 3),
         **environment.environment(),
         "sources": staleness.hash_parts(
-            staleness.PROBE_PARTS, **target.made_of, probe=request.probe["probe"], attacks=attacks
+            staleness.PROBE_PARTS, **staleness.made_of(target.run), probe=request.probe["probe"], attacks=attacks
         ),
         "data": target.data,
         "classes": target.classes,

@@ -141,7 +141,7 @@ def run(request: Request) -> None:
         "seconds": round(seconds, 3),
         **environment.environment(),
         "attacks": attacks,
-        "sources": staleness.hash_parts(staleness.CHECKS_PARTS, **target.made_of, attacks=attacks),
+        "sources": staleness.hash_parts(staleness.CHECKS_PARTS, **staleness.made_of(target.run), attacks=attacks),
         "data": target.data,
         "git_commit": environment.git_commit(request.root),
         "lock_sha256": environment.lock_hash(request.root),

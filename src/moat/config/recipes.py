@@ -9,6 +9,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from moat.base import plugins
 from moat.base.numbers import parse_number
 from moat.config import method_schema
 from moat.config.project import Project
@@ -116,6 +117,7 @@ def resolve_run(project: Project, scale: str, *, dataset: str, arch: str, method
         "arch": arch,
         "method": method,
         "class": kind,
+        "mixture": plugins.mixture_of(kind, model),
         "seed": seed,
         "scale": scale,
         "recipe": recipe,

@@ -14,8 +14,8 @@ class EvaluationTarget:
     """A model in evaluation mode on its device, and test examples.
 
     Attributes:
-        run: what the model is, for the record: dataset, arch, method, class, seed, scale, weights and model_sha256 of a
-            finished run; model, weights and model_sha256 of a model from elsewhere.
+        run: what the model is, for the record: dataset, arch, method, class, mixture, seed, scale, weights and model_sha256
+            of a finished run; model, weights and model_sha256 of a model from elsewhere.
         x, y: uint8 (N, H, W, C) and int64 (N,), on the CPU.
         indices: each example's number in the official test split.
         classes: their names, in the order of the labels.
@@ -37,8 +37,3 @@ class EvaluationTarget:
     def data(self) -> dict[str, str]:
         """The data set, for the record."""
         return {"path": str(self.data_path), "sha256": self.data_sha256}
-
-    @property
-    def made_of(self) -> dict[str, str | None]:
-        """A finished run's class of methods and net, whose sources count; None for a model from elsewhere."""
-        return {"method": self.run.get("class"), "arch": self.run.get("arch")}

@@ -13,8 +13,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from moat.base import plugins
 from moat.base.files import read_json
-from moat.base.plugins import net_file
 from moat.provenance import behaviour
 
 PACKAGE = Path(__file__).parents[1]
@@ -50,6 +50,7 @@ def hash_parts(
     *,
     method: str | None,
     arch: str | None,
+    mixture: str | None = None,
     attacks: Iterable[str] = (),
     probe: str | None = None,
     package: Path = PACKAGE,
@@ -63,17 +64,21 @@ def hash_parts(
     Args:
         parts: keys of :data:`PARTS`.
         method, arch: the names of the class and the net that were trained; None for a model from elsewhere.
+        mixture: the name of the mixture that the net is an expert of; None for the net alone.
         attacks: attack families (files of ``attacks/``) that were used by name.
         probe: the kind of probe (file of ``evaluation/probes/``).
     """
     parts = tuple(parts)
     roots = [path for name in attacks for path in _attack_files(name, package)]
     if method is not None:
-        roots.append(package / "methods" / f"{method.replace('-', '_')}.py")
+        roots += _places(f"methods/{method.replace('-', '_')}.py", package)
+    if mixture is not None:
+        file = f"{mixture.replace('-', '_')}.py"
+        roots += [package / "models" / "moe" / file, plugins.project_folder() / "models" / file]
     if probe is not None:
         roots.append(package / "evaluation" / "probes" / f"{probe}.py")
     if arch is not None:
-        roots += [path for path in [net_file(arch, package)] if path is not None]
+        roots += [path for path in [plugins.net_file(arch, package)] if path is not None]
     roots += [path for part in parts for pattern in _ROOTS.get(part, ()) for path in package.glob(pattern)]
     counted = {path: part for path in _with_imports(roots, package) for part in parts if _is_in(path, part, package)}
     behaviours, uses = dict.fromkeys(parts, 0), dict.fromkeys(parts, 0)
@@ -83,6 +88,11 @@ def hash_parts(
             behaviours[part] += int(source.behaviour, 16)
             uses[part] += sum(_uses(source, counted, package))
     return {part: _digits(behaviours[part]) + _digits(uses[part]) for part in parts}
+
+
+def made_of(run: Mapping[str, Any]) -> dict[str, str | None]:
+    """The keywords of :func:`hash_parts` for the model of a run.json; all None for a model from elsewhere."""
+    return {"method": run.get("class"), "arch": run.get("arch"), "mixture": run.get("mixture")}
 
 
 def _uses(source: behaviour.Source, counted: Mapping[Path, str], package: Path) -> Iterator[int]:
@@ -97,7 +107,9 @@ def _digits(number: int) -> str:
     return f"{number % 2**64:016x}"
 
 
-_hash_parts_once = functools.cache(hash_parts)
+@functools.cache
+def _hash_parts_once(parts: tuple[str, ...], plugins_written: tuple, **made_of) -> dict[str, str]:
+    return hash_parts(parts, **made_of)
 
 
 def stale(record: Mapping[str, Any], *, package: Path = PACKAGE) -> list[str]:
@@ -110,11 +122,10 @@ def stale(record: Mapping[str, Any], *, package: Path = PACKAGE) -> list[str]:
     recorded = record.get("sources") or {}
     run = record["run"] if isinstance(record.get("run"), Mapping) else record
     # Thousands of records are of a few hundred kinds; the package that runs does not change while it does.
-    hashes = _hash_parts_once if package == PACKAGE else hash_parts
-    today = hashes(
+    hashes = functools.partial(_hash_parts_once, plugins_written=plugins.written())
+    today = (hashes if package == PACKAGE else hash_parts)(
         tuple(part for part in recorded if part in PARTS),
-        method=run.get("class"),
-        arch=run.get("arch"),
+        **made_of(run),
         attacks=tuple(attacks_of(record)),
         probe=(record.get("probe") or {}).get("probe"),
         package=package,
@@ -156,12 +167,22 @@ def reporting_hash(*, package: Path = PACKAGE) -> str:
 # -- files -----------------------------------------------------------------------
 def _attack_files(name: str, package: Path) -> list[Path]:
     """A family is a module or a package; ``views`` is a part of several."""
-    folder = package / "attacks"
-    return [folder / f"{name}.py", folder / name / "__init__.py", folder / "parts" / f"{name}.py"]
+    files = (f"{name}.py", f"{name}/__init__.py", f"parts/{name}.py")
+    return [path for file in files for path in _places(f"attacks/{file}", package)]
+
+
+def _places(file: str, package: Path) -> list[Path]:
+    """Where a module may be: in the package, or among the project's plug-ins, which lie as the package does."""
+    return [package / file, plugins.project_folder() / file]
+
+
+def _inside(path: Path, package: Path) -> Path:
+    """The path of a module below the package, or below the project's plug-ins."""
+    return path.relative_to(package if path.is_relative_to(package) else plugins.project_folder())
 
 
 def _is_in(path: Path, part: str, package: Path) -> bool:
-    return path.relative_to(package).as_posix().startswith(PARTS[part])
+    return _inside(path, package).as_posix().startswith(PARTS[part])
 
 
 def _with_imports(roots: Iterable[Path], package: Path) -> set[Path]:
@@ -182,8 +203,9 @@ def _with_imports(roots: Iterable[Path], package: Path) -> set[Path]:
 def _candidates(module: str, package: Path) -> list[Path]:
     """Where the module of that full name may be; nowhere if it is not one of moat's."""
     first, *inside = module.split(".")
-    path = package.joinpath(*inside)
-    return [path.with_suffix(".py"), path / "__init__.py"] if first == "moat" and inside else []
+    if first != "moat" or not inside:
+        return []
+    return [path for end in (".py", "/__init__.py") for path in _places("/".join(inside) + end, package)]
 
 
 def _definition(full_name: str, package: Path) -> tuple[Path | None, str]:
@@ -199,5 +221,5 @@ def _definition(full_name: str, package: Path) -> tuple[Path | None, str]:
 
 
 def _read(path: Path, package: Path) -> behaviour.Source:
-    inside = path.relative_to(package).with_suffix("").parts
+    inside = _inside(path, package).with_suffix("").parts
     return behaviour.read(path, ".".join(["moat", *(part for part in inside if part != "__init__")]))

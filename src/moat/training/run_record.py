@@ -8,7 +8,7 @@ from moat.base.errors import DataError
 from moat.base.files import read_json
 
 REQUIRED = (
-    "dataset", "arch", "method", "class", "seed", "scale", "model", "data", "num_classes", "model_sha256",
+    "dataset", "arch", "method", "class", "mixture", "seed", "scale", "model", "data", "num_classes", "model_sha256",
     "last_sha256",
 )  # fmt: skip
 # The weights of the best epoch by validation accuracy, and of the last epoch: files, and keys of their hashes.
@@ -34,4 +34,4 @@ def read_run(folder: str | Path) -> dict[str, Any]:
 
 def identity(run: Mapping[str, Any]) -> dict[str, Any]:
     """The keys that identify a run in the records of its evaluations, checks and probes."""
-    return {key: run[key] for key in ("dataset", "arch", "method", "class", "seed", "scale")}
+    return {key: run[key] for key in ("dataset", "arch", "method", "class", "mixture", "seed", "scale")}

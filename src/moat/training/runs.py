@@ -143,12 +143,9 @@ class Run:
         weights = {name: read_run(folder)["model_sha256"] for name, folder in self.initialize_from.items()}
         resolved = {key: value for key, value in self.resolved.items() if key != "scale"}
         run = digest({"resolved": resolved, "data": data.sha256, "initialize_from": weights})
-        sources = staleness.hash_parts(
-            staleness.TRAINING_PARTS,
-            method=self.resolved["class"],
-            arch=self.resolved["arch"],
-            attacks=staleness.attacks_of(self.resolved),
-        )
+        attacks = staleness.attacks_of(self.resolved)
+        made_of = staleness.made_of(self.resolved)
+        sources = staleness.hash_parts(staleness.TRAINING_PARTS, **made_of, attacks=attacks)
         return {"run": run, "sources": sources, "initialize_from": weights}
 
     def _write(self, engine: Engine, data: datasets.Dataset) -> None:
