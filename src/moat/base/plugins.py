@@ -136,7 +136,7 @@ def recipe_parameters(method_class: str, model: Mapping[str, Any]) -> dict[str, 
         return found
     known = mixtures()
     if mixture not in known:
-        raise ConfigError("model.mixture: " + unknown_name(mixture, known, what="mixture"))
+        raise ConfigError(unknown_name(mixture, known, what="mixture"))
     declared = _declared(_names(known[mixture]).get("PARAMETERS"), f"{shown(known[mixture])}: PARAMETERS")
     return found | {f"model.{key}": parameter for key, parameter in declared.items()}
 

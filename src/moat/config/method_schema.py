@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from moat.base.errors import ConfigError, unknown_name
-from moat.base.plugins import Parameter, recipe_parameters
+from moat.base.plugins import Parameter, method_classes, mixtures, recipe_parameters
 from moat.config import schema
 
 # Of a declaration, beside what JSON Schema means by these words.
@@ -36,6 +36,15 @@ def check(recipe: Mapping[str, Any], name: str, layers: Sequence[tuple[str, Mapp
     Raises:
         ConfigError: names the layer that holds the fault, the key, what is allowed, and where that is declared.
     """
+    own, model = f"config/methods/{name}.yaml", recipe.get("model")
+    mixture = model.get("mixture") if isinstance(model, Mapping) else None
+    for path, value, known, what in (
+        (("class",), recipe["class"], method_classes(), "method class"),
+        (("model", "mixture"), mixture, mixtures(), "mixture"),
+    ):
+        if value is not None and value not in known:
+            where = next((where for where, content in layers if _writes(content, path)), own)
+            raise ConfigError(f"{where}: {'.'.join(path)}: {unknown_name(value, known, what=what)}")
     declared = _declared(recipe)
     composed = json.dumps([recipe["class"], {key: [each.allowed, each.where] for key, each in declared.items()}])
     known = composed + json.dumps(recipe, default=repr)
@@ -44,7 +53,6 @@ def check(recipe: Mapping[str, Any], name: str, layers: Sequence[tuple[str, Mapp
     shared = root / "workflow" / "schemas" / "method.schema.yaml"
     fault = schema.find_fault(recipe, _validator(shared, shared.stat().st_mtime_ns, composed))
     if fault is not None:
-        own = f"config/methods/{name}.yaml"
         where = next((where for where, content in layers if _writes(content, _path(fault))), own)
         of = "" if where == own else f" (recipe {name})"
         raise ConfigError(f"{where}: {schema.explain(fault)}{_declared_in(fault, recipe['class'], declared)}{of}")
@@ -130,11 +138,12 @@ def _declared_in(fault, name: str, declared: Mapping[str, Parameter]) -> str:
         path = (*path, next(key for key in fault.validator_value if key not in fault.instance))
     dotted = ".".join(path)
     inside = [key for key in declared if f"{dotted}.".startswith(f"{key}.") or key.startswith(f"{dotted}.")]
-    if fault.validator == "additionalProperties" and not inside:
-        inside = [key for key in declared if len(path) > 1 and key.startswith(f"{dotted.rpartition('.')[0]}.")]
     if inside:
         return f"; declared in {declared[max(inside, key=len)].where}"
     if fault.validator == "additionalProperties":
+        beside = {each.where for key, each in declared.items() if len(path) > 1 and key.startswith(f"{path[0]}.")}
+        if beside:
+            return f"; declared in {' and '.join(sorted(beside))}"
         return f"; these are the keys of class {name}, which declares its own in PARAMETERS"
     return ""
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from moat.base import plugins
 from moat.base.errors import DataError
 from moat.config import paths
 from moat.config.grid import Evaluation, Grid, Probe, Run
@@ -107,7 +108,8 @@ class Workload:
     def evaluation(self, dataset: str, suite: str, method: str) -> Work:
         """The work of one evaluation, in passes. Settings for experts cost nothing if the method has none."""
         examples = self._examples(dataset)
-        mixture = "experts" in self.recipe(method).get("model", {})
+        recipe = self.recipe(method)
+        mixture = plugins.mixture_of(recipe["class"], recipe.get("model", {}))
         settings = self.project.attack_settings(suite, self.name)
         for members in self.project.worst_cases(suite, self.name).values():
             settings |= members
