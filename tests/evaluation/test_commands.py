@@ -45,7 +45,7 @@ def test_rows_and_json(inside):
     assert pq.read_metadata(out).row_group(0).column(0).compression == "ZSTD"
     run = json.loads(Path("run/run.json").read_text())
     expected = {"dataset": "digits", "arch": "resnet18", "method": "standard", "class": "standard", "seed": 0}
-    expected |= {"scale": "tiny", "weights": "best", "model_sha256": run["model_sha256"]}
+    expected |= {"mixture": None, "scale": "tiny", "weights": "best", "model_sha256": run["model_sha256"]}
     assert content["run"] == expected
     assert content["run"]["model_sha256"] == hash_file("run/model.safetensors")
     assert content["data"]["sha256"] == hash_file("digits.safetensors") and content["n"] == 30

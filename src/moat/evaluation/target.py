@@ -14,8 +14,8 @@ class EvaluationTarget:
     """A model in evaluation mode on its device, and test examples.
 
     Attributes:
-        run: what the model is, for the record: dataset, arch, method, class, mixture, seed, scale, weights and model_sha256
-            of a finished run; model, weights and model_sha256 of a model from elsewhere.
+        run: what the model is, for the record: dataset, arch, method, class, mixture, seed, scale, weights and
+            model_sha256 of a finished run; model, weights and model_sha256 of a model from elsewhere.
         x, y: uint8 (N, H, W, C) and int64 (N,), on the CPU.
         indices: each example's number in the official test split.
         classes: their names, in the order of the labels.
