@@ -51,7 +51,7 @@ def test_a_module_without_its_method_is_named(monkeypatch, tmp_path, text, said)
     plugin.write_text(text)
     monkeypatch.setattr(plugins, "_project", tmp_path)
     monkeypatch.delitem(sys.modules, "moat.methods.my_method", raising=False)
-    for look in (moat.methods.get, plugins.recipe_parameters):
+    for look in (moat.methods.get, lambda name: plugins.recipe_parameters(name, {})):
         with pytest.raises(ConfigError, match=rf"my_method.py: {said}; a method's module ends in `METHOD = <its cla"):
             look("my-method")
 
