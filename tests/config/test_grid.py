@@ -277,3 +277,13 @@ def test_what_a_bare_run_starts_from_is_trained_again_too(project):
         (folder / "run.json").write_text("{}")
     found = {entry["method"]: entry["status"] for entry in plan(grid, project.root) if entry["kind"] == "run"}
     assert len(found) > 1 and set(found.values()) == {"missing"}
+
+
+def test_a_scale_that_includes_a_variant_has_what_is_the_same_run_there(project):
+    """At mini every budget is the scale's: DWF, and DWF at the unified budget, are one run, and both are included."""
+    points = [{"label": name, "method": name} for name in ("dwf", "dwf-unified", "dwf-frozen")]
+    declare(project, "dramoe", study(t=table([NET, axis("method", *points)], [DATA, METRICS])))
+    assert "dwf" not in project.scale("mini")["include"]["method"]
+    (made,) = build_grid(project, "mini", ["dramoe"]).tables
+    assert [run.method for run in made.runs] == ["dwf"]
+    assert [cell.not_run is None for cell in made.cells] == [True] * 4 + [False] * 2

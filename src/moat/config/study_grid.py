@@ -41,6 +41,9 @@ class Expander:
             "method": project.names("methods"),
         }
         self.simplest = functools.cache(functools.partial(recipes.simplest, project, scale))
+        self.included = {**self.scale.get("include", {})}
+        if "method" in self.included:
+            self.included["method"] = [self.simplest(name) for name in self.included["method"]]
         self.suites = {name: tuple(project.measured(name)) for name in project.suites()}
         self.attacks = {**corruptions.all_settings(), **project.attacks()}
 
@@ -129,8 +132,10 @@ class Expander:
         if measure not in known:
             raise ConfigError(f"{where}: " + unknown_name(measure, known, what="measure"))
         reads, not_run = known[measure], bound.get("not_run")
+        if bound.get("method") in self.names["method"]:
+            bound["method"] = self.simplest(bound["method"])
         # A property of the code needs no run, so no scale leaves it out.
-        for kind, included in self.scale.get("include", {}).items() if reads else ():
+        for kind, included in self.included.items() if reads else ():
             if not_run is None and bound.get(kind) and bound[kind] not in included:
                 not_run = f"the {kind} {bound[kind]} is not part of scale {self.scale_name}"
         rows, patterns, settings = "rows" in reads, tuple(bound.get("settings", ())), ()
@@ -139,8 +144,6 @@ class Expander:
         if not_run is None and rows:
             settings = expand_settings(patterns, self.suites[bound["suite"]], suite=bound["suite"], where=where)
             check_protocol(bound["protocol"], settings, self.attacks, where=where)
-        if not_run is None and bound.get("method"):
-            bound["method"] = self.simplest(bound["method"])
         return Cell(
             study=self.study,
             dataset=bound.get("dataset", ""),
