@@ -35,9 +35,6 @@ class Band:
         return "below" if number.high < self.low else "unverified"
 
 
-Pairs = Sequence[tuple[Number, Number]]
-
-
 def value(of: Sequence[Number], against: Sequence[Number]) -> Number:
     """The mean over the cells; of one cell its number."""
     return _mean(of)
