@@ -84,6 +84,15 @@ def test_options_are_not_abbreviated_and_commands_not_guessed(command):
     assert caught.value.code == 2
 
 
+def test_an_unknown_option_is_told_with_the_usage_of_its_command(capsys):
+    with pytest.raises(SystemExit):
+        main(["list", "scales", "--jsn"])
+    said = capsys.readouterr().err
+    assert said.startswith("usage: moat list [-h]") and said.endswith(
+        "moat list: error: unrecognized arguments: --jsn\n"
+    )
+
+
 @pytest.mark.parametrize("before", [True, False])
 def test_the_project_is_named_before_or_after_the_command(tmp_path, capsys, before):
     where = ["--project", str(ROOT)]

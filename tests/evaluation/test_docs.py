@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -21,8 +22,6 @@ def blocks(language):
 
 @pytest.fixture
 def folder(project, tmp_path, monkeypatch):
-    import shutil
-
     for part in ("config", "workflow"):
         shutil.copytree(project / part, tmp_path / part)
     monkeypatch.chdir(tmp_path)
@@ -65,3 +64,19 @@ def test_the_method_for_views_is_found(folder):
             self.experts = nn.ModuleList([nn.Flatten(), nn.Flatten()])
 
     assert list(views_of(Mine())) == ["straight-through", "expert0", "expert1"]
+
+
+def test_the_python_of_the_page_runs(folder, project, capsys):
+    from moat.data import datasets
+    from moat.models import nets
+
+    shutil.copytree(project / "run", folder / "results/quickstart/runs/digits/resnet18/trades/seed0")
+    split = datasets.load(project / "digits.safetensors", splits=("test",)).splits["test"]
+    x, y = split.images[:4].permute(0, 3, 1, 2).contiguous() / 255, split.labels[:4]
+    torch.manual_seed(0)
+    namespace = {"model": nets.build("lenet5", 10, width=0.25, image_size=16).eval(), "x": x, "y": y}
+    exec(blocks("python")[2], namespace)
+    assert namespace["rows"]["setting"].tolist() == ["pgd10"] * 4
+    assert re.search(r"^worst case: .* n = 4$", capsys.readouterr().out, flags=re.MULTILINE)
+    assert namespace["x_adv"].shape == x.shape and (namespace["x_adv"] - x).abs().max() <= 8 / 255 + 1e-6
+    assert namespace["model"](x).shape == (4, 10)

@@ -42,7 +42,11 @@ class _Subparser(argparse.ArgumentParser):
         _add_project(self, default=argparse.SUPPRESS)
         module.add_arguments(self)
         self.set_defaults(module=module)
-        return super().parse_known_args(args, namespace)
+        found, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            # The parent would print its own usage.
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return found, unknown
 
 
 def build_parser() -> argparse.ArgumentParser:
