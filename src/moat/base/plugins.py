@@ -54,24 +54,25 @@ class SearchPath(Sequence):
 
 
 def modules(package: str) -> dict[str, Path]:
-    """Name -> file of a package's modules, the project's included, but those whose names begin with ``_``.
+    """Name -> file of a package's modules (packages, too), the project's included, but not of names that begin with _.
 
     Raises:
         ConfigError: a plug-in of the project has the name of one of moat's own modules.
     """
     found: dict[str, Path] = {}
     for folder in folders(package):
-        for path in sorted(folder.glob("*.py")):
-            if path.stem in found:
-                raise ConfigError(f"{path}: moat has a module of this name, {found[path.stem]}; rename the plug-in")
-            if not path.stem.startswith("_"):
-                found[path.stem] = path
+        for path in sorted([*folder.glob("*.py"), *folder.glob("*/__init__.py")]):
+            name = path.parent.name if path.stem == "__init__" and path.parent != folder else path.stem
+            if name in found:
+                raise ConfigError(f"{path}: moat has a module of this name, {found[name]}; rename the plug-in")
+            if not name.startswith("_"):
+                found[name] = path
     return found
 
 
 def project_modules(package: str) -> dict[str, Path]:
     """Those of :func:`modules` that are the project's."""
-    return {name: path for name, path in modules(package).items() if path.parent != _PACKAGE / package}
+    return {name: path for name, path in modules(package).items() if not path.is_relative_to(_PACKAGE)}
 
 
 def written() -> tuple[tuple[str, int], ...]:

@@ -16,6 +16,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from moat.base import plugins
 from moat.pipeline.warm.client import ACCEPTED, ENDED, REFUSED
 
 _PACKAGE = Path(__file__).parents[2]
@@ -169,9 +170,9 @@ def receive(connection: socket.socket) -> tuple[dict, list[int]]:
 
 
 def source_times() -> tuple[tuple[str, int], ...]:
-    """The package's files and when each was written: what is imported is of these."""
+    """The package's files, the project's plug-ins, and when each was written: what is imported is of these."""
     files = sorted(entry for entry in _PACKAGE.rglob("*.py"))
-    return tuple((str(path), path.stat().st_mtime_ns) for path in files)
+    return (*((str(path), path.stat().st_mtime_ns) for path in files), *plugins.written())
 
 
 def die_with_parent() -> None:
