@@ -22,7 +22,6 @@ conda: "envs/conda.yaml"
 
 
 include: "workflow/rules/common.smk"
-include: "workflow/rules/refresh.smk"
 include: "workflow/rules/data.smk"
 include: "workflow/rules/train.smk"
 include: "workflow/rules/pretrain.smk"
@@ -53,6 +52,9 @@ rule all:
 
 
 onstart:
+    for folder in (paths.results(config["scale"]), config["data"]["resources"]):
+        if ahead := clamp_future_mtimes(folder):
+            print(f"moat: {len(ahead)} files in {folder} had times in the future; they are now", file=sys.stderr)
     print(devices.gpu_note(), file=sys.stderr)
     if config["warm_start"] and workflow.local_exec:
         warm.start()

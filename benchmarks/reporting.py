@@ -24,8 +24,8 @@ import safetensors.numpy
 from moat.config import paths, studies_option
 from moat.config.grid import Evaluation, Grid, Run, build_grid
 from moat.config.project import Project
+from moat.config.records import locate
 from moat.provenance import environment, staleness
-from moat.reporting.results import locate
 
 ROOT = Path(__file__).parents[1]
 CLASSES, EPOCHS, CHECKS = 10, 100, 12

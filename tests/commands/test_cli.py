@@ -178,7 +178,7 @@ def test_another_broken_pipe_is_no_quiet_end(monkeypatch):
 def stale(monkeypatch):
     """63 stale results at the scale mini, none elsewhere."""
 
-    def plan(grid, root):
+    def plan(project, grid):
         count = 63 if grid.scale == "mini" else 0
         return [{"status": "stale", "path": f"run{number}", "stale": ["nets", "engine"]} for number in range(count)]
 

@@ -1,6 +1,5 @@
 """The study grid: rows x columns become runs and measurements, each once."""
 
-import json
 import shutil
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import moat.methods
 from moat import models
 from moat.base import plugins
 from moat.base.errors import ConfigError
+from moat.base.files import write_json
 from moat.config import paths
 from moat.config.grid import Run, build_grid, initial_runs
 from moat.config.project import Project
@@ -215,6 +215,10 @@ def test_plug_in_names_read_from_the_sources_are_those_that_import():
         __import__(f"moat.reporting.figures.{kind}")
 
 
+# The smallest files that were not cut short.
+WHOLE = {".json": b"{ }\n", ".safetensors": b"\2\0\0\0\0\0\0\0{}", ".parquet": b"PAR1 and so on PAR1"}
+
+
 def test_plan_tells_done_missing_and_stale(project):
     declare(project, "a", study(one=table([DATA, NET, METHODS], [METRICS])))
     grid = build_grid(project, "quickstart", ["a"])
@@ -225,14 +229,12 @@ def test_plan_tells_done_missing_and_stale(project):
         folder = runs / method / "seed0"
         folder.mkdir(parents=True)
         record = {"class": method, "arch": "resnet18", "sources": recorded}
-        (folder / "run.json").write_text(json.dumps(record))
-        (folder / "model.safetensors").write_bytes(b"weights")
-    found = {entry["method"]: entry for entry in plan(grid, project.root) if entry["kind"] == "run"}
+        write_json(folder / "run.json", record)
+        (folder / "model.safetensors").write_bytes(WHOLE[".safetensors"])
+    found = {entry["method"]: entry for entry in plan(project, grid) if entry["kind"] == "run"}
     assert (found["trades"]["status"], found["trades"]["stale"]) == ("done", [])
     assert (found["pgd-at"]["status"], found["pgd-at"]["stale"]) == ("stale", ["attacks"])
-    assert {e["status"] for e in plan(grid, project.root) if e["kind"] in ("evaluation", "check", "table")} == {
-        "missing"
-    }
+    assert {e["status"] for e in plan(project, grid) if e["kind"] in ("evaluation", "check", "table")} == {"missing"}
 
 
 # Files that are there (r: run.json, w: weights, e: evaluation, g: checks) -> status of run, evaluation and checks.
@@ -263,8 +265,8 @@ def test_a_run_without_its_weights_is_trained_again_if_they_are_needed(project, 
     }
     for letter in there:
         files[letter].parent.mkdir(parents=True, exist_ok=True)
-        files[letter].write_text("{}")
-    found = {entry["kind"]: entry["status"] for entry in plan(grid, project.root)}
+        files[letter].write_bytes(WHOLE[files[letter].suffix])
+    found = {entry["kind"]: entry["status"] for entry in plan(project, grid)}
     assert (found["run"], found["evaluation"], found["check"]) == expected
 
 
@@ -274,8 +276,8 @@ def test_what_a_bare_run_starts_from_is_trained_again_too(project):
     for run in grid.runs:
         folder = project.root / paths.run_dir("quickstart", run)
         folder.mkdir(parents=True)
-        (folder / "run.json").write_text("{}")
-    found = {entry["method"]: entry["status"] for entry in plan(grid, project.root) if entry["kind"] == "run"}
+        (folder / "run.json").write_bytes(WHOLE[".json"])
+    found = {entry["method"]: entry["status"] for entry in plan(project, grid) if entry["kind"] == "run"}
     assert len(found) > 1 and set(found.values()) == {"missing"}
 
 

@@ -119,7 +119,7 @@ def truncate_model(place: Place) -> str | None:
 
 
 def stale_lock(place: Place) -> str:
-    """As a Snakemake leaves it that was killed, for every file here."""
+    """What a killed Snakemake leaves, for every file here. The next one refuses to start and says `--unlock`."""
     state = place.interrupt()
     folder = place.root / ".snakemake/locks"
     folder.mkdir(parents=True, exist_ok=True)

@@ -16,7 +16,6 @@ import yaml
 from moat.base.errors import ConfigError
 from moat.base.files import write_json
 from moat.commands import cli
-from moat.commands.plan import INLINE_TARGETS
 from moat.config.grid import Run, build_grid
 from moat.config.project import Project
 from moat.planning import estimate, status
@@ -84,7 +83,7 @@ def finished(project, *, device="NVIDIA H200", method="trades", precision="auto"
     hardware = {"cpu": "x", **({"gpus": [device]} if device != "cpu" else {})}
     figures = {"device": device, "hardware": hardware, "images_per_second": rate, "macs_per_image": MACS}
     write_json(project.root / RUN.format("runs", method) / "run.json", {**about, "recipe": recipe, **figures})
-    (project.root / RUN.format("runs", method) / "model.safetensors").write_bytes(b"weights")
+    (project.root / RUN.format("runs", method) / "model.safetensors").write_bytes(b"\2\0\0\0\0\0\0\0{}")
     return about, hardware
 
 
@@ -287,12 +286,12 @@ def test_a_budget_selects_what_fits_and_says_how_to_make_it(project, capsys, sha
     )
     whole = "results/paper/tables/small-table.csv"
     assert (whole in selected["targets"]) == (share == 1)
-    if len(selected["targets"]) > INLINE_TARGETS:
-        listed = (project.root / "work/plan/paper-targets.txt").read_text().split()
-        assert listed == selected["targets"]
-        assert selected["command"].endswith("-- $(cat work/plan/paper-targets.txt)")
-    else:
-        assert selected["command"].endswith(" -- " + " ".join(selected["targets"]))
+    assert selected["command"].endswith(" -- " + " ".join(selected["targets"]))
+    listed = project.root / "targets.txt"
+    options += ("--targets", str(listed))
+    again = plan(project, capsys, *options, "--budget-gpu-hours", str(share * total * 1.0001))["budget"]
+    assert listed.read_text().split() == again["targets"] == selected["targets"]
+    assert again["command"].endswith(f"-- $(cat {listed})")
 
 
 def test_priority_decides_what_is_selected(project, capsys):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from moat.base import plugins
 from moat.provenance import staleness
 
 METHOD = '''"""TRADES."""
@@ -188,8 +189,27 @@ def test_the_same_name_from_another_module_is_a_change(package):
     assert staleness.stale(record, package=package) == ["method"]
 
 
-def test_a_missing_record_is_not_stale(tmp_path):
-    assert staleness.stale_file(tmp_path / "run.json") == []
+def test_a_record_without_sources_is_not_stale():
+    assert staleness.stale({}) == []
+
+
+@pytest.mark.parametrize(("file", "stale"), [("methods/mine.py", ["method"]), ("attacks/_shared.py", ["attacks"])])
+def test_the_plug_ins_of_a_project_take_part(tmp_path, monkeypatch, file, stale):
+    monkeypatch.setattr(plugins, "_project", tmp_path)
+    texts = {"methods/mine.py": "from moat.attacks._shared import A\n\nMINE = A + 1\n", "attacks/_shared.py": "A = 1\n"}
+    for name, text in texts.items():
+        (tmp_path / "plugins" / name).parent.mkdir(parents=True)
+        (tmp_path / "plugins" / name).write_text(text)
+    made_of = {"arch": "lenet5", "attacks": ["fgsm"]}
+    record = {
+        "class": "mine",
+        **made_of,
+        "sources": staleness.hash_parts(staleness.TRAINING_PARTS, method="mine", **made_of),
+    }
+    assert staleness.stale(record) == []
+    edit(tmp_path / "plugins" / file, "1\n", "2\n")
+    staleness._hash_parts_once.cache_clear()
+    assert staleness.stale(record) == stale
 
 
 # -- the package itself -------------------------------------------------------------

@@ -168,7 +168,7 @@ def test_a_claim_says_that_its_cells_are_stale_and_keeps_its_verdict(case):
     make_stale(case.tree.base / "runs/cifar10/resnet18/trades/seed0/run.json")
     found = case.claim(GAIN, stated={"equals": 0.43})
     assert (found["verdict"], found["reasons"]) == ("reproduced", ["stale"])
-    assert claims_tables.words(found)[4] == "reproduced: stale: made by sources that have changed since"
+    assert claims_tables.words(found)[4] == "reproduced: stale: made by code or a recipe that has changed since"
 
 
 def test_a_claim_without_its_cells_is_not_run(case):

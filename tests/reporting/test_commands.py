@@ -13,9 +13,8 @@ from reporting_tree import Tree, edit_yaml, make_project
 
 from moat.base.errors import ConfigError
 from moat.commands.cli import main
-from moat.provenance.staleness import hash_parts
+from moat.provenance.staleness import hash_parts, stale
 from moat.reporting import figures
-from moat.reporting.results import stale_parts
 
 
 def files(tree: Tree) -> dict[str, str]:
@@ -225,7 +224,7 @@ def test_every_kind_of_figure_keeps_the_contract():
 def test_stale_parts(recorded, expected):
     today = hash_parts(["attacks"], method="pgd-at", arch="resnet18")["attacks"]
     recorded = {part: today if value == "today" else value for part, value in recorded.items()}
-    assert stale_parts({"sources": recorded, "run": {"class": "pgd-at", "arch": "resnet18"}}) == expected
+    assert stale({"sources": recorded, "run": {"class": "pgd-at", "arch": "resnet18"}}) == expected
 
 
 def test_help_imports_nothing_heavy():

@@ -188,7 +188,7 @@ def test_a_stale_run_is_marked_where_its_numbers_stand(tree, moat):
     tree.everything()
     make_stale(tree.base / "runs/digits/resnet18/trades/seed0/run.json")
     assert moat("tabulate") == moat("draw") == moat("report") == 0
-    note = "stale: made by sources that have changed since"
+    note = "stale: made by code or a recipe that has changed since"
     found = cards_of(page(tree))
     name = "unified-leaderboard"
     for number, row in enumerate(cells(tree, name).to_dict("records")):
@@ -202,7 +202,10 @@ def test_a_stale_run_is_marked_where_its_numbers_stand(tree, moat):
         row = next(line for line in text.splitlines() if "TRADES" in line)
         assert len(re.findall(rf"(?:<sup>|superscript{{)(?:\w,)*{mark}(?:,\w)*(?:</sup>|}})", row)) == 7
     assert re.search(rf"<sup>\w</sup> {note}", page(tree))
-    assert "Stale: digits (for CIFAR-10) / ResNet-18 / TRADES: made by sources that have changed since." in page(tree)
+    assert (
+        "Stale: digits (for CIFAR-10) / ResNet-18 / TRADES: made by code or a recipe that has changed since."
+        in page(tree)
+    )
 
 
 def test_a_check_that_does_not_apply_is_not_shown_as_passed(tree, moat):

@@ -172,7 +172,7 @@ def test_an_evaluation_of_other_weights_is_not_taken_for_this_run(tree):
     tree.checks(name)
     tree.evaluation(name, "dramoe", exact_rows(5000, 10_000), sha="f" * 64)
     row = measured(tree, make_cell(published=50.0))
-    assert (row["verdict"], row["checks_failed"]) == ("unverified", "model-changed")
+    assert (row["verdict"], row["checks_failed"]) == ("unverified", "model-changed;stale")
 
 
 def test_several_seeds(tree):

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -117,7 +118,8 @@ def test_changed_sources_are_stale_and_train_again_only_when_asked(workflow):
         assert workflow.planned() == {"tabulate": 1, "draw": 1, "cells": 1, "page": 1}
         listed = json.loads(workflow.run("moat", "plan", "--json").stdout)["jobs"]
         stale = [(job["kind"], job["method"], job["stale"]) for job in listed if job["status"] == "stale"]
-        assert stale == [("run", "trades", ["method"])]
+        measured = [(kind, "trades", ["its run"]) for kind in ("evaluation", "check")]
+        assert stale == [("run", "trades", ["method"]), *measured]
         assert "trades/seed0/run.json: method changed since" in workflow.run("moat", "doctor").stdout
 
         assert workflow.planned("--config", "refresh=stale") == again
@@ -127,8 +129,100 @@ def test_changed_sources_are_stale_and_train_again_only_when_asked(workflow):
         assert {job["status"] for job in json.loads(workflow.run("moat", "plan", "--json").stdout)["jobs"]} == {"done"}
 
 
+def test_another_recipe_is_stale_wherever_its_numbers_stand(workflow):
+    """Also where nobody asks Snakemake, which would make it again."""
+    workflow.edit("config/methods/trades.yaml", "beta: 6.0", "beta: 3.0")
+    listed = json.loads(workflow.run("moat", "plan", "--json").stdout)["jobs"]
+    stale = {(job["kind"], job["method"]): job["stale"] for job in listed if job["status"] == "stale"}
+    assert stale == {
+        ("run", "trades"): ["recipe"],
+        ("evaluation", "trades"): ["its run"],
+        ("check", "trades"): ["its run"],
+    }
+    assert "trades/seed0/run.json: recipe changed since" in workflow.run("moat", "doctor").stdout
+    for command in (["tabulate"], ["tabulate", "--cells"], ["report"]):
+        done = workflow.run("moat", *command, "--scale", "tiny")
+        assert done.returncode == 0, done.stderr
+    cells = pd.read_csv(workflow.root / "results/tiny/tables/cells.csv", keep_default_na=False)
+    marked = {row.method: "stale" in row.checks_failed.split(";") for row in cells.itertuples()}
+    assert marked == {"standard": False, "pgd-at": False, "trades": True}
+    assert "stale: recipe" in (workflow.root / "results/tiny/report.html").read_text()
+
+
+ROWS = "results/tiny/evaluations/digits/lenet5/trades/seed0/quick.parquet"
+SHOWN_OF_TRADES = {"tabulate": 1, "draw": 1, "cells": 1, "page": 1}
+
+
+@pytest.mark.parametrize(
+    ("file", "again"),
+    [
+        (ROWS, {"evaluate": 1, **SHOWN_OF_TRADES}),
+        (ROWS.replace("parquet", "json"), {"evaluate": 1, **SHOWN_OF_TRADES}),
+        ("results/tiny/checks/digits/lenet5/trades/seed0.json", {"verify": 1, **SHOWN_OF_TRADES}),
+        (f"{RUNS}/trades/seed0/last.safetensors", {"train": 1, "evaluate": 1, "verify": 1, **SHOWN_OF_TRADES}),
+    ],
+)
+def test_what_was_cut_short_is_made_again(workflow, file, again):
+    path = workflow.root / file
+    os.truncate(path, path.stat().st_size - 1)
+    assert workflow.planned() == again
+    # Where Snakemake knows nothing of what it made, as in a clone, too; and not where nobody needs it.
+    shutil.rmtree(workflow.root / ".snakemake/metadata")
+    assert again.items() <= workflow.planned().items()
+    assert "evaluate" not in workflow.planned("results/tiny/tables/first-table.csv")
+    listed = json.loads(workflow.run("moat", "plan", "--json").stdout)["jobs"]
+    assert [job["status"] for job in listed if job["path"] == file] in (["missing"], [])
+
+
+def test_looking_changes_nothing(workflow):
+    """No file, lock or time, whatever there is to be done: stale results, damaged ones, times in the future."""
+    workflow.edit("src/moat/methods/trades.py", "import torch\n", "import torch\n\nEXTRA = 1\n")
+    os.truncate(workflow.root / ROWS, 100)
+    os.utime(workflow.root / RUNS / "standard/seed0/run.json", (4e9, 4e9))
+    locks = workflow.root / ".snakemake/locks"
+    locks.mkdir(exist_ok=True)
+    (locks / "0.output.lock").write_text(f"{ROWS}\n")
+
+    def seen():
+        """Everything but Snakemake's inventory and logs, which it keeps of every call."""
+        found = {path.relative_to(workflow.root): path.lstat() for path in workflow.root.rglob("*")}
+        own = (Path(".snakemake/iocache"), Path(".snakemake/log"))
+        return {
+            path: (now.st_mtime_ns, now.st_size)
+            for path, now in found.items()
+            if not path.is_relative_to(own[0]) and not path.is_relative_to(own[1])
+        }
+
+    before = seen()
+    for look in (
+        ["snakemake", "--dry-run"],
+        ["snakemake", "--dry-run", "--config", "refresh=stale"],
+        ["snakemake", "--dry-run", "--config", "scale=paper"],
+        ["snakemake", "--lint"],
+        ["moat", "plan"],
+        ["moat", "plan", "--budget-gpu-hours", "0.01"],
+        ["moat", "doctor"],
+    ):
+        done = workflow.run(*look)
+        assert done.returncode == 0, done.stdout + done.stderr
+        after = seen()
+        assert {path for path in before.keys() | after.keys() if before.get(path) != after.get(path)} == set(), look
+
+
+def test_a_lock_that_nobody_holds_is_for_snakemake_and_the_user(workflow):
+    lock = workflow.root / ".snakemake/locks/0.output.lock"
+    lock.parent.mkdir(exist_ok=True)
+    lock.write_text(f"{ROWS}\n")
+    (workflow.root / "results/tiny/report.html").unlink()
+    refused = workflow.snakemake("--quiet", "rules")
+    assert refused.returncode != 0 and "the --unlock argument" in refused.stdout + refused.stderr
+    assert lock.exists() and not (workflow.root / "results/tiny/report.html").exists()
+    assert workflow.snakemake("--unlock").returncode == 0
+    assert not lock.exists() and workflow.planned() == {"page": 1}
+
+
 def test_the_page_shows_what_is_stale(workflow):
-    path = workflow.root / "src/moat/nets/lenet.py"
+    path = workflow.root / "src/moat/models/nets/lenet.py"
     path.write_text(path.read_text() + "\nEXTRA = 1\n")
     assert workflow.snakemake().returncode == 0
     page = (workflow.root / "results/tiny/report.html").read_text()

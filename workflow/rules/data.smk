@@ -25,7 +25,7 @@ rule prepare:
         mem_mb=2000,
         runtime=60,
     params:
-        digest=lambda wildcards: recipes.digest(recipes.resolve_data(project, wildcards.scale, wildcards.dataset)),
+        digest=inputs.data_digest,
         source=lambda wildcards, input: Path(input[0]).parent,
     shell:
         "moat prepare {wildcards.dataset} --from {params.source} --scale {wildcards.scale} --out {output}"

@@ -1,10 +1,10 @@
 rule evaluate:
     input:
-        unpack(run_files),
+        unpack(inputs.run_files),
         data=paths.prepared("{scale}", "{dataset}"),
-        transfer=transfer_files,
-        corrupted=corrupted_images,
-        refresh=refresh_evaluation,
+        transfer=inputs.transfer_files,
+        corrupted=inputs.corrupted_images,
+        again=made_again("evaluation"),
     output:
         rows=ensure(EVALUATION.with_suffix(".parquet"), non_empty=True),
         summary=ensure(EVALUATION.with_suffix(".json"), non_empty=True),
@@ -15,12 +15,12 @@ rule evaluate:
     threads: config["threads"]["evaluate"]
     resources:
         gpu=1,
-        mem_mb=growing("evaluate", "mem_mb"),
-        runtime=growing("evaluate", "runtime"),
+        mem_mb=inputs.scaled_with_attempt("evaluate", "mem_mb"),
+        runtime=inputs.scaled_with_attempt("evaluate", "runtime"),
     params:
-        digest=evaluation_digest,
-        options=evaluation_options,
-        transfer=transfer_options,
+        digest=inputs.evaluation_digest,
+        options=inputs.evaluation_options,
+        transfer=inputs.transfer_options,
         run=lambda wildcards, input: Path(input.run).parent,
     shell:
         "moat evaluate --run {params.run} --suite {wildcards.suite} --data {input.data} --out {output.rows}"

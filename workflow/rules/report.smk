@@ -1,10 +1,7 @@
 # Cheap, so rebuilt whenever what they show or the code that draws them has changed.
 rule tabulate:
     input:
-        lambda wildcards: results_shown(
-            wildcards.scale,
-            grid(wildcards.scale).table(wildcards.study, wildcards.item),
-        ),
+        inputs.table_inputs,
     output:
         csv=ensure(f"{paths.table('{scale}', '{study}', '{item}')}.csv", non_empty=True),
         tex=f"{paths.table('{scale}', '{study}', '{item}')}.tex",
@@ -18,21 +15,15 @@ rule tabulate:
     log:
         "logs/{scale}/tabulate/{study}-{item}.log",
     params:
-        digest=shown_digest,
-        stale=lambda wildcards: stale_results(
-            wildcards.scale,
-            grid(wildcards.scale).table(wildcards.study, wildcards.item),
-        ),
+        digest=inputs.shown_digest,
+        stale=inputs.stale_of_table,
     shell:
         "moat tabulate --scale {wildcards.scale} --study {wildcards.study} --table {wildcards.item} > {log} 2>&1"
 
 
 rule draw:
     input:
-        lambda wildcards: figure_shown(
-            wildcards.scale,
-            grid(wildcards.scale).figure(wildcards.study, wildcards.item),
-        ),
+        inputs.figure_inputs,
     output:
         csv=ensure(f"{paths.figure('{scale}', '{study}', '{item}')}.csv", non_empty=True),
         pdf=f"{paths.figure('{scale}', '{study}', '{item}')}.pdf",
@@ -46,18 +37,15 @@ rule draw:
     log:
         "logs/{scale}/draw/{study}-{item}.log",
     params:
-        digest=shown_digest,
-        stale=lambda wildcards: stale_results(
-            wildcards.scale,
-            grid(wildcards.scale).figure(wildcards.study, wildcards.item),
-        ),
+        digest=inputs.shown_digest,
+        stale=inputs.stale_of_figure,
     shell:
         "moat draw --scale {wildcards.scale} --study {wildcards.study} --figure {wildcards.item} > {log} 2>&1"
 
 
 rule cells:
     input:
-        lambda wildcards: all_tables(wildcards.scale),
+        inputs.tables,
     output:
         cells=ensure(paths.cells("{scale}"), non_empty=True),
         metrics=ensure(paths.metrics("{scale}"), non_empty=True),
@@ -66,7 +54,7 @@ rule cells:
     log:
         "logs/{scale}/cells.log",
     params:
-        digest=shown_digest,
+        digest=inputs.shown_digest,
         studies=",".join(config["studies"]),
     shell:
         "moat tabulate --scale {wildcards.scale} --cells --studies {params.studies} > {log} 2>&1"
@@ -74,15 +62,16 @@ rule cells:
 
 rule page:
     input:
-        lambda wildcards: all_tables(wildcards.scale) + all_figures(wildcards.scale),
+        inputs.tables,
+        inputs.figures,
         cells=paths.cells("{scale}"),
     output:
         report(paths.report("{scale}"), caption="../report/page.rst", category="Report"),
     log:
         "logs/{scale}/report.log",
     params:
-        digest=shown_digest,
-        stale=lambda wildcards: stale_results(wildcards.scale, grid(wildcards.scale)),
+        digest=inputs.shown_digest,
+        stale=inputs.stale_of_page,
         studies=",".join(config["studies"]),
     shell:
         "moat report --scale {wildcards.scale} --studies {params.studies} > {log} 2>&1"

@@ -12,17 +12,17 @@ localrules:
 
 rule all_data:
     input:
-        lambda wildcards: all_prepared(config["scale"]),
+        lambda wildcards: inputs.all_prepared(config["scale"]),
 
 
 rule all_experts:
     input:
-        lambda wildcards: all_runs(config["scale"], methods_of_role("expert")),
+        lambda wildcards: inputs.all_runs(config["scale"], "expert"),
 
 
 rule all_methods:
     input:
-        lambda wildcards: all_runs(config["scale"], methods_of_role("method")),
+        lambda wildcards: inputs.all_runs(config["scale"], "method"),
 
 
 rule all_models:
@@ -33,4 +33,4 @@ rule all_models:
 
 rule all_evaluations:
     input:
-        lambda wildcards: all_evaluated(config["scale"]),
+        lambda wildcards: inputs.all_evaluated(config["scale"]),

@@ -1,8 +1,8 @@
 rule train:
     input:
         data=paths.prepared("{scale}", "{dataset}"),
-        initial=initial_models,
-        refresh=refresh_run,
+        initial=inputs.initial_models,
+        again=made_again("run"),
     output:
         model=ensure(RUN / "model.safetensors", non_empty=True),
         last=ensure(RUN / "last.safetensors", non_empty=True),
@@ -13,17 +13,17 @@ rule train:
     benchmark:
         "results/{scale}/benchmarks/train/{dataset}/{arch}/{method}/seed{seed}.tsv"
     wildcard_constraints:
-        method=one_of(methods_of_role("method")),
+        method=one_of(inputs.methods_of_role("method")),
     # Trainings are what everything waits for: before evaluations of what is trained already.
     priority: 5
     threads: config["threads"]["train"]
     resources:
         gpu=1,
-        mem_mb=growing("train", "mem_mb"),
-        runtime=growing("train", "runtime"),
+        mem_mb=inputs.scaled_with_attempt("train", "mem_mb"),
+        runtime=inputs.scaled_with_attempt("train", "runtime"),
     params:
-        digest=run_digest,
-        initialize_from=initialize_options,
+        digest=inputs.run_digest,
+        initialize_from=inputs.initialize_options,
         out=lambda wildcards, output: Path(output.run).parent,
     shell:
         "moat train --dataset {wildcards.dataset} --arch {wildcards.arch} --method {wildcards.method}"

@@ -1,19 +1,20 @@
 rule verify:
     input:
-        unpack(run_files),
+        unpack(inputs.run_files),
         data=paths.prepared("{scale}", "{dataset}"),
-        refresh=lambda wildcards: refresh(paths.checks(wildcards.scale, run_of(wildcards))),
+        again=made_again("check"),
     output:
-        ensure(paths.checks("{scale}", NAMED_RUN), non_empty=True),
+        ensure(paths.checks("{scale}", RUN_WILDCARDS), non_empty=True),
     log:
         "logs/{scale}/verify/{dataset}/{arch}/{method}/seed{seed}.log",
     threads: config["threads"]["evaluate"]
     resources:
         gpu=1,
-        mem_mb=growing("verify", "mem_mb"),
-        runtime=growing("verify", "runtime"),
+        mem_mb=inputs.scaled_with_attempt("verify", "mem_mb"),
+        runtime=inputs.scaled_with_attempt("verify", "runtime"),
     params:
-        options=check_options,
+        digest=inputs.checks_digest,
+        options=inputs.check_options,
         run=lambda wildcards, input: Path(input.run).parent,
     shell:
         "moat verify --run {params.run} --data {input.data} --out {output} {params.options}"

@@ -17,6 +17,7 @@ from moat.config.project import Project
 from moat.machine import gpu_lease, gpus
 from moat.planning.status import plan
 from moat.provenance import environment
+from moat.provenance.staleness import describe
 
 # How many stale results of a scale are shown.
 SHOWN = 3
@@ -166,10 +167,10 @@ def _disk(project: Project) -> Iterator[Finding]:
 
 def _results(project: Project) -> Iterator[Finding]:
     for scale in project.names("scales"):
-        entries = plan(build_grid(project, scale, project.config()["studies"]), project.root)
+        entries = plan(project, build_grid(project, scale, project.config()["studies"]))
         counts = Counter(entry["status"] for entry in entries)
         listed = ", ".join(f"{counts[status]} {status}" for status in ("done", "stale", "missing"))
-        stale = [f"{entry['path']}: {', '.join(entry['stale'])} changed since" for entry in entries if entry["stale"]]
+        stale = [f"{entry['path']}: {describe(entry['stale'])}" for entry in entries if entry["stale"]]
         yield Finding(f"results {scale}", "ok" if not stale else "problem", listed, tuple(stale))
 
 

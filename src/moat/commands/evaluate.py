@@ -17,6 +17,7 @@ from moat.commands.options import (
     work_folder,
 )
 from moat.config.project import Project
+from moat.config.recipes import digest, resolve_evaluation
 from moat.machine import devices
 from moat.provenance import staleness
 from moat.training.run_record import read_run
@@ -35,6 +36,7 @@ class Request:
         work: folder for what is finished of an evaluation.
         robustbench: also write a RobustBench entry there.
         recipe: of the run's method, for that entry; empty for a model from elsewhere.
+        recipe_digest: of all that decides the evaluation but the model; None without a scale.
     """
 
     target: TargetRequest
@@ -46,6 +48,7 @@ class Request:
     work: Path
     robustbench: Path | None
     recipe: Mapping[str, Any]
+    recipe_digest: str | None
     device: str
     threads: int
 
@@ -79,6 +82,7 @@ def request(arguments: Namespace) -> Request:
     # The scale of a run from elsewhere may be unknown here: its suite is then as declared.
     scale = arguments.scale or target.record.get("scale")
     scale = scale if scale in project.names("scales") else None
+    asked = {"limit": target.limit, "batch_size": target.batch_size}
     wants_recipe = arguments.robustbench is not None and target.record
     return Request(
         target=target,
@@ -90,6 +94,7 @@ def request(arguments: Namespace) -> Request:
         work=arguments.work or work_folder(arguments.out.with_suffix("")),
         robustbench=arguments.robustbench,
         recipe=project.method(target.record["method"]) if wants_recipe else {},
+        recipe_digest=digest({**resolve_evaluation(project, scale, arguments.suite), **asked}) if scale else None,
         device=arguments.device,
         threads=arguments.threads,
     )
@@ -131,11 +136,12 @@ def run(request: Request) -> None:
             print(f"{name}: not applicable, {reason}", flush=True)
         attacks = staleness.attacks_of({"settings": plan.record})
         sources = staleness.hash_parts(staleness.EVALUATION_PARTS, **staleness.made_of(target.run), attacks=attacks)
+        made_by = {"recipe_digest": request.recipe_digest, "sources": sources}
         measured = []
         for each in records.evaluate_suite(target, plan, folder=request.work, sources=sources):
             measured.append(each)
             _print(each.name, records.summarize(each.rows, [each.name])[each.name], each)
-        content = records.write_evaluation(request.out, target, plan, measured, sources)
+        content = records.write_evaluation(request.out, target, plan, measured, made_by)
         if request.robustbench is not None:
             write_json(request.robustbench, robustbench.entry(content, request.recipe))
 

@@ -16,9 +16,6 @@ from moat.config.project import Project
 from moat.planning import report
 from moat.planning.estimate import estimate, snakemake_command
 
-# With more targets than this the command reads them from a file.
-INLINE_TARGETS = 8
-
 
 @dataclass(frozen=True)
 class Request:
@@ -28,6 +25,7 @@ class Request:
         hardware: a name of config/planner.yaml, or "auto".
         gpus: how many of them.
         budget: GPU-hours to spend; None for a plan of everything.
+        listed: the file that the budget's targets are written to; None: the command itself lists them.
     """
 
     project: Project
@@ -36,6 +34,7 @@ class Request:
     hardware: str
     gpus: int
     budget: float | None
+    listed: Path | None
     json: bool
 
 
@@ -47,6 +46,12 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--hardware", default="auto", metavar="X", help="an entry of config/planner.yaml (default: this machine's)"
     )
     parser.add_argument("--budget-gpu-hours", type=float, metavar="H", help="choose the cells that H GPU-hours buy")
+    parser.add_argument(
+        "--targets",
+        type=Path,
+        metavar="FILE",
+        help="write what the budget buys into this file; the command reads it",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -62,6 +67,7 @@ def request(arguments: Namespace) -> Request:
         hardware=arguments.hardware,
         gpus=arguments.gpus,
         budget=arguments.budget_gpu_hours,
+        listed=arguments.targets,
         json=arguments.json,
     )
 
@@ -77,12 +83,10 @@ def run(request: Request) -> None:
 
 
 def _command(request: Request, hardware: str, targets: list[str]) -> str | list[str]:
-    """The command that makes the targets; where they are many, it reads them from a file that is written here."""
+    """The command that makes the targets; with ``listed``, it reads them from that file, which is written here."""
     if not targets:
         return targets
-    listed = None
-    if len(targets) > INLINE_TARGETS:
-        listed = Path("work") / "plan" / f"{request.grid.scale}-targets.txt"
-        write_text(request.project.root / listed, "\n".join(targets) + "\n")
-    on_gpus = hardware != "cpu"
-    return snakemake_command(request.grid.scale, request.studies, targets, request.gpus, on_gpus=on_gpus, listed=listed)
+    if request.listed is not None:
+        write_text(request.listed, "\n".join(targets) + "\n")
+    grid, on_gpus = request.grid, hardware != "cpu"
+    return snakemake_command(grid.scale, request.studies, targets, request.gpus, on_gpus=on_gpus, listed=request.listed)

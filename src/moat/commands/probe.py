@@ -12,6 +12,7 @@ from moat.base.errors import ConfigError
 from moat.base.files import check_writable, write_bytes, write_json
 from moat.commands.options import TargetRequest, add_target_arguments, target_request
 from moat.config.project import Project
+from moat.config.recipes import digest, resolve_probe
 from moat.machine import devices
 from moat.provenance import environment, staleness
 
@@ -25,6 +26,7 @@ class Request:
     Attributes:
         probe: its entry in config/probes.yaml.
         attack: the attack setting that the entry names, at the run's scale; None where it names none.
+        recipe_digest: of all that decides the arrays but the model; None without a scale.
         out: the arrays (.safetensors); their description (.json) is written beside.
     """
 
@@ -32,6 +34,7 @@ class Request:
     name: str
     probe: Mapping[str, Any]
     attack: Mapping[str, Any] | None
+    recipe_digest: str | None
     out: Path
     device: str
     threads: int
@@ -56,11 +59,13 @@ def request(arguments: Namespace) -> Request:
     scale, setting = target.record.get("scale"), probe.get("setting")
     where = f"config/probes.yaml: {arguments.probe}"
     scale = scale if scale in project.names("scales") else None
+    asked = {"images": target.limit, "batch_size": target.batch_size}
     return Request(
         target=target,
         name=arguments.probe,
         probe=probe,
         attack=project.attack(setting, where=where, scale=scale) if setting else None,
+        recipe_digest=digest({**resolve_probe(project, scale, arguments.probe), **asked}) if scale else None,
         out=arguments.out,
         device=arguments.device,
         threads=arguments.threads,
@@ -100,6 +105,7 @@ def _record(request: Request, target, seconds: float) -> dict[str, Any]:
         "n": len(target.x),
         "seconds": round(seconds, 3),
         **environment.environment(),
+        "recipe_digest": request.recipe_digest,
         "sources": staleness.hash_parts(
             staleness.PROBE_PARTS, **staleness.made_of(target.run), probe=request.probe["probe"], attacks=attacks
         ),

@@ -17,14 +17,13 @@ from moat.base.numbers import parse_number
 from moat.commands.options import FinishedRun, TargetRequest, add_target_arguments, target_request
 from moat.config import bands
 from moat.config.project import Project
+from moat.config.recipes import CHECKED_IMAGES, digest
 from moat.machine import devices
 from moat.provenance import environment, staleness
 from moat.training.run_record import read_run
 
 RESUMES = "the same command starts the checks again"
 
-# Enough to find what the checks look for; they cost about 100 gradients an example.
-AT_MOST = 1000
 # Held-out images that test images are compared with.
 HELD_OUT = 1000
 
@@ -40,6 +39,7 @@ class Request:
         training: what is known about a finished run, for :class:`moat.evaluation.evidence.Origin`: its record, and the
             band of known accuracies or why there is none.
         transfer_from: a run whose adversarial examples are tried, too.
+        recipe_digest: of all that decides the findings but the model.
         root: the project's folder.
     """
 
@@ -49,6 +49,7 @@ class Request:
     claims: Mapping[str, Mapping[str, Any]]
     training: Mapping[str, Any]
     transfer_from: FinishedRun | None
+    recipe_digest: str
     out: Path
     root: Path
     device: str
@@ -70,20 +71,24 @@ def request(arguments: Namespace) -> Request:
     if not 0 < eps <= 1:
         raise ConfigError(f"--eps {arguments.eps}: allowed: above 0, at most 1 (pixels are in [0, 1])")
     project = Project(arguments.project)
-    target = target_request(arguments, at_most=AT_MOST)
+    target = target_request(arguments, at_most=CHECKED_IMAGES)
     training: dict[str, Any] = {}
     if target.record:
         band, reason = bands.find(project, target.record)
         training = {"run": target.record, "band": band, "no_band": reason}
     other = arguments.transfer_from
-    budget = {"steps": arguments.steps, "queries": arguments.queries}
+    given = {"steps": arguments.steps, "queries": arguments.queries}
+    budget = {key: value for key, value in given.items() if value is not None}
+    # As moat.config.recipes.resolve_checks has it; no scale asks for a suite's claims.
+    asked = {"eps": eps, "limit": target.limit, "batch_size": target.batch_size, **budget}
     return Request(
         target=target,
         eps=eps,
-        budget={key: value for key, value in budget.items() if value is not None},
+        budget=budget,
         claims=_claims(project.attack_settings(arguments.suite) if arguments.suite else {}, eps),
         training=training,
         transfer_from=FinishedRun(other, "best", read_run(other)) if other else None,
+        recipe_digest=digest({**asked, "suite": arguments.suite} if arguments.suite else asked),
         out=arguments.out,
         root=project.root,
         device=arguments.device,
@@ -141,6 +146,7 @@ def run(request: Request) -> None:
         "seconds": round(seconds, 3),
         **environment.environment(),
         "attacks": attacks,
+        "recipe_digest": request.recipe_digest,
         "sources": staleness.hash_parts(staleness.CHECKS_PARTS, **staleness.made_of(target.run), attacks=attacks),
         "data": target.data,
         "git_commit": environment.git_commit(request.root),

@@ -24,6 +24,9 @@ __all__ = [
 _DOCUMENTATION = {
     "title", "description", "sources", "deviations", "licence", "citation", "classes_source", "cost", "images",
 }  # fmt: skip
+# Where no scale says otherwise: the radius that checks are made at, and how many test images. Enough to find what they
+# look for; they cost about 100 gradients an image.
+CHECKED_EPS, CHECKED_IMAGES = 8 / 255, 1000
 
 
 def digest(content: Any) -> str:
@@ -129,10 +132,18 @@ def resolve_run(project: Project, scale: str, *, dataset: str, arch: str, method
 
 def resolve_evaluation(project: Project, scale: str, suite: str) -> dict[str, Any]:
     """Everything that decides an evaluation, but the model."""
-    limit = project.scale(scale)["evaluation"]["limit"]
-    resolved = {"suite": suite, "settings": project.attack_settings(suite, scale), "limit": limit}
+    settings = {"settings": project.attack_settings(suite, scale)}
+    resolved = {"suite": suite, **settings, **project.scale(scale)["evaluation"]}
     worst_cases = project.worst_cases(suite, scale)
     return {**resolved, "worst_case": worst_cases} if worst_cases else resolved
+
+
+def resolve_checks(project: Project, scale: str) -> dict[str, Any]:
+    """Everything that decides what the checks of a run find, but the model: radius, images, what may be spent."""
+    evaluation, checks = project.scale(scale)["evaluation"], project.scale(scale).get("checks", {})
+    limit = _smallest(evaluation["limit"], checks.get("limit", CHECKED_IMAGES))
+    budget = {key: checks[key] for key in ("steps", "queries") if key in checks}
+    return {"eps": CHECKED_EPS, **evaluation, "limit": limit, **budget}
 
 
 def resolve_probe(project: Project, scale: str, name: str) -> dict[str, Any]:
@@ -140,8 +151,13 @@ def resolve_probe(project: Project, scale: str, name: str) -> dict[str, Any]:
     probe = dict(project.probe(name))
     if "setting" in probe:
         probe["attack"] = project.attack(probe["setting"], where=f"config/probes.yaml: {name}", scale=scale)
-    limits = [probe.get("images"), project.scale(scale)["evaluation"]["limit"]]
-    return {**probe, "images": min((limit for limit in limits if limit is not None), default=None)}
+    evaluation = project.scale(scale)["evaluation"]
+    images = _smallest(probe.get("images"), evaluation["limit"])
+    return {**probe, "images": images, "batch_size": evaluation["batch_size"]}
+
+
+def _smallest(*limits: int | None) -> int | None:
+    return min((limit for limit in limits if limit is not None), default=None)
 
 
 def _undocumented(content: Mapping[str, Any]) -> dict[str, Any]:

@@ -170,9 +170,13 @@ def evaluate_suite(
 
 
 def write_evaluation(
-    path: Path, target: EvaluationTarget, plan: SuitePlan, measured: Sequence[Measured], sources: Mapping[str, str]
+    path: Path, target: EvaluationTarget, plan: SuitePlan, measured: Sequence[Measured], made_by: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Write the rows to ``path`` (.parquet) and their description to the .json beside it; return the description."""
+    """Write the rows to ``path`` (.parquet) and their description to the .json beside it; return the description.
+
+    Args:
+        made_by: ``recipe_digest`` and ``sources``, by which a stale evaluation is recognised later.
+    """
     frame = pd.concat([each.rows for each in measured], ignore_index=True)
     seconds = {each.name: each.seconds for each in measured}
     total = sum(seconds.values())
@@ -192,7 +196,7 @@ def write_evaluation(
         "images_per_second": round(len(frame) / total, 1),
         "batch_size": target.batch_size,
         **environment.environment(),
-        "sources": sources,
+        **made_by,
         "data": target.data,
     }
     write_json(path.with_suffix(".json"), content)

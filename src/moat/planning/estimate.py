@@ -50,7 +50,7 @@ class Estimate:
 def estimate(project: Project, grid: Grid, hardware: str = "auto") -> Estimate:
     """Estimate every job of a grid on a piece of hardware (see :class:`moat.planning.rates.Rates`)."""
     rates = Rates(project, hardware)
-    entries = status.plan(grid, project.root)
+    entries = status.plan(project, grid)
     jobs = jobs_of(project, grid, entries)
     estimated = {path: rates.seconds(job) for path, job in jobs.items()}
     return Estimate(

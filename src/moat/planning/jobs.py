@@ -22,7 +22,7 @@ from moat.planning.cost import (
     training_passes,
     validation_passes,
 )
-from moat.planning.macs import Macs, Net, net_of
+from moat.planning.macs import Net, macs_of, net_of
 from moat.planning.status import plan
 
 
@@ -171,10 +171,10 @@ def jobs_of(project: Project, grid: Grid, entries: Iterable[Mapping[str, Any]] |
         ConfigError, DataError: a job whose cost cannot be estimated; names the file.
     """
     load = Workload(project, grid.scale)
-    entries = plan(grid, project.root) if entries is None else entries
+    entries = plan(project, grid) if entries is None else entries
     status = {entry["path"]: entry["status"] for entry in entries}
     found = list(_passes(load, grid))
-    macs = Macs(project.root).of(load.net(run.dataset, run.arch, run.method) for _, _, run, _, _, _ in found)
+    macs = macs_of(load.net(run.dataset, run.arch, run.method) for _, _, run, _, _, _ in found)
     jobs = {}
     for path, kind, run, suite, needs, passes in found:
         net = load.net(run.dataset, run.arch, run.method)

@@ -1,10 +1,11 @@
 """Multiply-adds of one forward pass, for the nets of a plan, usually without importing torch.
 
 ``macs.csv`` beside this file has the nets of the configured studies at all scales; ``python -m moat.planning.macs``
-updates it. Other nets are built and counted once, and then kept in work/plan/.
+updates it. Other nets are built and counted, once in a process.
 """
 
 import csv
+import functools
 import io
 import logging
 from collections.abc import Iterable, Mapping
@@ -21,7 +22,6 @@ from moat.config.recipes import resolve_recipe
 log = logging.getLogger(__name__)
 
 SHIPPED = Path(__file__).parent / "macs.csv"
-KEPT = Path("work") / "plan" / "macs.csv"
 
 
 @dataclass(frozen=True, order=True)
@@ -70,25 +70,15 @@ def _parse(part: str) -> tuple[str, Any]:
     return key, text
 
 
-class Macs:
-    """A table of the nets' multiply-adds. Missing ones are counted on first use, and kept."""
-
-    def __init__(self, root: Path):
-        self.path = root / KEPT
-        self.table = {**_read(SHIPPED), **_read(self.path)}
-
-    def of(self, nets: Iterable[Net]) -> dict[Net, int]:
-        """Multiply-adds of one forward pass of one image, for each of the nets."""
-        nets = list(dict.fromkeys(nets))
-        missing = [net for net in nets if net not in self.table]
-        if missing:
-            log.info("counting the multiply-adds of %d nets that are not in the table", len(missing))
-            counted = {net: count(net) for net in missing}
-            self.table.update(counted)
-            _write(self.path, {**_read(self.path), **counted})
-        return {net: self.table[net] for net in nets}
+def macs_of(nets: Iterable[Net]) -> dict[Net, int]:
+    """Multiply-adds of one forward pass of one image, for each of the nets."""
+    table, nets = _read(SHIPPED), set(nets)
+    if missing := nets - table.keys():
+        log.info("counting the multiply-adds of %d nets that are not in the table", len(missing))
+    return {net: table.get(net) or count(net) for net in nets}
 
 
+@functools.cache
 def count(net: Net) -> int:
     """Build the net and count one forward pass. Imports torch."""
     import moat.models  # Here, because a plan seldom needs it.

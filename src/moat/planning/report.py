@@ -8,6 +8,7 @@ from moat.config.grid import Grid, Table
 from moat.config.project import Project
 from moat.planning.budget import missing_solver, select_jobs
 from moat.planning.estimate import Estimate, items_of, snakemake_targets
+from moat.provenance import staleness
 
 # Descriptions of the sources of a rate.
 SOURCES = {
@@ -89,7 +90,7 @@ def _count(items, selected, done) -> list[dict[str, Any]]:
 def lines(planned: Mapping[str, Any]) -> Iterator[str]:
     """The plan as text."""
     for entry in planned["jobs"]:
-        why = f" ({', '.join(entry['stale'])} changed since)" if entry["stale"] else ""
+        why = f" ({staleness.describe(entry['stale'])})" if entry["stale"] else ""
         cost = duration(entry["gpu_hours"]) if "gpu_hours" in entry and entry["status"] != "done" else ""
         cost += "?" if cost and entry["unknown_cost"] else ""
         yield f"{entry['status']:8} {entry['kind']:10} {cost:>8}  {entry['path']}{why}"

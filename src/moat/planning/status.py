@@ -6,18 +6,20 @@ from typing import Any
 
 from moat.config import paths
 from moat.config.grid import Grid, Run
-from moat.provenance import staleness
+from moat.config.project import Project
+from moat.config.records import Records, result_files
 
 
-def plan(grid: Grid, root: Path = Path(".")) -> list[dict[str, Any]]:
+def plan(project: Project, grid: Grid) -> list[dict[str, Any]]:
     """One entry per run, evaluation, check, probe, table and figure: ``kind, path, status, stale`` and what names it.
 
-    ``status``: ``done``, ``missing``, or ``stale`` (done, but by sources that have changed since; ``stale`` lists
-    the parts of the package that differ). Whether a recipe has changed is Snakemake's to say (``snakemake -n``).
-    A run whose weights are not here is ``missing``, with all that it was asked for, once something needs them.
+    ``status``: ``done``, ``missing``, or ``stale`` (done, but not as it would be made today; ``stale`` lists why, see
+    :func:`moat.provenance.staleness.describe`). What was cut short is ``missing``. A run whose weights are not here is
+    ``missing``, with all that it was asked for, once something needs them.
     """
-    entries = [_entry(root, **job) for job in _jobs(grid)]
-    again = _to_train_again(grid, root, entries)
+    records = Records(project.root / "results", grid.scale, project)
+    entries = [_job_entry(records, *job) for job in _jobs(grid)] + [*_shown_entries(grid, project.root)]
+    again = _to_train_again(grid, project.root, entries)
     for entry in entries:
         if _of_run(entry) in again:
             entry.update(status="missing", stale=[])
@@ -42,37 +44,28 @@ def _of_run(entry: dict[str, Any]) -> Run | None:
     return Run(*(entry[name] for name in names)) if "seed" in entry else None
 
 
-def _jobs(grid: Grid) -> Iterator[dict[str, Any]]:
-    scale = grid.scale
+def _jobs(grid: Grid) -> Iterator[tuple[str, Run, str, dict[str, Any]]]:
+    """What takes time: kind, run, name of the suite or the probe, and what else names it in an entry."""
     for run in grid.runs:
-        path = paths.run_dir(scale, run) / "run.json"
-        yield {"kind": "run", "path": path, "record": path, **vars(run)}
+        yield "run", run, "", {}
     for evaluation in grid.evaluations:
-        path = paths.evaluation(scale, evaluation.run, evaluation.suite)
-        named = {**vars(evaluation.run), "suite": evaluation.suite}
-        yield {"kind": "evaluation", "path": path, "record": path.with_suffix(".json"), **named}
+        yield "evaluation", evaluation.run, evaluation.suite, {"suite": evaluation.suite}
     for run in grid.checks:
-        path = paths.checks(scale, run)
-        yield {"kind": "check", "path": path, "record": path, **vars(run)}
+        yield "check", run, "", {}
     for probe in grid.probes:
-        path = paths.probe(scale, probe.run, probe.name)
-        yield {
-            "kind": "probe",
-            "path": path,
-            "record": path.with_suffix(".json"),
-            **vars(probe.run),
-            "name": probe.name,
-        }
-    for table in grid.tables:
-        path = Path(f"{paths.table(scale, table.study, table.name)}.csv")
-        yield {"kind": "table", "path": path, "record": None, "study": table.study, "name": table.name}
-    for figure in grid.figures:
-        path = Path(f"{paths.figure(scale, figure.study, figure.name)}.png")
-        yield {"kind": "figure", "path": path, "record": None, "study": figure.study, "name": figure.name}
+        yield "probe", probe.run, probe.name, {"name": probe.name}
 
 
-def _entry(root: Path, *, kind: str, path: Path, record: Path | None, **named: Any) -> dict[str, Any]:
-    done = (root / path).exists()
-    changed = staleness.stale_file(root / record) if done and record else []
-    status = "stale" if changed else "done" if done else "missing"
-    return {"kind": kind, "status": status, "path": str(path), "stale": changed, **named}
+def _job_entry(records: Records, kind: str, run: Run, name: str, named: dict[str, Any]) -> dict[str, Any]:
+    status, stale = records.status(kind, run, name)
+    path = result_files(kind, records.scale, run, name)[0]
+    shown = "missing" if status == "damaged" else status
+    return {"kind": kind, "status": shown, "path": str(path), "stale": stale, **vars(run), **named}
+
+
+def _shown_entries(grid: Grid, root: Path) -> Iterator[dict[str, Any]]:
+    tables = [("table", item, f"{paths.table(grid.scale, item.study, item.name)}.csv") for item in grid.tables]
+    figures = [("figure", item, f"{paths.figure(grid.scale, item.study, item.name)}.png") for item in grid.figures]
+    for kind, item, path in tables + figures:
+        status = "done" if (root / path).exists() else "missing"
+        yield {"kind": kind, "status": status, "path": path, "stale": [], "study": item.study, "name": item.name}

@@ -8,13 +8,11 @@ differ from today's are *stale*: reported, never thrown away by themselves.
 
 import functools
 import hashlib
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from moat.base import plugins
-from moat.base.files import read_json
 from moat.provenance import behaviour
 
 PACKAGE = Path(__file__).parents[1]
@@ -43,6 +41,24 @@ _ROOTS: Mapping[str, tuple[str, ...]] = {
     "evaluation": ("evaluation/runner.py",),
     "checks": ("evaluation/checks/*.py",),
 }
+
+
+#: Why a result may be stale beside the parts of the package: another resolved recipe (suite, settings, budget) made it;
+#: a model that it was made from was trained again; a run that it starts from, or the run that was measured, is stale.
+RECIPE, MODEL, INITIAL_RUN, RUN = "recipe", "model", "initial run", "its run"
+_SENTENCES = {
+    MODEL: "a model that it was made from was trained again",
+    INITIAL_RUN: "a run that it starts from is stale",
+    RUN: "its run is stale",
+}
+
+
+def describe(reasons: Iterable[str]) -> str:
+    """Why a result is stale, for people: ``nets, recipe changed since, its run is stale``."""
+    reasons = list(reasons)
+    changed = [reason for reason in reasons if reason not in _SENTENCES]
+    said = [f"{', '.join(changed)} changed since"] if changed else []
+    return ", ".join([*said, *(_SENTENCES[reason] for reason in reasons if reason in _SENTENCES)])
 
 
 def hash_parts(
@@ -139,11 +155,6 @@ def stale(record: Mapping[str, Any], *, package: Path = PACKAGE) -> list[str]:
 
 def _total(hashes: Mapping[str, str]) -> list[str]:
     return [_digits(sum(int(value[half] or "0", 16) for value in hashes.values())) for half in _HALVES]
-
-
-def stale_file(path: str | os.PathLike) -> list[str]:
-    """:func:`stale` for a record on disk; nothing is stale where there is none."""
-    return stale(read_json(path)) if Path(path).exists() else []
 
 
 def attacks_of(record: Mapping[str, Any]) -> list[str]:

@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from moat.provenance.staleness import describe
 from moat.reporting import measures, provenance
 from moat.reporting.layout import Entry, Layout, explain_distrust
 from moat.reporting.results import Results
@@ -64,11 +65,7 @@ def of_cell(entry: Entry, results: Results) -> list[Line]:
         return [("verdict", entry.verdict), ("why", entry.reason), *published, ("made by", entry.command)]
     reasons, _ = reasons_of(values)
     why = [explain_distrust(reason) for reason in reasons] or [_WHY.get(entry.verdict)]
-    stale = [
-        f"{what}: {', '.join(parts)} changed since"
-        for each in cell.each()
-        for what, parts in results.stale(each).items()
-    ]
+    stale = [f"{what}: {describe(reasons)}" for each in cell.each() for what, reasons in results.stale(each).items()]
     spread = values["measured_std"]
     return [
         ("verdict", entry.verdict or "measured"),

@@ -143,7 +143,7 @@ _EXPLAINED = {
     "seeds-missing": "unverified: not all seeds are evaluated yet",
     "unofficial-data": "unverified: the data set is not the official one",
     "other-hardware": "unverified: a cost, not measured on the paper's hardware",
-    "stale": "stale: made by sources that have changed since",
+    "stale": "stale: made by code or a recipe that has changed since",
     "differs-in-code": "unverified: the code that implements the method is of another kind",
 }
 

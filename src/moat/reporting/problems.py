@@ -5,8 +5,8 @@ from typing import Any
 
 from moat.config import paths
 from moat.config.grid import Grid, Run
+from moat.provenance.staleness import describe
 from moat.reporting import provenance
-from moat.reporting.records import STALE_RUN, stale
 from moat.reporting.results import Results
 
 KINDS = ("not trained", "not evaluated", "not checked", "not probed", "check failed", "stale")
@@ -26,12 +26,14 @@ def find(grid: Grid, results: Results) -> list[dict[str, Any]]:
         for run in grid.runs
         for problem in _of_run(run, suites.get(run, []), run in checked, results)
     ]
-    return wrong + [
-        {"run": paths.run_name(each.run), **_problem("not probed", each.name, path, results.scale)}
-        for each in grid.probes
-        if results.run(each.run) is not None and not results.probe_path(each.run, each.name).exists()
-        for path in [paths.probe(results.scale, each.run, each.name)]
-    ]
+    for probe in grid.probes:
+        run, path = probe.run, paths.probe(results.scale, probe.run, probe.name)
+        if results.run(run) is not None and not results.file(path).exists():
+            wrong.append({"run": paths.run_name(run), **_problem("not probed", probe.name, path, results.scale)})
+        elif why := results.stale_probe(run, probe.name):
+            what = f"probe {probe.name}: {describe(why)}"
+            wrong.append({"run": paths.run_name(run), **_problem("stale", what, path, results.scale)})
+    return wrong
 
 
 def _of_run(run: Run, suites: list[str], checked: bool, results: Results) -> list[dict[str, str]]:
@@ -52,16 +54,9 @@ def _of_run(run: Run, suites: list[str], checked: bool, results: Results) -> lis
         found.append(_problem("check failed", ", ".join(checks["failed"]), checks_file, scale))
     made = [("training", training, results.stale_run(run))]
     for suite in evaluated:
-        parts = stale(run, results.stale_evaluation(run, suite), results)
-        made.append((f"evaluation {suite}", paths.evaluation(scale, run, suite), parts))
-    if checks is not None:
-        made.append(("checks", checks_file, stale(run, results.stale_checks(run), results)))
-    return found + [_problem("stale", f"{what}: {_said(parts)}", path, scale) for what, path, parts in made if parts]
-
-
-def _said(parts: list[str]) -> str:
-    changed = ", ".join(part for part in parts if part != STALE_RUN)
-    return ", ".join(filter(None, (changed and f"{changed} changed since", "its run is stale" * (STALE_RUN in parts))))
+        made.append((f"evaluation {suite}", paths.evaluation(scale, run, suite), results.stale_evaluation(run, suite)))
+    made.append(("checks", checks_file, results.stale_checks(run)))
+    return found + [_problem("stale", f"{what}: {describe(why)}", path, scale) for what, path, why in made if why]
 
 
 def _problem(kind: str, what: str, path, scale: str) -> dict[str, str]:

@@ -9,9 +9,6 @@ from moat.reporting import formatting, provenance
 from moat.reporting.results import Results
 from moat.reporting.tables import not_run_reason
 
-# An evaluation or checks of a stale run are stale, too, whatever made them.
-STALE_RUN = "its run"
-
 
 def runs(grid: Grid, results: Results) -> list[dict[str, Any]]:
     """One record per finished run, from its run.json; what a run.json lacks is None."""
@@ -57,15 +54,10 @@ def evaluations(grid: Grid, results: Results) -> list[dict[str, Any]]:
                     "seconds": content.get("seconds"),
                     "wall": formatting.duration(content.get("seconds")),
                     "address": provenance.address(str(paths.evaluation(results.scale, run, suite)), results.scale),
-                    "stale": stale(run, results.stale_evaluation(run, suite), results),
+                    "stale": results.stale_evaluation(run, suite),
                 }
             )
     return records
-
-
-def stale(run: Run, parts: list[str], results: Results) -> list[str]:
-    """What of a run's evaluation or checks is stale: ``parts`` of the package, and :data:`STALE_RUN`."""
-    return [*parts, STALE_RUN] if results.stale_run(run) else parts
 
 
 def checks(grid: Grid, results: Results) -> tuple[list[str], list[dict[str, Any]]]:
@@ -86,7 +78,7 @@ def checks(grid: Grid, results: Results) -> tuple[list[str], list[dict[str, Any]
                 "failed": list(content["failed"]) if content else [],
                 "worst_case_accuracy": (content or {}).get("worst_case_accuracy"),
                 "checks": found,
-                "stale": stale(run, results.stale_checks(run), results) if content else [],
+                "stale": results.stale_checks(run),
             }
         )
     return list(names), records

@@ -12,43 +12,26 @@ import safetensors
 import safetensors.numpy
 
 from moat.base.errors import DataError
-from moat.base.files import read_json
 from moat.config import paths
 from moat.config.grid import Cell, Run
-from moat.config.project import Project
-from moat.provenance import staleness
+from moat.config.records import Records
+from moat.provenance.staleness import RUN
 from moat.reporting import measures
 from moat.reporting.rows import STATISTICS, Rows, Settings
 
 
-def locate(root: str | Path, path) -> Path:
-    """A path of :mod:`moat.config.paths` (below ``results/``) below the folder ``root`` instead."""
-    return Path(root) / Path(path).relative_to("results")
-
-
 @dataclass(eq=False)
-class Results:
-    """The finished results of one scale.
+class Results(Records):
+    """The finished results of one scale: records, and what they vouch for.
 
     Args:
-        root: the folder of all scales, usually ``results``.
         wanted: the statistics that each evaluation will be asked for, (run, suite) -> (statistic, settings).
             :meth:`expect` fills it, so that :meth:`statistic` computes all of them when it first opens a parquet file
             and keeps no rows.
-        project: the configuration whose methods a property of the code is looked up in.
     """
 
-    root: Path
-    scale: str
     wanted: dict[tuple[Run, str], dict[tuple[str, Settings], None]] = field(default_factory=lambda: defaultdict(dict))
-    project: Project = field(default_factory=Project)
     _statistics: dict[tuple[str, Run, str, Settings], Any] = field(default_factory=dict)
-
-    def __post_init__(self):
-        self.root = Path(self.root)
-
-    def file(self, path) -> Path:
-        return locate(self.root, path)
 
     def expect(self, cells: Iterable[Cell], *, each_setting: bool = False) -> None:
         """Announce the cells that will be measured, also under their alternative protocols.
@@ -112,11 +95,6 @@ class Results:
         listed = (self.evaluation(run, suite) or {}).get("not_applicable") or {}
         return listed if isinstance(listed, Mapping) else dict.fromkeys(listed, "the model has no router")
 
-    @functools.cache  # noqa: B019
-    def evaluation(self, run: Run, suite: str) -> dict[str, Any] | None:
-        """The JSON beside an evaluation's rows, or None."""
-        return self._json(self.evaluation_path(run, suite).with_suffix(".json"))
-
     # -- probes ------------------------------------------------------------
     def probe_path(self, run: Run, name: str) -> Path:
         return self.file(paths.probe(self.scale, run, name))
@@ -133,33 +111,12 @@ class Results:
         except (OSError, safetensors.SafetensorError) as error:
             raise DataError(f"{path}: no readable probe ({error}); `moat probe … --out {path}` makes it") from error
 
-    @functools.cache  # noqa: B019
-    def probe_record(self, run: Run, name: str) -> dict[str, Any] | None:
-        """The JSON beside a probe's arrays, or None."""
-        return self._json(self.probe_path(run, name).with_suffix(".json"))
-
     def is_probe_outdated(self, run: Run, name: str) -> bool:
         """Whether a probe saw other weights than the run has now."""
-        return self._of_other_model(run, self.probe_record(run, name))
-
-    # -- sources that have changed since -----------------------------------
-    @functools.cache  # noqa: B019
-    def stale_run(self, run: Run) -> list[str]:
-        """The parts of the package that have changed since they trained a run."""
-        return stale_parts(self.run(run))
-
-    @functools.cache  # noqa: B019
-    def stale_evaluation(self, run: Run, suite: str) -> list[str]:
-        """The parts that have changed since an evaluation."""
-        return stale_parts(self.evaluation(run, suite))
-
-    @functools.cache  # noqa: B019
-    def stale_checks(self, run: Run) -> list[str]:
-        """The parts that have changed since a run's checks were checked."""
-        return stale_parts(self.checks(run))
+        return self.is_other_model(run, (self.probe_record(run, name) or {}).get("run"))
 
     def stale(self, cell: Cell) -> dict[str, list[str]]:
-        """Stale results of a cell: ``run``, ``rows``, ``checks``, ``probe`` -> the parts that have changed."""
+        """Stale results of a cell: ``run``, ``rows``, ``checks``, ``probe`` -> why."""
         found: dict[str, list[str]] = {}
         for run in self.finished(cell):
             made = {"run": self.stale_run(run)}
@@ -168,18 +125,14 @@ class Results:
             if cell.checks:
                 made["checks"] = self.stale_checks(run)
             if "probe" in cell.reads:
-                made["probe"] = stale_parts(self.probe_record(run, cell.probe))
-            for what, parts in made.items():
-                if parts:
-                    found[what] = list(dict.fromkeys([*found.get(what, []), *parts]))
+                made["probe"] = self.stale_probe(run, cell.probe)
+            for what, reasons in made.items():
+                # Of a stale run it is said once.
+                if own := [reason for reason in reasons if reason != RUN]:
+                    found[what] = list(dict.fromkeys([*found.get(what, []), *own]))
         return found
 
     # -- runs and checks ----------------------------------------------------
-    @functools.cache  # noqa: B019
-    def run(self, run: Run) -> dict[str, Any] | None:
-        """The run.json of a run, or None."""
-        return self._json(self.file(paths.run_dir(self.scale, run)) / "run.json")
-
     def history(self, run: Run) -> pd.DataFrame:
         """One row per epoch of a finished run.
 
@@ -191,11 +144,6 @@ class Results:
             raise DataError(f"{path}: no such file; `moat train` leaves it beside the model")
         return pd.read_csv(path)
 
-    @functools.cache  # noqa: B019
-    def checks(self, run: Run) -> dict[str, Any] | None:
-        """The checks' JSON of a run, or None."""
-        return self._json(self.file(paths.checks(self.scale, run)))
-
     def failed_checks(self, run: Run, suite: str | None = None) -> list[str]:
         """Names of the checks that keep this run's numbers from being trusted.
 
@@ -206,24 +154,10 @@ class Results:
         failed = list(checks["failed"]) if checks else ["checks-not-run"]
         if checks and not checks["passed"] and not failed:
             failed = ["checks"]
-        if self._of_other_model(run, checks) or (suite and self.is_outdated(run, suite)):
+        if self.is_other_model(run, (checks or {}).get("run")) or (suite and self.is_outdated(run, suite)):
             failed.append("model-changed")
         return failed
 
     def is_outdated(self, run: Run, suite: str) -> bool:
         """Whether an evaluation saw other weights than the run has now."""
-        return self._of_other_model(run, self.evaluation(run, suite))
-
-    def _of_other_model(self, run: Run, content: dict[str, Any] | None) -> bool:
-        now = (self.run(run) or {}).get("model_sha256")
-        then = ((content or {}).get("run") or {}).get("model_sha256")
-        return None not in (now, then) and now != then
-
-    @staticmethod
-    def _json(path: Path) -> dict[str, Any] | None:
-        return read_json(path) if path.exists() else None
-
-
-def stale_parts(content: dict[str, Any] | None) -> list[str]:
-    """The parts of the package that have changed since they made a result (its JSON content)."""
-    return staleness.stale(content or {})
+        return self.is_other_model(run, (self.evaluation(run, suite) or {}).get("run"))

@@ -117,7 +117,7 @@ def notes(figure: Figure, results: Results) -> list[str]:
         outdated = (probe for probe in line.cell.probes if results.is_probe_outdated(probe.run, probe.name))
         said += [f"Outdated: {line.label}: trained again since." for _ in outdated]
     said += [f"Unverified: {_named(figure, labels)}: {checks}." for checks, labels in unverified.items()]
-    said += [f"Stale: {_named(figure, stale)}: made by sources that have changed since."] if stale else []
+    said += [f"Stale: {_named(figure, stale)}: made by code or a recipe that has changed since."] if stale else []
     said += [f"Drawn before: {_named(figure, before)}: the arrays of the probe are missing here."] if before else []
     said = [f"Not drawn: {_named(figure, labels)}: {reason}." for reason, labels in reasons.items()] + said
     return list(dict.fromkeys(said))

@@ -1,0 +1,175 @@
+"""What is stale of the records of a scale: by another recipe, suite, budget or scale, or by other models."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+from moat.base.files import read_json, write_json
+from moat.config import paths, recipes
+from moat.config.grid import Run
+from moat.config.project import Project
+from moat.config.records import Records
+from moat.provenance.staleness import describe
+
+ROOT = Path(__file__).parents[2]
+SCALE = "quickstart"
+TRADES, STANDARD = Run("digits", "resnet18", "trades", 0), Run("digits", "resnet18", "standard", 0)
+DWF = Run("digits", "resnet18", "dwf", 0)
+BENIGN = Run("digits", "resnet18", "dwf-expert-benign", 0)
+EVALUATED = {"quick", "trust", "epsilon"}
+PROBED = {"weights", "features"}
+
+
+def named(run: Run, sha: str) -> dict:
+    return {**vars(run), "scale": SCALE, "model_sha256": sha}
+
+
+def train(project: Project, run: Run, sha: str = "a", **more) -> None:
+    """The record that a training by today's recipe leaves."""
+    digest = recipes.digest(recipes.resolve_run(project, SCALE, **vars(run)))
+    record = {**named(run, sha), "last_sha256": f"{sha} last", "recipe_digest": digest, **more}
+    write_json(project.root / paths.run_dir(SCALE, run) / "run.json", record)
+
+
+def measure(project: Project, run: Run, sha: str = "a") -> None:
+    """The records of evaluations, checks and probes by today's configuration."""
+    write = [
+        (paths.evaluation(SCALE, run, suite), recipes.resolve_evaluation(project, SCALE, suite)) for suite in EVALUATED
+    ]
+    write += [(paths.probe(SCALE, run, name), recipes.resolve_probe(project, SCALE, name)) for name in PROBED]
+    write += [(paths.checks(SCALE, run), recipes.resolve_checks(project, SCALE))]
+    for path, resolved in write:
+        content = {"run": {**named(run, sha), "weights": "best"}, "recipe_digest": recipes.digest(resolved)}
+        write_json((project.root / path).with_suffix(".json"), content)
+
+
+@pytest.fixture
+def project(tmp_path) -> Project:
+    """A project in which TRADES and standard training are trained and measured."""
+    shutil.copytree(ROOT / "config", tmp_path / "config")
+    shutil.copytree(ROOT / "workflow" / "schemas", tmp_path / "workflow" / "schemas")
+    project = Project(tmp_path)
+    for run in (TRADES, STANDARD):
+        train(project, run)
+        measure(project, run)
+    return project
+
+
+def stale(project: Project) -> dict[str, list[str]]:
+    """``trades``, ``trades quick``, ``trades checks``, … -> why it is stale; what is current is left out."""
+    records = Records(project.root / "results", SCALE, project)
+    found = {}
+    for run in (TRADES, STANDARD):
+        found[run.method] = records.stale_run(run)
+        found[f"{run.method} checks"] = records.stale_checks(run)
+        found |= {f"{run.method} {suite}": records.stale_evaluation(run, suite) for suite in EVALUATED}
+        found |= {f"{run.method} {name}": records.stale_probe(run, name) for name in PROBED}
+    return {name: reasons for name, reasons in found.items() if reasons}
+
+
+def edit(project: Project, file: str, change) -> None:
+    path = project.root / file
+    content = yaml.safe_load(path.read_text())
+    change(content)
+    path.write_text(yaml.safe_dump(content))
+
+
+def both(*names: str) -> dict[str, list[str]]:
+    return {f"{method} {name}".strip(): ["recipe"] for method in ("trades", "standard") for name in names}
+
+
+MEASURED = ("checks", *EVALUATED, *PROBED)
+TRADES_IS_STALE = {"trades": ["recipe"], **{f"trades {name}": ["its run"] for name in MEASURED}}
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "expected"),
+    [
+        ("config/methods/trades.yaml", lambda recipe: recipe["loss"].update(beta=3.0), TRADES_IS_STALE),
+        ("config/methods/trades.yaml", lambda recipe: recipe.update(version=7), TRADES_IS_STALE),
+        # What is said about a method, and changes no number.
+        ("config/methods/trades.yaml", lambda recipe: recipe.update(title="T", sources={"a": "b"}), {}),
+        ("config/methods/trades.yaml", lambda recipe: recipe.pop("cost"), {}),
+        ("config/methods/pgd-at.yaml", lambda recipe: recipe.update(epochs=7), {}),
+        (f"config/scales/{SCALE}.yaml", lambda scale: scale["recipe"].update(epochs=4), None),
+        (f"config/scales/{SCALE}.yaml", lambda scale: scale["recipes"].update(trades={"epochs": 9}), TRADES_IS_STALE),
+        (f"config/scales/{SCALE}.yaml", lambda scale: scale["resources"]["train"].update(runtime=9), {}),
+        (f"config/scales/{SCALE}.yaml", lambda scale: scale["evaluation"].update(limit=7), both(*MEASURED)),
+        (f"config/scales/{SCALE}.yaml", lambda scale: scale["evaluation"].update(batch_size=7), both(*MEASURED)),
+        (f"config/scales/{SCALE}.yaml", lambda scale: scale["checks"].update(limit=7), both("checks")),
+        (f"config/scales/{SCALE}.yaml", lambda scale: scale["checks"].update(steps=7), both("checks")),
+        (f"config/scales/{SCALE}.yaml", lambda scale: scale["attacks"]["square"].update(n_queries=7), both("trust")),
+        ("config/suites.yaml", lambda suites: suites["quick"]["settings"].remove("fgsm"), both("quick")),
+        ("config/suites.yaml", lambda suites: suites["quick"].update(title="T"), {}),
+        ("config/attacks.yaml", lambda attacks: attacks["pgd10_e1"].update(steps=9), both("epsilon")),
+        ("config/probes.yaml", lambda probes: probes["features"].update(images=9), both("features")),
+    ],
+)  # fmt: skip
+def test_another_recipe_suite_setting_or_budget_makes_stale_what_it_made(project, file, change, expected):
+    assert stale(project) == {}
+    edit(project, file, change)
+    found = stale(project)
+    if expected is None:
+        assert found["trades"] == found["standard"] == ["recipe"]
+        assert {tuple(found[f"trades {name}"]) for name in MEASURED} == {("its run",)}
+    else:
+        assert found == expected
+
+
+def test_what_was_measured_on_a_run_that_was_trained_again_is_stale(project):
+    train(project, TRADES, sha="b")
+    assert stale(project) == {f"trades {name}": ["model"] for name in MEASURED}
+    measure(project, TRADES, sha="b last")
+    assert stale(project) == {}
+
+
+def test_examples_transferred_from_a_run_that_was_trained_again_are_stale(project):
+    path = project.root / paths.evaluation(SCALE, TRADES, "trust").with_suffix(".json")
+    source = {"transfer_seed": {"attack": "pgd", "source": named(STANDARD, "a")}}
+    write_json(path, {**read_json(path), "settings": source})
+    assert stale(project) == {}
+    train(project, STANDARD, sha="b")
+    measure(project, STANDARD, sha="b")
+    assert stale(project) == {"trades trust": ["model"]}
+
+
+def test_a_run_that_started_from_another_model_is_stale_and_from_a_stale_run_too(project):
+    train(project, BENIGN)
+    started = {"initialize_from": {"benign": {"path": "somewhere", "model_sha256": "a"}}}
+    train(project, DWF, **started)
+    records = Records(project.root / "results", SCALE, project)
+    assert records.stale_run(DWF) == []
+    train(project, BENIGN, sha="b")
+    assert records.stale_run(DWF) == ["model"]
+    train(project, BENIGN)
+    edit(project, "config/methods/dwf-expert-benign.yaml", lambda recipe: recipe.update(epochs=7))
+    edit(project, f"config/scales/{SCALE}.yaml", lambda scale: scale["recipe"].pop("epochs"))
+    train(project, DWF, **started)
+    records = Records(project.root / "results", SCALE, project)
+    assert (records.stale_run(BENIGN), records.stale_run(DWF)) == (["recipe"], ["initial run"])
+
+
+def test_what_is_cut_short_is_damaged_and_what_is_not_there_missing(project):
+    records = Records(project.root / "results", SCALE, project)
+    assert records.status("check", TRADES) == ("done", [])
+    path = project.root / paths.checks(SCALE, TRADES)
+    path.write_bytes(path.read_bytes()[:-3])
+    assert records.status("check", TRADES) == ("damaged", [])
+    path.unlink()
+    assert records.status("check", TRADES) == ("missing", [])
+
+
+@pytest.mark.parametrize(
+    ("reasons", "said"),
+    [
+        ([], ""),
+        (["nets"], "nets changed since"),
+        (["nets", "recipe"], "nets, recipe changed since"),
+        (["checks", "its run"], "checks changed since, its run is stale"),
+        (["model"], "a model that it was made from was trained again"),
+    ],
+)
+def test_why_in_words(reasons, said):
+    assert describe(reasons) == said

@@ -1,0 +1,206 @@
+"""What the rules ask for, without Snakemake: inputs, options, digests."""
+
+import re
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import yaml
+
+from moat.base.errors import ConfigError
+from moat.base.files import write_json
+from moat.config.grid import Run
+from moat.config.project import Project
+from moat.pipeline.inputs import Inputs, inputs_of, one_of
+
+ROOT = Path(__file__).parents[2]
+CONFIG = {"scale": "quickstart", "studies": ["unified", "dramoe", "dwf"], "refresh": "never"}
+CONFIG["max_resources"] = {"mem_mb": None, "runtime": None}
+RESULTS = "results/quickstart"
+
+
+@pytest.fixture(scope="module")
+def inputs() -> Inputs:
+    return Inputs(Project(ROOT), CONFIG)
+
+
+@pytest.fixture
+def own(tmp_path) -> Project:
+    """A project to be changed."""
+    shutil.copytree(ROOT / "config", tmp_path / "config")
+    shutil.copytree(ROOT / "workflow" / "schemas", tmp_path / "workflow" / "schemas")
+    return Project(tmp_path)
+
+
+def wildcards(scale="quickstart", dataset="digits", arch="resnet18", method="trades", seed="0", **more):
+    return SimpleNamespace(scale=scale, dataset=dataset, arch=arch, method=method, seed=seed, **more)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [({"scale": "quickstat"}, "unknown scale 'quickstat'"), ({"studies": ["dwf", "dwg"]}, "unknown study 'dwg'")],
+)
+def test_a_wrong_name_is_told_before_any_rule_asks(wrong, said):
+    with pytest.raises(ConfigError, match=said):
+        Inputs(Project(ROOT), {**CONFIG, **wrong})
+
+
+@pytest.mark.parametrize(
+    ("function", "asked", "expected"),
+    [
+        ("initial_models", {"method": "trades"}, []),
+        (
+            "initial_models",
+            {"method": "dwf", "seed": "1"},
+            [
+                f"{RESULTS}/runs/digits/resnet18/dwf-expert-{name}/seed{seed}/model.safetensors"
+                for name, seed in (("benign", 3), ("fgsm", 4), ("pgd", 5))
+            ],
+        ),
+        ("initialize_options", {"method": "trades"}, ""),
+        (
+            "run_files",
+            {},
+            {
+                "model": f"{RESULTS}/runs/digits/resnet18/trades/seed0/model.safetensors",
+                "run": f"{RESULTS}/runs/digits/resnet18/trades/seed0/run.json",
+            },
+        ),
+        ("evaluation_options", {"suite": "trust"}, "--batch-size 500 --limit 40"),
+        ("evaluation_options", {"scale": "paper", "suite": "trust"}, "--batch-size 500 --limit all"),
+        ("check_options", {}, "--batch-size 500 --limit 24 --steps 8 --queries 100"),
+        ("check_options", {"scale": "paper"}, "--batch-size 500 --limit 1000 --steps 20 --queries 1000"),
+        ("probe_options", {"probe": "weights"}, "--batch-size 500 --limit 40"),
+        ("corrupted_images", {"suite": "corruptions"}, []),
+        (
+            "corrupted_images",
+            {"scale": "paper", "dataset": "cifar10", "suite": "corruptions"},
+            ["results/paper/data/cifar10-c.safetensors"],
+        ),
+        ("corrupted_images", {"scale": "paper", "dataset": "cifar10", "suite": "quick"}, []),
+        ("transfer_files", {"suite": "quick"}, []),
+        (
+            "transfer_files",
+            {"suite": "trust", "method": "pgd-at"},
+            [f"{RESULTS}/runs/digits/resnet18/trades/seed0/{name}" for name in ("model.safetensors", "run.json")],
+        ),
+        (
+            "transfer_options",
+            {"suite": "trust", "method": "pgd-at"},
+            f"--transfer-from seed={RESULTS}/runs/digits/resnet18/trades/seed0",
+        ),
+    ],
+)
+def test_what_a_rule_asks_for(inputs, function, asked, expected):
+    found = getattr(inputs, function)(wildcards(**asked))
+    plain = {key: str(path) for key, path in found.items()} if isinstance(found, dict) else found
+    assert (list(map(str, plain)) if isinstance(plain, list) else plain) == expected
+
+
+def test_a_table_asks_for_the_records_evaluations_and_checks_behind_its_cells(inputs):
+    table = inputs.grid("quickstart").table("unified", "leaderboard")
+    expected = set()
+    for run in table.runs:
+        name = f"{run.dataset}/{run.arch}/{run.method}/seed{run.seed}"
+        expected |= {f"{RESULTS}/runs/{name}/run.json", f"{RESULTS}/runs/{name}/history.csv"}
+        expected |= {f"{RESULTS}/checks/{name}.json"}
+        expected |= {
+            f"{RESULTS}/evaluations/{name}/{each.suite}.parquet" for each in table.evaluations if each.run == run
+        }
+    assert len(table.runs) > 10
+    assert set(map(str, inputs.table_inputs(wildcards(study="unified", item="leaderboard")))) == expected
+
+
+def test_a_figure_asks_for_what_was_taken_from_models_or_for_all_cells(inputs):
+    figures = inputs.grid("quickstart").figures
+    probed = next(figure for figure in figures if figure.probes)
+    assert {f"{RESULTS}/probes/" in str(path) for path in inputs_of(probed, "quickstart")} == {True, False}
+    of_cells = next(figure for figure in figures if figure.shows == "cells")
+    asked = wildcards(study=of_cells.study, item=of_cells.name)
+    assert inputs.figure_inputs(asked) == [Path(f"{RESULTS}/tables/cells.csv")]
+
+
+def test_all_of_a_scale_is_listed_once(inputs):
+    grid = inputs.grid("quickstart")
+    runs = [*inputs.all_runs("quickstart", "expert"), *inputs.all_runs("quickstart", "method")]
+    assert len(runs) == len(set(runs)) == len(grid.runs)
+    assert {path.parts[4] for path in inputs.all_runs("quickstart", "expert")} == {"resnet18"}
+    evaluated = inputs.all_evaluated("quickstart")
+    assert len(evaluated) == len(set(evaluated)) == len(grid.evaluations) + len(grid.checks) + len(grid.probes)
+    assert [str(path) for path in inputs.all_prepared("quickstart")] == [f"{RESULTS}/data/digits.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "changed"),
+    [
+        ("config/methods/trades.yaml", lambda content: content["loss"].update(beta=1.0), {"run"}),
+        ("config/methods/trades.yaml", lambda content: content.update(title="T"), set()),
+        ("config/methods/pgd-at.yaml", lambda content: content.update(batch_size=7), set()),
+        ("config/suites.yaml", lambda content: content["quick"]["settings"].append("cw_inf"), {"evaluation"}),
+        ("config/probes.yaml", lambda content: content["weights"].update(layer=1), {"probe"}),
+        ("config/scales/quickstart.yaml", lambda content: content["checks"].update(steps=1), {"checks", "shown"}),
+        ("config/scales/quickstart.yaml", lambda content: content["model"].update(width=1), {"run", "shown"}),
+        ("config/scales/mini.yaml", lambda content: content["model"].update(width=1), set()),
+        ("config/datasets/digits.yaml", lambda content: content.update(mean=[0.5, 0.5, 0.5]), {"data"}),
+        ("config/studies/dwf.yaml", lambda content: content.update(title="T"), {"shown"}),
+        ("config/studies/dramoe.yaml", lambda content: content.update(title="T"), set()),
+    ],
+)  # fmt: skip
+def test_a_digest_changes_with_what_decides_its_result(own, file, change, changed):
+    def digests():
+        inputs = Inputs(own, CONFIG)
+        asked = wildcards(suite="quick", probe="weights", study="dwf")
+        names = ("run", "data", "evaluation", "checks", "probe", "shown")
+        return {name: getattr(inputs, f"{name}_digest")(asked) for name in names}
+
+    before = digests()
+    content = yaml.safe_load((own.root / file).read_text())
+    change(content)
+    (own.root / file).write_text(yaml.safe_dump(content))
+    after = digests()
+    assert {name for name in before if before[name] != after[name]} == changed
+
+
+@pytest.mark.parametrize(
+    ("most", "asked"),
+    [(None, [2000, 4000, 6000, 6000]), (5000, [2000, 4000, 5000, 5000]), (400, [400, 400, 400, 400])],
+)
+def test_resources_grow_for_the_first_retries_up_to_the_most_there_is(most, asked):
+    inputs = Inputs(Project(ROOT), {**CONFIG, "max_resources": {"mem_mb": most, "runtime": None}})
+    scaled = inputs.scaled_with_attempt("train", "mem_mb")
+    assert [scaled(wildcards(), attempt) for attempt in (1, 2, 3, 4)] == asked
+
+
+@pytest.mark.parametrize(
+    ("content", "refresh", "why"),
+    [
+        (None, "stale", None),
+        ({"sources": {}}, "stale", None),
+        ({"sources": {"nets": "1" * 32}}, "never", None),
+        ({"sources": {"nets": "1" * 32}}, "stale", "nets changed since"),
+        ({"recipe_digest": "0" * 16}, "never", None),
+        ({"recipe_digest": "0" * 16}, "stale", "recipe changed since"),
+        ("cut", "never", "it was cut short"),
+    ],
+)
+def test_what_was_cut_short_is_made_again_and_what_is_stale_when_asked_for(own, content, refresh, why):
+    inputs = Inputs(own, {**CONFIG, "refresh": refresh})
+    path = own.root / f"{RESULTS}/checks/digits/resnet18/trades/seed0.json"
+    if content is not None:
+        write_json(path, content if isinstance(content, dict) else {})
+    if content == "cut":
+        path.write_text("{\n")
+    assert inputs.why_again("check", wildcards()) == why
+    stale = inputs.stale_of(
+        SimpleNamespace(runs=(), evaluations=(), checks=(Run("digits", "resnet18", "trades", 0),)), "quickstart"
+    )
+    assert bool(stale) == (isinstance(content, dict) and content != {"sources": {}})
+
+
+def test_a_constraint_matches_whole_names_and_no_others():
+    pattern = re.compile(f"^({one_of(['pgd-at', 'pgd-at-moe', 'x.y'])})$")
+    assert [bool(pattern.match(name)) for name in ("pgd-at", "pgd-at-moe", "x.y", "xzy", "pgd")] == [
+        True, True, True, False, False,
+    ]  # fmt: skip
+    assert not re.match(one_of([]), "")
