@@ -28,6 +28,7 @@ RECORD = {
         "arch": "lenet5",
         "method": "standard",
         "class": "standard",
+        "mixture": None,
         "seed": 0,
         "scale": "quickstart",
     },

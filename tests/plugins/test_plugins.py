@@ -12,7 +12,6 @@ import pandas as pd
 import pytest
 import torch
 
-import moat.attacks
 from moat.attacks.parts.views import views_of
 from moat.base import plugins
 from moat.base.errors import ConfigError
