@@ -1,4 +1,4 @@
-"""What of a grid is done, missing or stale, by looking at the files."""
+"""The status of everything in a grid (done, missing or stale), from the files on disk."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,11 +11,11 @@ from moat.config.records import Records, result_files
 
 
 def plan(project: Project, grid: Grid) -> list[dict[str, Any]]:
-    """One entry per run, evaluation, check, probe, table and figure: ``kind, path, status, stale`` and what names it.
+    """One entry per run, evaluation, check, probe, table and figure: ``kind, path, status, stale`` and its identity.
 
-    ``status``: ``done``, ``missing``, or ``stale`` (done, but not as it would be made today; ``stale`` lists why, see
-    :func:`moat.provenance.staleness.describe`). What was cut short is ``missing``. A run whose weights are not here is
-    ``missing``, with all that it was asked for, once something needs them.
+    ``status``: ``done``, ``missing``, or ``stale`` (done, but it would be made differently today; ``stale`` lists why,
+    see :func:`moat.provenance.staleness.describe`). A damaged result is ``missing``. A finished run without its weights
+    is ``missing``, with everything made from it, as soon as something needs them.
     """
     records = Records(project.root / "results", grid.scale, project)
     entries = [_job_entry(records, *job) for job in _jobs(grid)] + [*_shown_entries(grid, project.root)]
@@ -27,11 +27,11 @@ def plan(project: Project, grid: Grid) -> list[dict[str, Any]]:
 
 
 def _to_train_again(grid: Grid, root: Path, entries: list[dict[str, Any]]) -> set[Run]:
-    """Finished runs without weights (they are in no git) that a missing evaluation, check, probe or run starts from."""
+    """Finished runs without weights, which git does not keep, that a missing evaluation, check, probe or run needs."""
     weights = {run: root / paths.run_dir(grid.scale, run) / "model.safetensors" for run in grid.runs}
     bare = {run for run, path in weights.items() if not path.exists()}
     again = {_of_run(entry) for entry in entries if entry["status"] == "missing"} & bare
-    # Each run stands behind those that it needs.
+    # Runs are in topological order.
     for run in reversed(grid.runs):
         if run in again:
             again |= bare.intersection(grid.initialize_from[run].values())
@@ -39,13 +39,13 @@ def _to_train_again(grid: Grid, root: Path, entries: list[dict[str, Any]]) -> se
 
 
 def _of_run(entry: dict[str, Any]) -> Run | None:
-    """Of which run the entry is; None for tables and figures."""
+    """The run of an entry; None for tables and figures."""
     names = ("dataset", "arch", "method", "seed")
     return Run(*(entry[name] for name in names)) if "seed" in entry else None
 
 
 def _jobs(grid: Grid) -> Iterator[tuple[str, Run, str, dict[str, Any]]]:
-    """What takes time: kind, run, name of the suite or the probe, and what else names it in an entry."""
+    """The jobs: kind, run, name of suite or probe, and the further keys of the entry."""
     for run in grid.runs:
         yield "run", run, "", {}
     for evaluation in grid.evaluations:
