@@ -15,6 +15,7 @@ from moat.base.errors import ConfigError, unknown_name
 from moat.models.moe.experts import Experts, build_experts
 from moat.models.moe.mlp_router import MlpRouter
 from moat.models.moe.routers import build_router
+from moat.models.moe.views import ComputedView, View
 from moat.models.nets import Classifier, Normalization
 
 
@@ -42,6 +43,10 @@ class WeightedMixture(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.mix(x)[0]
+
+    def attack_views(self) -> dict[str, nn.Module]:
+        """See :mod:`moat.models.moe.views`."""
+        return {"average": ComputedView(self, _average), **_each_alone(self)}
 
 
 class ConfidentNet(nn.Module):
@@ -90,8 +95,19 @@ class SynergyOfExperts(nn.Module):
         """The confidences (B, E), in [0, 1]; the largest decides. They are no logits of a softmax."""
         return confidence(*self.judge(x)).T
 
+    def soft(self, x: torch.Tensor) -> torch.Tensor:
+        """sum_i softmax(R)_i z_i: the confidences R, which the model's own choice hides, in the gradient."""
+        logits, trust = self.judge(x)
+        weights = F.softmax(confidence(logits, trust), 0)
+        return (weights[..., None] * logits).sum(0)
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return most_confident(*self.judge(x))
+
+    def attack_views(self) -> dict[str, nn.Module]:
+        """See :mod:`moat.models.moe.views`."""
+        views = {"average": ComputedView(self, _average), "soft": ComputedView(self, SynergyOfExperts.soft)}
+        return views | _each_alone(self)
 
 
 def log_odds(pairs: torch.Tensor) -> torch.Tensor:
@@ -131,6 +147,28 @@ class ClassExperts(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.aggregate(self.answers(x))
+
+    def attack_views(self) -> dict[str, View | nn.Module]:
+        """See :mod:`moat.models.moe.views`; each expert alone is attacked on its own question."""
+        others = {
+            name: ComputedView(self, lambda model, x, aggregate=aggregate: aggregate(model.answers(x)).T)
+            for name, aggregate in AGGREGATIONS.items()
+            if name != self.aggregation
+        }
+        # Away from "True" for images of class n, away from "False" for all others.
+        experts = {
+            f"expert{n}": View(expert, labels=lambda y, n=n: (y == n).long()) for n, expert in enumerate(self.experts)
+        }
+        return others | experts
+
+
+def _average(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """The mean of the experts' logits: every expert pulls, whatever its weight here."""
+    return torch.stack([expert(x) for expert in model.experts]).mean(0)
+
+
+def _each_alone(model: nn.Module) -> dict[str, nn.Module]:
+    return {f"expert{e}": expert for e, expert in enumerate(model.experts)}
 
 
 def _dwf(arch: str, num_classes: int, net: Mapping[str, Any], experts: int = 9, gate_hidden: int = 256) -> nn.Module:

@@ -1,15 +1,18 @@
 """The MoE-CNN: a router that selects one expert per image, and a trunk that computes that expert only."""
 
+import functools
 import math
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from moat.base.errors import ConfigError, MoatError, unknown_name
 from moat.models.moe.backbones import TRUNKS
 from moat.models.moe.norms import NORMS
 from moat.models.moe.routers import HEADS, ROUTERS, build_router
 from moat.models.moe.routing import straight_through
+from moat.models.moe.views import ComputedView
 from moat.models.nets import Classifier, Normalization, initialize
 from moat.models.nets.normalize import make_normalize
 
@@ -47,6 +50,22 @@ class MoeCnn(Classifier):
             MoatError: scores that are not finite.
         """
         return self.head(self._features(x, scores))
+
+    def path(self, x: torch.Tensor, expert: int) -> torch.Tensor:
+        """F_e(x): the logits (B, num_classes) with every image sent to one expert."""
+        scores = F.one_hot(torch.full(x.shape[:1], expert, device=x.device), self.experts).to(x.dtype)
+        return self.classify(x, scores)
+
+    def soft(self, x: torch.Tensor) -> torch.Tensor:
+        """sum_e softmax(G(x))_e F_e(x): the hard choice made differentiable."""
+        weights = F.softmax(self.route_logits(x), 1)
+        logits = torch.stack([self.path(x, expert) for expert in range(self.experts)])
+        return (weights.T[..., None] * logits).sum(0)
+
+    def attack_views(self) -> dict[str, nn.Module]:
+        """See :mod:`moat.models.moe.views`."""
+        paths = {f"path{e}": functools.partial(MoeCnn.path, expert=e) for e in range(self.experts)}
+        return {name: ComputedView(self, function) for name, function in {"soft": MoeCnn.soft, **paths}.items()}
 
     def _features(self, x: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         if bad := int((~scores.isfinite()).any(1).sum()):
