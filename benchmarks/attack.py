@@ -18,7 +18,7 @@ from benchlib import command, peers, records, textbook, timing, trained, updates
 from benchlib.plain import plain
 from moat.attacks import AttackCopy, for_attack, pgd
 from moat.attacks.parts.objectives import cross_entropy
-from moat.attacks.parts.steps import ascend, random_start_point
+from moat.attacks.parts.steps import ascend, ball, random_start_point
 from moat.base.errors import DataError
 
 COLUMNS = records.COLUMNS
@@ -98,7 +98,8 @@ def _exactness(model) -> dict[str, Any]:
     x, y = updates.batch(8, torch.float64)
     start = (x + (torch.rand_like(x) * 2 - 1) * SETTINGS["eps"]).clamp(0, 1)
     theirs = textbook.pgd(model, x, y, start, **SETTINGS)
-    ours = ascend(for_attack(model), x, start, cross_entropy(y), **SETTINGS)
+    steps = {"step_size": SETTINGS["step_size"], "steps": SETTINGS["steps"]}
+    ours = ascend(for_attack(model), start, cross_entropy(y), ball(x, SETTINGS["eps"]), **steps)
     return {"float64_largest_difference": float((ours - theirs).abs().max()), "float64_images": len(x)}
 
 

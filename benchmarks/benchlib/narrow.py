@@ -13,7 +13,7 @@ from moat import models
 from moat.attacks import AttackCopy, pgd
 from moat.base.files import atomic_path
 from moat.data import datasets
-from moat.evaluation.judging import images
+from moat.evaluation.scoring import images
 from moat.kernels import for_training
 from moat.training.run_record import read_run
 

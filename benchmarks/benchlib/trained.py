@@ -9,7 +9,7 @@ from torch import nn
 from moat import models
 from moat.base.errors import DataError
 from moat.data import datasets
-from moat.evaluation.judging import images
+from moat.evaluation.scoring import images
 from moat.training.models import load_model
 from moat.training.run_record import read_run
 

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from double import double
+from double import InDouble, double
 from torch import nn
 from torch.nn import functional as F
 
@@ -63,17 +63,6 @@ def defended(digits):
                 F.cross_entropy(model(adversarial), y[part]).backward()
                 optimizer.step()
     return model.float().eval().requires_grad_(False)
-
-
-class InDouble(nn.Module):
-    """A net that computes in float64 between images and logits in float32: rounding decides no gradient's sign."""
-
-    def __init__(self, net):
-        super().__init__()
-        self.net = copy.deepcopy(net).double()
-
-    def forward(self, x):
-        return self.net(x.double()).float()
 
 
 @pytest.fixture(scope="session")

@@ -1,13 +1,22 @@
 """What every attack setting must do, whatever its family; the settings are those of config/attacks.yaml."""
 
+import doctest
+import inspect
+import shutil
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from moat.attacks.parts.setting import resolve
+from moat import attacks
+from moat.attacks import resolve
+from moat.attacks.parts.arguments import check_parameters
+from moat.base import plugins
 from moat.base.errors import ConfigError
+from moat.config import attack_schema
 from moat.config.project import Project
+from moat.evaluation import evaluate
 
 PROJECT = Project(Path(__file__).parents[2])
 ALL = PROJECT.attacks()
@@ -148,10 +157,10 @@ UNBOUNDED = ("corruption", "cw_l2")
 @pytest.mark.parametrize("suite", sorted(PROJECT.suites()))
 def test_every_suite_resolves(suite):
     settings = PROJECT.attack_settings(suite)
-    attacks = [resolve(name, setting) for name, setting in settings.items()]
-    bounded = [attack for attack in attacks if attack.parameters["attack"] not in UNBOUNDED]
+    resolved = [resolve(name, setting) for name, setting in settings.items()]
+    bounded = [attack for attack in resolved if attack.parameters["attack"] not in UNBOUNDED]
     assert "clean" in settings and all(0 <= attack.eps <= 64 / 255 for attack in bounded)
-    assert all(attack.eps is None for attack in attacks if attack not in bounded)
+    assert all(attack.eps is None for attack in resolved if attack not in bounded)
 
 
 @pytest.mark.parametrize(
@@ -199,21 +208,130 @@ def test_resolve_names_setting_key_and_allowed(setting, words):
 
 
 @pytest.mark.parametrize(
-    ("text", "words"),
+    ("change", "words"),
     [
-        ("x: {attack: pgd, epsilon: 0.1}", ["attacks.yaml", "in x", "'epsilon'", "did you mean 'eps'"]),
-        ("x: {attack: pgd, eps: eight}", ["attacks.yaml", "x.eps", "eight", "8/255"]),
-        ("x: {attack: pgd, eps: 8}", ["attacks.yaml", "x.eps", "8"]),
-        ("x: {attack: pgd, steps: 0}", ["attacks.yaml", "x.steps", "0"]),
-        ("x: {attack: pgd, loss: hinge}", ["attacks.yaml", "x.loss", "'hinge'", "margin"]),
-        ("x: {eps: 0.1}", ["attacks.yaml", "in x", "'attack'", "missing"]),
+        ({"epsilon": 0.1}, ["in x", "'epsilon'", "did you mean 'eps'", "pgd.py: PARAMETERS"]),
+        ({"eps": "eight"}, ["x.eps", "eight", "8/255"]),
+        ({"eps": 8}, ["x.eps", "8", "from 0 to 1"]),
+        ({"steps": 0}, ["x.steps", "0", "a whole number from 1"]),
+        ({"steps": None}, ["x.steps", "None", "integer"]),
+        ({"loss": "hinge"}, ["x.loss", "'hinge'", "margin"]),
+        # Of another family, and of none.
+        ({"n_queries": 5}, ["in x", "'n_queries'", "pgd.py: PARAMETERS"]),
+        ({"generator": 1}, ["in x", "'generator'"]),
+        ({"requires": "gate"}, ["x.requires", "'gate'", "experts, router"]),
+        ({"limit": 0}, ["x.limit", "0", "null for all"]),
+        ({"protocol": "wrong"}, ["x.protocol", "'wrong'", "normalised-noclip"]),
+        ({"attack": "pgdd"}, ["x.attack", "'pgdd'", "did you mean 'pgd'"]),
+        ({"attack": 3}, ["x.attack", "3", "string"]),
+        ({"attack": "none"}, ["in x", "'eps'"]),
     ],
 )
-def test_the_schema_is_closed(text, words, tmp_path):
-    from moat.config import schema
-
-    path = tmp_path / "attacks.yaml"
-    path.write_text(text)
+def test_the_schema_is_closed(change, words):
+    setting = {"attack": "pgd", "eps": "8/255", "step_size": 0.01, "steps": 3, **change}
     with pytest.raises(ConfigError) as caught:
-        schema.load(path, PROJECT.root / "workflow" / "schemas" / "attacks.schema.yaml")
-    assert all(word in str(caught.value) for word in words)
+        attack_schema.check({"x": setting}, PROJECT.root, source="config/attacks.yaml")
+    assert all(word in str(caught.value) for word in ["config/attacks.yaml: ", *words]), caught.value
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"x": {"eps": 0.1}}, ["in x", "'attack'", "missing"]),
+        ({"x": {"attack": "pgd", "eps": 0.1, "step_size": 0.1}}, ["in x", "'steps'", "missing"]),
+        ({"x": 3}, ["x: 3", "object"]),
+        ({}, ["non-empty"]),
+        ({"X": {"attack": "none"}}, ["'X'", "small letters"]),
+    ],
+)
+def test_incomplete_settings_are_refused(settings, words):
+    with pytest.raises(ConfigError) as caught:
+        attack_schema.check(settings, PROJECT.root, source="config/attacks.yaml")
+    assert all(word in str(caught.value) for word in ["config/attacks.yaml: ", *words]), caught.value
+
+
+# -- families ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", attacks.names())
+def test_a_family_declares_the_keywords_of_its_function(family):
+    """In their order; a generator and a space are for callers, not for settings. Defaults are allowed by it."""
+    keywords = [
+        parameter
+        for parameter in inspect.signature(attacks.get(family)).parameters.values()
+        if parameter.kind is parameter.KEYWORD_ONLY and parameter.name not in ("generator", "space")
+    ]
+    declared = plugins.attack_parameters(family)
+    assert list(declared) == [parameter.name for parameter in keywords]
+    assert all(each.allowed["description"] for each in declared.values())
+    required = {parameter.name for parameter in keywords if parameter.default is parameter.empty}
+    assert {name for name, each in declared.items() if each.allowed["required"]} == required
+    defaults = {parameter.name: parameter.default for parameter in keywords if parameter.name not in required}
+    check_parameters({name: declared[name].allowed for name in defaults}, **defaults)
+
+
+def test_the_manuals_examples_run():
+    examples = doctest.DocTestParser().get_doctest(attacks.__doc__, {}, "moat.attacks", None, None)
+    assert len(examples.examples) > 8
+    assert doctest.DocTestRunner(verbose=False).run(examples).failed == 0
+
+
+SHIFT = """
+from moat.attacks.parts.arguments import attack
+
+PARAMETERS = {
+    "eps": {"type": "distance", "description": "radius of the ball"},
+    "direction": {"enum": ["up", "down"], "description": "brighter or darker"},
+}
+PASSES = 1
+
+
+@attack(PARAMETERS)
+def shift(model, x, y, *, eps, direction="up"):
+    return x + (eps if direction == "up" else -eps)
+"""
+
+
+@pytest.fixture
+def project(tmp_path):
+    """A project with an attack of its own, in one file and one entry of attacks.yaml."""
+    shutil.copytree(PROJECT.root / "config", tmp_path / "config")
+    shutil.copytree(PROJECT.root / "workflow" / "schemas", tmp_path / "workflow" / "schemas")
+    (tmp_path / "plugins" / "attacks").mkdir(parents=True)
+    (tmp_path / "plugins" / "attacks" / "shift.py").write_text(SHIFT)
+    with open(tmp_path / "config" / "attacks.yaml", "a") as stream:
+        stream.write('darker: {attack: shift, eps: "16/255", direction: down}\n')
+    yield Project(tmp_path)
+    plugins.use_project(PROJECT.root)
+    sys.modules.pop("moat.attacks.shift", None)
+
+
+def test_an_attack_of_a_projects_own_is_one_file_and_one_entry(project, trained, batch):
+    setting = project.attack("darker", where="a test")
+    assert "shift" in attacks.names() and plugins.attack_passes()["shift"] == 1
+    rows = evaluate(trained, *batch, {"darker": setting}, batch_size=64)
+    darkened = torch.clamp(batch[0] - 16 / 255, 0, 1)
+    with torch.no_grad():
+        assert rows["predicted"].tolist() == trained(darkened).argmax(1).tolist()
+    assert resolve("darker", setting).parameters == {"attack": "shift", "eps": 16 / 255, "direction": "down"}
+    assert attacks.shift is attacks.get("shift")
+    for wrong, words in (({"direction": "left"}, ["x.direction", "'left'"]), ({"steps": 3}, ["'steps'", "shift.py"])):
+        with pytest.raises(ConfigError) as caught:
+            attack_schema.check({"x": {**setting, **wrong}}, project.root, source="config/attacks.yaml")
+        assert all(word in str(caught.value) for word in words)
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("def shift(model, x, y, *, eps):\n    return x\n", ["plugins/attacks/shift.py", "PARAMETERS", "missing"]),
+        (SHIFT.replace('"direction": {', '"way": {'), ["plugins/attacks/shift.py", "'way'", "shift"]),
+        (SHIFT.replace('["up", "down"]', "list('ud')"), ["plugins/attacks/shift.py", "literal"]),
+        (SHIFT.replace('"enum"', '"oneof"'), ["plugins/attacks/shift.py", "'oneof'", "enum"]),
+    ],
+)
+def test_a_wrong_declaration_is_named(source, words, project):
+    (project.root / "plugins" / "attacks" / "shift.py").write_text(source)
+    with pytest.raises(ConfigError) as caught:
+        project.attacks()
+    assert all(word in str(caught.value) for word in words), caught.value

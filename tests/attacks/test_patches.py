@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from moat import attacks
 from moat.attacks.autoattack.adapter import Attacked, examples_are_independent
-from moat.attacks.autoattack.patches import Patched, Whole, Window, evaluator
+from moat.attacks.autoattack.patches import FullForward, PatchForward, Window, evaluator
 from moat.kernels import for_attack, packed
 from moat.models import nets
 
@@ -26,15 +26,15 @@ class Odd(nn.Module):
 
 
 ODD = {
-    "plain": (lambda net, z: F.relu(z), True, Patched),
+    "plain": (lambda net, z: F.relu(z), True, PatchForward),
     "random": (lambda net, z: z + 0.1 * torch.randn_like(z), False, None),
-    "drawn while traced": (lambda net, z: z + 0.1 * torch.rand(1), False, Whole),
+    "drawn while traced": (lambda net, z: z + 0.1 * torch.rand(1), False, FullForward),
     "of the batch": (lambda net, z: z - z.mean(0), False, None),
-    "of the data": (lambda net, z: z * 2 if float(z.sum()) > 0 else z * 3, True, Whole),
-    "of the place": (lambda net, z: z * net.tilt, True, Patched),
-    "in place": (lambda net, z: z.relu_(), True, Whole),
-    "in place by a function": (lambda net, z: F.relu(z, inplace=True), True, Patched),
-    "in place and used again": (lambda net, z: F.relu(z, inplace=True) + z, True, Whole),
+    "of the data": (lambda net, z: z * 2 if float(z.sum()) > 0 else z * 3, True, FullForward),
+    "of the place": (lambda net, z: z * net.tilt, True, PatchForward),
+    "in place": (lambda net, z: z.relu_(), True, FullForward),
+    "in place by a function": (lambda net, z: F.relu(z, inplace=True), True, PatchForward),
+    "in place and used again": (lambda net, z: F.relu(z, inplace=True) + z, True, FullForward),
 }
 
 
@@ -97,7 +97,7 @@ def test_patches_give_the_logits_of_whole_images(arch, options, worth, monkeypat
     for net in (model, attacks.for_attack(model)):
         with torch.no_grad():
             values = evaluator(net, net, torch.rand(3, 3, 32, 32), smallest=Window(0, 0, 3, 3))
-            assert type(values) is Patched and values.known
+            assert type(values) is PatchForward and values.cache
             assert_same_logits(values, net, 1e-4)
 
 
@@ -107,7 +107,7 @@ def test_patches_of_a_copy_in_low_precision_are_near_those_of_whole_images():
     with torch.no_grad():
         searched = Attacked(net)
         values = evaluator(searched, net, torch.rand(3, 3, 32, 32), smallest=Window(0, 0, 3, 3))
-        assert type(values) is Patched and values.known
+        assert type(values) is PatchForward and values.cache
         window, patch = Window(3, 5, 9, 9), torch.rand(3, 3, 9, 9)
         changed = values.images.clone()
         window.of(changed).copy_(patch)

@@ -170,7 +170,7 @@ def test_restarts_keep_the_first_success_else_the_highest_loss():
     assert 0 < (found[:, 0, 0, 0] > 0.5).sum() < n
 
 
-def test_broken_examples_are_not_attacked_again():
+def test_misclassified_examples_are_not_attacked_again():
     model = Recorder()
     x = torch.full((4, 1, 2, 2), 0.45)
     x[:2] = 0.9
@@ -181,12 +181,12 @@ def test_broken_examples_are_not_attacked_again():
 def test_more_restarts_and_steps_leave_less(trained, batch):
     x, y = batch
 
-    def broken(**options):
+    def misclassified(**options):
         x_adv = attacks.pgd(trained, x, y, eps=8 / 255, step_size=2 / 255, generator=seeded(), **options)
         with torch.no_grad():
             return int((trained(x_adv).argmax(1) != y).sum())
 
-    assert broken(steps=1) < broken(steps=10) <= broken(steps=10, restarts=3)
+    assert misclassified(steps=1) < misclassified(steps=10) <= misclassified(steps=10, restarts=3)
 
 
 def test_eot_averages_the_gradient_over_forward_passes():

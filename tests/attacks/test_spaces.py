@@ -1,26 +1,27 @@
 """Attacks in normalised space against the same steps written out on normalised tensors."""
 
-import inspect
-
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from moat.attacks import fgsm, pgd
-from moat.attacks.parts.spaces import SPACES, in_normalised_space
+from moat.attacks.parts.early_stopped import early_stopped_pgd
+from moat.attacks.parts.spaces import PIXELS, SPACES, normalized_space, training_space
 from moat.base.errors import ConfigError
 from moat.models import nets
 from moat.models.moe import build_mixture
-from moat.models.nets.normalize import Normalize
+from moat.models.nets.normalize import STATISTICS, Normalize
 
-STATISTICS = ((0.49, 0.48, 0.1), (0.25, 0.24, 0.5))
-MEAN, STD = (torch.tensor(values, dtype=torch.float64).view(1, -1, 1, 1) for values in STATISTICS)
+STATISTICS_HERE = ((0.49, 0.48, 0.1), (0.25, 0.24, 0.5))
+STD = torch.tensor(STATISTICS_HERE[1], dtype=torch.float64).view(1, -1, 1, 1)
+# As DWF prints them for CIFAR-10.
+PRINTED = ((0.4377, 0.4438, 0.4728), (0.198, 0.201, 0.197))
 
 
 def model(kind="net"):
     torch.manual_seed(0)
-    options = {"width": 1 / 16, "image_size": 8, "normalize": STATISTICS}
+    options = {"width": 1 / 16, "image_size": 8, "normalize": STATISTICS_HERE}
     if kind == "net":
         return nets.build("resnet18", 10, **options).double().eval()
     return build_mixture(kind, "resnet18", 10, **options, experts=2).double().eval()
@@ -32,15 +33,19 @@ def batch():
     return (x * 2 - 0.5).clamp(0, 1), torch.arange(4)
 
 
-def on_normalised(net, x, y, eps, step_size, steps):
-    """Signed steps on z = (x - mean) / std with no clamp to any box of images; pixel units again at the end."""
-    z = z0 = (x - MEAN.float().double()) / STD.float().double()
+def column(values):
+    return torch.tensor(values, dtype=torch.float32).double().view(1, -1, 1, 1)
+
+
+def on_normalised(net, x, y, statistics, box, eps, step_size, steps):
+    """Signed steps on z = (x - mean) / std, cut to the ball and to ``box``; pixel units again at the end."""
+    mean, std = map(column, statistics)
+    z = z0 = (x - mean) / std
     for _ in range(steps):
         z = z.detach().requires_grad_()
-        loss = F.cross_entropy(net(z * STD.float().double() + MEAN.float().double()), y, reduction="sum")
-        (gradient,) = torch.autograd.grad(loss, z)
-        z = z0 + (z + step_size * gradient.sign() - z0).clamp(-eps, eps)
-    return z.detach() * STD.float().double() + MEAN.float().double()
+        (gradient,) = torch.autograd.grad(F.cross_entropy(net(z * std + mean), y, reduction="sum"), z)
+        z = torch.minimum(torch.maximum(z + step_size * gradient.sign(), z0 - eps), z0 + eps).clamp(*box)
+    return z.detach() * std + mean
 
 
 @pytest.mark.parametrize("kind", ["net", "dwf", "soe"])
@@ -53,22 +58,45 @@ def on_normalised(net, x, y, eps, step_size, steps):
     ],
     ids=["fgsm", "pgd", "widest"],
 )
-def test_it_is_the_attack_on_normalised_tensors_without_a_clamp(kind, attack, parameters, steps):
+@pytest.mark.parametrize("statistics", ["model", "imagenet", PRINTED])
+@pytest.mark.parametrize(("name", "box"), [("normalised_noclip", (-1e9, 1e9)), ("normalised_clip01", (0, 1))])
+def test_it_is_the_attack_on_normalised_tensors(name, box, statistics, kind, attack, parameters, steps):
     net, (x, y) = model(kind), batch()
-    x_adv = SPACES["normalised_noclip"](attack)(net, x, y, **parameters)
+    x_adv = attack(net, x, y, **parameters, space=training_space(name, net, statistics))
     steps = steps or {key: parameters[key] for key in ("eps", "step_size", "steps")}
-    torch.testing.assert_close(x_adv, on_normalised(net, x, y, **steps), rtol=0, atol=1e-9)
-    radius = ((x_adv - x) / STD).abs().amax((0, 2, 3))
-    torch.testing.assert_close(radius, torch.full((3,), parameters["eps"], dtype=torch.float64), rtol=1e-5, atol=0)
-    assert x_adv.min() < 0 and x_adv.max() > 1
+    used = {"model": STATISTICS_HERE, "imagenet": STATISTICS["imagenet"]}.get(str(statistics), statistics)
+    torch.testing.assert_close(x_adv, on_normalised(net, x, y, used, box, **steps), rtol=0, atol=1e-12)
+    if name == "normalised_noclip":
+        radius = ((x_adv - x) / column(used[1])).abs().amax((0, 2, 3))
+        expected = torch.full((3,), parameters["eps"], dtype=torch.float64)
+        torch.testing.assert_close(radius, expected, rtol=1e-9, atol=0)
+        assert x_adv.min() < 0 and x_adv.max() > 1
+
+
+@pytest.mark.parametrize("name", SPACES)
+def test_early_stopped_attacks_work_in_every_space(name):
+    """With patience for all steps it is PGD there; without, misclassified examples stay at their start."""
+    net, (x, y) = model(), batch()
+    space, options = training_space(name, net), {"eps": 0.1, "step_size": 0.03, "steps": 4, "random_start": False}
+
+    def loss(images):
+        logits = net(images)
+        return F.cross_entropy(logits, y, reduction="none"), logits
+
+    patient = early_stopped_pgd(net, x, y, **options, tau=4, ascend_loss=loss, space=space)
+    torch.testing.assert_close(patient, pgd(net, x, y, **options, space=space), rtol=0, atol=1e-12)
+    with torch.no_grad():
+        misclassified = net(x).argmax(1) != y
+    stopped = early_stopped_pgd(net, x, y, **options, tau=0, ascend_loss=loss, space=space)
+    assert misclassified.any()
+    torch.testing.assert_close(stopped[misclassified], x[misclassified], rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("start", ["uniform", True])
 def test_a_random_start_fills_the_ball_of_every_channel(start):
     net, (x, y) = model(), batch()
-    attack = SPACES["normalised_noclip"](pgd)
-    generator = torch.Generator().manual_seed(0)
-    x_adv = attack(net, x, y, eps=0.5, step_size=1e-9, steps=1, random_start=start, generator=generator)
+    draws, space = torch.Generator().manual_seed(0), training_space("normalised_noclip", net)
+    x_adv = pgd(net, x, y, eps=0.5, step_size=1e-9, steps=1, random_start=start, generator=draws, space=space)
     radius = ((x_adv - x) / STD).abs().amax((0, 2, 3))
     assert (radius > 0.49).all() and (radius < 0.5001).all()
 
@@ -76,13 +104,14 @@ def test_a_random_start_fills_the_ball_of_every_channel(start):
 def test_the_view_is_the_model_and_leaves_it_as_it_was():
     net, (x, y) = model().train(), batch()
     before = {key: value.clone() for key, value in net.state_dict().items()}
-    space = in_normalised_space(net)
-    torch.testing.assert_close(space.from_space(space.to_space(x)), x, rtol=0, atol=1e-12)
-    SPACES["normalised_noclip"](pgd)(net, x, y, eps=0.1, step_size=0.1, steps=2)
+    space = normalized_space(net, clip="none")
+    torch.testing.assert_close(space.decode(space.encode(x)), x, rtol=0, atol=1e-12)
+    pgd(net, x, y, eps=0.1, step_size=0.1, steps=2, space=space)
     assert net.training and all(parameter.requires_grad for parameter in net.parameters())
     assert all(torch.equal(before[key], value) for key, value in net.state_dict().items())
-    assert {id(parameter) for parameter in space.view.parameters()} == {id(each) for each in net.parameters()}
-    torch.testing.assert_close(space.view.eval()(space.to_space(x)), net.eval()(x), rtol=0, atol=1e-9)
+    view = space.view(net)
+    assert {id(parameter) for parameter in view.parameters()} == {id(each) for each in net.parameters()}
+    torch.testing.assert_close(view.eval()(space.encode(x)), net.eval()(x), rtol=0, atol=1e-9)
 
 
 def test_a_uniform_deviation_of_one_and_no_clamp_in_reach_is_pixel_space():
@@ -91,21 +120,24 @@ def test_a_uniform_deviation_of_one_and_no_clamp_in_reach_is_pixel_space():
     x, y = batch()
     x = 0.3 + 0.4 * x
     parameters = {"eps": 0.1, "step_size": 0.03, "steps": 4, "random_start": False}
-    results = [SPACES[name](pgd)(net, x, y, **parameters) for name in ("pixel", "normalised_noclip")]
-    torch.testing.assert_close(*results, rtol=0, atol=1e-9)
+    found = {name: pgd(net, x, y, **parameters, space=training_space(name, net)) for name in SPACES}
+    torch.testing.assert_close(found["pixel"], found["normalised_noclip"], rtol=0, atol=1e-12)
+    torch.testing.assert_close(found["pixel"], found["normalised_clip01"], rtol=0, atol=1e-12)
+    assert training_space("pixel", net) is PIXELS
 
 
-def test_the_wrapped_attack_keeps_its_signature():
-    assert inspect.signature(SPACES["normalised_noclip"](pgd)) == inspect.signature(pgd)
+def test_an_unknown_space_is_refused():
+    with pytest.raises(ConfigError, match="attack_space.*'normalized_noclip'.*did you mean 'normalised_noclip'"):
+        training_space("normalized_noclip", model())
 
 
 @pytest.mark.parametrize(
-    ("broken", "said"),
+    ("model", "said"),
     [
         (nn.Flatten(), "Flatten has no normalisation layer"),
         (nn.Sequential(Normalize([0.5], [0.2]), Normalize([0.5], [0.3])), "normalise differently"),
     ],
 )
-def test_a_model_without_one_normalisation_is_refused(broken, said):
+def test_a_model_without_one_normalisation_is_refused(model, said):
     with pytest.raises(ConfigError, match=said):
-        in_normalised_space(broken)
+        normalized_space(model, clip="none")

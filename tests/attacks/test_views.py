@@ -7,9 +7,9 @@ from torch.nn import functional as F
 
 from moat import attacks
 from moat.attacks.moe_adaptive import stages
-from moat.attacks.parts.stages import in_turn
+from moat.attacks.parts.cascade import run_cascade
 from moat.attacks.parts.steps import frozen
-from moat.attacks.parts.views import RouterScores, view, views_of
+from moat.attacks.parts.views import router_scores, view, views_of
 from moat.base.errors import ConfigError
 from moat.models import moe, nets
 
@@ -107,7 +107,7 @@ def test_the_detached_view_is_the_model_with_fixed_routes(moe_cnn):
     def fixed(x):
         return torch.stack([plain_path(moe_cnn, x[i : i + 1], e)[0] for i, e in enumerate(routes.tolist())])
 
-    torch.testing.assert_close(view(moe_cnn, "detached")(x), moe_cnn(x), rtol=0, atol=0)
+    torch.testing.assert_close(view(moe_cnn, "detached")(x), moe_cnn(x), rtol=0, atol=1e-12)
     found = gradient(lambda x: view(moe_cnn, "detached")(x)[:, 0], x)
     torch.testing.assert_close(found, gradient(lambda x: fixed(x)[:, 0], x), rtol=0, atol=1e-10)
     assert (found - gradient(lambda x: moe_cnn(x)[:, 0], x)).abs().max() > 1e-6
@@ -157,7 +157,7 @@ def test_views_of_a_synergy():
     torch.testing.assert_close(
         view(model, "soft")(x), weights[0][:, None] * logits[0] + weights[1][:, None] * logits[1]
     )
-    torch.testing.assert_close(RouterScores(model)(x), sure.T)
+    torch.testing.assert_close(router_scores(model)(x), sure.T)
 
 
 def test_views_of_class_experts():
@@ -206,7 +206,7 @@ def test_a_model_from_elsewhere_can_name_its_views():
 
 
 def test_the_worst_case_keeps_the_first_success_of_the_stages():
-    """Three classes of examples by their first pixel: broken anyway, broken by one stage each, robust."""
+    """Three kinds of examples by their first pixel: misclassified anyway, by one stage each, robust."""
 
     class Steps(nn.Module):
         def forward(self, x):
@@ -228,12 +228,12 @@ def test_the_worst_case_keeps_the_first_success_of_the_stages():
     x = torch.zeros(4, 1, 1, 3, dtype=torch.float64)
     x[:, 0, 0, 0] = torch.tensor([0.875, 0.45, 0.25, 0.125], dtype=torch.float64)
     y = torch.zeros(4, dtype=torch.long)
-    found, broken = in_turn({"a": stage(1, 0.4), "b": stage(2, 0.2)}, Steps(), x, y)
-    assert broken == {"clean": 1, "a": 1, "b": 1} and seen == [3, 2]
+    found, misclassified = run_cascade({"a": stage(1, 0.4), "b": stage(2, 0.2)}, Steps(), x, y)
+    assert misclassified == {"clean": 1, "a": 1, "b": 1} and seen == [3, 2]
     assert found[:, 0, 0].tolist() == [[0.875, 0, 0], [0.75, 0.25, 0], [0.75, 0, 0.25], [0.125, 0, 0]]
 
 
-def test_the_flip_changes_routes_and_then_climbs_the_loss(moe_cnn):
+def test_the_flip_changes_routes_and_then_maximizes_the_loss(moe_cnn):
     x, y = images(), torch.zeros(24, dtype=torch.long)
     flip = stages(moe_cnn, eps=EPS, step_size=EPS / 4, steps=6, restarts=1, eot=1, loss="margin")["router-flip"]
     generator = torch.Generator().manual_seed(0)

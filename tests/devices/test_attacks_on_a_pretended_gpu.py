@@ -9,16 +9,15 @@ import torch
 from torch import nn
 from two_devices import ON_CPU, ON_GPU, both, on
 
-from moat.attacks import for_attack
+from moat.attacks import for_attack, resolve
 from moat.attacks.autoattack import stages
 from moat.attacks.parts import early_stopped, objectives, steps
-from moat.attacks.parts.setting import resolve
 from moat.config.project import Project
 from moat.data import datasets
 from moat.data.seeding import generator
 from moat.evaluation import evaluate, probes, verify
 from moat.evaluation.evidence import Budget
-from moat.evaluation.judging import images
+from moat.evaluation.scoring import images
 from moat.kernels import packed
 from moat.methods import losses
 from moat.training.models import load_model
@@ -36,7 +35,6 @@ SETTINGS |= {
     "targeted": ALL["pgd50_targeted"],
     "targeted at random": {**ALL["pgd50_targeted"], "target": "random"},
     "aa": AA,
-    "aa rand": {**AA, "version": "rand", "n_iter": 1},
     "aa bf16": {**AA, "precision": "bf16"},
     "fog": {"attack": "corruption", "corruption": "fog", "severity": 3},
 }

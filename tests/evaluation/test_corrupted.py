@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 
-from moat.attacks.parts.setting import resolve
+from moat.attacks import resolve
 from moat.base.errors import DataError, MoatError
 from moat.config.corruptions import settings
 from moat.data.corruptions import corrupt

@@ -43,7 +43,7 @@ def test_every_command_of_the_page_works(folder):
     content = json.loads((folder / "trust.json").read_text())
     assert {"accuracy", "flags", "not_applicable", "worst_case", "settings"} <= set(content)
     assert content["accuracy"]["worst"]["n"] == 16 and "pgd10_det" in content["not_applicable"]
-    assert {"clean", "pgd10", "aa", "square"} < set(content["worst_case"]["worst"]["broken_by"])
+    assert {"clean", "pgd10", "aa", "square"} < set(content["worst_case"]["worst"]["misclassified_by"])
     assert read_json(folder / "trust-robustbench.json")["unreliable"] in (True, False)
     assert read_json(folder / "checks.json")["n"] == 100
 

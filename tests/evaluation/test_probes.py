@@ -8,7 +8,7 @@ import safetensors.numpy
 import torch
 from torch.nn import functional as F
 
-from moat.attacks.parts.setting import resolve
+from moat.attacks import resolve
 from moat.base.errors import ConfigError
 from moat.commands.cli import main
 from moat.evaluation import evaluate, probes

@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from double import InDouble
 from torch import nn
 
 from moat.attacks.parts.setting import Attack
@@ -56,7 +57,7 @@ def test_uint8_images_are_the_same_as_floats(undefended, test_images):
 def test_the_batch_size_does_not_matter(undefended, test_images):
     x, y = test_images
     settings = {"pgd": {**PGD, "restarts": 2}}
-    large, small = (evaluate(undefended, x, y, settings, batch_size=size) for size in (120, 7))
+    large, small = (evaluate(InDouble(undefended), x, y, settings, batch_size=size) for size in (120, 7))
     columns = ["setting", "index", "label", "predicted", "correct", "steps"]
     pd.testing.assert_frame_equal(large[columns], small[columns])
     np.testing.assert_allclose(large["confidence"], small["confidence"], atol=1e-3)
@@ -64,8 +65,8 @@ def test_the_batch_size_does_not_matter(undefended, test_images):
 
 def test_an_examples_rows_do_not_depend_on_the_others(undefended, test_images):
     x, y = test_images
-    whole = evaluate(undefended, x, y, {"pgd": PGD}, batch_size=120)
-    part = evaluate(undefended, x[40:60], y[40:60], {"pgd": PGD}, batch_size=120, indices=range(40, 60))
+    whole = evaluate(InDouble(undefended), x, y, {"pgd": PGD}, batch_size=120)
+    part = evaluate(InDouble(undefended), x[40:60], y[40:60], {"pgd": PGD}, batch_size=120, indices=range(40, 60))
     rows = whole.iloc[40:60].reset_index(drop=True)
     assert part["index"].tolist() == rows["index"].tolist() == list(range(40, 60))
     np.testing.assert_allclose(part["confidence"], rows["confidence"], atol=1e-3)
@@ -85,7 +86,7 @@ def test_seeds_and_setting_names_change_the_random_start(undefended, test_images
 
 
 @pytest.mark.parametrize("eps", [8 / 255, None])
-def test_a_result_outside_the_ball_is_moved_back_and_judged_there(eps, undefended, test_images):
+def test_a_result_outside_the_ball_is_projected_and_scored_there(eps, undefended, test_images):
     """An attack that claims the negative image is nothing but its nearest point in the ball."""
     x, y = test_images
     frame = evaluate(undefended, x, y, {"cheat": custom(lambda model, x, y: 1.5 - 2 * x, eps)}, batch_size=120)

@@ -12,6 +12,7 @@ from torch.utils.flop_counter import flop_registry
 
 from benchlib.methods import begin
 from moat.base.errors import ConfigError, DataError
+from moat.base.plugins import attack_passes
 from moat.config.grid import build_grid
 from moat.config.project import Project
 from moat.config.recipes import digest, resolve_data, resolve_recipe, resolve_run
@@ -33,7 +34,7 @@ from moat.planning.macs import SHIPPED, Net, count, describe, macs_of, nets_of_s
 
 ROOT = Path(__file__).parents[2]
 PROJECT = Project(ROOT)
-FAMILIES = PROJECT.planner()["attacks"]
+FAMILIES = attack_passes()
 # The gradient of the first layer's input, which training does not need, is counted by the model.
 CLOSE = 0.12
 
@@ -143,7 +144,7 @@ def test_a_setting_counts_the_examples_and_methods_that_it_is_for(monkeypatch):
     settings = {
         "a": {"attack": "none"},
         "b": {"attack": "none", "limit": 300},
-        "c": {"attack": "none", "needs": "router"},
+        "c": {"attack": "none", "requires": "router"},
     }
     monkeypatch.setattr(Project, "attack_settings", lambda self, suite, scale: settings)
     monkeypatch.setattr(Project, "worst_cases", lambda self, suite, scale: {})

@@ -241,12 +241,24 @@ def test_what_is_done_costs_nothing_and_calibrates_the_rest(project, capsys):
     assert set(after["rests_on"]) == {"run", "shipped"}
 
 
+UNHEARD_OF = """
+PARAMETERS = {"eps": {"type": "distance"}}
+
+
+def unheard_of(model, x, y, *, eps):
+    return x
+"""
+
+
 def test_what_declares_no_cost_is_planned_and_said(project, capsys):
     """A method without ``cost``, one of whose runs may be finished, and an attack that nobody has heard of."""
     recipe = project.root / "config/methods/trades.yaml"
     recipe.write_text("".join(line for line in recipe.read_text().splitlines(True) if not line.startswith("cost:")))
-    planner = project.root / "config/planner.yaml"
-    planner.write_text(planner.read_text().replace("  fgsm: 2\n", ""))
+    attacks = project.root / "config/attacks.yaml"
+    attacks.write_text(attacks.read_text().replace("fgsm: {attack: fgsm,", "fgsm: {attack: unheard_of,"))
+    family = project.root / "plugins/attacks/unheard_of.py"
+    family.parent.mkdir(parents=True)
+    family.write_text(UNHEARD_OF)
     options = ("--scale", "paper", "--hardware", "h200")
     for done in ((), ("trades",)):
         for method in done:

@@ -191,7 +191,7 @@ def test_schedules(schedule, at, factor):
 
 def test_a_method_is_told_of_epochs_and_its_state_survives_a_stop(tiny, tmp_path, monkeypatch):
     """What hybrid, SoE and the pruning stages need: hooks per epoch, validation on demand, state, own rates."""
-    from moat.attacks.parts.setting import resolve
+    from moat.attacks import resolve
 
     class Counting(Standard):
         def __init__(self, *arguments, **options):

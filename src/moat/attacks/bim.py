@@ -2,25 +2,35 @@
 
 import torch
 
-from moat.attacks.parts.checks import check_batch, check_budget, check_iterations
+from moat.attacks.parts.arguments import attack
 from moat.attacks.parts.objectives import cross_entropy
-from moat.attacks.parts.steps import ascend, frozen
+from moat.attacks.parts.spaces import PIXELS, Space
+from moat.attacks.parts.steps import ascend
+
+PARAMETERS = {
+    "eps": {"type": "distance", "description": "radius of the L-infinity ball"},
+    "step_size": {"type": "distance", "description": "length of one signed step"},
+    "steps": {"type": "count", "description": "number of steps"},
+}
 
 
+@attack(PARAMETERS)
 def bim(
-    model: torch.nn.Module, x: torch.Tensor, y: torch.Tensor, *, eps: float, step_size: float, steps: int
+    model: torch.nn.Module,
+    x: torch.Tensor,
+    y: torch.Tensor,
+    *,
+    eps: float,
+    step_size: float,
+    steps: int,
+    space: Space = PIXELS,
 ) -> torch.Tensor:
-    """``steps`` signed steps up the cross-entropy from the clean images, projected to the eps-ball and [0,1].
+    """``steps`` signed steps on the cross-entropy from the clean images, projected after each; PGD without its start.
 
-    ``eps`` and ``step_size`` are in pixel units (0 to 1).
-
-    Raises:
-        ConfigError: a parameter out of range.
-        ValueError: images outside [0,1] or labels that do not fit.
-        MoatError: a gradient that is not a number.
+    Args: (eps and step_size in units of the space: pixels in [0,1])
+        space: where the attack works; what is returned is in pixel units.
     """
-    check_budget(eps=eps, step_size=step_size)
-    check_iterations(steps=steps)
-    check_batch(x, y)
-    with frozen(model):
-        return ascend(model, x, x, cross_entropy(y), eps=eps, step_size=step_size, steps=steps)
+    z = space.encode(x)
+    bounds = space.bounds(z, eps)
+    z_adv = ascend(space.view(model), z, cross_entropy(y), bounds, step_size=step_size, steps=steps)
+    return space.decode(z_adv)

@@ -1,18 +1,27 @@
 """PGD on the margin of the logits: what adversarial training papers call "CW" in the L-infinity ball.
 
-Source: Carlini and Wagner, arXiv 1608.04644, f6, climbed by PGD; the bound of the margin as in the released code of
+Source: Carlini and Wagner, arXiv 1608.04644, f6, maximized by PGD; the bound of the margin as in the released code of
 friendly adversarial training (Zhang et al., ICML 2020), which takes 50.
 """
 
 import torch
 
-from moat.attacks.parts.checks import check_batch, check_budget, check_iterations
-from moat.attacks.parts.objectives import Objective, margin
-from moat.attacks.parts.restarts import worst_of
-from moat.attacks.parts.steps import Randomness, ascend, frozen, random_start_point
-from moat.base.errors import ConfigError
+from moat.attacks.parts.arguments import attack
+from moat.attacks.parts.cascade import with_restarts
+from moat.attacks.parts.objectives import margin
+from moat.attacks.parts.steps import Randomness, ascend, ball, random_start_point
+
+PARAMETERS = {
+    "eps": {"type": "distance", "description": "radius of the L-infinity ball"},
+    "step_size": {"type": "distance", "description": "length of one signed step"},
+    "steps": {"type": "count", "description": "number of steps"},
+    "kappa": {"type": "number", "minimum": 0, "description": "the margin counts up to here; 50 by default"},
+    "restarts": {"type": "count", "description": "independent starts, the worst kept per example"},
+    "random_start": {"enum": [True, False, "uniform", "normal"], "description": "as for pgd"},
+}
 
 
+@attack(PARAMETERS)
 def cw_inf(
     model: torch.nn.Module,
     x: torch.Tensor,
@@ -26,29 +35,14 @@ def cw_inf(
     random_start: bool = True,
     generator: Randomness = None,
 ) -> torch.Tensor:
-    """``steps`` signed steps up min(max_{k != y} z_k - z_y, kappa), in the eps-ball and [0,1].
+    """``steps`` signed steps on min(max_{k != y} z_k - z_y, kappa), in the eps-ball and [0,1].
 
-    ``eps`` and ``step_size`` are in pixel units. An example whose margin is above ``kappa`` (0 or more, in units of
-    logits) is not moved further.
-
-    Raises:
-        ConfigError: a parameter out of range.
-        ValueError: images outside [0,1] or labels that do not fit.
-        MoatError: a gradient that is not a number.
+    ``eps`` and ``step_size`` are in pixel units. An example whose margin is above ``kappa`` (in units of logits) is
+    not moved further. With a ``kappa`` that no margin reaches this is ``pgd(…, loss="margin")``.
     """
-    check_budget(eps=eps, step_size=step_size)
-    check_iterations(steps=steps, restarts=restarts)
-    if not kappa >= 0:
-        raise ConfigError(f"kappa: {kappa!r} is not allowed; a number from 0")
-    check_batch(x, y, generator)
 
-    def once(x: torch.Tensor, y: torch.Tensor, generator: Randomness) -> torch.Tensor:
+    def single_run(x: torch.Tensor, y: torch.Tensor, generator: Randomness) -> torch.Tensor:
         start = random_start_point(x, eps, random_start, generator)
-        return ascend(model, x, start, _bounded(margin(y), kappa), eps=eps, step_size=step_size, steps=steps)
+        return ascend(model, start, margin(y, bound=kappa), ball(x, eps), step_size=step_size, steps=steps)
 
-    with frozen(model):
-        return worst_of(once, restarts, model, x, y, "margin", generator)
-
-
-def _bounded(objective: Objective, bound: float) -> Objective:
-    return lambda logits: objective(logits).clamp(max=bound)
+    return with_restarts(single_run, restarts, model, x, y, "margin", generator)

@@ -6,15 +6,23 @@ and its accuracy must not be compared with those under an epsilon.
 
 import torch
 
-from moat.attacks.parts.checks import check_batch, check_iterations
+from moat.attacks.parts.arguments import attack
 from moat.attacks.parts.objectives import margin
-from moat.attacks.parts.steps import frozen
-from moat.base.errors import ConfigError, MoatError
+from moat.base.errors import MoatError
+
+PARAMETERS = {
+    "c": {"type": "number", "minimum": 0, "description": "weight of the margin against the squared distance"},
+    "kappa": {"type": "number", "minimum": 0, "description": "the margin counts up to here"},
+    "steps": {"type": "count", "description": "steps of Adam"},
+    "lr": {"type": "number", "minimum": 0, "description": "learning rate of Adam"},
+}
 
 # The original's bound, which keeps black and white pixels movable.
 INSIDE = 0.999999
 
 
+@attack(PARAMETERS)
+@torch.enable_grad()
 def cw_l2(
     model: torch.nn.Module,
     x: torch.Tensor,
@@ -31,30 +39,19 @@ def cw_l2(
     Examples do not influence each other, and nothing stops early.
 
     Raises:
-        ConfigError: a parameter out of range.
-        ValueError: images outside [0,1] or labels that do not fit.
         MoatError: a loss that is not a number.
     """
-    check_iterations(steps=steps)
-    for key, value, least in (("c", c, 0), ("kappa", kappa, 0), ("lr", lr, 0)):
-        if not value >= least:
-            raise ConfigError(f"{key}: {value!r} is not allowed; a number from {least}")
-    check_batch(x, y)
-    with frozen(model), torch.enable_grad():
-        return _minimise(model, x.detach(), y, c, kappa, steps, lr)
-
-
-def _minimise(model, x, y, c: float, kappa: float, steps: int, lr: float) -> torch.Tensor:
+    x = x.detach()
     w = torch.atanh((2 * x - 1) * INSIDE).requires_grad_()
     optimizer = torch.optim.Adam([w], lr=lr)
     best, nearest = x.clone(), torch.full(x.shape[:1], torch.inf, dtype=x.dtype, device=x.device)
-    lead = margin(y)
+    margin_of = margin(y)
     bad = torch.zeros(len(x), dtype=torch.bool, device=x.device)
     for _ in range(steps):
         x_adv = (w.tanh() + 1) / 2
         logits = model(x_adv)
         distance = (x_adv - x).square().flatten(1).sum(1)
-        loss = distance + c * (-lead(logits)).clamp(min=-kappa)
+        loss = distance + c * (-margin_of(logits)).clamp(min=-kappa)
         bad |= loss.isnan()
         better = (logits.argmax(1) != y) & (distance < nearest)
         best = torch.where(better.view(-1, *[1] * (x.ndim - 1)), x_adv.detach(), best)

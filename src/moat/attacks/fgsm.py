@@ -2,20 +2,25 @@
 
 import torch
 
-from moat.attacks.parts.checks import check_batch, check_budget
+from moat.attacks.parts.arguments import attack
 from moat.attacks.parts.objectives import cross_entropy
-from moat.attacks.parts.steps import ascend, frozen
+from moat.attacks.parts.spaces import PIXELS, Space
+from moat.attacks.parts.steps import ascend
+
+PARAMETERS = {"eps": {"type": "distance", "description": "radius of the L-infinity ball"}}
+# Passes through the net for one image: one forward, one back.
+PASSES = 2
 
 
-def fgsm(model: torch.nn.Module, x: torch.Tensor, y: torch.Tensor, *, eps: float) -> torch.Tensor:
-    """One signed step of size ``eps`` (0 to 1, pixels are in [0,1]) up the cross-entropy, from the clean images.
+@attack(PARAMETERS)
+def fgsm(
+    model: torch.nn.Module, x: torch.Tensor, y: torch.Tensor, *, eps: float, space: Space = PIXELS
+) -> torch.Tensor:
+    """One signed step of size ``eps`` on the cross-entropy, from the clean images.
 
-    Raises:
-        ConfigError: ``eps`` out of range.
-        ValueError: images outside [0,1] or labels that do not fit.
-        MoatError: a gradient that is not a number.
+    Args: (eps in units of the space: pixels in [0,1])
+        space: where the step is taken; what is returned is in pixel units.
     """
-    check_budget(eps=eps)
-    check_batch(x, y)
-    with frozen(model):
-        return ascend(model, x, x, cross_entropy(y), eps=eps, step_size=eps, steps=1)
+    z = space.encode(x)
+    z_adv = ascend(space.view(model), z, cross_entropy(y), space.bounds(z, eps), step_size=eps, steps=1)
+    return space.decode(z_adv)

@@ -2,14 +2,14 @@
 
 import torch
 
-from moat.attacks.parts.checks import check_batch
+from moat.attacks.parts.arguments import attack
+
+PARAMETERS = {}
+# Passes through the net for one image, beside those that score the result.
+PASSES = 0
 
 
+@attack(PARAMETERS)
 def none(model: torch.nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """A copy of ``x``.
-
-    Raises:
-        ValueError: images outside [0,1] or labels that do not fit.
-    """
-    check_batch(x, y)
+    """A copy of ``x``."""
     return x.clone()

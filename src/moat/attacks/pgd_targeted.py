@@ -4,15 +4,26 @@ from collections.abc import Iterator
 
 import torch
 
-from moat.attacks.parts.checks import check_batch, check_budget, check_iterations
-from moat.attacks.parts.objectives import Objective, margin
-from moat.attacks.parts.stages import of_examples
-from moat.attacks.parts.steps import Randomness, ascend, draw, frozen, random_start_point
+from moat.attacks.parts.arguments import attack
+from moat.attacks.parts.objectives import margin, target_margin
+from moat.attacks.parts.steps import Randomness, ascend, ball, draw, generators_of, random_start_point
 from moat.base.errors import ConfigError
 
-TARGETS = ("ordered", "random")
+PARAMETERS = {
+    "eps": {"type": "distance", "description": "radius of the L-infinity ball"},
+    "step_size": {"type": "distance", "description": "length of one signed step"},
+    "steps": {"type": "count", "description": "number of steps towards each class"},
+    "target": {
+        "type": ["string", "integer"],
+        "minimum": 0,
+        "pattern": "^(ordered|random)$",
+        "description": "ordered (the nearest wrong class first), random, or the number of a class",
+    },
+    "targets": {"type": "count", "description": "how many classes are tried in order, at most"},
+}
 
 
+@attack(PARAMETERS)
 def pgd_targeted(
     model: torch.nn.Module,
     x: torch.Tensor,
@@ -25,58 +36,36 @@ def pgd_targeted(
     targets: int = 9,
     generator: Randomness = None,
 ) -> torch.Tensor:
-    """``steps`` signed steps up z_t - z_y for target classes t, in the eps-ball and [0,1], from a uniform start.
+    """``steps`` signed steps on z_t - z_y for target classes t, in the eps-ball and [0,1], from a uniform start.
 
     Each example keeps its first success (any wrong class), else the result with the highest margin
-    max_{k != y} z_k - z_y. An example already broken is not attacked again.
+    max_{k != y} z_k - z_y. A misclassified example is not attacked again.
 
     Args: (eps and step_size in pixel units)
         target: "ordered": the wrong classes by their clean logits, the nearest first, up to ``targets`` of them;
             "random": one wrong class per example; or the number of one class for all (an example of that class is
             returned as it is).
-        targets: how many classes "ordered" tries at most, 1 or more.
-
-    Raises:
-        ConfigError: a parameter out of range.
-        ValueError: images outside [0,1] or labels that do not fit.
-        MoatError: a gradient that is not a number.
     """
-    check_budget(eps=eps, step_size=step_size)
-    check_iterations(steps=steps, targets=targets)
-    if target not in TARGETS and (not isinstance(target, int) or isinstance(target, bool) or target < 0):
-        raise ConfigError(f"target: {target!r} is not allowed; 'ordered', 'random' or the number of a class")
-    check_batch(x, y, generator)
-    with frozen(model):
-        best = x.detach().clone()
-        value = torch.full(y.shape, -torch.inf, device=x.device)
-        left = torch.arange(len(x), device=x.device)
-        for goal in _goals(model, x, y, target, targets, generator):
-            left = left[(value[left] <= 0) & (goal[left] != y[left])]
-            if not len(left):
-                break
-            goals, centre, draws = goal[left], x[left], of_examples(generator, left)
-            start = random_start_point(centre, eps, True, draws)
-            towards = _towards(goals, y[left])
-            found = ascend(model, centre, start, towards, eps=eps, step_size=step_size, steps=steps)
-            with torch.no_grad():
-                reached = margin(y[left])(model(found)).to(value.dtype)
-            better = reached > value[left]
-            best[left[better]], value[left[better]] = found[better], reached[better]
-        return best
-
-
-def _towards(goals: torch.Tensor, y: torch.Tensor) -> Objective:
-    """z_t - z_y (B,), in float32 or wider."""
-
-    def value(logits: torch.Tensor) -> torch.Tensor:
-        logits = logits if logits.dtype == torch.float64 else logits.float()
-        return (logits.gather(1, goals[:, None]) - logits.gather(1, y[:, None]))[:, 0]
-
-    return value
+    best = x.detach().clone()
+    value = torch.full(y.shape, -torch.inf, device=x.device)
+    left = torch.arange(len(x), device=x.device)
+    for goal in _goals(model, x, y, target, targets, generator):
+        left = left[(value[left] <= 0) & (goal[left] != y[left])]
+        if not len(left):
+            break
+        centre = x[left]
+        start = random_start_point(centre, eps, True, generators_of(generator, left))
+        objective = target_margin(goal[left], y[left])
+        found = ascend(model, start, objective, ball(centre, eps), step_size=step_size, steps=steps)
+        with torch.no_grad():
+            reached = margin(y[left])(model(found)).to(value.dtype)
+        better = reached > value[left]
+        best[left[better]], value[left[better]] = found[better], reached[better]
+    return best
 
 
 def _goals(model, x, y, target: str | int, targets: int, generator: Randomness) -> Iterator[torch.Tensor]:
-    """The classes (B,) to head for, one after the other; the label itself where there is none."""
+    """The target classes (B,), one after the other; the label itself where there is none."""
     with torch.no_grad():
         logits = model(x)
     classes = logits.shape[1]

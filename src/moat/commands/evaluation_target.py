@@ -19,8 +19,8 @@ from moat.base.errors import ConfigError, DataError
 from moat.base.files import hash_file
 from moat.commands.options import FinishedRun, ForeignModel, TargetRequest
 from moat.data import datasets
-from moat.evaluation.judging import classify, device_of, images
 from moat.evaluation.plan import TransferModel
+from moat.evaluation.scoring import classify, device_of, images
 from moat.evaluation.target import EvaluationTarget
 from moat.kernels import for_training
 from moat.training.models import load_model

@@ -79,7 +79,7 @@ def run(request: Request) -> None:
         # Only now, because these import torch.
         import safetensors.numpy
 
-        from moat.attacks.parts.setting import resolve
+        from moat.attacks import resolve
         from moat.commands import evaluation_target
         from moat.evaluation import probes
 

@@ -103,7 +103,7 @@ def _claims(settings: Mapping[str, Mapping[str, Any]], eps: float) -> dict[str, 
         for name, setting in settings.items()
         if setting.get("protocol", "correct") == "correct"
         and 0 < parse_number(setting.get("eps", 0), where=f"config/attacks.yaml: {name}") <= eps
-        and not setting.get("needs")
+        and not setting.get("requires")
         and not setting.get("transfer_from")
     }
 

@@ -18,7 +18,7 @@ from moat.config import schema
 # Of a declaration, beside what JSON Schema means by these words.
 _WORDS = {
     "type", "enum", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "items", "minItems", "maxItems",
-    "properties", "description", "default", "required", "follows",
+    "pattern", "properties", "description", "default", "required", "follows",
 }  # fmt: skip
 
 # What has been found valid: most runs of a plan share their recipes.
@@ -90,10 +90,10 @@ def _add(content: dict[str, Any], key: str, allowed: Mapping[str, Any], where: s
         node = node["properties"].setdefault(part, empty)
     if must:
         node.setdefault("required", []).append(last)
-    node["properties"][last] = _in_json_schema(allowed, content["$defs"], f"{where}: {key}")
+    node["properties"][last] = in_json_schema(allowed, content["$defs"], f"{where}: {key}")
 
 
-def _in_json_schema(allowed: Mapping[str, Any], types: Mapping[str, Any], where: str) -> dict[str, Any]:
+def in_json_schema(allowed: Mapping[str, Any], types: Mapping[str, Any], where: str) -> dict[str, Any]:
     """A declaration in the words of JSON Schema alone, named types written out."""
     for word in allowed:
         if word not in _WORDS:
@@ -102,10 +102,12 @@ def _in_json_schema(allowed: Mapping[str, Any], types: Mapping[str, Any], where:
     result = {key: value for key, value in allowed.items() if key not in ("default", "required", "follows")}
     if named:
         result = {**copy.deepcopy(named), **{key: value for key, value in result.items() if key != "type"}}
+        if "description" in named and "description" in allowed:
+            result["description"] = f"{named['description']} ({allowed['description']})"
     if "items" in allowed:
-        result["items"] = _in_json_schema(allowed["items"], types, where)
+        result["items"] = in_json_schema(allowed["items"], types, where)
     if "properties" in allowed:
-        inside = {key: _in_json_schema(each, types, where) for key, each in allowed["properties"].items()}
+        inside = {key: in_json_schema(each, types, where) for key, each in allowed["properties"].items()}
         must = [key for key, each in allowed["properties"].items() if each.get("required", True)]
         result |= {"properties": inside, "additionalProperties": False, "required": must}
     return result

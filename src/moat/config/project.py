@@ -7,7 +7,7 @@ from typing import Any
 
 from moat.base import plugins
 from moat.base.errors import ConfigError
-from moat.config import corruptions, method_schema, schema
+from moat.config import attack_schema, corruptions, method_schema, schema
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,10 @@ class Project:
 
     def attacks(self) -> dict[str, dict[str, Any]]:
         """Named attack settings: name -> {attack, parameters…}."""
-        return self._load("config/attacks.yaml", "attacks")
+        path = self.root / "config" / "attacks.yaml"
+        settings = schema.read_yaml(path)
+        attack_schema.check(settings, self.root, source=path)
+        return settings
 
     def suites(self) -> dict[str, dict[str, Any]]:
         """Suites as written: name -> {title, settings: [attack settings…], worst_case: [{name, of}…], corruptions}."""
@@ -158,7 +161,7 @@ class Project:
             return setting
         merged = {**setting, **overrides}
         source = f"config/attacks.yaml with the overrides of config/scales/{scale}.yaml"
-        schema.validate({name: merged}, self.root / "workflow" / "schemas" / "attacks.schema.yaml", source=source)
+        attack_schema.check({name: merged}, self.root, source=source)
         return merged
 
     def planner(self) -> dict[str, Any]:

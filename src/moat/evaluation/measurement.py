@@ -16,25 +16,25 @@ from moat.attacks.parts.flags import collect, flag
 from moat.attacks.parts.setting import Attack
 from moat.data.seeding import generator
 from moat.evaluation import protocols
-from moat.evaluation.judging import device_of, images, judge, project
+from moat.evaluation.scoring import device_of, images, project, score
 from moat.kernels import attack_copy
 
 log = logging.getLogger(__name__)
 
-# What a stage or a worst case adds to the columns: what broke the example, empty for one that survived.
-BROKEN_BY = "broken_by"
-# Examples that are kept together once they are measured, rounded to whole batches.
+# What stages and worst cases add to the columns: the first attack that got the example misclassified, if any did.
+MISCLASSIFIED_BY = "misclassified_by"
+# Examples that are cached together once they are measured, rounded to whole batches.
 SHARD = 1000
-# On so many images the copy that is attacked must have the model's logits.
+# The copy that is attacked must have the model's logits on so many images.
 EXAMPLES_COMPARED = 8
 
-Part = tuple[pd.DataFrame, dict[str, str]]
-# (name of the part, what its rows depend on, how to measure it) -> rows and flags: measured, or kept from before.
-Keep = Callable[[str, Mapping[str, Any], Callable[[], Part]], Part]
+Shard = tuple[pd.DataFrame, dict[str, str]]
+# (name of the shard, what its rows depend on, how to measure it) -> rows and flags: measured, or cached before.
+Cache = Callable[[str, Mapping[str, Any], Callable[[], Shard]], Shard]
 
 
-def measure_now(part: str, depends_on: Mapping[str, Any], measure: Callable[[], Part]) -> Part:
-    """Keep nothing."""
+def no_cache(shard: str, depends_on: Mapping[str, Any], measure: Callable[[], Shard]) -> Shard:
+    """Measures every time."""
     return measure()
 
 
@@ -44,7 +44,7 @@ class Measurement:
 
     Attributes:
         indices: each example's number, from which its random numbers come.
-        keep: asked for every part of the work; see :data:`Keep`.
+        cache: asked for every shard of the work; see :data:`Cache`.
         flags: what the attacks noticed about the model, by setting.
     """
 
@@ -54,11 +54,11 @@ class Measurement:
     indices: Sequence[int]
     batch_size: int
     seed: int = 0
-    keep: Keep = measure_now
+    cache: Cache = no_cache
     flags: dict[str, dict[str, str]] = field(default_factory=dict)
 
     def __post_init__(self):
-        # Attacks may use any copy that is faster: what they return is judged by the model itself.
+        # Attacks may use any copy that is faster: what they return is scored on the model itself.
         self.attacked = attack_copy(self.model, images(self.x[:EXAMPLES_COMPARED], device_of(self.model)))
 
     def setting(self, name: str, attack: Attack) -> pd.DataFrame:
@@ -68,10 +68,10 @@ class Measurement:
     def worst_case(
         self, name: str, members: Mapping[str, Attack], measured: Mapping[str, pd.DataFrame]
     ) -> pd.DataFrame:
-        """One row per example that all members reach: that of the first member that broke it, else of the last.
+        """One row per example that all members reach: of the first member that got it misclassified, else of the last.
 
         Members in ``measured`` come first, with their rows as they are; the others attack only what is left. An
-        example's random numbers do not depend on the others, so that no verdict changes by what is skipped; members
+        example's random numbers do not depend on the others, so that skipping some changes no verdict; members
         for which they do (those with a batch size of their own) are measured on all examples.
         """
         survivors = np.arange(min(map(self._reach, members.values())))
@@ -99,22 +99,22 @@ class Measurement:
         clean = Attack(lambda model, x, y: x, eps=0.0, steps=0, takes_generator=False)
         found: list[pd.DataFrame] = []
         left = _divide(found, self._in_shards(positions, name, clean, f"{part}.clean", ""), "clean")
-        broken = {"clean": len(positions) - len(left)}
+        misclassified = {"clean": len(positions) - len(left)}
         for stage, function in attack.stages(attack.target(self.attacked)).items():
             if not len(left):
                 break
             one = replace(attack, function=function, stages=None, takes_generator=True)
             rows = self._in_shards(left, name, one, f"{part}.{stage}", f"evaluate {name} {stage}")
             before, left = len(left), _divide(found, rows, stage)
-            broken[stage] = before - len(left)
+            misclassified[stage] = before - len(left)
         if attack.review is not None:
             with collect() as flags:
-                attack.review(broken, len(positions))
+                attack.review(misclassified, len(positions))
             self._add_flags(name, flags)
         return _joined(found, name, reset=False)
 
     def _in_shards(self, positions: np.ndarray, name: str, attack: Attack, part: str, purpose: str) -> pd.DataFrame:
-        """Rows of a single attack, shard by shard, each of them kept."""
+        """Rows of a single attack, shard by shard, each of them cached."""
         size = attack.batch_size or self.batch_size
         length = max(1, SHARD // size) * size
         tables = []
@@ -128,12 +128,12 @@ class Measurement:
                 "indices": hashlib.sha256(json.dumps(chosen).encode()).hexdigest(),
             }
 
-            def measure(shard=shard, chosen=chosen) -> Part:
+            def measure(shard=shard, chosen=chosen) -> Shard:
                 with collect() as flags:
                     rows = list(self._in_batches(shard, chosen, name, attack, purpose))
                 return pd.concat(rows, ignore_index=True), flags
 
-            rows, flags = self.keep(f"{part}.{number}" if number else part, depends_on, measure)
+            rows, flags = self.cache(f"{part}.{number}" if number else part, depends_on, measure)
             self._add_flags(name, flags)
             tables.append(rows.set_axis(shard))
         return pd.concat(tables) if len(tables) > 1 else tables[0]
@@ -163,12 +163,12 @@ class Measurement:
         self.model.eval()
         self.attacked.eval()
         if attack.protocol != protocols.CORRECT:
-            judged = protocols.get(attack.protocol).measure(self.model, clean, labels, attack, draws)
-            return judge(*judged, labels, name=name, steps=attack.steps, indices=indices)
+            measured = protocols.get(attack.protocol).measure(self.model, clean, labels, attack, draws)
+            return score(*measured, labels, name=name, steps=attack.steps, indices=indices)
         # Clones, so that an attack that works in place cannot move the centre of the ball.
         attacked = attack(self.attacked, clean.clone(), labels.clone(), draws)
         attacked = project(attacked, clean, attack.eps, name)
-        return judge(self.model, clean, attacked, labels, name=name, steps=attack.steps, indices=indices)
+        return score(self.model, clean, attacked, labels, name=name, steps=attack.steps, indices=indices)
 
     def _add_flags(self, name: str, flags: Mapping[str, str]) -> None:
         if flags:
@@ -186,13 +186,13 @@ def _within_memory(size, function, *arguments):
 
 
 def _divide(found: list[pd.DataFrame], rows: pd.DataFrame, by: str) -> np.ndarray:
-    """Put the rows that ``by`` has broken into ``found``, and the others at its end; return these one's positions."""
+    """Put the rows that ``by`` got misclassified into ``found``, and the others at its end; return their positions."""
     if found:
         found.pop()
-    right = rows["correct"].to_numpy(bool)
-    for part, name in ((rows[~right], by), (rows[right], None)):
-        found.append(part.assign(**{BROKEN_BY: pd.Series([name] * len(part), index=part.index, dtype="str")}))
-    return rows.index[right].to_numpy()
+    correct = rows["correct"].to_numpy(bool)
+    for part, name in ((rows[~correct], by), (rows[correct], None)):
+        found.append(part.assign(**{MISCLASSIFIED_BY: pd.Series([name] * len(part), index=part.index, dtype="str")}))
+    return rows.index[correct].to_numpy()
 
 
 def _joined(found: Sequence[pd.DataFrame], name: str, *, reset: bool = True) -> pd.DataFrame:

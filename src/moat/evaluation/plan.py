@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import nn
 
-from moat.attacks import for_attack
-from moat.attacks.parts.setting import Attack, resolve
+from moat.attacks import for_attack, resolve
+from moat.attacks.parts.setting import Attack
 from moat.base.errors import ConfigError
 
 
@@ -60,7 +60,8 @@ def make_plan(
     """
     everything = {**declared, **{name: each for members in groups.values() for name, each in members.items()}}
     attacks = {name: _bound(resolve(name, setting), transfer_models) for name, setting in everything.items()}
-    reasons = {name: reason for name, attack in attacks.items() if (reason := attack.obstacle(model)) is not None}
+    found = {name: attack.not_applicable_reason(model) for name, attack in attacks.items()}
+    reasons = {name: reason for name, reason in found.items() if reason is not None}
     settings = {name: attacks[name] for name in declared if name not in reasons}
     if not settings:
         raise ConfigError(f"config/suites.yaml: {suite}: no setting applies to this model: {reasons}")

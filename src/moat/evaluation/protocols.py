@@ -1,9 +1,9 @@
 """Flawed ways of measuring robustness that may explain a published number, each next to the correct one.
 
 An attack setting with ``protocol: <name>`` is measured by that replica: the same signed gradient steps on the same
-losses, but in the replica's space, within its bounds and up its objective. Its rows say what was measured so, never
-how robust a model is; ``linf`` is in the units of that space. The correct protocol attacks pixels in [0,1], keeps
-them there, and climbs a loss of the final logits.
+losses, but in the replica's space and with its objective. Its rows say what was measured so, never how robust a model
+is; ``linf`` is in the units of that space. The correct protocol attacks pixels in [0,1], keeps them there, and
+maximizes a loss of the final logits.
 """
 
 from collections.abc import Callable, Mapping
@@ -12,21 +12,12 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from moat.attacks.parts.cascade import with_restarts
 from moat.attacks.parts.objectives import cross_entropy, make_objective
-from moat.attacks.parts.restarts import worst_of
 from moat.attacks.parts.setting import Attack
-from moat.attacks.parts.steps import NORMAL_START_SCALE, Randomness, draw, input_gradient
-from moat.base.errors import ConfigError, MoatError, unknown_name
-from moat.evaluation.protocol_spaces import (
-    Bounds,
-    Space,
-    clipped_to_one,
-    normalised,
-    normalised_as_imagenet,
-    routed_pixels,
-    within_image,
-    without_clip,
-)
+from moat.attacks.parts.spaces import PIXELS, Space, normalized_space
+from moat.attacks.parts.steps import Randomness, ascend, random_start_point
+from moat.base.errors import ConfigError, unknown_name
 
 CORRECT = "correct"
 # Attacks that are signed gradient steps, and so can be replayed in another space.
@@ -39,20 +30,19 @@ class Protocol:
 
     Attributes:
         description: what is wrong with it and where it was met.
-        space: from the model to the model in the coordinates that the attack works in.
-        bounds: from (space, clean images z there, eps) to the least and the greatest value of each pixel.
-        router_weight: how much cross-entropy of the router's scores with "label modulo experts" the attack climbs.
+        space: model -> the space that the attack works in.
+        router_weight: weight of the cross-entropy between the router's scores and "label modulo experts" in what the
+            attack maximizes, for models with a router.
     """
 
     description: str
     space: Callable[[nn.Module], Space]
-    bounds: Callable[[Space, torch.Tensor, float], Bounds]
     router_weight: float = 0.0
 
     def measure(
         self, model: nn.Module, x: torch.Tensor, y: torch.Tensor, attack: Attack, generator: Randomness = None
     ) -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
-        """The model to judge by, and clean and attacked images, all three in the replica's space.
+        """The model to score on, and clean and attacked images, all three in the replica's space.
 
         Raises:
             ConfigError: an attack or a model that the protocol cannot be applied to.
@@ -60,46 +50,34 @@ class Protocol:
         """
         options = attack.parameters
         space = self.space(model)
-        z = space.encode(x)
+        view, z = space.view(model), space.encode(x)
         if options.get("attack") == "none":
-            return space, z, z
+            return view, z, z
         if options.get("attack") not in REPLAYED:
             raise ConfigError(f"attack {options.get('attack')!r} has no replica; allowed: none, {', '.join(REPLAYED)}")
         if attack.view is not None or attack.transfer_from is not None:
             raise ConfigError("view and transfer_from: not with a protocol, which attacks the model itself")
-        loss = options.get("loss", "ce")
+        eps, loss = options["eps"], options.get("loss", "ce")
+        step = {"step_size": options.get("step_size", eps), "steps": options.get("steps", 1)}
 
-        def once(z: torch.Tensor, y: torch.Tensor, generator: Randomness) -> torch.Tensor:
-            return self._ascend(space, z, y, loss, options, generator)
+        def single_run(z: torch.Tensor, y: torch.Tensor, generator: Randomness) -> torch.Tensor:
+            bounds = space.bounds(z, eps)
+            start = random_start_point(z, eps, options.get("random_start", False), generator, bounds)
+            function, objective = self._with_router(view, make_objective(loss, view, z, y), y)
+            return ascend(function, start, objective, bounds, **step, eot=options.get("eot", 1))
 
-        return space, z, worst_of(once, options.get("restarts", 1), space, z, y, loss, generator)
+        return view, z, with_restarts(single_run, options.get("restarts", 1), view, z, y, loss, generator)
 
-    def _ascend(self, space, z, y, loss, options, generator) -> torch.Tensor:
-        """As :func:`moat.attacks.parts.steps.ascend`, within the protocol's bounds."""
-        eps, steps = options["eps"], options.get("steps", 1)
-        lower, upper = self.bounds(space, z, eps)
-        function, objective = self._climbed(space, z, y, loss)
-        moved = _start(z, eps, options.get("random_start", False), generator, lower, upper)
-        bad = torch.zeros(len(z), dtype=torch.bool, device=z.device)
-        for _ in range(steps):
-            gradient = input_gradient(function, moved, objective, options.get("eot", 1))
-            bad |= gradient.isnan().flatten(1).any(1)
-            moved = torch.clamp(moved + options.get("step_size", eps) * gradient.sign(), min=lower, max=upper)
-        if bad.any():
-            raise MoatError(f"the attack's gradient is not a number for {int(bad.sum())} of {len(bad)} examples")
-        return moved
+    def _with_router(self, view: nn.Module, of_logits: Callable[[torch.Tensor], torch.Tensor], y: torch.Tensor):
+        """A function of the images and the objective of what it returns; with the router's loss if it has a weight."""
+        if not (self.router_weight and hasattr(view, "route_logits")):
+            return view, of_logits
 
-    def _climbed(self, space: Space, z: torch.Tensor, y: torch.Tensor, loss: str):
-        """A function of the images, and the objective of what it returns."""
-        of_logits = make_objective(loss, space, z, y)
-        if not (self.router_weight and hasattr(space, "route_logits")):
-            return space, of_logits
-
-        def with_router(outputs: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        def objective(outputs: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
             logits, scores = outputs
             return of_logits(logits) + self.router_weight * cross_entropy(y % scores.shape[1])(scores)
 
-        return lambda z: (space(z), space.route_logits(z)), with_router
+        return lambda z: (view(z), view.route_logits(z)), objective
 
 
 @dataclass(frozen=True)
@@ -123,47 +101,37 @@ class HarderSeverities:
         return model, x, attack(model, x.clone(), y.clone(), generator).clamp(0, 1)
 
 
-def _start(z, eps, kind, generator, lower, upper) -> torch.Tensor:
-    """As :func:`moat.attacks.parts.steps.random_start_point`, within bounds; without a random start, z as it is."""
-    if kind is False:
-        return z
-    if kind == "normal":
-        noise = draw(z, torch.randn, generator).mul_(NORMAL_START_SCALE).clamp_(-eps, eps)
-    else:
-        noise = draw(z, torch.rand, generator).mul_(2).sub_(1).mul_(eps)
-    return torch.clamp(z + noise, min=lower, max=upper)
+def _routed_pixels(model: nn.Module) -> Space:
+    if not hasattr(model, "route_logits"):
+        raise ConfigError(f"advmoe-released: {type(model).__name__} has no router whose loss could be maximized")
+    return PIXELS
 
 
 PROTOCOLS: Mapping[str, Protocol | HarderSeverities] = {
     "advmoe-released": Protocol(
-        "The attack climbs CE(F(x), y) + 6 CE(G(x), y mod experts): most of its budget goes into the router. "
+        "The attack maximizes CE(F(x), y) + 6 CE(G(x), y mod experts): most of its budget goes into the router. "
         "The released evaluation of ADVMoE.",
-        routed_pixels,
-        within_image,
+        _routed_pixels,
         router_weight=6.0,
     ),
     "normalised-noclip": Protocol(
         "The normalised image is attacked, eps counts in standard deviations, and nothing keeps pixels in [0,1]: "
         "8/255 is about 1.6/255. Fits the undefended rows of the DWF paper, whose equations have no clamp.",
-        normalised,
-        without_clip,
+        lambda model: normalized_space(model, clip="none"),
     ),
     "normalised-clip01": Protocol(
         "The normalised image is attacked and clipped to [0,1]: everything darker than the mean becomes the mean.",
-        normalised,
-        clipped_to_one,
+        lambda model: normalized_space(model, clip="unit"),
     ),
     "tiny-released": Protocol(
-        "As normalised-clip01, by ImageNet's statistics, climbing the router's loss as advmoe-released does where "
+        "As normalised-clip01, by ImageNet's statistics, maximizing the router's loss as advmoe-released does where "
         "there is a router. What the released code of ADVMoE does for Tiny ImageNet.",
-        normalised_as_imagenet,
-        clipped_to_one,
+        lambda model: normalized_space(model, clip="unit", statistics="imagenet"),
         router_weight=6.0,
     ),
     "eps-normalised": Protocol(
         "Valid images, but eps counts in standard deviations. The hybrid paper's 'normalized scale'.",
-        normalised,
-        within_image,
+        lambda model: normalized_space(model, clip="image"),
     ),
     "imagenet-c-severities": HarderSeverities(
         "Corruptions with ImageNet-C's parameters, made for 224x224 pixels, on small images. Fits the table of the "

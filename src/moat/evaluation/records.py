@@ -18,7 +18,7 @@ from moat.attacks.parts.setting import Attack
 from moat.attacks.parts.steps import frozen
 from moat.base.files import write_bytes, write_json, write_text
 from moat.evaluation import corrupted
-from moat.evaluation.measurement import BROKEN_BY, Measurement
+from moat.evaluation.measurement import MISCLASSIFIED_BY, Measurement
 from moat.evaluation.plan import SuitePlan
 from moat.evaluation.runner import check_attacks, checked_data
 from moat.evaluation.statistics import accuracy, wilson
@@ -139,7 +139,7 @@ def evaluate_by_setting(
     measurement = Measurement(model, x, y, indices, batch_size, seed)
     tables: dict[str, pd.DataFrame] = {}
     for name in (*settings, *worst_case):
-        measurement.keep = cache = ShardCache(folder, identity)
+        measurement.cache = cache = ShardCache(folder, identity)
         with frozen(model):
             if name in settings:
                 rows = tables[name] = measurement.setting(name, settings[name])
@@ -217,6 +217,7 @@ def describe_worst_cases(frame: pd.DataFrame, plan: SuitePlan) -> dict[str, dict
     """Per worst case: its settings, and how many examples each was the first to break."""
     described = {}
     for name, members in plan.worst_cases.items():
-        by = frame.loc[frame["setting"] == name, BROKEN_BY].value_counts()
-        described[name] = {"of": list(members), BROKEN_BY: {member: int(by.get(member, 0)) for member in members}}
+        counts = frame.loc[frame["setting"] == name, MISCLASSIFIED_BY].value_counts()
+        counted = {member: int(counts.get(member, 0)) for member in members}
+        described[name] = {"of": list(members), MISCLASSIFIED_BY: counted}
     return described

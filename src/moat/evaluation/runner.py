@@ -1,4 +1,4 @@
-"""The evaluation: attack every example, then judge what came back without trusting the attack."""
+"""The evaluation: attack every example, then score what came back without trusting the attack."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,15 +8,17 @@ import pandas as pd
 import torch
 from torch import nn
 
-from moat.attacks.parts.setting import Attack, resolve
+from moat.attacks import resolve
+from moat.attacks.parts.setting import Attack
 from moat.attacks.parts.steps import frozen
 from moat.base.errors import ConfigError, DataError
 from moat.evaluation import protocols
-from moat.evaluation.judging import COLUMNS, EXPERT_COLUMNS, classify, device_of, images, project
-from moat.evaluation.measurement import BROKEN_BY, Measurement
+from moat.evaluation.measurement import MISCLASSIFIED_BY, Measurement
+from moat.evaluation.scoring import COLUMNS, EXPERT_COLUMNS, classify, device_of, images, project
 
 __all__ = [
-    "BROKEN_BY", "COLUMNS", "EXPERT_COLUMNS", "as_attack", "classify", "device_of", "evaluate", "images", "project",
+    "COLUMNS", "EXPERT_COLUMNS", "MISCLASSIFIED_BY", "as_attack", "classify", "device_of", "evaluate", "images",
+    "project",
 ]  # fmt: skip
 
 Settings = Mapping[str, Mapping[str, Any] | Attack]
@@ -39,7 +41,7 @@ def evaluate(
     evaluation mode. Logits that are not finite count as the prediction -1, which is never correct. For a model
     with ``.route_logits(x)`` the columns ``expert_clean`` and ``expert_adversarial`` say which expert it chose.
     An example's random numbers depend on ``seed``, the setting's name and its index alone, not on the batch; those
-    of AutoAttack depend on its own batches. Attacks of several stages, and worst cases, add the column ``broken_by``.
+    of AutoAttack depend on its own batches. Attacks of several stages and worst cases add ``misclassified_by``.
 
     Args:
         model: images (B, C, H, W) in [0,1] to logits (B, K); left with its modes and gradients as they were.
@@ -49,7 +51,7 @@ def evaluate(
         batch_size: examples attacked at once; halved, with a warning, whenever the GPU's memory does not suffice.
         indices: each example's number in its data set, for the column ``index``; 0 to N-1 if not given.
         worst_case: name -> its settings: rows for the per-example worst of them. Those that are not in ``settings``
-            are run only on what the others have not broken, which changes no verdict.
+            are run only on what is still classified correctly, which changes no verdict.
 
     Raises ConfigError (settings, batch size), DataError (images and labels that do not fit) or MoatError (no image).
     """
@@ -86,7 +88,7 @@ def check_attacks(
     """At least one setting, all of them applicable to the model, and names that are used once.
 
     Raises:
-        ConfigError: names the setting and what stands in its way.
+        ConfigError: names the setting and why it does not apply.
     """
     if not attacks or batch_size < 1:
         raise ConfigError(f"{len(attacks)} attack settings, batch size {batch_size}: allowed are at least 1 of each")
@@ -96,8 +98,8 @@ def check_attacks(
         protocols.refuse_replicas(members, f"worst case {group!r}")
     everything = {**attacks, **{name: each for members in groups.values() for name, each in members.items()}}
     for name, attack in everything.items():
-        if (obstacle := attack.obstacle(model)) is not None:
-            raise ConfigError(f"attack setting {name!r} does not apply: {obstacle}")
+        if (reason := attack.not_applicable_reason(model)) is not None:
+            raise ConfigError(f"attack setting {name!r} does not apply: {reason}")
 
 
 def checked_data(model: nn.Module, x, y, indices) -> tuple[torch.Tensor, torch.Tensor, Sequence[int]]:

@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from moat.attacks import fgsm
-from moat.attacks.parts.setting import Attack, resolve
-from moat.attacks.parts.spaces import SPACES
+from moat.attacks import fgsm, resolve
+from moat.attacks.parts.setting import Attack
+from moat.attacks.parts.spaces import training_space
 from moat.base.numbers import parse_number
 from moat.data.seeding import generator
 from moat.methods.base import Method, Step, accuracy
@@ -57,7 +57,7 @@ def fgsm_examples(
 ) -> torch.Tensor:
     """FGSM at one of the ``eps`` (in units of the space), drawn for the whole batch."""
     drawn = parse_number(draw_one(eps, step, "fgsm epsilon"), where="fgsm_attack.eps")
-    return SPACES[space](fgsm)(model, x, y, eps=drawn)
+    return fgsm(model, x, y, eps=drawn, space=training_space(space, model))
 
 
 def draw_one(values: Sequence[T], step: Step, purpose: str) -> T:

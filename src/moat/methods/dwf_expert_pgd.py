@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from moat.attacks import pgd
-from moat.attacks.parts.spaces import SPACES
+from moat.attacks.parts.spaces import training_space
 from moat.base.numbers import parse_number
 from moat.methods.base import Method, Step, accuracy
 from moat.methods.dwf_expert_fgsm import draw_one
@@ -46,7 +46,7 @@ def pgd_examples(
     model: nn.Module, x: torch.Tensor, y: torch.Tensor, step: Step, attack: Mapping[str, Any], space: str
 ) -> torch.Tensor:
     """PGD of as many steps as are drawn from ``attack["steps"]`` for the whole batch, in units of the space."""
-    return SPACES[space](pgd)(
+    return pgd(
         model,
         x,
         y,
@@ -55,6 +55,7 @@ def pgd_examples(
         steps=draw_one(attack["steps"], step, "pgd steps"),
         random_start=attack["random_start"],
         generator=step.generator("pgd attack"),
+        space=training_space(space, model),
     )
 
 

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from moat.attacks import pgd
-from moat.attacks.parts.setting import Attack, resolve
+from moat.attacks import pgd, resolve
+from moat.attacks.parts.setting import Attack
 from moat.methods.base import Method, Step, accuracy
 
 

@@ -17,7 +17,7 @@ TRAINING = FORWARD + INPUT_GRADIENT + WEIGHT_GRADIENT
 # Scoring one setting: the clean image, the attacked one, and the latter once more for its final prediction.
 SCORING = 3 * FORWARD
 
-# The passes of an attack that neither has ``steps`` nor is in config/planner.yaml: those of PGD-50.
+# The passes of an attack that neither has ``steps`` nor declares them: those of PGD-50.
 UNKNOWN_ATTACK = 50 * ATTACK_STEP
 
 
@@ -69,7 +69,7 @@ def setting_passes(setting: Mapping[str, Any], families: Mapping[str, float]) ->
     """Passes per image of an attack setting, including the scoring of its result.
 
     Args:
-        families: the passes of attack families without ``steps`` (config/planner.yaml).
+        families: the passes of attack families that declare them (:func:`moat.base.plugins.attack_passes`).
     """
     restarts, targets, averaged = (_number(setting.get(key, 1)) for key in ("restarts", "targets", "eot"))
     if setting["attack"] in families:
@@ -84,7 +84,7 @@ def setting_passes(setting: Mapping[str, Any], families: Mapping[str, float]) ->
 
 
 def knows_setting(setting: Mapping[str, Any], families: Mapping[str, float]) -> bool:
-    """Whether an attack setting or config/planner.yaml tells how many passes it takes."""
+    """Whether an attack setting or its family tells how many passes it takes."""
     counts = [setting.get(key) for key in ("n_queries", "steps")]
     return setting["attack"] in families or any(_number(count, 0) > 0 for count in counts)
 

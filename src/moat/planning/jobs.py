@@ -9,6 +9,7 @@ from typing import Any
 
 from moat.base import plugins
 from moat.base.errors import DataError
+from moat.base.plugins import attack_passes
 from moat.config import paths
 from moat.config.grid import Evaluation, Grid, Probe, Run
 from moat.config.project import Project
@@ -58,7 +59,7 @@ class Workload:
     def __init__(self, project: Project, scale: str):
         self.project, self.name, self.scale = project, scale, project.scale(scale)
         self.planner = project.planner()
-        self.families: Mapping[str, float] = self.planner["attacks"]
+        self.families: Mapping[str, float] = attack_passes()
 
     @functools.cache  # noqa: B019 - the object lives until the command ends
     def recipe(self, method: str) -> dict[str, Any]:
@@ -113,7 +114,7 @@ class Workload:
         settings = self.project.attack_settings(suite, self.name)
         for members in self.project.worst_cases(suite, self.name).values():
             settings |= members
-        settings = {name: setting for name, setting in settings.items() if mixture or "needs" not in setting}
+        settings = {name: setting for name, setting in settings.items() if mixture or "requires" not in setting}
         passes = sum(
             min(examples, setting.get("limit", examples)) * setting_passes(setting, self.families)
             for setting in settings.values()

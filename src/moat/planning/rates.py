@@ -14,6 +14,7 @@ from typing import Any
 
 from moat.base.errors import ConfigError, MoatError, unknown_name
 from moat.base.files import read_json
+from moat.base.plugins import attack_passes
 from moat.config.project import Project
 from moat.planning.cost import knows_setting, knows_training, setting_passes, training_passes
 from moat.planning.jobs import Job
@@ -69,7 +70,7 @@ class Rates:
         self.shipped = known[self.name]
         self.observations = [
             *_calibrated(project.root / CALIBRATION / f"{self.name}.json"),
-            *_finished(project, self.planner, self.shipped["match"]),
+            *_finished(project, self.shipped["match"]),
         ]
 
     def of(self, kind: str, job: Job) -> Rate:
@@ -151,9 +152,9 @@ def _calibrated(path: Path) -> Iterator[Observation]:
         yield Observation(*about, "calibration")
 
 
-def _finished(project: Project, planner: Mapping[str, Any], matching: Iterable[str]) -> Iterator[Observation]:
+def _finished(project: Project, matching: Iterable[str]) -> Iterator[Observation]:
     """The rates of finished runs and evaluations on this hardware. Records that lack a figure are skipped."""
-    results = project.root / "results"
+    results, families = project.root / "results", attack_passes()
     records: dict[tuple, Mapping[str, Any]] = {}
     for path in sorted(results.glob("*/runs/*/*/*/seed*/run.json")):
         run = _read(path)
@@ -174,7 +175,7 @@ def _finished(project: Project, planner: Mapping[str, Any], matching: Iterable[s
         hardware = [record.get("hardware", {}) for record in (evaluation, run or {})]
         same = all(hardware[0].get(key) == hardware[1].get(key) for key in ("cpu", "gpus"))
         if run and same and evaluation.get("seconds"):
-            yield from _of_evaluation(evaluation, run, planner["attacks"])
+            yield from _of_evaluation(evaluation, run, families)
 
 
 def _of_evaluation(evaluation, run, families) -> Iterator[Observation]:

@@ -122,7 +122,7 @@ def _totals(planned: Mapping[str, Any]) -> Iterator[str]:
         yield f"{'':13} {amount:.2f} of them estimated from {SOURCES[source]}{basis}"
     if planned["unknown_costs"]:
         names = ", ".join(planned["unknown_costs"])
-        where = "cost: of a recipe, steps of an attack, or config/planner.yaml"
+        where = "cost: of a recipe, steps of an attack setting, or PASSES of its family"
         yield f"unknown cost  assumed, marked with ?, because nothing declares it ({where}): {names}"
     if planned["gpu_hours"]:
         yield (

@@ -15,8 +15,8 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from moat.attacks import for_attack
-from moat.attacks.parts.setting import Attack, resolve
+from moat.attacks import for_attack, resolve
+from moat.attacks.parts.setting import Attack
 from moat.base.errors import Interrupted, MoatError, TrainingError
 from moat.base.progress import progress
 from moat.base.signals import Interruption

@@ -12,10 +12,10 @@ import torch
 
 from moat.attacks.parts.flags import flag
 
-# On so many examples the model is asked whether they depend on each other.
+# The examples on which a model is tested for dependence between examples.
 COMPARED = 2
 # Relative to the largest logit: what other kernels for another batch size may change.
-INFLUENCE = 1e-3
+TOLERANCE = 1e-3
 # The start of a warning of the package -> the flag's name.
 WARNINGS = {
     "it seems to be a randomized": "randomized",
@@ -27,7 +27,7 @@ WARNINGS = {
 
 @contextmanager
 def own_random_numbers(device: torch.device, seed: int) -> Iterator[None]:
-    """Global random numbers from ``seed`` inside the block; those of before after it."""
+    """Global random numbers from ``seed`` inside the block; their earlier state is restored after it."""
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         yield
@@ -37,9 +37,9 @@ class Attacked:
     """A model as a function to logits in float32, which may be written to, whatever precision surrounds it.
 
     Attributes:
-        model: the module that is called; for ``net`` of :class:`moat.attacks.autoattack.square.SquareSearch`.
-        low_precision: whether what it searches with is ``for_search``, not ``model``: gradients, and what
-            :attr:`searched` gives. All else, verdicts above all, is the model's.
+        model: the module that scores; also ``net`` of :func:`moat.attacks.autoattack.patches.evaluator`.
+        low_precision: whether gradients, and :attr:`searched`, use the copy ``for_search``; all else, verdicts above
+            all, uses ``model``.
     """
 
     def __init__(self, model: torch.nn.Module, for_search: torch.nn.Module | None = None):
@@ -48,7 +48,7 @@ class Attacked:
 
     @property
     def searched(self) -> "Attacked":
-        """What the next step of a search without gradients is found with."""
+        """What a search without gradients queries."""
         return Attacked(self.for_search) if self.low_precision else self
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
@@ -60,7 +60,7 @@ class Attacked:
 
 
 def examples_are_independent(model: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> bool:
-    """Whether the model draws no random numbers, and gives an example's logits without regard to the others.
+    """Whether the model draws no random numbers and computes an example's logits independently of the others.
 
     Only then can an example be left out, or its numbers be drawn earlier, with the same outcome for all others.
     """
@@ -70,7 +70,7 @@ def examples_are_independent(model: Callable[[torch.Tensor], torch.Tensor], x: t
         together = model(few)
         alone = torch.cat([model(one) for one in few.split(1)])
         drawn = any(not torch.equal(*pair) for pair in zip(before, _random_states(x.device), strict=True))
-    tolerance = INFLUENCE * float(together.abs().amax().clamp(min=1))
+    tolerance = TOLERANCE * float(together.abs().amax().clamp(min=1))
     return not drawn and torch.allclose(together, alone, rtol=0, atol=tolerance)
 
 
@@ -79,7 +79,7 @@ def _random_states(device: torch.device) -> list[torch.Tensor]:
 
 
 class FlagLogger(logging.Logger):
-    """A logger whose warnings become flags; everything else it is told is dropped."""
+    """A logger whose warnings become flags; everything else is dropped."""
 
     def __init__(self):
         super().__init__("moat.attacks.autoattack.adapter", logging.WARNING)

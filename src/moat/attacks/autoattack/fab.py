@@ -7,16 +7,16 @@ from pyautoattack.fab_pt import FABAttack_PT
 
 from moat.attacks.autoattack.fab_projection import project_linf
 
-_THEIRS = fab_base.FABAttack.attack_single_run
+_PACKAGES_RUN = fab_base.FABAttack.attack_single_run
 
 
 class Fab(FABAttack_PT):
-    """The package's FAB; its search finds another function under the name of the projection, and nobody else does."""
+    """The package's FAB. Only its search finds another function under the name of the projection."""
 
     attack_single_run = types.FunctionType(
-        _THEIRS.__code__,
+        _PACKAGES_RUN.__code__,
         {**vars(fab_base), "projection_linf": project_linf},
-        _THEIRS.__name__,
-        _THEIRS.__defaults__,
-        _THEIRS.__closure__,
+        _PACKAGES_RUN.__name__,
+        _PACKAGES_RUN.__defaults__,
+        _PACKAGES_RUN.__closure__,
     )

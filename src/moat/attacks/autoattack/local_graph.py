@@ -1,4 +1,4 @@
-"""A net as a graph in which it is known what works on each pixel and its neighbours only."""
+"""A net as a graph that says which operations work on each pixel and its neighbourhood only."""
 
 import operator
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from moat.kernels import trace
 
-# What works on each pixel by itself, and what is called for it: nothing here may write to its input.
+# Pointwise operations, and what is called in their place: nothing here may write to its input.
 POINTWISE = {
     F.relu: F.relu,
     torch.relu: torch.relu,
@@ -27,11 +27,11 @@ class LocalGraph:
 
     Attributes:
         source, result: the images and the logits.
-        local: the images, and what is computed of them by convolutions and pixel by pixel, in this order.
+        local: the images, and what convolutions and pointwise operations compute from them, in this order.
         computed: all calls in their order.
-        inputs: of each call, the values that depend on the images.
+        inputs: call -> its inputs that depend on the images.
         convolutions: call -> module.
-        remembered: the local values that a neighbour's change can ask for.
+        cached: the local values that are read around a changed window.
         constants: parameters and buffers that are used by name.
     """
 
@@ -41,12 +41,12 @@ class LocalGraph:
     computed: tuple[fx.Node, ...]
     inputs: Mapping[fx.Node, tuple[fx.Node, ...]]
     convolutions: Mapping[fx.Node, nn.Conv2d]
-    remembered: frozenset[fx.Node]
+    cached: frozenset[fx.Node]
     constants: Mapping[fx.Node, torch.Tensor]
     modules: Mapping[str, nn.Module]
 
     def call(self, node: fx.Node, values: Mapping[fx.Node, torch.Tensor]) -> Any:
-        """The node's value from those of its inputs."""
+        """The node's value, computed from its inputs' values."""
 
         def value(argument: fx.Node) -> Any:
             return self.constants[argument] if argument in self.constants else values[argument]
@@ -62,7 +62,7 @@ class LocalGraph:
         return POINTWISE.get(node.target, node.target)(*arguments, **options)
 
     def values(self, images: torch.Tensor) -> dict[fx.Node, Any]:
-        """Every node's value for whole images."""
+        """Every node's value for full images."""
         found: dict[fx.Node, Any] = {self.source: images}
         for node in self.computed:
             found[node] = self.call(node, found)
@@ -101,12 +101,10 @@ def _classified(source, result, computed, constants, modules) -> LocalGraph:
         elif not (_is_pointwise(node, module) and _fit(node, constants)):
             continue
         local.append(node)
-    # Where several meet, their windows may differ; what is no longer local takes whole maps.
-    asking = {node for node in computed if node in convolutions or len(inputs[node]) > 1 or node not in local}
-    remembered = frozenset(node for node in local if node is source or asking.intersection(node.users))
-    return LocalGraph(
-        source, result, tuple(local), computed, inputs, convolutions, remembered, constants, modules
-    )  # fmt: skip
+    # Where several inputs meet, their windows may differ; an operation that is not local takes full maps.
+    readers = {node for node in computed if node in convolutions or len(inputs[node]) > 1 or node not in local}
+    cached = frozenset(node for node in local if node is source or readers.intersection(node.users))
+    return LocalGraph(source, result, tuple(local), computed, inputs, convolutions, cached, constants, modules)
 
 
 def _is_pointwise(node: fx.Node, module: nn.Module | None) -> bool:
@@ -117,6 +115,6 @@ def _is_pointwise(node: fx.Node, module: nn.Module | None) -> bool:
 
 
 def _fit(node: fx.Node, constants: Mapping[fx.Node, torch.Tensor]) -> bool:
-    """Whether the node's constants are one number, or one per channel: the same for all pixels."""
+    """Whether the node's constants are one number, or one per channel, and so the same for all pixels."""
     mine = [constants[each] for each in node.all_input_nodes if each in constants]
     return all(each.numel() == 1 or (each.ndim in (3, 4) and each.shape[-2:] == (1, 1)) for each in mine)

@@ -1,7 +1,7 @@
 """Square Attack, L-infinity, where a query computes no more than its square changes. Source: arXiv 1912.00049.
 
 The squares of a run are the same for all examples and depend on none of them: they are drawn ahead, and examples are
-searched a few at a time, so that what is remembered of them is small.
+searched a few at a time, so that little is cached.
 """
 
 import math
@@ -12,11 +12,12 @@ import torch
 from pyautoattack.square import SquareAttack
 
 from moat.attacks.autoattack.patches import Window, evaluator
+from moat.attacks.parts.steps import ball
 
-# Pixels of the examples that are searched together on a CPU: with fewer, overhead counts; with more, memory does.
+# Pixels of the examples that are searched together on a CPU: overhead dominates with fewer, memory traffic with more.
 PIXELS_AT_ONCE = 2**16
-# Broken examples are left in the batch until they are so many of it: to move the rest costs, too.
-IDLE = 1 / 8
+# Misclassified examples stay in the batch until they are this fraction of it: moving the others has a cost, too.
+IDLE_FRACTION = 1 / 8
 
 
 class Square(NamedTuple):
@@ -30,7 +31,7 @@ class SquareSearch(SquareAttack):
     """The package's Square with the margin as its loss; ``predict`` is an ``adapter.Attacked``."""
 
     def attack_single_run(self, x: torch.Tensor, y: torch.Tensor) -> tuple[None, torch.Tensor]:
-        """(None, each example at the lowest margin found): the second is all that the package uses, too."""
+        """(None, each example at the lowest margin found); the package uses the second only, too."""
         with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
             channels, height, width = x.shape[1:]
             found = (x + self.eps * self.random_choice([len(x), channels, 1, width])).clamp_(0, 1)
@@ -41,7 +42,7 @@ class SquareSearch(SquareAttack):
         return None, found
 
     def _draw(self, channels: int, height: int, width: int) -> list[Square]:
-        """The squares of all queries; of those on a GPU, the places are read at once."""
+        """The squares of all queries. The corners are read from a GPU all at once."""
         sides, corners, moves = [], [], []
         for number in range(self.n_queries):
             side = max(round(math.sqrt(self.p_selection(number) * (channels * height * width) / channels)), 1)
@@ -54,41 +55,41 @@ class SquareSearch(SquareAttack):
         return [Square(*each) for each in zip(windows, moves, strict=True)]
 
     def _search(self, x, y, start: torch.Tensor, squares: Sequence[Square]) -> torch.Tensor:
-        """Queries on a few examples until all are broken or the squares are used up."""
-        found, at = start.clone(), torch.arange(len(x), device=x.device)
-        lower, upper = (x - self.eps).clamp_(0, 1), (x + self.eps).clamp_(0, 1)
+        """Queries on a few examples until all are misclassified or the squares are used up."""
+        found, index = start.clone(), torch.arange(len(x), device=x.device)
+        lower, upper = ball(x, self.eps)
         searched = self.predict.searched
         values = evaluator(searched, searched.model, start, smallest=squares[-1].window)
         margin = self._confirmed(_margins(values.logits, y), values.images, y)
         for window, move in squares:
             idle = margin <= 0
-            waiting = int(idle.sum())
-            if waiting >= max(1, IDLE * len(at)):
-                found[at] = values.images
-                if waiting == len(at):
+            count = int(idle.sum())
+            if count >= max(1, IDLE_FRACTION * len(index)):
+                found[index] = values.images
+                if count == len(index):
                     return found
                 left = torch.nonzero(~idle)[:, 0]
-                at, y, lower, upper, margin = (each[left] for each in (at, y, lower, upper, margin))
+                index, y, lower, upper, margin = (each[left] for each in (index, y, lower, upper, margin))
                 values.keep(left)
             patch = torch.clamp(window.of(values.images) + move, window.of(lower), window.of(upper))
-            tried = _margins(values.propose(window, patch), y)
-            rows = torch.nonzero((tried < margin) & (margin > 0))[:, 0]
+            proposed = _margins(values.propose(window, patch), y)
+            rows = torch.nonzero((proposed < margin) & (margin > 0))[:, 0]
             if len(rows):
                 values.accept(rows)
-                margin[rows] = self._confirmed(tried[rows], values.images[rows], y[rows])
-        found[at] = values.images
+                margin[rows] = self._confirmed(proposed[rows], values.images[rows], y[rows])
+        found[index] = values.images
         return found
 
     def _confirmed(self, margin: torch.Tensor, images: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """The margins (B,) found in low precision, but full precision's where they say that an example is broken."""
-        broken = margin <= 0
-        if not self.predict.low_precision or not broken.any():
+        """The margins (B,) found in low precision, but full precision's where they say "misclassified"."""
+        misclassified = margin <= 0
+        if not self.predict.low_precision or not misclassified.any():
             return margin
-        return margin.masked_scatter(broken, _margins(self.predict(images[broken]), y[broken]))
+        return margin.masked_scatter(misclassified, _margins(self.predict(images[misclassified]), y[misclassified]))
 
 
 def _margins(logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """The label's logit less the highest other (B,); negative where the example is broken."""
-    of_label = logits.gather(1, y[:, None])
+    """The label's logit minus the highest other (B,); negative where the example is misclassified."""
+    label = logits.gather(1, y[:, None])
     others = logits.scatter(1, y[:, None], -math.inf)
-    return of_label[:, 0] - others.amax(1)
+    return label[:, 0] - others.amax(1)

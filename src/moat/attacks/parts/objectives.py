@@ -1,6 +1,5 @@
-"""What an attack climbs: functions from logits (B, K) to one value per example (B,), in float32 or wider."""
+"""What an attack maximizes: functions from logits (B, K) to one value per example (B,), in float32 or wider."""
 
-import functools
 from collections.abc import Callable
 
 import torch
@@ -19,16 +18,27 @@ def cross_entropy(y: torch.Tensor) -> Objective:
     return lambda logits: F.cross_entropy(_wide(logits), y, reduction="none")
 
 
-def margin(y: torch.Tensor) -> Objective:
-    """max_{k != y} z_k - z_y: above 0 exactly where the example is misclassified.
+def margin(y: torch.Tensor, bound: float | None = None) -> Objective:
+    """max_{k != y} z_k - z_y, at most ``bound``: above 0 exactly where the example is misclassified.
 
-    Source: Carlini and Wagner, arXiv 1608.04644, f6 without its bound.
+    Source: Carlini and Wagner, arXiv 1608.04644, f6.
     """
 
     def value(logits: torch.Tensor) -> torch.Tensor:
         logits = _wide(logits)
         labelled = F.one_hot(y, logits.shape[1]).bool()
-        return logits.masked_fill(labelled, -torch.inf).amax(1) - logits.gather(1, y[:, None])[:, 0]
+        found = logits.masked_fill(labelled, -torch.inf).amax(1) - logits.gather(1, y[:, None])[:, 0]
+        return found if bound is None else found.clamp(max=bound)
+
+    return value
+
+
+def target_margin(target: torch.Tensor, y: torch.Tensor) -> Objective:
+    """z_t - z_y for a target class t (B,) of each example."""
+
+    def value(logits: torch.Tensor) -> torch.Tensor:
+        logits = _wide(logits)
+        return (logits.gather(1, target[:, None]) - logits.gather(1, y[:, None]))[:, 0]
 
     return value
 
@@ -39,19 +49,15 @@ def divergence(clean_logits: torch.Tensor) -> Objective:
     return lambda logits: (log_p.exp() * (log_p - F.log_softmax(_wide(logits), 1))).sum(1)
 
 
-def _from_labels(objective: Callable[[torch.Tensor], Objective], model, x, y) -> Objective:
-    return objective(y)
-
-
-def _from_clean_images(model: torch.nn.Module, x: torch.Tensor, y: torch.Tensor) -> Objective:
+def _divergence_from_clean(model: torch.nn.Module, x: torch.Tensor, y: torch.Tensor) -> Objective:
     with torch.no_grad():
         return divergence(model(x))
 
 
 OBJECTIVES: dict[str, Callable[[torch.nn.Module, torch.Tensor, torch.Tensor], Objective]] = {
-    "ce": functools.partial(_from_labels, cross_entropy),
-    "margin": functools.partial(_from_labels, margin),
-    "kl": _from_clean_images,
+    "ce": lambda model, x, y: cross_entropy(y),
+    "margin": lambda model, x, y: margin(y),
+    "kl": _divergence_from_clean,
 }
 
 

@@ -1,113 +1,111 @@
-"""The spaces that an attack may live in: pixels, or normalised tensors without a clamp.
+"""The space an attack works in: pixels, or normalised images.
 
-The correct one is ``pixel``: epsilon in units of [0,1], results in [0,1]. ``normalised_noclip`` is a flawed one that
-some papers seem to use: epsilon and step size in units of the data's standard deviation, and nothing keeps the result
-an image. At CIFAR-10's deviations of about 0.25, its 8/255 are 2/255 of a pixel.
+Robustness is measured in pixels: epsilon in units of [0,1], and results that are images. Normalised spaces are what
+some papers and released codes attack and train in: there, epsilon and step size count in standard deviations of the
+data (at CIFAR-10's 0.25, an epsilon of 8/255 is 2/255 of a pixel), and bounds may not be those of an image.
 """
 
-import functools
-from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import nn
 
-from moat.base.errors import ConfigError
-from moat.models.nets.normalize import Normalize
+from moat.attacks.parts.steps import Bounds, ball
+from moat.base.errors import ConfigError, unknown_name
+from moat.models.nets.normalize import Normalize, make_normalize
 
-AttackFunction = Callable[..., torch.Tensor]
-
-#: How far beyond the normalised images a result may lie, in normalised units: no attack's epsilon is above 1.
-_MARGIN = 1.0
-#: Parameters that are lengths.
-_LENGTHS = ("eps", "step_size")
+# A name of moat.models.nets.normalize.STATISTICS, a pair (mean, std), or "model" for the model's own.
+Statistics = str | tuple[Sequence[float], Sequence[float]]
 
 
-class Space(NamedTuple):
-    """A model seen from another space, in which the attacks of this package work as they are.
-
-    They clamp to [0,1], so the space is laid out such that [0,1] holds all normalised images with room to spare on all
-    sides, the same length in all channels. A clamp then never binds.
+@dataclass(frozen=True)
+class Space:
+    """Coordinates z of the images (B, C, H, W), and how far an attack may move in them.
 
     Attributes:
-        view: the model on images of the space (B, C, H, W); its own module, modes and parameters are shared.
-        to_space, from_space: images in pixel units to images of the space, and back. What comes back need not be
-            within [0,1].
-        scale: the length in the space of 1 in normalised units; an attack's eps and step size are multiplied by it.
+        normalize: z = (x - mean) / std; None for z = x.
+        clip: "image" keeps pixels in [0,1]; "unit" keeps z in [0,1], outside of which most of a normalised image
+            lies, so that it is moved far beyond epsilon; "none" keeps nothing but the ball.
     """
 
-    view: nn.Module
-    to_space: Callable[[torch.Tensor], torch.Tensor]
-    from_space: Callable[[torch.Tensor], torch.Tensor]
-    scale: float
+    normalize: Normalize | None = None
+    clip: Literal["image", "unit", "none"] = "image"
+
+    def encode(self, x: torch.Tensor) -> torch.Tensor:
+        """Images in pixel units to z."""
+        return x if self.normalize is None else self.normalize(x)
+
+    def decode(self, z: torch.Tensor) -> torch.Tensor:
+        """z to pixel units, within [0,1] only as far as z is an image."""
+        return z if self.normalize is None else z * self.normalize.std + self.normalize.mean
+
+    def bounds(self, z: torch.Tensor, eps: float) -> Bounds:
+        """The ball of radius ``eps``, in units of z, around ``z``, clipped."""
+        if self.clip == "none":
+            return z - eps, z + eps
+        if self.normalize is None or self.clip == "unit":
+            return ball(z, eps)
+        black, white = (self.encode(torch.full_like(self.normalize.mean, pixel)) for pixel in (0.0, 1.0))
+        return (z - eps).clamp(black, white), (z + eps).clamp(black, white)
+
+    def view(self, model: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
+        """The model as a function of z: a module if it is one, with ``route_logits`` if it has a router."""
+        if self.normalize is None:
+            return model
+        return SpaceView(model, self) if isinstance(model, nn.Module) else lambda z: model(self.decode(z))
 
 
-class _View(nn.Module):
-    """``model(from_space(u))``: the model's first layer undoes what ``from_space`` multiplies and adds."""
+class SpaceView(nn.Module):
+    """A model as a function of a space's coordinates; its parameters and modes are the model's own."""
 
-    def __init__(self, model: nn.Module, from_space: Callable[[torch.Tensor], torch.Tensor]):
+    def __init__(self, model: nn.Module, space: Space):
         super().__init__()
-        self.model, self.from_space = model, from_space
+        self.model, self.space = model, space
+        self.training = model.training
+        if hasattr(model, "route_logits"):
+            self.route_logits = lambda z: model.route_logits(space.decode(z))
 
-    def forward(self, u: torch.Tensor) -> torch.Tensor:
-        return self.model(self.from_space(u))
+    def forward(self, z: torch.Tensor) -> torch.Tensor:
+        return self.model(self.space.decode(z))
 
 
-def in_normalised_space(model: nn.Module) -> Space:
-    """``model`` without its normalisation, on normalised images that are moved and shrunk into [0,1].
+PIXELS = Space()
+
+
+def normalized_space(model: nn.Module, *, clip: str, statistics: Statistics = "model") -> Space:
+    """The space of images that are normalised before the attack.
+
+    Args:
+        statistics: those of the normalisation; "model": of the model's own layer.
 
     Raises:
-        ConfigError: the model has no normalisation layer, or several that differ.
+        ConfigError: unknown statistics; or the model has no normalisation layer, or several that differ.
     """
-    mean, std = _statistics(model)
-    low = (-mean / std).min() - _MARGIN
-    span = ((1 - mean) / std).max() + _MARGIN - low
-    factor, offset = std * span, mean + std * low
-
-    def from_space(u: torch.Tensor) -> torch.Tensor:
-        return u * factor + offset
-
-    def to_space(x: torch.Tensor) -> torch.Tensor:
-        return (x - offset) / factor
-
-    return Space(_View(model, from_space), to_space, from_space, 1 / float(span))
-
-
-def normalised_noclip(attack: AttackFunction) -> AttackFunction:
-    """The attack with its ``eps`` and ``step_size`` in normalised units and no clamp; it returns pixel units.
-
-    A random start of kind "normal" has another size there: 0.001 of the space's length.
-    """
-
-    @functools.wraps(attack)
-    def attack_in_space(model: nn.Module, x: torch.Tensor, y: torch.Tensor, **parameters) -> torch.Tensor:
-        space = in_normalised_space(model)
-        for name in _LENGTHS:
-            if parameters.get(name) is not None:
-                parameters[name] = parameters[name] * space.scale
-        return space.from_space(attack(space.view, space.to_space(x), y, **parameters))
-
-    return attack_in_space
-
-
-def _pixel(attack: AttackFunction) -> AttackFunction:
-    return attack
-
-
-#: Name -> what makes an attack one of that space. The names are those of a recipe's ``attack_space``.
-SPACES: Mapping[str, Callable[[AttackFunction], AttackFunction]] = {
-    "pixel": _pixel,
-    "normalised_noclip": normalised_noclip,
-}
-
-
-def _statistics(model: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and standard deviation (1, C, 1, 1) of the model's normalisation: that of all its parts."""
+    if statistics != "model":
+        device = next((tensor.device for tensor in (*model.parameters(), *model.buffers())), torch.device("cpu"))
+        return Space(make_normalize(statistics, 3).to(device), clip)
     layers = [module for module in model.modules() if isinstance(module, Normalize)]
     if not layers:
         raise ConfigError(f"{type(model).__name__} has no normalisation layer: it has no normalised space to attack in")
-    first = layers[0]
     for layer in layers[1:]:
-        if not (torch.equal(layer.mean, first.mean) and torch.equal(layer.std, first.std)):
+        if not (torch.equal(layer.mean, layers[0].mean) and torch.equal(layer.std, layers[0].std)):
             raise ConfigError(f"the parts of {type(model).__name__} normalise differently: there is no one space")
-    return first.mean, first.std
+    return Space(layers[0], clip)
+
+
+# The spaces that a recipe's attack_space names, and how each clips.
+_CLIPS: Mapping[str, str] = {"normalised_noclip": "none", "normalised_clip01": "unit"}
+SPACES = ("pixel", *_CLIPS)
+
+
+def training_space(name: str, model: nn.Module, statistics: Statistics = "model") -> Space:
+    """The space of a recipe's ``attack_space``, a name of :data:`SPACES`.
+
+    Raises:
+        ConfigError: another name; see also :func:`normalized_space`.
+    """
+    if name not in SPACES:
+        raise ConfigError(f"attack_space: {unknown_name(name, SPACES, what='space')}")
+    return PIXELS if name == "pixel" else normalized_space(model, clip=_CLIPS[name], statistics=statistics)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from moat.attacks.parts.checks import check_budget, check_iterations
+from moat.attacks.parts.arguments import check_budget, check_iterations
 from moat.attacks.parts.steps import frozen
 from moat.base.errors import ConfigError, DataError, MoatError
 from moat.evaluation.checks import registry

@@ -1,4 +1,4 @@
-"""What counts as broken: an attack's result, moved into the ball, classified again in float32 by the model itself."""
+"""How an attack is scored: its result, projected to the ball, is classified again in float32 by the model itself."""
 
 from collections.abc import Iterator, Sequence
 
@@ -35,7 +35,7 @@ def classify(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
 
 
 def project(attacked: torch.Tensor, clean: torch.Tensor, eps: float | None, name: str) -> torch.Tensor:
-    """``attacked`` moved into the eps-ball around ``clean`` (no ball for None) and clipped to [0,1].
+    """``attacked`` projected to the eps-ball around ``clean`` (no ball for None) and clipped to [0,1].
 
     Raises:
         MoatError: another shape, or pixels that are not numbers; names the setting.
@@ -50,7 +50,7 @@ def project(attacked: torch.Tensor, clean: torch.Tensor, eps: float | None, name
     return attacked.clamp(0, 1)
 
 
-def judge(
+def score(
     model: nn.Module,
     clean: torch.Tensor,
     attacked: torch.Tensor,

@@ -1,4 +1,4 @@
-"""The faster forms of the package's attacks against the package: the same numbers, the same verdicts, less work."""
+"""Our faster forms of the package's attacks against the package: the same numbers, the same verdicts, less work."""
 
 import numpy as np
 import pytest
@@ -131,8 +131,8 @@ def test_verdicts_are_the_packages(theirs, ours, options, eps, seed, name, in_do
 @pytest.mark.parametrize("name", NETS)
 @pytest.mark.parametrize(("eps", "seed"), RADII)
 @pytest.mark.parametrize("options", [{"n_restarts": 2}, {"targeted": True, "n_target_classes": 4}])
-def test_fab_breaks_what_the_package_breaks(options, eps, seed, name, in_double, few):
-    """Two projections in float32 differ in the last digits: what breaks at the very radius may not be compared."""
+def test_fab_succeeds_where_the_package_does(options, eps, seed, name, in_double, few):
+    """Two projections in float32 differ in the last digits: what succeeds at the very radius may not be compared."""
     robust = {}
     for factor in (0.999, 1.001):
         _, (theirs, ours) = both(FABAttack_PT, Fab, in_double[name], few, factor * eps, seed=seed, n_iter=12, **options)
@@ -214,13 +214,13 @@ def test_a_copy_that_takes_all_for_broken_does_not_end_the_search(trained, digit
         right = trained(digits[0]).argmax(1) == digits[1]
     x, y = (each[right][:400] for each in digits)
     copied = for_attack(trained)
-    # The class of which most can be broken, and how many of it the start alone breaks.
-    broken = ~square(trained, copied, x, y, 3 * EPS)
-    label = int(y[broken].bincount(minlength=10).argmax())
+    # The class with most successes, and how many of them the start alone has.
+    misclassified = ~square(trained, copied, x, y, 3 * EPS)
+    label = int(y[misclassified].bincount(minlength=10).argmax())
     x, y = x[y == label], y[y == label]
     at_once = (~square(trained, copied, x, y, 3 * EPS, n_queries=1)).sum()
     found = (~square(trained, nn.Sequential(copied, Lowered(label)), x, y, 3 * EPS)).sum()
-    assert found >= at_once + 3, (found, at_once, broken.sum())
+    assert found >= at_once + 3, (found, at_once, misclassified.sum())
 
 
 class Lowered(nn.Module):
@@ -244,7 +244,7 @@ def test_bf16_finds_what_float32_finds_within_noise(trained, digits):
         with torch.no_grad():
             robust[precision] = trained(found).argmax(1) == y
         changed = (found != x).flatten(1).any(1)
-        # What is returned changed is broken in float32, whatever the copy in bf16 thinks.
+        # What is returned changed is misclassified in float32, whatever the copy in bf16 says.
         assert not robust[precision][changed].any() and (found - x).abs().max() <= EPS / 3 + 1e-6
     assert 5 < robust["float32"].sum() < 95
     assert (robust["float32"] != robust["bf16"]).float().mean() <= 0.02
