@@ -2,8 +2,7 @@
 
     python benchmarks/prepare.py [--mirror DIR_OR_URL]
 
-Prints JSON. Needs a mirror with cifar10-jpeg.tar.xz (default: $MOAT_MIRROR, then ../shared/data). Batches are measured
-by data.py.
+Prints JSON. Needs a mirror with cifar10-jpeg.tar.xz (default: $MOAT_MIRROR). Batches are measured by data.py.
 """
 
 import argparse
@@ -46,7 +45,8 @@ def measure_prepare(mirror: str) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--mirror", default=os.environ.get("MOAT_MIRROR", str(ROOT.parent / "shared" / "data")))
+    default = os.environ.get("MOAT_MIRROR")
+    parser.add_argument("--mirror", default=default, required=default is None)
     found = measure_prepare(parser.parse_args().mirror)
     print(json.dumps({"prepare": found, "load_average": os.getloadavg()[0], **environment.environment()}, indent=2))
 
