@@ -1,4 +1,4 @@
-"""What preparing a data set costs: 60,000 JPEGs, in a process of its own.
+"""The cost of preparing a data set: 60,000 JPEGs, in a process of its own.
 
     python benchmarks/prepare.py [--mirror DIR_OR_URL]
 
@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def measure_prepare(mirror: str) -> dict:
-    """Wall and CPU seconds and peak memory of `moat prepare cifar10-jpeg`, a process of its own."""
+    """Wall and CPU seconds and peak memory of `moat prepare cifar10-jpeg` in its own process."""
     moat = [sys.executable, "-m", "moat", "--project", str(ROOT)]
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run(
@@ -37,7 +37,7 @@ def measure_prepare(mirror: str) -> dict:
         "images": 60_000,
         "wall_s": round(wall, 2),
         "cpu_s": round(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, 2),
-        # The largest of all child processes; the fetching before it needs far less.
+        # The largest of all child processes; fetching, before it, needs far less.
         "peak_mib": round(after.ru_maxrss / 1024),
         "file_mib": round(size / 2**20),
     }
