@@ -2,15 +2,17 @@
 
     python benchmarks/corruptions.py [--mirror DIR] [--images 50] [--repeats 3]
 
-Prints JSON. *Agreement* (needs a mirror with CIFAR-10-C.tar and cifar-10-python.tar.gz, default $MOAT_MIRROR, then
-../shared/data): per corruption and severity the share of values within one grey level of the published images, the
-share of equal ones, and the mean absolute difference to the clean image over the published one (4 seeds).
+Prints JSON. *Agreement*: per corruption and severity the fraction of values within one grey level of the published
+images, the fraction of equal ones, and the mean absolute difference to the clean image over the published one (4
+seeds). It needs a mirror (default: $MOAT_MIRROR) with CIFAR-10-C.tar and cifar-10-python.tar.gz.
+
 *Speed*: CPU seconds (one thread) per 32 x 32 image over the five severities of CIFAR-10-C, the peers taking turns with
-moat, medians of the repeats. `recipe` is the published generator's formula with scikit-image, OpenCV, scipy and Pillow,
-one image at a time; its motion blur and snow use ImageMagick, in whose place stands the same sum in numpy; its frost
-photographs, read from disk for every image as published, are those of imagecorruptions, and without these frost is left
-out of the ratio. `imagecorruptions` is that package (1.1.2, patched where it no longer runs): ImageNet-C's severities.
-Both need packages that moat does not: pip install scikit-image opencv-python-headless imagecorruptions "setuptools<81".
+moat, medians of the repeats. `recipe` is the published generator's formula with scikit-image, OpenCV, scipy and
+Pillow, one image at a time; its motion blur and snow use ImageMagick, replaced by the same sum in numpy; its frost
+photographs, read from disk for every image as published, are those of imagecorruptions, and without these frost is
+left out of the ratio. `imagecorruptions` is that package (1.1.2, patched where it no longer runs) with ImageNet-C's
+severities. Both need packages that moat does not:
+pip install scikit-image opencv-python-headless imagecorruptions "setuptools<81"
 """
 
 import argparse
@@ -30,6 +32,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from benchlib import records, timing
 from corruptions_recipe import RECIPE
 from moat.data.corruptions import corrupt
 from moat.data.corruptions.severities import NAMES
@@ -37,8 +40,6 @@ from moat.data.pickles import load as load_pickle
 
 ROOT = Path(__file__).parents[1]
 SEVERITIES = (1, 2, 3, 4, 5)
-FLOORS = {"recipe": 7, "imagecorruptions": 10}
-AIM = 20
 
 
 def cpu_seconds(call: Callable[[], object]) -> float:
@@ -130,28 +131,21 @@ def speed(images: np.ndarray, repeats: int) -> tuple[list[dict], list[dict]]:
     totals = {
         each: [sum(spent[name, each][repeat] for name in names) for repeat in range(repeats)] for each in contenders
     }
-    return rows, [_ratio(peer, totals, len(names)) for peer in contenders if peer != "moat"]
+    return rows, [_row(peer, totals, len(names)) for peer in contenders if peer != "moat"]
 
 
-def _ratio(peer: str, totals: dict[str, list[float]], count: int) -> dict:
-    ratios = [theirs / ours for theirs, ours in zip(totals[peer], totals["moat"], strict=True)]
-    return {
-        "id": 13,
-        "what": f"{count} corruptions, five severities, against {peer} image by image: CPU time",
-        "ratio": round(statistics.median(ratios), 1),
-        "floor": FLOORS[peer],
-        "aim": AIM,
-        "n": len(ratios),
-        "low": round(min(ratios), 1),
-        "high": round(max(ratios), 1),
-        "command": f"python benchmarks/corruptions.py --repeats {len(ratios)}",
-    }
+def _row(peer: str, totals: dict[str, list[float]], count: int) -> dict:
+    """Row 13 of the table for one peer."""
+    found = timing.ratio(totals[peer], totals["moat"])
+    what = f"{count} corruptions, five severities, against {peer} image by image: CPU time"
+    command = f"python benchmarks/corruptions.py --repeats {found['n']}"
+    return {**records.row(ROOT, 13, peer, found), "what": what, "command": command}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    default = os.environ.get("MOAT_MIRROR", str(ROOT.parent / "shared" / "data"))
-    parser.add_argument("--mirror", type=Path, default=Path(default))
+    default = os.environ.get("MOAT_MIRROR")
+    parser.add_argument("--mirror", type=Path, default=default, required=default is None)
     parser.add_argument("--images", type=int, default=50, help="for the peers; moat gets about 500")
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()

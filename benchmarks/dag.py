@@ -5,10 +5,10 @@
 
 Prints JSON: wall-clock seconds and CPU seconds (of Snakemake and its jobs), medians.
 
-``dry``: `snakemake -n` on this workflow, its study given so many seeds that it has about the wanted number of jobs.
-``schedulers``: really runs a DAG of the same shape (trainings, then two evaluations and the checks of each; the same
-resources and priorities) whose jobs only touch their output, with each of Snakemake's schedulers in turn; from the
-start to the first job's output, and to the end. A dry run would say nothing of schedulers: it asks none.
+``dry``: `snakemake -n` on this workflow, with as many seeds in its study as give about the requested number of jobs.
+``schedulers``: runs a DAG of the same shape (trainings, then two evaluations and the checks of each; the same resources
+and priorities) whose jobs only touch their output, with each of Snakemake's schedulers in turn: seconds to the first
+job's output, and to the end. A dry run uses no scheduler.
 """
 
 import argparse
@@ -63,7 +63,7 @@ rule verify:
 
 
 def snakemake(folder: Path, *options: str) -> subprocess.CompletedProcess:
-    """Run it; an error ends the benchmark with what it said."""
+    """Run Snakemake; if it fails, the benchmark ends with its output."""
     paths = [str(ROOT / "src"), *filter(None, [os.environ.get("PYTHONPATH")])]
     done = subprocess.run(
         [sys.executable, "-m", "snakemake", *options],
@@ -80,7 +80,7 @@ def snakemake(folder: Path, *options: str) -> subprocess.CompletedProcess:
 
 
 def project_of(folder: Path, jobs: int) -> None:
-    """A copy of this project whose study has so many seeds that it has about ``jobs`` jobs."""
+    """A copy of this project whose study has as many seeds as give about ``jobs`` jobs."""
     for name in ("workflow", "config"):
         shutil.copytree(ROOT / name, folder / name)
     shutil.copy(ROOT / "Snakefile", folder)
@@ -120,7 +120,7 @@ def measure_dry(sizes: list[int], repeats: int) -> list[dict]:
 
 
 def cpu_seconds() -> float:
-    """Of all processes that were started from here and have ended, and theirs."""
+    """CPU seconds of all child processes that have ended, and of theirs."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 

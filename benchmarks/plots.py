@@ -21,7 +21,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73")
 
 
 def curves(content: dict) -> dict[str, list[dict]]:
-    """Name of a curve -> its lines, rows with ``case`` and ``points``."""
+    """Name of a curve -> its rows with ``case`` and ``points``, each a line of the plot."""
     found: dict[str, list[dict]] = {}
     for row in content.get("rows", []):
         if "curve" in row:

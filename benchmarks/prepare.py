@@ -1,9 +1,8 @@
-"""What preparing a data set costs: 60,000 JPEGs, in a process of its own.
+"""The cost of preparing a data set: 60,000 JPEGs, in a process of its own.
 
     python benchmarks/prepare.py [--mirror DIR_OR_URL]
 
-Prints JSON. Needs a mirror with cifar10-jpeg.tar.xz (default: $MOAT_MIRROR, then ../shared/data). Batches are measured
-by data.py.
+Prints JSON. Needs a mirror with cifar10-jpeg.tar.xz (default: $MOAT_MIRROR). Batches are measured by data.py.
 """
 
 import argparse
@@ -22,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def measure_prepare(mirror: str) -> dict:
-    """Wall and CPU seconds and peak memory of `moat prepare cifar10-jpeg`, a process of its own."""
+    """Wall and CPU seconds and peak memory of `moat prepare cifar10-jpeg` in its own process."""
     moat = [sys.executable, "-m", "moat", "--project", str(ROOT)]
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run(
@@ -38,7 +37,7 @@ def measure_prepare(mirror: str) -> dict:
         "images": 60_000,
         "wall_s": round(wall, 2),
         "cpu_s": round(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, 2),
-        # The largest of all child processes; the fetching before it needs far less.
+        # The largest of all child processes; fetching, before it, needs far less.
         "peak_mib": round(after.ru_maxrss / 1024),
         "file_mib": round(size / 2**20),
     }
@@ -46,7 +45,8 @@ def measure_prepare(mirror: str) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--mirror", default=os.environ.get("MOAT_MIRROR", str(ROOT.parent / "shared" / "data")))
+    default = os.environ.get("MOAT_MIRROR")
+    parser.add_argument("--mirror", default=default, required=default is None)
     found = measure_prepare(parser.parse_args().mirror)
     print(json.dumps({"prepare": found, "load_average": os.getloadavg()[0], **environment.environment()}, indent=2))
 

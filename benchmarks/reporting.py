@@ -2,8 +2,8 @@
 
     python benchmarks/reporting.py [--scale paper] [--examples 10000] [--settings 8] [--into DIR]
 
-Makes what the studies ask for at the scale (records of runs, evaluations, checks, and of the probes the features that
-t-SNE embeds), with synthetic numbers but in the formats, and of the size, of real ones; then times `moat tabulate`,
+Writes the results that the studies need at the scale (records of runs, evaluations and checks, and the features that
+t-SNE embeds), with synthetic numbers in the formats and sizes of real ones; then times `moat tabulate`,
 `moat tabulate --cells`, `moat draw` and `moat report`, each in its own process, one after the other. Prints JSON.
 """
 
@@ -38,7 +38,7 @@ COMMANDS = {
 
 
 def rows(settings: list[str], examples: int, random: np.random.Generator) -> pyarrow.Table:
-    """The rows of an evaluation: (setting, example), under growing damage."""
+    """The rows of an evaluation, one per (setting, example): each setting is stronger than the last."""
     count = len(settings) * examples
     labels = np.tile(random.integers(0, CLASSES, examples), len(settings))
     rates = np.repeat(np.linspace(0.9, 0.4, len(settings)), examples)
@@ -59,8 +59,9 @@ def rows(settings: list[str], examples: int, random: np.random.Generator) -> pya
 
 
 def make(project: Project, grid: Grid, root: Path, examples: int, settings: int) -> None:
-    """Everything that the grid asks for. All evaluations of a suite are one file under many names: each is read anew,
-    but from the system's cache; a cold disk comes on top.
+    """Write everything that the grid needs.
+
+    All evaluations of a suite are one file under many names: each is read, but from the system's cache.
     """
     random = np.random.default_rng(0)
     for run in grid.runs:
@@ -136,7 +137,7 @@ def _write(root: Path, path: Path, content: dict) -> None:
 
 
 def timed(command: list[str]) -> dict[str, float]:
-    """Seconds of the wall and of the CPU, and peak memory (MiB), of one command."""
+    """Wall and CPU seconds and peak memory (MiB) of one command."""
     start = time.perf_counter()
     process = subprocess.Popen([sys.executable, "-m", "moat", *command], cwd=ROOT, stdout=subprocess.DEVNULL)
     _, status, used = os.wait4(process.pid, 0)
@@ -152,7 +153,7 @@ def main() -> None:
     parser.add_argument("--scale", default="paper")
     parser.add_argument("--examples", type=int, default=10_000)
     parser.add_argument("--settings", type=int, default=8, help="at least so many per evaluation")
-    parser.add_argument("--into", type=Path, help="where the results are made, and kept; taken as they are if there")
+    parser.add_argument("--into", type=Path, help="keeps the results; those that are there are used")
     arguments = parser.parse_args()
     project = Project(ROOT)
     grid = build_grid(project, arguments.scale, studies_option.studies(project, None))

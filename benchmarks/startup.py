@@ -1,4 +1,4 @@
-"""How long a user waits before anything happens: `moat --help`, and planning the workflow at each scale.
+"""How long a user waits for `moat --help`, and for the plan of the workflow at each scale.
 
     python benchmarks/startup.py [--repeats 5]
 

@@ -1,8 +1,8 @@
-"""The table in benchmarks/README.md, made of the targets and of every file in benchmarks/results.
+"""The table in benchmarks/README.md, written from the targets and all files in benchmarks/results.
 
     python benchmarks/table.py [--check]
 
-Rows are read from `rows` of each file: those with an `id` that targets.yaml has. What no file has measured is said.
+It has the `rows` of each file whose `id` is in targets.yaml, and a line for every case that no file has measured.
 """
 
 import argparse
@@ -58,11 +58,11 @@ def _figure(measured: dict) -> str:
 
 
 def met(row: dict) -> str:
-    """Which of the two figures the median reaches."""
+    """Which of the two targets the median reaches."""
     if row["floor"] is None:
         return "-"
     floor, aim = without_unit(row["floor"]), without_unit(row["aim"])
-    # Of hours and memory less is better.
+    # Fewer hours and less memory are better.
     sign = -1 if aim < floor else 1
     if sign * row["ratio"] >= sign * aim:
         return "aim"
@@ -70,12 +70,12 @@ def met(row: dict) -> str:
 
 
 def without_unit(wanted: float | str) -> float:
-    """Of "45 %", "7 h" or "8 GB", the number."""
+    """The number in "45 %", "7 h" or "8 GB"."""
     return float(wanted.split()[0]) if isinstance(wanted, str) else wanted
 
 
 def equality(row: dict) -> str:
-    """What the same command found of both doing the same."""
+    """How equal the results of both sides were in the same command."""
     exact = row.get("exact") or {}
     if isinstance(exact, str):  # AutoAttack says it in words
         return exact
@@ -93,7 +93,7 @@ def equality(row: dict) -> str:
 
 
 def layers(folder: Path) -> list[str]:
-    """The compiled convolution's rows of all files, by convolution.py."""
+    """The rows of convolution.py in all files, as lines of Markdown."""
     lines = []
     for path in sorted(folder.glob("*.json")):
         for row in json.loads(path.read_text()).get("rows", []):
@@ -130,7 +130,7 @@ def _line(cells) -> str:
 
 
 def page(text: str, lines: list[str], marks: tuple[str, str] = (BEGIN, END)) -> str:
-    """``text`` with the lines between two marks."""
+    """``text`` with ``lines`` between two marks."""
     before, _, rest = text.partition(marks[0])
     _, _, after = rest.partition(marks[1])
     return f"{before}{marks[0]}\n" + "\n".join(lines) + f"\n{marks[1]}{after}"

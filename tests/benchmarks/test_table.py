@@ -14,6 +14,7 @@ import torch
 import attack
 import autoattack
 import convolution
+import corruptions
 import data
 import gpu
 import mixture
@@ -201,6 +202,12 @@ def test_kept_rows_replace_those_of_the_same_case(project, rows, capsys):
         == "python benchmarks/mixture.py --mixtures dwf --widths 4 --batch-size 2 --repeats 2"
     )
     assert kept["hardware"]["cores"] and kept["versions"]["torch"]
+
+
+def test_corruptions_have_the_targets_of_their_peer():
+    row = corruptions._row("imagecorruptions", {"imagecorruptions": [24.0, 44.0, 90.0], "moat": [2.0, 2.0, 3.0]}, 19)
+    assert (row["id"], row["case"], row["floor"], row["aim"]) == (13, "imagecorruptions", 10, 20)
+    assert (row["ratio"], row["low"], row["high"], row["n"]) == (22.0, 12.0, 30.0, 3)
 
 
 def test_a_wider_net_computes_the_same():
