@@ -9,7 +9,7 @@ from moat import attacks
 from moat.attacks.moe_adaptive import stages
 from moat.attacks.parts.cascade import run_cascade
 from moat.attacks.parts.steps import frozen
-from moat.attacks.parts.views import router_scores, view, views_of
+from moat.attacks.parts.views import RouterScores, view, views_of
 from moat.base.errors import ConfigError
 from moat.models import moe, nets
 
@@ -157,7 +157,7 @@ def test_views_of_a_synergy():
     torch.testing.assert_close(
         view(model, "soft")(x), weights[0][:, None] * logits[0] + weights[1][:, None] * logits[1]
     )
-    torch.testing.assert_close(router_scores(model)(x), sure.T)
+    torch.testing.assert_close(RouterScores(model)(x), sure.T)
 
 
 def test_views_of_class_experts():
