@@ -53,12 +53,18 @@ class SearchPath(Sequence):
         return len(folders(self.package))
 
 
-def modules(package: str) -> dict[str, Path]:
+def modules(package: str) -> Mapping[str, Path]:
     """Name -> file of a package's modules (packages, too), the project's included, but not of names that begin with _.
 
     Raises:
         ConfigError: a plug-in of the project has the name of one of moat's own modules.
     """
+    return _modules(package, written())
+
+
+# A plan asks thousands of times. What is remembered holds as long as the project's plug-ins stay as they are.
+@functools.cache
+def _modules(package: str, plugins_written: tuple) -> Mapping[str, Path]:
     found: dict[str, Path] = {}
     for folder in folders(package):
         for path in sorted([*folder.glob("*.py"), *folder.glob("*/__init__.py")]):
@@ -77,7 +83,7 @@ def project_modules(package: str) -> dict[str, Path]:
 
 def written() -> tuple[tuple[str, int], ...]:
     """The project's plug-ins and when each was written: what is imported, or remembered, of them is of these."""
-    files = (path for path in sorted(project_folder().glob("*/*.py")))
+    files = sorted(project_folder().glob("*/*.py"))
     return tuple((str(path.resolve()), path.stat().st_mtime_ns) for path in files)
 
 
@@ -115,7 +121,7 @@ def method_classes() -> dict[str, Path]:
     return {stem.replace("_", "-"): path for stem, path in modules("methods").items() if stem not in _SHARED}
 
 
-def recipe_parameters(method_class: str, model: Mapping[str, Any]) -> dict[str, Parameter]:
+def recipe_parameters(method_class: str, model: Mapping[str, Any]) -> Mapping[str, Parameter]:
     """The recipe keys that a method class declares in ``PARAMETERS``, those of its bases first, and its mixture's.
 
     A key is dotted where it lies inside a mapping: ``"loss.beta"``.
@@ -127,12 +133,16 @@ def recipe_parameters(method_class: str, model: Mapping[str, Any]) -> dict[str, 
         ConfigError: no such class or mixture, a module without ``METHOD``, or a declaration that is no literal; names
             the file.
     """
+    return _recipe_parameters(method_class, mixture_of(method_class, model), written())
+
+
+@functools.cache
+def _recipe_parameters(method_class: str, mixture: str | None, plugins_written: tuple) -> Mapping[str, Parameter]:
     found: dict[str, Parameter] = {}
     for path, name, attributes in _lineage(method_class):
         found |= _declared(attributes.get("PARAMETERS"), f"{shown(path)}: {name}.PARAMETERS")
-    if _own_mixture(method_class) is None:
+    if _own_mixture(method_class, plugins_written) is None:
         found["model.mixture"] = _CHOICE
-    mixture = mixture_of(method_class, model)
     if mixture is None:
         return found
     known = mixtures()
@@ -150,10 +160,11 @@ _CHOICE = Parameter(
 
 def mixture_of(method_class: str, model: Mapping[str, Any]) -> str | None:
     """The mixture that a method class trains: its own, or the one that the recipe's ``model`` names; None for a net."""
-    return _own_mixture(method_class) or model.get("mixture")
+    return _own_mixture(method_class, written()) or model.get("mixture")
 
 
-def _own_mixture(method_class: str) -> str | None:
+@functools.cache
+def _own_mixture(method_class: str, plugins_written: tuple) -> str | None:
     written = [
         (attributes["MIXTURE"], f"{shown(path)}: {name}.MIXTURE")
         for path, name, attributes in _lineage(method_class)
@@ -174,8 +185,13 @@ def _lineage(method_class: str) -> list[tuple[Path, str, dict[str, Any]]]:
     return _class_and_bases(path, method)
 
 
-def mixtures() -> dict[str, Path]:
+def mixtures() -> Mapping[str, Path]:
     """The names of the mixtures of experts, and their files: modules with a ``MIXTURE``."""
+    return _mixtures(written())
+
+
+@functools.cache
+def _mixtures(plugins_written: tuple) -> Mapping[str, Path]:
     files = [*sorted((_PACKAGE / "models" / "moe").glob("*.py")), *project_modules("models").values()]
     return {path.stem.replace("_", "-"): path for path in files if "MIXTURE" in _names(path)}
 

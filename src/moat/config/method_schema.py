@@ -152,15 +152,15 @@ def _declared_in(fault, name: str, declared: Mapping[str, Parameter]) -> str:
 
 def with_defaults(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """The recipe with the declared defaults of its class, where it says nothing."""
-    result = copy.deepcopy(dict(recipe))
+    defaults: dict[str, Any] = {}
     for key, parameter in _declared(recipe).items():
         if "default" in parameter.allowed:
             *parents, last = key.split(".")
-            node = result
+            node = defaults
             for part in parents:
                 node = node.setdefault(part, {})
-            node.setdefault(last, copy.deepcopy(parameter.allowed["default"]))
-    return result
+            node[last] = parameter.allowed["default"]
+    return schema.merge(defaults, recipe)
 
 
 def of_type(recipe: Mapping[str, Any], kind: str) -> list[str]:

@@ -1,6 +1,7 @@
 """A project: the folder that holds ``config/`` and ``workflow/schemas/``, and what they declare."""
 
 import csv
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,8 +32,7 @@ class Project:
 
         A file whose name begins with ``_`` is there to be extended, and has no name.
         """
-        files = (self.root / "config" / kind).glob("*.yaml")
-        return sorted(path.stem for path in files if not path.stem.startswith("_"))
+        return [name for name in self._files(kind) if not name.startswith("_")]
 
     def dataset(self, name: str) -> dict[str, Any]:
         return self._named("datasets", "dataset", name)
@@ -74,9 +74,8 @@ class Project:
             found[wanted], wanted = content, content.get("extends")
             if wanted in found:
                 raise ConfigError(f"{where}: extends: {wanted!r} extends this recipe in turn")
-            known = sorted(path.stem for path in folder.glob("*.yaml"))
-            if wanted is not None and wanted not in known:
-                raise ConfigError(f"{where}: extends: " + schema.unknown_name(wanted, known, what="recipe"))
+            if wanted is not None and wanted not in (there := self._files("methods")):
+                raise ConfigError(f"{where}: extends: " + schema.unknown_name(wanted, there, what="recipe"))
         return found
 
     def scale(self, name: str) -> dict[str, Any]:
@@ -182,6 +181,10 @@ class Project:
         return self._load(relative, "claims") if (self.root / relative).exists() else {}
 
     # ----------------------------------------------------------------------
+    def _files(self, folder: str) -> list[str]:
+        path = self.root / "config" / folder
+        return sorted(name.removesuffix(".yaml") for name in os.listdir(path) if name.endswith(".yaml"))
+
     def _named(self, folder: str, kind: str, name: str) -> dict[str, Any]:
         known = self.names(folder)
         if name not in known:
