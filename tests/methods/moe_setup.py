@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 from sklearn.datasets import load_digits
+from tiny_methods import distinct_recipes
 from torch.nn import functional as F
 
 import moat.methods
@@ -13,7 +14,7 @@ from moat.methods.base import Method, Step
 
 torch.set_num_threads(1)
 PROJECT = Project(Path(__file__).parents[2])
-METHODS = [name for name in PROJECT.names("methods") if name == "pgd-at-moe" or name.startswith(("advmoe", "dramoe"))]
+METHODS = [name for name in distinct_recipes() if name == "pgd-at-moe" or name.startswith(("advmoe", "dramoe"))]
 ALTERNATING = [name for name in METHODS if name not in ("pgd-at-moe", "dramoe-norgat")]
 
 

@@ -70,8 +70,8 @@ def test_a_second_call_does_nothing(finished):
         ),
         (
             "config/methods/pgd-at.yaml",
-            "version: 1",
-            "version: 2",
+            "extends: _shared",
+            "extends: _shared\nversion: 2",
             {"train": 1, "evaluate": 1, "verify": 1, **EVERYTHING_SHOWN},
         ),
         (
