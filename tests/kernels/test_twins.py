@@ -10,6 +10,7 @@ from torch import nn
 from moat import models
 from moat.kernels import AttackCopy, for_attack, for_training
 from moat.models import ChannelExpertConv2d, MoeCnn, build_mixture, build_moe_cnn
+from moat.models.moe.backbones import MoeBasicBlock
 from moat.models.moe.norms import ExpertBatchNorm2d
 from moat.models.nets.masked import MaskedConv2d, mask_filters
 
@@ -182,6 +183,22 @@ def test_a_block_with_such_a_convolution_is_not_folded_into_it():
     definition.eval().trunk.blocks[0].conv1.__class__ = Own
     copied = for_attack(definition)
     for ours, theirs in zip(outcome(copied, False), outcome(definition, False), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+
+
+class OwnBlock(MoeBasicBlock):
+    """A user's block, which looks at the route."""
+
+    def forward(self, x, route, gate):
+        return super().forward(x, route, gate) * (1 + route.view(-1, 1, 1, 1))
+
+
+@pytest.mark.parametrize("wrap", [for_training, for_attack])
+def test_a_block_that_looks_at_the_route_gets_one(wrap):
+    definition = made("moe").train()
+    definition(images())
+    definition.eval().trunk.blocks[1].__class__ = OwnBlock
+    for ours, theirs in zip(outcome(wrap(copy.deepcopy(definition)), False), outcome(definition, False), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
 
 

@@ -19,7 +19,7 @@ from moat.kernels.low_precision import lower_precision
 from moat.kernels.moe_cnn import FOLDABLE, FoldedMoeBasicBlock
 from moat.kernels.packed import PackedConv2d, can_be_packed, packing_is_faster
 from moat.kernels.tracing import Tracer
-from moat.kernels.twins import MIXTURES, use_twins
+from moat.kernels.twins import use_twins
 from moat.models import ChannelExpertConv2d
 from moat.models.nets.masked import MaskedConv2d
 
@@ -65,7 +65,7 @@ class AttackCopy:
     def __init__(self, model: nn.Module):
         self.model = model
         self.copy = copy.deepcopy(model)
-        use_twins(self.copy, MIXTURES)
+        use_twins(self.copy)
         for module in self.copy.modules():
             FoldedChannelExpertConv2d.convert(module)
         pairs = list(foldable(self.copy))

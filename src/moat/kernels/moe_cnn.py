@@ -9,16 +9,24 @@ from torch import nn
 from moat.kernels.channel_experts import FoldedChannelExpertConv2d, gated_relu
 from moat.kernels.sorting import Groups, Sorting, sort_and_call
 from moat.models import MoeCnn
-from moat.models.moe.backbones import MoeBasicBlock, MoePreActBlock
-from moat.models.moe.norms import ExpertBatchNorm2d
+from moat.models.moe.backbones import MoeBasicBlock, MoePreActBlock, MoeResNetTrunk, MoeWideTrunk
+from moat.models.moe.norms import ExpertBatchNorm2d, SharedBatchNorm2d
 from moat.models.moe.routing import straight_through
 
+# Trunks, blocks and norms that hand on the groups of a sorted batch in place of a route, or do not look at it.
+HAND_ON_GROUPS = (MoeResNetTrunk, MoeWideTrunk, MoeBasicBlock, MoePreActBlock, SharedBatchNorm2d)
 # (convolution, batch norm) by attribute of a block: the norm uses the convolution's output, and nothing else does.
 FOLDABLE = {MoeBasicBlock: (("conv1", "bn1"), ("conv2", "bn2")), MoePreActBlock: (("conv1", "bn2"),)}
 
 
 class SortedMoeCnn(MoeCnn):
     """Sorts the batch by expert, with one device synchronisation per forward pass."""
+
+    @staticmethod
+    def convert(module: nn.Module) -> None:
+        """Turn an MoE-CNN into one of these, unless its trunk has modules that may need a route."""
+        if type(module) is MoeCnn and all(map(_needs_no_route, module.trunk.modules())):
+            module.__class__ = SortedMoeCnn
 
     def _features(self, x: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         route = scores.argmax(1)
@@ -71,6 +79,11 @@ class FoldedMoeBasicBlock(MoeBasicBlock):
         """Turn a basic block whose batch norms are both folded into one of these; other modules stay as they are."""
         if type(module) is MoeBasicBlock and all(map(_is_folded, (module.conv1, module.conv2))):
             module.__class__ = FoldedMoeBasicBlock
+
+
+def _needs_no_route(module: nn.Module) -> bool:
+    """Whether it is a twin, one of the definitions that work with groups, or a module of PyTorch's."""
+    return type(module) in HAND_ON_GROUPS or type(module).__module__.startswith(("moat.kernels.", "torch.nn."))
 
 
 def _is_folded(convolution: nn.Module) -> bool:

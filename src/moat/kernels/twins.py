@@ -12,15 +12,14 @@ from moat.kernels.channel_experts import SortedChannelExpertConv2d
 from moat.kernels.convolution import FastConv2d, FastMaskedConv2d
 from moat.kernels.mixtures import ConcurrentExperts, ConcurrentSynergyOfExperts
 from moat.kernels.moe_cnn import SortedExpertBatchNorm2d, SortedMoeCnn
-from moat.models import ChannelExpertConv2d, MoeCnn
+from moat.models import ChannelExpertConv2d
 from moat.models.moe.experts import Experts
 from moat.models.moe.norms import ExpertBatchNorm2d
 from moat.models.moe.soe import SynergyOfExperts
 from moat.models.nets.masked import MaskedConv2d
 
-# Mixtures of experts; the twins of convolutions differ between trainings and attacks.
-MIXTURES: Mapping[type[nn.Module], type[nn.Module]] = {
-    MoeCnn: SortedMoeCnn,
+# Parts of mixtures; plain convolutions have twins for training only.
+TWINS: Mapping[type[nn.Module], type[nn.Module]] = {
     ChannelExpertConv2d: SortedChannelExpertConv2d,
     ExpertBatchNorm2d: SortedExpertBatchNorm2d,
     Experts: ConcurrentExperts,
@@ -28,8 +27,6 @@ MIXTURES: Mapping[type[nn.Module], type[nn.Module]] = {
 }
 # Nets of these libraries train with their own convolutions.
 LIBRARIES = ("torchvision", "timm")
-# Modules of these packages hand on the groups of a sorted batch in place of a route.
-OWN = ("moat", "torch")
 
 
 def for_training(model: nn.Module) -> nn.Module:
@@ -38,7 +35,7 @@ def for_training(model: nn.Module) -> nn.Module:
     Results are those of the definitions in :mod:`moat.models` up to rounding. Models of other classes stay as they
     are, but for 3x3 convolutions that a CPU computes faster in training.
     """
-    use_twins(model, MIXTURES)
+    use_twins(model)
     of_libraries = {module for net in model.modules() if _package(net) in LIBRARIES for module in net.modules()}
     for module in model.modules():
         if type(module) is MaskedConv2d:
@@ -48,13 +45,13 @@ def for_training(model: nn.Module) -> nn.Module:
     return model
 
 
-def use_twins(model: nn.Module, twins: Mapping[type[nn.Module], type[nn.Module]]) -> None:
-    """Turn every module of a class in ``twins`` into its twin; an MoE-CNN with foreign modules stays as it is."""
+def use_twins(model: nn.Module) -> None:
+    """Turn mixtures of experts, and their parts, into their twins."""
     for module in model.modules():
-        if type(module) is MoeCnn and not all(_package(part) in OWN for part in module.trunk.modules()):
-            continue
-        if type(module) in twins:
-            module.__class__ = twins[type(module)]
+        if type(module) in TWINS:
+            module.__class__ = TWINS[type(module)]
+    for module in model.modules():
+        SortedMoeCnn.convert(module)
 
 
 def _package(module: nn.Module) -> str:
