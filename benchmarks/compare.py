@@ -54,25 +54,32 @@ class Side:
             try:
                 yield Process(command, process)
             finally:
-                process.stdin.close()
+                process.kill()
 
 
 class Process:
+    """A running script, once it has set up its case."""
+
     def __init__(self, command: Sequence[str], process: subprocess.Popen):
         self.command, self.process = command, process
+        self._answer()
 
     def seconds(self) -> dict[str, float]:
-        """``cpu`` and ``wall`` seconds of one call.
+        """``cpu`` and ``wall`` seconds of one call."""
+        with contextlib.suppress(BrokenPipeError):  # then there is no answer
+            os.write(self.process.stdin.fileno(), b"\n")
+        return json.loads(self._answer())
+
+    def _answer(self) -> str:
+        """The next line that the script prints.
 
         Raises:
-            MoatError: the process ended instead; it has printed why.
+            MoatError: it ended instead, and has printed why.
         """
-        with contextlib.suppress(BrokenPipeError):
-            print(file=self.process.stdin, flush=True)
         answer = self.process.stdout.readline()
         if not answer:
-            raise MoatError(f"{' '.join(self.command)} ended before its call was made, see above")
-        return json.loads(answer)
+            raise MoatError(f"{' '.join(self.command)}: exit code {self.process.wait()}, see above")
+        return answer
 
 
 def compare(sides: dict[str, Side], case: str, arguments) -> dict[str, Any]:

@@ -3,7 +3,8 @@
     python benchmarks/own_side.py --list
     python benchmarks/own_side.py --case "4: width 16"
 
-For every line on stdin the case's call is made once, and its CPU and wall seconds are printed as JSON.
+It prints "ready" when the case is set up. For every line on stdin the case's call is made once, and its CPU and wall
+seconds are printed as JSON.
 """
 
 import argparse
@@ -93,6 +94,7 @@ def main() -> None:
         return
     torch.set_num_threads(1)
     call = CASES[arguments.case](arguments)
+    print("ready", flush=True)
     for _ in sys.stdin:
         cpu, wall = time.process_time(), time.perf_counter()
         call()

@@ -23,6 +23,7 @@ if sys.argv[-1] == "--list":
     print("4: width 8\\n4: width 16\\n7: width 8")
     sys.exit()
 name = os.path.basename(sys.argv[2])
+print("ready", flush=True)
 for number, _ in enumerate(sys.stdin):
     with open(sys.argv[sys.argv.index("--log") + 1], "a") as log:
         print(name, os.getpid(), os.environ["PYTHONPATH"].split(":")[0], file=log)
@@ -74,13 +75,22 @@ def test_both_take_turns_on_one_core_with_their_own_sources(checkouts, monkeypat
     assert [line.split("  ")[0] for line in lines] == ["case", "4: width 16", "7: width 8"]
 
 
-def test_a_script_that_fails_is_named(checkouts, monkeypatch, capfd):
-    (checkouts / "after" / "benchmarks" / "own_side.py").write_text(SCRIPT + "1 / 0")
+@pytest.mark.parametrize(
+    ("script", "options"),
+    [
+        ("import sys\nsys.exit('broken')", "--list"),
+        (SCRIPT.replace("name =", "sys.exit('broken')\nname ="), "--case 4: width 16"),
+        (SCRIPT + "    sys.exit('broken')\n", "--case 4: width 16"),
+    ],
+    ids=["before it lists its cases", "before it is ready", "after a call"],
+)
+def test_a_script_that_fails_is_named(checkouts, monkeypatch, capfd, script, options):
     other = checkouts / "other.py"
-    other.write_text("import sys\nsys.exit('no such case')")
-    assert run(checkouts, monkeypatch, "--after-script", str(other))[0] == 1
-    err = capfd.readouterr().err
-    assert "no such case" in err and f"{other} --project {checkouts / 'after'} --list: exit code 1" in err
+    other.write_text(script)
+    assert run(checkouts, monkeypatch, "--cases", "4: width 16", "--after-script", str(other))[0] == 1
+    lines = capfd.readouterr().err.splitlines()
+    assert lines[0] == "broken" and lines[1].startswith("benchmarks/compare.py: ") and lines[1].endswith(", see above")
+    assert f"{other} --project {checkouts / 'after'} {options}" in lines[1] and "exit code 1" in lines[1]
 
 
 def test_every_row_from_1_to_9_has_its_cases():
