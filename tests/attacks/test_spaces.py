@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from moat.attacks import fgsm, pgd
 from moat.attacks.parts.early_stopped import early_stopped_pgd
-from moat.attacks.parts.spaces import PIXELS, SPACES, normalized_space, training_space
+from moat.attacks.parts.spaces import PIXELS, SPACES, normalised_space, training_space
 from moat.base.errors import ConfigError
 from moat.models import nets
 from moat.models.moe import build_mixture
@@ -104,7 +104,7 @@ def test_a_random_start_fills_the_ball_of_every_channel(start):
 def test_the_view_is_the_model_and_leaves_it_as_it_was():
     net, (x, y) = model().train(), batch()
     before = {key: value.clone() for key, value in net.state_dict().items()}
-    space = normalized_space(net, clip="none")
+    space = normalised_space(net, clip="none")
     torch.testing.assert_close(space.decode(space.encode(x)), x, rtol=0, atol=1e-12)
     pgd(net, x, y, eps=0.1, step_size=0.1, steps=2, space=space)
     assert net.training and all(parameter.requires_grad for parameter in net.parameters())
@@ -140,4 +140,4 @@ def test_an_unknown_space_is_refused():
 )
 def test_a_model_without_one_normalisation_is_refused(model, said):
     with pytest.raises(ConfigError, match=said):
-        normalized_space(model, clip="none")
+        normalised_space(model, clip="none")

@@ -4,17 +4,21 @@ from pathlib import Path
 
 import torch
 from sklearn.datasets import load_digits
-from tiny_methods import distinct_recipes
 from torch.nn import functional as F
 
 import moat.methods
 from moat.config.project import Project
-from moat.config.recipes import merge
+from moat.config.recipes import merge, simplest
 from moat.methods.base import Method, Step
 
 torch.set_num_threads(1)
 PROJECT = Project(Path(__file__).parents[2])
-METHODS = [name for name in distinct_recipes() if name == "pgd-at-moe" or name.startswith(("advmoe", "dramoe"))]
+# But variants that differ in a budget only.
+METHODS = [
+    name
+    for name in PROJECT.names("methods")
+    if name.startswith(("pgd-at-moe", "advmoe", "dramoe")) and simplest(PROJECT, "quickstart", name) == name
+]
 ALTERNATING = [name for name in METHODS if name not in ("pgd-at-moe", "dramoe-norgat")]
 
 

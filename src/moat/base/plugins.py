@@ -310,21 +310,9 @@ def _keys(path: Path, variable: str) -> list[str]:
 
 # -- attacks ---------------------------------------------------------------------
 def attack_families() -> dict[str, Path]:
-    """The names of the attack families, and their files: modules or packages with a function of their own name.
-
-    Raises:
-        ConfigError: a plug-in of the project has the name of one of moat's own.
-    """
-    found: dict[str, Path] = {}
-    for folder in folders("attacks"):
-        for path in sorted([*folder.glob("*.py"), *folder.glob("*/__init__.py")]):
-            name = path.parent.name if path.name == "__init__.py" else path.stem
-            if not isinstance(_names(path).get(name), ast.FunctionDef):
-                continue
-            if name in found:
-                raise ConfigError(f"{path}: moat has an attack of this name, {found[name]}; rename the plug-in")
-            found[name] = path
-    return found
+    """The names of the attack families, and their files: those with a function of their own name."""
+    files = modules("attacks")
+    return {name: path for name, path in files.items() if isinstance(_names(path).get(name), ast.FunctionDef)}
 
 
 def attack_parameters(name: str) -> dict[str, Parameter]:
@@ -336,29 +324,22 @@ def attack_parameters(name: str) -> dict[str, Parameter]:
     families = attack_families()
     if name not in families:
         raise ConfigError(unknown_name(name, families, what="attack"))
-    path = families[name]
-    where = f"{shown(path)}: PARAMETERS"
-    declared = _attack_literal(path, "PARAMETERS")
-    if declared is None:
+    names = _names(families[name])
+    where = f"{shown(families[name])}: PARAMETERS"
+    if "PARAMETERS" not in names:
         raise ConfigError(f"{where}: missing; a dictionary from each parameter of {name} to what it may be")
-    signature = _names(path)[name].args
-    arguments = zip(signature.kwonlyargs, signature.kw_defaults, strict=True)
+    function = names[name].args
+    arguments = zip(function.kwonlyargs, function.kw_defaults, strict=True)
     required = {argument.arg: default is None for argument, default in arguments}
+    declared = _declared(names["PARAMETERS"], where)
     if unknown := [key for key in declared if key not in required]:
         raise ConfigError(f"{where}: {unknown[0]!r} is no keyword of the function {name}")
-    return {key: Parameter({**allowed, "required": required[key]}, where) for key, allowed in declared.items()}
+    return {key: Parameter({**each.allowed, "required": required[key]}, where) for key, each in declared.items()}
 
 
 def attack_passes() -> dict[str, float]:
     """The passes through the net for one image of those attack families that declare them in ``PASSES``."""
-    declared = {name: _attack_literal(path, "PASSES") for name, path in attack_families().items()}
-    return {name: passes for name, passes in declared.items() if passes is not None}
-
-
-def _attack_literal(path: Path, variable: str) -> Any:
-    declared = _names(path).get(variable)
-    try:
-        return declared if declared is None else ast.literal_eval(declared)
-    except ValueError as error:
-        where = f"{shown(path)}: {variable}"
-        raise ConfigError(f"{where}: must be a literal, so that a plan can read it without importing torch") from error
+    written = {name: (_names(path).get("PASSES"), path) for name, path in attack_families().items()}
+    return {
+        name: _literal(value, f"{shown(path)}: PASSES") for name, (value, path) in written.items() if value is not None
+    }

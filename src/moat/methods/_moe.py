@@ -1,4 +1,4 @@
-"""What the MoE-CNN methods share: the model, two optimizers that take turns, and what is logged of the router."""
+"""Shared by the MoE-CNN methods: alternating optimizers, the attack on classifier and router, router statistics."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -39,9 +39,9 @@ class MoeMethod(Method):
 
 
 class AlternatingMoe(MoeMethod):
-    """Backbone and router each have an optimizer, and take turns.
+    """Backbone and router have an optimizer each and are updated in turns.
 
-    The backbone's losses see routes without gradient: what would reach the router then is not used.
+    The backbone's losses use detached routes, because a gradient that reached the router would not be used.
     """
 
     PARAMETERS = {
@@ -69,19 +69,10 @@ class AlternatingMoe(MoeMethod):
         of_router = {id(parameter) for parameter in self.model.router.parameters()}
         return [p for p in self.model.parameters() if (id(p) in of_router) == (optimizer == "router")]
 
-    def minimize(self, loss: torch.Tensor, optimizer: str = "backbone") -> None:
-        """As :meth:`Method.minimize`, with a clip of its own for each optimizer."""
-        self.optimizers[optimizer].zero_grad(set_to_none=True)
-        loss.backward()
-        clip = self.recipe.get(self.clip_keys[optimizer])
-        if clip is not None:
-            nn.utils.clip_grad_norm_(self.parameters_of(optimizer), clip)
-        self.optimizers[optimizer].step()
-
     def backbone_step(
         self, x: torch.Tensor, x_adv: torch.Tensor, y: torch.Tensor, scores: torch.Tensor
     ) -> dict[str, torch.Tensor]:
-        """Step down CE(F(x), y) + beta * KL(F(x) || F(x')), images routed as the router says now."""
+        """Update the backbone on CE(F(x), y) + beta * KL(F(x) || F(x')), with the router's current routes."""
         with torch.no_grad():
             scores_adv = self.model.route_logits(x_adv)
         logits, logits_adv = self.classify(x, scores.detach()), self.classify(x_adv, scores_adv)
@@ -94,7 +85,7 @@ class AlternatingMoe(MoeMethod):
         }
 
     def router_cross_entropy(self, scores: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """CE(G(x), y mod n), or 0 where the recipe gives the router no target."""
+        """CE(G(x), y mod n), or 0 if the recipe gives the router no target."""
         if self.recipe["router_target"] == "none":
             return scores.sum() * 0
         return F.cross_entropy(scores, y % self.model.experts)
@@ -103,16 +94,16 @@ class AlternatingMoe(MoeMethod):
 def joint_divergence(
     model: MoeCnn, x: torch.Tensor, *, router_weight: float, router_grad: str = "st", order: str = "clean_adv"
 ) -> Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
-    """What attacks on classifier and router together climb, per example: KL of F plus ``router_weight`` KL of G.
+    """The objective of attacks on classifier and router together: KL of F plus ``router_weight`` times KL of G.
 
-    Call it, and what it returns, with the model in evaluation mode.
+    The model must be in evaluation mode, here and when the returned function is called.
 
     Args:
-        router_grad: "st" follows the router's straight-through gradient through F too, "detached" does not.
+        router_grad: "st" also follows the router's straight-through gradient through F, "detached" does not.
         order: "clean_adv" for KL(clean || adversarial), "adv_clean" for the reverse.
 
     Returns:
-        A function of x_adv that gives the values (B,) and the logits (B, K).
+        A function of x_adv that returns the objective (B,) and the logits (B, K).
     """
     with torch.no_grad():
         clean_scores = model.route_logits(x)
@@ -121,26 +112,26 @@ def joint_divergence(
     def divergence(clean: torch.Tensor, adv: torch.Tensor) -> torch.Tensor:
         return losses.kl_per_example(*((clean, adv) if order == "clean_adv" else (adv, clean)))
 
-    def ascend_loss(x_adv: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def objective(x_adv: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         scores = model.route_logits(x_adv)
         logits = model.classify(x_adv, scores if router_grad == "st" else scores.detach())
         value = divergence(clean_logits, logits)
         return (value + router_weight * divergence(clean_scores, scores) if router_weight else value), logits
 
-    return ascend_loss
+    return objective
 
 
 def entropy(scores: torch.Tensor) -> torch.Tensor:
-    """Entropy in nats of the softmax of scores, the mean over the batch; finite for any finite scores."""
+    """Mean entropy (nats) of the softmax of a batch of scores; finite for any finite scores."""
     log_p = F.log_softmax(scores if scores.dtype == torch.float64 else scores.float(), 1)
     return -(log_p.exp() * log_p).sum(1).mean()
 
 
 def routing_metrics(scores: torch.Tensor, scores_adv: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Router entropy and each expert's share of the images, on clean and on adversarial images."""
+    """Router entropy, and the fraction of the images sent to each expert, for clean and adversarial images."""
     metrics = {}
     for kind, s in (("clean", scores.detach()), ("adversarial", scores_adv.detach())):
         metrics[f"router_entropy_{kind}"] = entropy(s)
-        shares = F.one_hot(s.argmax(1), s.shape[1]).float().mean(0)
-        metrics |= {f"expert{e}_load_{kind}": share for e, share in enumerate(shares)}
+        loads = F.one_hot(s.argmax(1), s.shape[1]).float().mean(0)
+        metrics |= {f"expert{e}_load_{kind}": load for e, load in enumerate(loads)}
     return metrics

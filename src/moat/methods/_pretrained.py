@@ -1,4 +1,4 @@
-"""What the methods share whose experts are trained before: where the experts' weights come from."""
+"""Shared by the methods whose experts are trained beforehand: how the experts are initialised."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,7 +8,7 @@ from moat.models.moe.experts import load_experts
 
 
 class PretrainedExperts(Method):
-    """A method whose model has ``experts``, each of which starts from a finished run of its own."""
+    """A method whose model has ``experts``, each initialised from a finished run of its own."""
 
     PARAMETERS = {
         "initialize_from": {"type": "runs", "description": "one finished run for each expert, in the experts' order"},

@@ -1,7 +1,7 @@
-"""ADVMoE: backbone and router of an MoE-CNN, trained adversarially in turns.
+"""ADVMoE: alternating adversarial training of backbone and router of an MoE-CNN.
 
 Source: Zhang et al., Robust Mixture-of-Expert Training for Convolutional Neural Networks, ICCV 2023, as its
-released code trains; the router is not trained on the classification loss but told the label modulo n.
+released code trains. The router's loss is not the classification loss: its target is the label modulo n.
 """
 
 import torch
@@ -13,10 +13,10 @@ from moat.methods.base import Step, accuracy
 
 
 class AdvMoe(AlternatingMoe):
-    """In turns: a TRADES step of the backbone, and the like for the router, each against an attack on both.
+    """A TRADES step for the backbone, then a similar one for the router, each with an attack on both.
 
-    The attack climbs KL(F(x) || F(x')) + KL(G(x) || G(x')). All divergences come from log-softmax and the router's
-    gradient is clipped: with the released code's KL the router is NaN from the third batch on.
+    The attack maximizes KL(F(x) || F(x')) + KL(G(x) || G(x')). All divergences are computed from log-softmax and the
+    router's gradient is clipped: with the released code's KL the router is NaN from the third batch on.
     """
 
     PARAMETERS = {
@@ -41,7 +41,7 @@ class AdvMoe(AlternatingMoe):
         }
 
     def adversarial(self, x: torch.Tensor, y: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """PGD on classifier and router together, from the model as it stands."""
+        """PGD on classifier and router together, against the current model."""
         model = self.attacked()
         with self.autocast():
             loss = joint_divergence(model, x, router_weight=1.0, router_grad=self.router_grad)

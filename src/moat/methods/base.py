@@ -1,4 +1,4 @@
-"""What a training method is: a model, its optimizers, and one update per batch.
+"""A training method: a model, its optimizers, and one update per batch.
 
 The engine owns everything else: epochs, learning rates, checkpoints, validation, logs, precision.
 """
@@ -22,7 +22,7 @@ from moat.methods.schedules import learning_rate_factor
 
 @dataclass(frozen=True)
 class Step:
-    """Where in the training a batch stands, and where its random numbers come from."""
+    """The position of a batch in the training, and the source of its random numbers."""
 
     seed: int
     epoch: int
@@ -33,16 +33,16 @@ class Step:
 
     @property
     def progress(self) -> float:
-        """The fraction of the training that is done, in [0, 1)."""
+        """The finished fraction of the training, in [0, 1)."""
         return (self.epoch + self.batch / self.batches) / self.epochs
 
     def generator(self, purpose: str) -> torch.Generator:
-        """A generator of this seed, epoch and batch for one purpose: resuming needs no saved state."""
+        """A generator for one purpose, derived from seed, epoch and batch, so that resuming needs no saved state."""
         return generator(self.seed, self.epoch, purpose, self.batch, self.device)
 
 
 class Method:
-    """Base of all methods. A subclass implements :meth:`update`, and overrides of the rest what differs.
+    """Base class of all methods. A subclass implements :meth:`update` and overrides whatever else differs.
 
     Args:
         model: from :meth:`build`, already on its device.
@@ -50,18 +50,19 @@ class Method:
         autocast: a context manager factory for the forward passes (mixed precision), or None.
     """
 
-    #: The recipe keys of a class, beside those of every recipe and of its bases: key, dotted inside a mapping
-    #: ("loss.beta") -> what is allowed, in the words of JSON Schema. ``type`` may also be a name of ``$defs`` in
-    #: ``method.schema.yaml``. A key without ``default`` or ``"required": False`` must be given. A literal: plans and
-    #: the check of a recipe read it from the source, where torch is not imported.
+    #: The recipe keys of this class, in addition to those of every recipe and of its base classes: key, dotted inside a
+    #: mapping ("loss.beta") -> what is allowed, as JSON Schema. ``type`` may also be a name of ``$defs`` in
+    #: ``method.schema.yaml``. A key without ``default`` or ``"required": False`` is mandatory. A literal, because plans
+    #: and checks of recipes read it from the source without importing torch.
     PARAMETERS: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
-    #: The mixture that :meth:`build` builds, whose parameters are recipe keys below ``model``; a literal, too. Without
-    #: one a recipe may choose any as ``model.mixture``.
+    #: The mixture that :meth:`build` builds, whose parameters are recipe keys below ``model``; also a literal. If it is
+    #: None, a recipe can choose one as ``model.mixture``.
     MIXTURE: ClassVar[str | None] = None
 
-    #: Names of the optimizers and the recipe key of each.
+    #: The recipe key of each optimizer, and of the norm that its gradient is clipped to (default: gradient_clip).
     optimizer_keys: ClassVar[Mapping[str, str]] = {"model": "optimizer"}
+    clip_keys: ClassVar[Mapping[str, str]] = {}
 
     def __init__(self, model: nn.Module, recipe: Mapping[str, Any], *, autocast=None):
         self.model = model
@@ -76,7 +77,7 @@ class Method:
 
     @classmethod
     def build(cls, *, arch: str, num_classes: int, options: Mapping[str, Any]) -> nn.Module:
-        """A freshly initialised model, for a training and for the loading of a trained one.
+        """A freshly initialised model, both for training and for loading a trained one.
 
         Args:
             options: keywords of :func:`moat.models.build`, or those of the mixture.
@@ -89,39 +90,39 @@ class Method:
 
     # -- what a method may change -------------------------------------------
     def initialize(self, runs: Mapping[str, Path]) -> None:
-        """Called once before a training, never when a trained model is loaded; a checkpoint's state comes on top.
+        """Called once before training, but not when a trained model is loaded; a checkpoint is restored after it.
 
         Args:
             runs: the finished runs that the recipe's ``initialize_from`` names, name -> folder. Copy their weights
-                into the parameters in place: the optimizers hold these already.
+                into the parameters in place, because the optimizers already hold these.
         """
 
     def parameters_of(self, optimizer: str) -> list[nn.Parameter]:
-        """The parameters that an optimizer moves."""
+        """The parameters that an optimizer updates."""
         return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
 
     def update(self, x: torch.Tensor, y: torch.Tensor, step: Step) -> dict[str, torch.Tensor]:
         """One update on a batch of images ``x`` (B, C, H, W) in [0, 1] with labels ``y`` (B,).
 
         Returns:
-            Detached scalar means over the batch, ``loss`` among them; they become columns of history.csv.
+            Detached scalars, averaged over the batch, among them ``loss``; they become columns of history.csv.
         """
-        raise NotImplementedError(f"{type(self).__name__} does not say how it trains")
+        raise NotImplementedError(f"{type(self).__name__} has no update()")
 
     def learning_rate(self, optimizer: str, step: Step) -> float:
-        """The rate of an optimizer at a step: the recipe's, times its schedule."""
+        """An optimizer's learning rate at a step: the recipe's, times its schedule."""
         base = self.recipe[self.optimizer_keys[optimizer]]["lr"]
         return base * learning_rate_factor(self.recipe["schedule"], step.progress)
 
     def train_mode(self) -> None:
-        """Put the model into the mode that :meth:`update` trains in."""
+        """Switch the model to the mode that :meth:`update` expects."""
         self.model.train()
 
     def begin_epoch(self, epoch: int) -> None:
-        """Called before an epoch (0, 1, …), and again when a run resumes inside it: depend on ``epoch`` alone."""
+        """Called before an epoch (0, 1, …), and again when a run resumes inside it; must depend on ``epoch`` alone."""
 
     def end_epoch(self, epoch: int, accuracy: Callable[[Attack], float]) -> dict[str, float]:
-        """Called after an epoch's last batch; what it returns become columns of history.csv.
+        """Called after an epoch's last batch; returns further columns of history.csv.
 
         Args:
             accuracy: the model's accuracy in [0, 1] on the held-out images under an attack.
@@ -129,17 +130,17 @@ class Method:
         return {}
 
     def state_dict(self) -> dict[str, Any]:
-        """What the method carries from epoch to epoch beside model and optimizers: plain values and tensors."""
+        """The state, besides model and optimizers, that the method carries across epochs: plain values and tensors."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Put back what :meth:`state_dict` gave."""
+        """Restore what :meth:`state_dict` returned."""
 
-    # -- for the subclasses --------------------------------------------------
+    # -- for subclasses ------------------------------------------------------
     def attacked(self) -> nn.Module:
-        """The model of now as attacks are fastest on: a copy, frozen, in evaluation mode, its batch norm folded.
+        """The current model as a fast copy for attacks: frozen, in evaluation mode, its batch norm folded.
 
-        It is brought up to date by the next call; take it once per attack.
+        Call this once per attack: each call updates the same copy.
         """
         if self._attack_copy is None:
             self._attack_copy = AttackCopy(self.model)
@@ -151,17 +152,17 @@ class Method:
             return (self.model if model is None else model)(x).float()
 
     def minimize(self, loss: torch.Tensor, optimizer: str = "model") -> None:
-        """One optimizer step down the gradient of ``loss``, clipped to the recipe's ``gradient_clip``."""
+        """One optimizer step on ``loss``, with the gradient clipped as the recipe says."""
         self.optimizers[optimizer].zero_grad(set_to_none=True)
         loss.backward()
-        clip = self.recipe.get("gradient_clip")
+        clip = self.recipe.get(self.clip_keys.get(optimizer, "gradient_clip"))
         if clip is not None:
             nn.utils.clip_grad_norm_(self.parameters_of(optimizer), clip)
         self.optimizers[optimizer].step()
 
 
 def build_optimizer(parameters: list[nn.Parameter], options: Mapping[str, Any]) -> torch.optim.Optimizer:
-    """The optimizer of a recipe, fused into one kernel."""
+    """The optimizer that a recipe describes, in its fused implementation."""
     return torch.optim.SGD(
         parameters,
         lr=options["lr"],

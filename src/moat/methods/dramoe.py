@@ -1,6 +1,6 @@
 """DRAMoE: an MoE-CNN with an attention router (DCAR), trained with router-guided adversarial training (RGAT).
 
-Source: the DRAMoE paper; it has no public code, and the recipe lists what was decided where it is silent.
+Source: the DRAMoE paper; it has no public code; the recipe lists every decision that the paper leaves open.
 """
 
 import torch
@@ -15,7 +15,7 @@ FIFTHS = 5
 
 
 class Dramoe(AlternatingMoe):
-    """Early-stopped examples that also move the router; then a TRADES step of the backbone, and one of the router.
+    """Early-stopped adversarial examples that also attack the router; a TRADES step of the backbone, one of the router.
 
     The router's loss is gamma CE(G(x), y mod n) + beta KL(G(x) || G(x')) - delta (H(G(x)) + H(G(x'))).
     """
@@ -67,18 +67,16 @@ class Dramoe(AlternatingMoe):
         }
 
     def router_loss(self, scores: torch.Tensor, scores_adv: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """The router's loss on its scores (B, experts) of clean and adversarial images."""
+        """The router's loss, from its scores (B, experts) for clean and adversarial images."""
         weight = self.loss_weights
+        # In this order: autograd sums the gradients of the scores in the reverse order of these calls.
         disorder = entropy(scores) + entropy(scores_adv)
-        agreement = losses.kl(scores, scores_adv)
-        return (
-            weight["gamma"] * self.router_cross_entropy(scores, y)
-            + weight["beta"] * agreement
-            - weight["delta"] * disorder
-        )
+        divergence = losses.kl(scores, scores_adv)
+        target = self.router_cross_entropy(scores, y)
+        return weight["gamma"] * target + weight["beta"] * divergence - weight["delta"] * disorder
 
     def adversarial(self, x: torch.Tensor, y: torch.Tensor, step: Step, purpose: str) -> torch.Tensor:
-        """Early-stopped PGD up KL of F plus lambda(t) KL of G, with the patience of this part of the training."""
+        """Early-stopped PGD on KL of F plus lambda(t) times KL of G, with the tau of this fifth of the training."""
         rgat = self.recipe["rgat"]
         model = self.attacked()
         with self.autocast():
@@ -106,7 +104,7 @@ class Dramoe(AlternatingMoe):
         return rgat["lambda_max"] * (factor if rgat["lambda_schedule"] == "cosine_decay" else 1 - factor)
 
     def patience(self, progress: float) -> int:
-        """tau: one of the recipe's values for each fifth of the training, then as ``tau_after_paper`` says."""
+        """tau: the recipe's value for this fifth of the training, or what ``tau_after_paper`` says."""
         rgat, fifth = self.recipe["rgat"], min(int(FIFTHS * progress + 1e-9), FIFTHS - 1)
         if fifth < len(rgat["tau"]):
             return rgat["tau"][fifth]

@@ -50,10 +50,10 @@ class Fat(Method):
             logits = self.logits(x_adv, model)
             return F.cross_entropy(logits, y, reduction="none"), logits
 
-        return self.climb(model, cross_entropy, x, y, step)
+        return self.maximize(model, cross_entropy, x, y, step)
 
-    def climb(self, model, loss, x: torch.Tensor, y: torch.Tensor, step: Step) -> torch.Tensor:
-        """Early-stopped PGD up ``loss`` on ``model``, with the recipe's attack and the tau of this epoch."""
+    def maximize(self, model, loss, x: torch.Tensor, y: torch.Tensor, step: Step) -> torch.Tensor:
+        """Early-stopped PGD on ``loss``, with the recipe's attack and the tau of this epoch."""
         return early_stopped_pgd(
             model,
             x,

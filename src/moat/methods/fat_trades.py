@@ -33,7 +33,7 @@ class FatTrades(Fat):
             logits = self.logits(x_adv, model)
             return from_clean(logits), logits
 
-        return self.climb(model, kl, x, y, step)
+        return self.maximize(model, kl, x, y, step)
 
 
 METHOD = FatTrades

@@ -7,7 +7,7 @@ from moat.methods.base import Method, Step, accuracy
 
 
 class Mocse(Method):
-    """Minimise CE(F(x), y) + w * mean_n BCE_n: the aggregated class scores, and each expert's "is it class n?"."""
+    """Minimise CE(F(x), y) + w * mean_n BCE_n, BCE_n the loss of expert n on whether an image is of class n."""
 
     MIXTURE = "mocse"
     PARAMETERS = {"loss.binary": {"type": "number", "minimum": 0, "description": "weight of the experts' mean BCE"}}
@@ -16,7 +16,7 @@ class Mocse(Method):
         return self.fit(x, y, "train_accuracy")
 
     def fit(self, x: torch.Tensor, y: torch.Tensor, accuracy_name: str) -> dict[str, torch.Tensor]:
-        """One step down the loss on the images as they are given."""
+        """One step on the loss of the given images."""
         with self.autocast():
             answers = self.model.answers(x).float()
         logits = self.model.aggregate(answers)

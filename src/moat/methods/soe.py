@@ -1,4 +1,4 @@
-"""SoE: experts that learn to know which of them is right (Cui et al., Synergy-of-Experts, NeurIPS 2022)."""
+"""SoE: experts that learn to predict which of them is right (Cui et al., Synergy-of-Experts, NeurIPS 2022)."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -16,10 +16,10 @@ from moat.models.moe.soe import confidence, most_confident
 
 
 class Soe(Method):
-    """Minimise L(x) + L(x'), L = mean_x sum_i weights_i CE(z_i, y) + lambda * (how wrong the confidences are).
+    """Minimise L(x) + L(x'), L = mean_x sum_i omega_i CE(z_i, y) + lambda * (calibration loss of the confidences).
 
-    The recipe's phases follow each other. A phase says whom x' deceives (each expert alone, or the whole system)
-    and whom the weights weights favour (the expert with the lowest loss, or the most confident one).
+    The training has phases. A phase decides which model x' attacks (each expert alone, or the ensemble) and which
+    expert gets the largest weight omega (the one with the lowest loss, or the most confident one).
     """
 
     MIXTURE = "soe"
@@ -71,13 +71,13 @@ class Soe(Method):
         return {"loss": loss.detach(), **clean_metrics, **adversarial_metrics}
 
     def loss(
-        self, x: torch.Tensor, y: torch.Tensor, favoured: str, kind: str
+        self, x: torch.Tensor, y: torch.Tensor, weighting: str, kind: str
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """L(x), and what history.csv shall say of images of this ``kind``."""
+        """L(x), and the metrics of these images for history.csv; ``kind``: "clean" or "adversarial"."""
         with self.autocast():
             logits, factor = self.model.answers(x)
         losses = expert_losses(logits, y)
-        weights = WEIGHTS[favoured](logits, factor, losses, self.loss_weights["temperature"])
+        weights = WEIGHTS[weighting](logits, factor, losses, self.loss_weights["temperature"])
         auxiliary = confidence_loss(logits, factor, y)
         chosen = confidence(logits, factor).detach().argmax(0)
         metrics = {
@@ -95,34 +95,34 @@ def expert_losses(logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 
 
 def confidence_loss(logits: torch.Tensor, factor: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """Mean BCE(R_i, p_i(y)) with the target held fixed: an expert shall be as confident as it is right.
+    """Mean BCE(R_i, p_i(y)) with the target detached: an expert should be as confident as it is right.
 
-    Where expert i predicts y already, its largest probability inside R_i is held fixed too: only factor learns there,
-    while on other images a too sure class head is pulled down.
+    Where expert i predicts y, the largest probability inside R_i is detached as well, so that only the confidence head
+    learns; on other images the loss also lowers an overconfident class probability.
     """
     p = F.softmax(logits, -1)
     target = p.detach().gather(-1, y.expand(len(p), -1)[..., None])[..., 0]
     largest, predicted = p.max(-1)
     largest = torch.where(predicted == y, largest.detach(), largest)
-    # Rounded products may leave [0, 1] by the last digit.
+    # Rounding may put the products slightly outside [0, 1].
     return F.binary_cross_entropy((factor * largest).clamp(0, 1), target.clamp(0, 1))
 
 
-def attack_each(method: Soe, x: torch.Tensor, y: torch.Tensor, step: Step) -> torch.Tensor:
-    """One example against each expert alone: (E * B, C, H, W), expert by expert."""
+def attack_experts(method: Soe, x: torch.Tensor, y: torch.Tensor, step: Step) -> torch.Tensor:
+    """Adversarial examples against each expert alone (E * B, C, H, W), expert by expert."""
     return torch.cat([
         pgd(expert, x, y, loss="ce", generator=step.generator(f"attack on expert {number}"), **method.attack)
         for number, expert in enumerate(method.attacked().experts)
     ])  # fmt: skip
 
 
-def attack_system(method: Soe, x: torch.Tensor, y: torch.Tensor, step: Step) -> torch.Tensor:
-    """Examples (B, C, H, W) against what the whole system answers."""
+def attack_ensemble(method: Soe, x: torch.Tensor, y: torch.Tensor, step: Step) -> torch.Tensor:
+    """Adversarial examples (B, C, H, W) against the ensemble."""
     return pgd(method.attacked(), x, y, loss="ce", generator=step.generator("attack"), **method.attack)
 
 
 def phase_at(phases: list[Mapping[str, Any]], epoch: int, epochs: int) -> Mapping[str, Any]:
-    """The phase of an epoch (0, 1, …); each lasts its ``fraction`` of the training, the last one all that is left."""
+    """The phase of an epoch (0, 1, …). Each lasts for its ``fraction`` of the training, the last one until the end."""
     end = 0.0
     for phase in phases[:-1]:
         end += phase["fraction"]
@@ -132,10 +132,10 @@ def phase_at(phases: list[Mapping[str, Any]], epoch: int, epochs: int) -> Mappin
 
 
 ATTACKS: Mapping[str, Callable[[Soe, torch.Tensor, torch.Tensor, Step], torch.Tensor]] = {
-    "per_expert": attack_each,
-    "ensemble": attack_system,
+    "per_expert": attack_experts,
+    "ensemble": attack_ensemble,
 }
-# Weights (E, B) that sum to 1 over the experts, without a gradient.
+# Detached weights (E, B) that sum to 1 over the experts.
 WEIGHTS: Mapping[str, Callable[..., torch.Tensor]] = {
     "best": lambda logits, factor, losses, temperature: F.softmax(-temperature * losses.detach(), 0),
     "confidence": lambda logits, factor, losses, temperature: F.softmax(

@@ -14,7 +14,7 @@ from moat.models.moe import statistics
 
 
 class Sramoe(PretrainedExperts):
-    """Minimise CE(F(x), y) + CE(F(x'), y) over the router of F = w_c E_clean + w_a E_adv, x' deceiving the whole F."""
+    """Minimise CE(F(x), y) + CE(F(x'), y) over the router of F = w_c E_clean + w_a E_adv, x' attacks the whole F."""
 
     MIXTURE = "sramoe"
     PARAMETERS = {"attack": {"type": "attack", "description": "PGD on the whole mixture, router included"}}

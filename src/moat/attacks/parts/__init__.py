@@ -1,1 +1,1 @@
-"""What attacks are composed of: spaces, steps, objectives, starts, stages."""
+"""What attacks are composed of: spaces, starts, steps, objectives, repetitions; :mod:`moat.attacks` has the list."""

@@ -1,7 +1,7 @@
-"""What an attack notices about the model while it runs, as data for whoever evaluates.
+"""Warnings of an attack about the model that it runs on, as data for the evaluation.
 
-An attack calls :func:`flag`; who wants to know wraps the call in :func:`collect`. Without a collector the flag is
-a warning in the log, so that nothing is lost when an attack is called by itself.
+An attack calls :func:`flag`; an evaluation wraps it in :func:`collect`. Without a collector a flag is a warning in the
+log, so that it is not lost when an attack is called on its own.
 """
 
 import logging

@@ -74,7 +74,7 @@ class SpaceView(nn.Module):
 PIXELS = Space()
 
 
-def normalized_space(model: nn.Module, *, clip: str, statistics: Statistics = "model") -> Space:
+def normalised_space(model: nn.Module, *, clip: str, statistics: Statistics = "model") -> Space:
     """The space of images that are normalised before the attack.
 
     Args:
@@ -104,8 +104,8 @@ def training_space(name: str, model: nn.Module, statistics: Statistics = "model"
     """The space of a recipe's ``attack_space``, a name of :data:`SPACES`.
 
     Raises:
-        ConfigError: another name; see also :func:`normalized_space`.
+        ConfigError: another name; see also :func:`normalised_space`.
     """
     if name not in SPACES:
         raise ConfigError(f"attack_space: {unknown_name(name, SPACES, what='space')}")
-    return PIXELS if name == "pixel" else normalized_space(model, clip=_CLIPS[name], statistics=statistics)
+    return PIXELS if name == "pixel" else normalised_space(model, clip=_CLIPS[name], statistics=statistics)

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from moat.base.errors import ConfigError
-from moat.models.moe import detached_router
+from moat.models.moe.detached import detached_router
 from moat.models.moe.views import View
 
 STRAIGHT, DETACHED = "straight-through", "detached"

@@ -1,4 +1,4 @@
-"""ResNet for small images: post-activation basic blocks behind a 3x3 stem without pooling.
+"""ResNet for small images: post-activation basic blocks after a 3x3 stem without pooling.
 
 Source: He et al., Deep Residual Learning, arXiv 1512.03385, with the stem customary for CIFAR.
 """
