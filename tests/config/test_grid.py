@@ -94,13 +94,6 @@ def test_what_a_scale_leaves_out_is_not_run_and_says_why(project):
     assert {cell.not_run for cell in grid.tables[0].cells} == {"the arch wrn-28-10 is not part of scale quickstart"}
 
 
-def test_a_point_can_say_that_it_is_never_run(project):
-    never = axis("method", {"label": "FAT", "not_run": "needs a file of extra images"})
-    declare(project, "a", study(one=table([DATA, NET, never], [METRICS])))
-    (made,) = build_grid(project, "paper", ["a"]).tables
-    assert {cell.not_run for cell in made.cells} == {"needs a file of extra images"}
-
-
 @pytest.mark.parametrize(
     ("rows", "columns", "said"),
     [

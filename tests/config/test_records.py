@@ -8,9 +8,10 @@ import yaml
 
 from moat.base.files import read_json, write_json
 from moat.config import paths, recipes
-from moat.config.grid import Run
+from moat.config.grid import Run, build_grid
 from moat.config.project import Project
 from moat.config.records import Records
+from moat.planning.status import plan
 from moat.provenance.staleness import describe
 
 ROOT = Path(__file__).parents[2]
@@ -127,7 +128,11 @@ def test_what_was_measured_on_a_run_that_was_trained_again_is_stale(project):
 
 def test_examples_transferred_from_a_run_that_was_trained_again_are_stale(project):
     path = project.root / paths.evaluation(SCALE, TRADES, "trust").with_suffix(".json")
-    source = {"transfer_seed": {"attack": "pgd", "source": named(STANDARD, "a")}}
+    source = {
+        "transfer_seed": {"attack": "pgd", "transfer_from": "seed", "source": named(STANDARD, "a")},
+        "transfer_arch": {"attack": "pgd", "transfer_from": "arch"},
+        "fog-1": {"attack": "corruption", "source": "official"},
+    }
     write_json(path, {**read_json(path), "settings": source})
     assert stale(project) == {}
     train(project, STANDARD, sha="b")
@@ -149,6 +154,13 @@ def test_a_run_that_started_from_another_model_is_stale_and_from_a_stale_run_too
     train(project, DWF, **started)
     records = Records(project.root / "results", SCALE, project)
     assert (records.stale_run(BENIGN), records.stale_run(DWF)) == (["recipe"], ["initial run"])
+
+
+def test_the_results_that_come_with_the_project_have_an_answer():
+    own = Project(ROOT)
+    grid = build_grid(own, "mini", own.names("studies"))
+    found = {entry["status"] for entry in plan(own, grid)}
+    assert found <= {"done", "stale", "missing"} and {"done", "stale"} & found
 
 
 def test_what_is_cut_short_is_damaged_and_what_is_not_there_missing(project):

@@ -329,6 +329,20 @@ def test_an_unknown_validation_attack_is_named(project):
         resolve_run(project, "quickstart", **RUN)
 
 
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("pgd10_norm", "trades.yaml: validation.setting: 'pgd10_norm' has protocol 'normalised-noclip'"),
+        ("transfer_seed", "has transfer_from 'seed', which validation does not know"),
+        ("aa_1000", "has limit 1000"),
+    ],
+)
+def test_a_validation_that_would_measure_something_else_is_refused(project, setting, said):
+    edit(project, "config/methods/trades.yaml", "title:", f"validation: {{setting: {setting}}}\ntitle:")
+    with pytest.raises(ConfigError, match=said):
+        resolve_run(project, "quickstart", **RUN)
+
+
 def test_a_scale_cannot_smuggle_an_unknown_key_into_a_recipe(project):
     edit(project, "config/scales/quickstart.yaml", "recipe: {epochs: 3,", "recipe: {epochs: 3, epsilonn: 1,")
     with pytest.raises(

@@ -13,12 +13,13 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import moat
 from moat.base.errors import ConfigError
-from moat.base.files import hash_file
+from moat.base.files import hash_file, read_json, write_json
 from moat.commands.cli import main
+from moat.data import datasets
 from moat.evaluation import statistics
 from moat.evaluation.evidence import Budget
 from moat.models import nets
@@ -59,8 +60,6 @@ def test_rows_and_json(inside):
 
 
 def test_indices_are_those_of_the_official_split(inside):
-    from moat.data import datasets
-
     split = datasets.load(Path("digits.safetensors"), splits=("test",)).splits["test"]
     evaluate(inside / "q.parquet", "--run", "run", "--limit", "7")
     clean = pd.read_parquet(inside / "q.parquet").query("setting == 'clean'")
@@ -92,8 +91,6 @@ def test_finished_settings_of_something_else_are_not_used(inside, capsys, change
     out = inside / "quick.parquet"
     if change == ("--weights", "last"):
         # After one epoch both are the same weights: make them differ.
-        from moat.base.files import read_json, write_json
-
         run = inside / "other"
         shutil.copytree("run", run)
         torch.manual_seed(1)
@@ -155,8 +152,6 @@ def test_checks_of_a_run(inside, capsys):
 
 
 def test_python_gives_the_rows_of_the_command(inside):
-    from moat.data import datasets
-
     assert evaluate(inside / "q.parquet", "--run", "run", "--batch-size", "16") == 0
     expected = pd.read_parquet(inside / "q.parquet")
     split = datasets.load(Path("digits.safetensors"), splits=("test",)).splits["test"]
@@ -168,6 +163,8 @@ def test_python_gives_the_rows_of_the_command(inside):
     pd.testing.assert_frame_equal(rows, expected)
     report = moat.verify(model, split.images[:4], split.labels[:4], budget=Budget(steps=2, queries=4))
     assert (report.n, report.eps) == (4, 8 / 255)
+    with pytest.raises(ConfigError, match=r"settings: \['pgd10'\]; needed: a mapping, name -> setting"):
+        moat.evaluate(model, split.images[:4], split.labels[:4], ["pgd10"], batch_size=4)
     with pytest.raises(ConfigError, match="unknown weights 'newest'.*allowed: best, last"):
         moat.load("run", weights="newest")
 
@@ -184,8 +181,6 @@ FOREIGN_OPTIONS = (
 
 @pytest.mark.parametrize("form", ["safetensors", "torch"])
 def test_anybodys_classifier(inside, form):
-    from safetensors.torch import load_file
-
     weights = Path("lenet.safetensors")
     if form == "torch":
         torch.save(load_file(weights), inside / "lenet.pt")
@@ -197,8 +192,6 @@ def test_anybodys_classifier(inside, form):
     assert content["run"] == {"model": "elsewhere:make", "weights": str(weights), "model_sha256": hash_file(weights)}
     assert content["n"] == 40
     clean = pd.read_parquet(inside / "q.parquet").query("setting == 'clean'")
-    from moat.data import datasets
-
     split = datasets.load(Path("digits.safetensors"), splits=("test",)).splits["test"]
     model = nets.build("lenet5", 10, image_size=16).eval()
     model.load_state_dict(load_file("lenet.safetensors"))

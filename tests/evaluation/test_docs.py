@@ -8,9 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
+from torch import nn
 
+from moat.attacks.parts.views import views_of
 from moat.base.files import read_json
 from moat.commands.cli import main
+from moat.data import datasets
+from moat.models import nets
 
 PAGE = (Path(__file__).parents[2] / "docs" / "evaluate-your-own-model.md").read_text()
 
@@ -32,7 +37,6 @@ def folder(project, tmp_path, monkeypatch):
 def test_every_command_of_the_page_works(folder):
     (folder / "mynet.py").write_text(blocks("python")[0])
     import mynet
-    from safetensors.torch import save_file
 
     torch.manual_seed(0)
     save_file(mynet.make().state_dict(), "mynet.safetensors")
@@ -49,10 +53,6 @@ def test_every_command_of_the_page_works(folder):
 
 
 def test_the_method_for_views_is_found(folder):
-    from torch import nn
-
-    from moat.attacks.parts.views import views_of
-
     namespace = {}
     exec(blocks("python")[1], namespace)
 
@@ -67,9 +67,6 @@ def test_the_method_for_views_is_found(folder):
 
 
 def test_the_python_of_the_page_runs(folder, project, capsys):
-    from moat.data import datasets
-    from moat.models import nets
-
     shutil.copytree(project / "run", folder / "results/quickstart/runs/digits/resnet18/trades/seed0")
     split = datasets.load(project / "digits.safetensors", splits=("test",)).splits["test"]
     x, y = split.images[:4].permute(0, 3, 1, 2).contiguous() / 255, split.labels[:4]

@@ -11,7 +11,7 @@ Points = Sequence[tuple[str, Mapping[str, Any]]]
 # Keys that describe a point, not the measurement.
 _NOT_BOUND = ("label", "published", "not_in_paper")
 # Keys of a table that are defaults for its cells.
-_FROM_TABLE = ("suite", "alternative_protocols", "tolerance", "hardware")
+_FROM_TABLE = ("suite", "alternative_protocols", "hardware")
 CLEAN = "clean"
 CORRECT = "correct"
 

@@ -32,7 +32,7 @@ class Grid:
 
     @cached_property
     def checks(self) -> tuple[Run, ...]:
-        """The runs whose checks are checked: those whose accuracy a table or figure shows."""
+        """The runs that are checked: those whose accuracy a table or figure shows."""
         return unique(run for item in (*self.tables, *self.figures) for run in item.checks)
 
     @cached_property

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from moat.base import plugins
+from moat.base.errors import ConfigError
 from moat.base.numbers import parse_number
 from moat.config import method_schema
 from moat.config.project import Project
@@ -27,6 +28,9 @@ _DOCUMENTATION = {
 # Where no scale says otherwise: the radius that checks are made at, and how many test images. Enough to find what they
 # look for; they cost about 100 gradients an image.
 CHECKED_EPS, CHECKED_IMAGES = 8 / 255, 1000
+
+# Keys of attack settings that only evaluations implement.
+_OF_EVALUATIONS = ("protocol", "transfer_from", "limit")
 
 
 def digest(content: Any) -> str:
@@ -112,9 +116,14 @@ def resolve_run(project: Project, scale: str, *, dataset: str, arch: str, method
     recipe = _undocumented(resolve_recipe(project, scale, method))
     kind = recipe.pop("class")
     model = merge({"width": 1.0}, merge(project.scale(scale).get("model", {}), recipe.pop("model", {})))
-    validation = project.attack(
-        recipe["validation"]["setting"], where=f"config/methods/{method}.yaml: validation.setting"
-    )
+    setting, where = recipe["validation"]["setting"], f"config/methods/{method}.yaml: validation.setting"
+    validation = project.attack(setting, where=where)
+    for key in _OF_EVALUATIONS:
+        if validation.get(key, "correct") != "correct":
+            raise ConfigError(
+                f"{where}: {setting!r} has {key} {validation[key]!r}, which validation does not know: it attacks the "
+                f"model itself, on all held-out images, in pixel units; allowed: a setting without {key}"
+            )
     return {
         "dataset": dataset,
         "arch": arch,

@@ -103,7 +103,7 @@ class Records:
         started_from = record.get("initialize_from") or {}
         today = initial_runs(self.project, self.scale, run) if started_from else {}
         models = [(start, started_from.get(name)) for name, start in today.items()]
-        found = self._reasons(record, lambda: self._run_digest(run), models)
+        found = self._reasons(record, lambda: self.run_digest(run), models)
         return [*found, INITIAL_RUN] if any(map(self.stale_run, today.values())) else found
 
     def stale_evaluation(self, run: Run, suite: str) -> list[str]:
@@ -121,9 +121,12 @@ class Records:
     def _stale_measurement(self, run: Run, record: Mapping[str, Any] | None, resolve, *name: str) -> list[str]:
         if record is None:
             return []
-        sources = [setting["source"] for setting in record.get("settings", {}).values() if "source" in setting]
         models = [(run, record.get("run"))]
-        models += [(_run_of(source), source) for source in sources if source["scale"] == self.scale]
+        for setting in record.get("settings", {}).values():
+            source = setting.get("source")
+            # The run that examples were transferred from; of a corruption it is where its images are from.
+            if isinstance(source, Mapping) and source["scale"] == self.scale:
+                models.append((_run_of(source), source))
         found = self._reasons(record, lambda: self._digest(resolve, *name), models)
         return [*found, RUN] if self.stale_run(run) else found
 
@@ -148,13 +151,15 @@ class Records:
         now = {record.get("model_sha256"), record.get("last_sha256")} - {None}
         return bool(now) and weights is not None and weights not in now
 
-    # Thousands of records are of a few dozen recipes and suites.
+    # -- today's configuration ----------------------------------------------
+    def run_digest(self, run: Run) -> str:
+        """The digest of a run's resolved recipe."""
+        return recipes.digest({**self._recipe_of(run.method), **vars(run)})
+
+    # Thousands of runs are of a few dozen recipes.
     @functools.cache  # noqa: B019 - one lives as long as its command
     def _recipe_of(self, method: str) -> dict[str, Any]:
         return recipes.resolve_run(self.project, self.scale, dataset="", arch="", method=method, seed=0)
-
-    def _run_digest(self, run: Run) -> str:
-        return recipes.digest({**self._recipe_of(run.method), **vars(run)})
 
     @functools.cache  # noqa: B019
     def _digest(self, resolve, *name: str) -> str:

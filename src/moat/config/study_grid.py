@@ -131,7 +131,7 @@ class Expander:
         measure, known = bound["measure"], plugins.measures()
         if measure not in known:
             raise ConfigError(f"{where}: " + unknown_name(measure, known, what="measure"))
-        reads, not_run = known[measure], bound.get("not_run")
+        reads, not_run = known[measure], None
         if bound.get("method") in self.names["method"]:
             bound["method"] = self.simplest(bound["method"])
         # A property of the code needs no run, so no scale leaves it out.

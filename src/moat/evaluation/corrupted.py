@@ -28,7 +28,7 @@ def is_corruption(attack: Attack) -> bool:
 
 
 def with_images(plan: SuitePlan, target: EvaluationTarget) -> SuitePlan:
-    """The plan with corruptions on published images, if their prepared file lies beside the target's data set."""
+    """The plan with corruptions on published images, if their prepared file lies beside the target's dataset."""
     if not any(map(is_corruption, plan.settings.values())):
         return plan
     official = OfficialCorruptions.beside(target.data_path)

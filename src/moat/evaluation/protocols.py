@@ -15,7 +15,7 @@ from torch import nn
 from moat.attacks.parts.cascade import with_restarts
 from moat.attacks.parts.objectives import cross_entropy, make_objective
 from moat.attacks.parts.setting import Attack
-from moat.attacks.parts.spaces import PIXELS, Space, normalized_space
+from moat.attacks.parts.spaces import PIXELS, Space, normalised_space
 from moat.attacks.parts.steps import Randomness, ascend, random_start_point
 from moat.base.errors import ConfigError, unknown_name
 
@@ -117,21 +117,21 @@ PROTOCOLS: Mapping[str, Protocol | HarderSeverities] = {
     "normalised-noclip": Protocol(
         "The normalised image is attacked, eps counts in standard deviations, and nothing keeps pixels in [0,1]: "
         "8/255 is about 1.6/255. Fits the undefended rows of the DWF paper, whose equations have no clamp.",
-        lambda model: normalized_space(model, clip="none"),
+        lambda model: normalised_space(model, clip="none"),
     ),
     "normalised-clip01": Protocol(
         "The normalised image is attacked and clipped to [0,1]: everything darker than the mean becomes the mean.",
-        lambda model: normalized_space(model, clip="unit"),
+        lambda model: normalised_space(model, clip="unit"),
     ),
     "tiny-released": Protocol(
         "As normalised-clip01, by ImageNet's statistics, maximizing the router's loss as advmoe-released does where "
         "there is a router. What the released code of ADVMoE does for Tiny ImageNet.",
-        lambda model: normalized_space(model, clip="unit", statistics="imagenet"),
+        lambda model: normalised_space(model, clip="unit", statistics="imagenet"),
         router_weight=6.0,
     ),
     "eps-normalised": Protocol(
         "Valid images, but eps counts in standard deviations. The hybrid paper's 'normalized scale'.",
-        lambda model: normalized_space(model, clip="image"),
+        lambda model: normalised_space(model, clip="image"),
     ),
     "imagenet-c-severities": HarderSeverities(
         "Corruptions with ImageNet-C's parameters, made for 224x224 pixels, on small images. Fits the table of the "

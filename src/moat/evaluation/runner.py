@@ -55,6 +55,8 @@ def evaluate(
 
     Raises ConfigError (settings, batch size), DataError (images and labels that do not fit) or MoatError (no image).
     """
+    if not isinstance(settings, Mapping):
+        raise ConfigError(f"settings: {settings!r}; needed: a mapping, name -> setting as in config/attacks.yaml")
     attacks = {name: as_attack(name, setting) for name, setting in settings.items()}
     groups = {
         name: {member: as_attack(member, setting) for member, setting in members.items()}

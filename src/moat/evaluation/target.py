@@ -19,7 +19,7 @@ class EvaluationTarget:
         x, y: uint8 (N, H, W, C) and int64 (N,), on the CPU.
         indices: each example's number in the official test split.
         classes: their names, in the order of the labels.
-        data_path, data_sha256: the prepared data set that the examples are from.
+        data_path, data_sha256: the prepared dataset that the examples are from.
         batch_size: examples attacked at once.
     """
 
@@ -35,5 +35,5 @@ class EvaluationTarget:
 
     @property
     def data(self) -> dict[str, str]:
-        """The data set, for the record."""
+        """The dataset, for the record."""
         return {"path": str(self.data_path), "sha256": self.data_sha256}

@@ -54,7 +54,7 @@ def _how_to_get(run: Mapping[str, Any], run_dir: str | Path) -> str:
 
 
 def model_options(model: Mapping[str, Any], data: datasets.Dataset) -> dict[str, Any]:
-    """The keywords of :func:`moat.models.nets.build` that follow from the data set, added to the scale's ``model``."""
+    """The keywords of :func:`moat.models.nets.build` that follow from the dataset, added to the scale's ``model``."""
     statistics = [list(data.mean), list(data.std)]
     return {**model, "image_size": data.image_size, "in_channels": len(data.mean), "normalize": statistics}
 
