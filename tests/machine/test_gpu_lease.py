@@ -265,6 +265,14 @@ def test_another_users_processes_share_the_slots(folder, hold):
     assert other.wait(timeout=10) == 0
 
 
+def test_looking_for_holders_makes_no_files(tmp_path):
+    folder = tmp_path / "locks"
+    assert gpu_lease.holders(TWO, slots_per_gpu=2, folder=folder) == dict.fromkeys(
+        Slot(gpu, number) for gpu in TWO for number in range(2)
+    )
+    assert not folder.exists()
+
+
 def test_doctor_lists_devices_and_holders(folder, hold, monkeypatch):
     from moat.commands.doctor import _gpu_slots
     from moat.config.project import Project

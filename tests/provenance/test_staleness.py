@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from moat.base import plugins
-from moat.provenance import staleness
+from moat.provenance import behaviour, staleness
 
 METHOD = '''"""TRADES."""
 
@@ -210,6 +210,14 @@ def test_the_plug_ins_of_a_project_take_part(tmp_path, monkeypatch, file, stale)
     edit(tmp_path / "plugins" / file, "1\n", "2\n")
     staleness._hash_parts_once.cache_clear()
     assert staleness.stale(record) == stale
+
+
+def test_sources_that_were_read_before_are_not_read_for_a_hash():
+    staleness.read_sources()
+    before = behaviour._read_once.cache_info().misses
+    made_of = {"method": "dramoe", "arch": "resnet18", "attacks": ["pgd"]}
+    assert len(set(staleness.hash_parts(staleness.TRAINING_PARTS, **made_of).values())) == 4
+    assert behaviour._read_once.cache_info().misses == before
 
 
 # -- the package itself -------------------------------------------------------------

@@ -110,13 +110,16 @@ def holders(
     gpus: Sequence[Gpu], *, slots_per_gpu: int, folder: Path | None = None
 ) -> dict[Slot, dict[str, Any] | None]:
     """The holder of each slot: pid, user, since (Unix time), command; None for a free slot."""
-    folder = folder or locks.shared_folder()
-    found: dict[Slot, dict[str, Any] | None] = {}
-    with locks.mutex(folder):
-        for slot in (Slot(gpu, number) for gpu in gpus for number in range(slots_per_gpu)):
-            file = locks.open_file(slot.file(folder))
-            found[slot] = None if locks.try_lock(file) else locks.read_owner(file)
-            os.close(file)
+    folder = folder or locks.shared_folder(make=False)
+    slots = [Slot(gpu, number) for gpu in gpus for number in range(slots_per_gpu)]
+    found: dict[Slot, dict[str, Any] | None] = dict.fromkeys(slots)
+    # Looking makes no lock files: a slot that never had one is free.
+    if used := [slot for slot in slots if slot.file(folder).exists()]:
+        with locks.mutex(folder):
+            for slot in used:
+                file = locks.open_file(slot.file(folder))
+                found[slot] = None if locks.try_lock(file) else locks.read_owner(file)
+                os.close(file)
     return found
 
 

@@ -20,13 +20,15 @@ from typing import Any
 from moat.base.errors import ConfigError
 
 
-def shared_folder(environ=os.environ) -> Path:
-    """The folder of this machine's locks: ``MOAT_LOCKS``, or a folder that is the same for every user."""
-    if environ.get("MOAT_LOCKS"):
-        return make_folder(Path(environ["MOAT_LOCKS"]))
+def shared_folder(environ=os.environ, *, make: bool = True) -> Path:
+    """The folder of this machine's locks: ``MOAT_LOCKS``, or a folder that is the same for every user.
+
+    ``make``: create it where it does not exist.
+    """
     system = Path("/run/lock")
     writable = system.is_dir() and system.stat().st_mode & stat.S_IWOTH
-    return make_folder((system if writable else Path("/tmp")) / "moat-gpus")
+    path = Path(environ.get("MOAT_LOCKS") or (system if writable else Path("/tmp")) / "moat-gpus")
+    return make_folder(path) if make else path
 
 
 def make_folder(path: Path) -> Path:

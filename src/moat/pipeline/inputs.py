@@ -75,8 +75,7 @@ class Inputs:
     # -- trainings -----------------------------------------------------------
     def run_digest(self, wildcards) -> str:
         """Changes exactly when the resolved recipe of a run does: this, not a file's time, re-trains it."""
-        run = run_of(wildcards)
-        return recipes.digest(recipes.resolve_run(self.project, wildcards.scale, **vars(run)))
+        return self.records(wildcards.scale).run_digest(run_of(wildcards))
 
     def data_digest(self, wildcards) -> str:
         return recipes.digest(recipes.resolve_data(self.project, wildcards.scale, wildcards.dataset))
@@ -90,8 +89,12 @@ class Inputs:
         return " ".join(f"--initialize-from {name}={folder}" for name, folder in folders)
 
     def _initial_folders(self, wildcards) -> dict[str, Path]:
-        runs = initial_runs(self.project, wildcards.scale, run_of(wildcards))
+        runs = self._initial_runs(wildcards.scale, run_of(wildcards))
         return {name: paths.run_dir(wildcards.scale, run) for name, run in runs.items()}
+
+    @functools.cache  # noqa: B019
+    def _initial_runs(self, scale: str, run: Run) -> dict[str, Run]:
+        return initial_runs(self.project, scale, run)
 
     # -- evaluations, checks, probes -----------------------------------------
     def run_files(self, wildcards) -> dict[str, Path]:

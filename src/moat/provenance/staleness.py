@@ -160,8 +160,7 @@ def _total(hashes: Mapping[str, str]) -> list[str]:
 def attacks_of(record: Mapping[str, Any]) -> list[str]:
     """The attack families that a record names: in its settings, as the validation's, or listed."""
     settings = [*record.get("settings", {}).values(), record.get("validation_attack", {})]
-    named = {setting["attack"] for setting in settings if "attack" in setting} | {*record.get("attacks", ())}
-    return sorted(named | ({"views"} if any(setting.get("view") for setting in settings) else set()))
+    return sorted({setting["attack"] for setting in settings if "attack" in setting} | {*record.get("attacks", ())})
 
 
 @functools.cache
@@ -175,10 +174,16 @@ def reporting_hash(*, package: Path = PACKAGE) -> str:
     return behaviour.digest("\n".join(sorted(hashes)))
 
 
+def read_sources() -> None:
+    """Read all of the package's source files, so that processes forked from this one need not."""
+    for path in (*PACKAGE.rglob("*.py"), *PACKAGE.rglob("*.cpp")):
+        _read(path, PACKAGE)
+
+
 # -- files -----------------------------------------------------------------------
 def _attack_files(name: str, package: Path) -> list[Path]:
-    """A family is a module or a package; ``views`` is a part of several."""
-    files = (f"{name}.py", f"{name}/__init__.py", f"parts/{name}.py")
+    """A family is a module or a package."""
+    files = (f"{name}.py", f"{name}/__init__.py")
     return [path for file in files for path in _places(f"attacks/{file}", package)]
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from moat.base import plugins
 from moat.pipeline.warm.client import ACCEPTED, ENDED, REFUSED
+from moat.provenance import staleness
 
 _PACKAGE = Path(__file__).parents[2]
 _PARENT_DEATH_SIGNAL = 1
@@ -32,6 +33,8 @@ def main(path: str, run: Callable[[Sequence[str]], int], imported: Sequence[str]
     """
     for name in imported:
         importlib.import_module(name)
+    # Every job hashes the sources that take part in its result.
+    staleness.read_sources()
     gc.collect()
     # Forks share what is imported as long as nobody writes to it; the collector would.
     gc.freeze()
