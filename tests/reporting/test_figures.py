@@ -17,6 +17,7 @@ from moat.base.plugins import figure_kinds
 from moat.config.grid import build_grid
 from moat.config.project import Project
 from moat.reporting import figures, labels
+from moat.reporting.figures import routing
 
 DATA = {"axis": "dataset", "points": [{"label": "CIFAR-10", "dataset": "cifar10"}]}
 NET = {"axis": "arch", "points": [{"label": "ResNet-18", "arch": "resnet18"}]}
@@ -61,7 +62,7 @@ FIGURES = {
     "training_curves": {"lines": MODELS},
     "router_history": {"lines": MODELS},
     "weight_distributions": {"probe": "weights", "lines": MODELS},
-    "routing": {"probe": "routing", "lines": MODELS, "options": {"batch": 15}},
+    "routing": {"probe": "routing", "lines": MODELS},
     "tsne": {"probe": "features", "lines": MODELS},
     "heatmaps": {"probe": "heatmaps", "lines": MODELS},
     "paper_vs_measured": {},
@@ -257,7 +258,9 @@ def test_every_kind_is_checked_here():
 
 
 @pytest.mark.parametrize("kind", [kind for kind, check in CHECKS.items() if check])
-def test_the_csv_holds_what_one_recomputes_and_files_are_reproducible(tree, declare, draw, kind):
+def test_the_csv_holds_what_one_recomputes_and_files_are_reproducible(tree, declare, draw, monkeypatch, kind):
+    # Several batches of the 60 images here.
+    monkeypatch.setattr(routing, "BATCH", 15)
     declare(kind)
     fill(tree)
     content, said = draw()
@@ -370,8 +373,6 @@ def test_heat_maps_choose_a_telling_image(tree, declare, draw):
     arrays = probes()["heatmaps"]
     probe(tree, "pgd-at", "heatmaps", {**arrays, "attacked_predicted": arrays["label"]})
     assert set(draw()[0]["image"]) == {15}
-    declare("heatmaps", options={"image": 3})
-    assert set(draw()[0]["image"]) == {3}
 
 
 def test_confidence_is_the_mean_over_the_rows(tree, declare, draw):
@@ -413,8 +414,7 @@ def test_all_published_cells_are_set_against_the_measured_ones(tree, moat, decla
             {"options": {"measure": "measure", "x": "std", "y": "PGD-10", "size": "MACs"}},
             "did you mean 'Std'?",
         ),
-        ("heatmaps", {"options": {"image": 60}}, "image: 60 is not allowed; 0 to 59"),
-        ("routing", {"options": {"scores": "hard"}}, "scores: 'hard' is not allowed; softmax or raw"),
+        ("routing", {"options": {"batch": 15}}, "unknown option of routing 'batch'"),
     ],
 )
 def test_a_wrong_figure_is_named(tree, moat, declare, capsys, kind, changes, said):

@@ -1,4 +1,4 @@
-"""Intervals of what is measured, within one seed and over several; in the unit that is printed.
+"""Intervals of measured numbers, within one seed and over several, in the printed unit.
 
 For one seed the interval of an accuracy is Wilson's 95 % interval on the examples. For k seeds the measured value is
 the mean over the seeds; every seed sees the same examples, so these are counted once: the half widths are Wilson's for
@@ -10,6 +10,8 @@ import math
 import statistics
 from collections.abc import Sequence
 from typing import Any
+
+from scipy.stats import t
 
 from moat.base.errors import DataError
 from moat.evaluation.statistics import MeanAccuracy, wilson
@@ -38,7 +40,7 @@ def summarise_means(means: Sequence[MeanAccuracy], *, where: str) -> dict[str, A
         DataError: the seeds were evaluated on different numbers of examples; names ``where``.
     """
     n, rates = same_number([each.n for each in means], where=where), [each.mean for each in means]
-    # The seeds see the same examples: together they tell no more than the one that tells most about them.
+    # The seeds see the same examples: together they know no more than the most informative of them.
     joint = MeanAccuracy(math.fsum(rates) / len(rates), n, max(each.effective for each in means))
     return over_seeds(rates, joint.interval(CONFIDENCE), n=n)
 
@@ -46,9 +48,9 @@ def summarise_means(means: Sequence[MeanAccuracy], *, where: str) -> dict[str, A
 def paired_difference(both: int, first: int, second: int, n: int) -> tuple[float, Interval]:
     """First accuracy minus second on the same n examples, and its interval, as fractions.
 
-    ``both``, ``first``, ``second``: examples that are right under both, the first, the second. Interval of Agresti and
-    Min, Simple improved confidence intervals for comparing matched proportions, 2005: Wald's, with one half
-    added to each of the four counts.
+    ``both``, ``first``, ``second``: the number of examples that are correct under both, the first, the second. Interval
+    of Agresti and Min, Simple improved confidence intervals for comparing matched proportions, 2005: Wald's, with one
+    half added to each of the four counts.
     """
     only_first, only_second = first - both + 0.5, second - both + 0.5
     total = n + 2
@@ -69,13 +71,18 @@ def over_seeds(
         unit: what 1 is printed as, 100 for fractions in points.
     """
     mean = math.fsum(values) / len(values)
-    spread, margin = _between_seeds(values)
+    spread, margin = None, 0.0
+    if len(values) > 1:
+        # The half width of Student's t interval of the mean.
+        spread = statistics.stdev(values)
+        margin = float(t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)) * spread / math.sqrt(len(values))
     low, high = within
+    # Nobody compares more than four decimals.
     return {
-        "measured": _rounded(unit * mean),
-        "measured_std": None if spread is None else _rounded(unit * spread),
-        "ci_low": _rounded(unit * max(limits[0], mean - math.hypot(max(0.0, mean - low), margin))),
-        "ci_high": _rounded(unit * min(limits[1], mean + math.hypot(max(0.0, high - mean), margin))),
+        "measured": round(unit * mean, 4),
+        "measured_std": None if spread is None else round(unit * spread, 4),
+        "ci_low": round(unit * max(limits[0], mean - math.hypot(max(0.0, mean - low), margin)), 4),
+        "ci_high": round(unit * min(limits[1], mean + math.hypot(max(0.0, high - mean), margin)), 4),
         "n": n,
     }
 
@@ -89,18 +96,3 @@ def same_number(sizes: Sequence[int], *, where: str) -> int:
     if len(set(sizes)) > 1:
         raise DataError(f"{where}: the seeds were evaluated on {sorted(set(sizes))} examples; evaluate all on the same")
     return sizes[0]
-
-
-def _between_seeds(values: Sequence[float]) -> tuple[float | None, float]:
-    """Standard deviation between seeds and the half width of the t interval of their mean."""
-    if len(values) < 2:
-        return None, 0.0
-    from scipy.stats import t
-
-    spread = statistics.stdev(values)
-    return spread, float(t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)) * spread / math.sqrt(len(values))
-
-
-def _rounded(value: float) -> float:
-    """Four digits after the point, or as many significant ones for large numbers: nobody compares more."""
-    return round(value, 4)

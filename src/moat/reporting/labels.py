@@ -1,4 +1,4 @@
-"""Labels of several parts, ``CIFAR-10 / ResNet-18 / TRADES``: what they share, and what tells them apart."""
+"""Labels of several parts, ``CIFAR-10 / ResNet-18 / TRADES``: what they share, and what distinguishes them."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,7 @@ SEPARATOR = " / "
 
 
 def shared_parts(labels: Sequence[str]) -> str:
-    """The parts that all labels have at the same place; nothing for a single label, or for different lengths."""
+    """The parts that all labels have in the same position; none for a single label or different lengths."""
     return SEPARATOR.join(part for part, same in _marked(labels) if same)
 
 

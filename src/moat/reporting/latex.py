@@ -15,16 +15,12 @@ _ESCAPES = {
     "…": r"\dots{}",
     "–": "--",
 }
-
-
-# As wide as it is, or as the page where that is less.
-_AT_MOST_THE_PAGE = r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{"
+# At its own width, or the page's if that is less.
+_FIT = r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{"
 
 
 def render(layout: Layout) -> str:
-    """A ``table`` float, shrunk where it is wider than the page. Published numbers stand on a line of their own, in
-    italics, below what was measured.
-    """
+    """A ``table`` float, shrunk to the width of the page, with published numbers in italics below the measured ones."""
     table = layout.table
     lines = [
         "% needs \\usepackage{booktabs,graphicx}",
@@ -32,7 +28,7 @@ def render(layout: Layout) -> str:
         "\\centering\\small",
         f"\\caption{{{escape(table.title)}. {escape(table.caption)}}}",
         f"\\label{{tab:{_label(table.study)}-{_label(table.name)}}}",
-        f"{_AT_MOST_THE_PAGE}\\begin{{tabular}}{{l{'r' * len(table.columns)}}}",
+        f"{_FIT}\\begin{{tabular}}{{l{'r' * len(table.columns)}}}",
         "\\toprule",
         _line(["", *map(escape, table.columns)]),
         "\\midrule",
@@ -54,7 +50,7 @@ def escape(text: str) -> str:
 
 
 def _row(label: str, entries: tuple[Entry, ...]) -> list[str]:
-    """What was measured, and below it, where there is any, what was published and what flawed protocols give."""
+    """The measured numbers; below them, if there are any, the published ones and those of alternative protocols."""
     lines = [_line([escape(label), *map(_entry, entries)])]
     for said in ([e.comparison for e in entries], [e.explanation for e in entries]):
         if any(said):
@@ -63,7 +59,7 @@ def _row(label: str, entries: tuple[Entry, ...]) -> list[str]:
 
 
 def _headed(said: list[str | None]) -> list[str | None]:
-    """Label and cells of a line. Its label is the first word ("published") where that is the same in all of them."""
+    """Label and cells of a line; the label is their first word ("published") if all of them have the same."""
     first = {text.partition(" ")[0] for text in said if text}
     if len(first) > 1 or any("; " in text for text in said if text):
         return ["", *said]
@@ -82,5 +78,5 @@ def _line(cells: list[str]) -> str:
 
 
 def _label(name: str) -> str:
-    """A name without the characters that a label must not hold."""
+    """A name without the characters that are not allowed in a label."""
     return "".join(character if character.isalnum() or character in "-:." else "-" for character in name)

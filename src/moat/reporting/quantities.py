@@ -1,8 +1,8 @@
-"""What a claim is about: one number computed from cells, with an interval; and what is said of it.
+"""The number of a claim, computed from cells with an interval, and its verdict.
 
-The numbers of two cells are taken as independent. Their intervals are carried on as by MOVER (method of variance
-estimates recovery; Newcombe, Interval estimation for the difference between independent proportions, 1998): on each
-side the distances to the limits are added in quadrature.
+The numbers of two cells are treated as independent. Their intervals are combined by MOVER (method of variance estimates
+recovery; Newcombe, Interval estimation for the difference between independent proportions, 1998): on each side, the
+distances to the limits are added in quadrature.
 """
 
 import math
@@ -21,13 +21,13 @@ class Number:
 
 @dataclass(frozen=True)
 class Band:
-    """What is stated of a number: that it lies in [low, high]; one of them may be infinite."""
+    """The stated range [low, high] of a number; one of them may be infinite."""
 
     low: float
     high: float
 
     def verdict(self, number: Number) -> str:
-        """``reproduced``: the interval lies in the band; ``above``, ``below``: beyond it; else ``unverified``."""
+        """``reproduced``: the interval lies in the band; ``above``, ``below``: wholly outside; else ``unverified``."""
         if self.low <= number.low and number.high <= self.high:
             return "reproduced"
         if number.low > self.high:
@@ -36,7 +36,7 @@ class Band:
 
 
 def value(of: Sequence[Number], against: Sequence[Number]) -> Number:
-    """The mean over the cells; of one cell its number."""
+    """The mean over the cells."""
     return _mean(of)
 
 
@@ -46,17 +46,17 @@ def lowest(of: Sequence[Number], against: Sequence[Number]) -> Number:
 
 
 def difference(of: Sequence[Number], against: Sequence[Number]) -> Number:
-    """The mean over the pairs of the first minus the second."""
+    """The first minus the second, averaged over the pairs."""
     return _mean([_minus(first, second) for first, second in zip(of, against, strict=True)])
 
 
 def increase(of: Sequence[Number], against: Sequence[Number]) -> Number:
-    """By how many per cent the first is above the second, the mean over the pairs."""
+    """By how many percent the first is above the second, averaged over the pairs."""
     return _mean([_per_cent(first, second) for first, second in zip(of, against, strict=True)])
 
 
 def reduction(of: Sequence[Number], against: Sequence[Number]) -> Number:
-    """By how many per cent the first is below the second, the mean over the pairs."""
+    """By how many percent the first is below the second, averaged over the pairs."""
     found = increase(of, against)
     return Number(-found.value, -found.high, -found.low)
 

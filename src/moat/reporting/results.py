@@ -147,7 +147,7 @@ class Results(Records):
     def failed_checks(self, run: Run, suite: str | None = None) -> list[str]:
         """Names of the checks that keep this run's numbers from being trusted.
 
-        Beside the checks' own names: ``checks-not-run`` where none were checked, ``model-changed`` where the
+        Besides the checks' own names: ``checks-not-run`` where they have not run, ``model-changed`` where the
         checks, or the evaluation of ``suite``, saw other weights than the run has now.
         """
         checks = self.checks(run)

@@ -1,7 +1,4 @@
-"""Robust accuracy against the radius of the attack, one line per model.
-
-Options: ``maximum``: the largest epsilon drawn, in pixel units (e.g. ``16/255``).
-"""
+"""Robust accuracy against the radius of the attack, one line per model. Options: none."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -34,10 +31,9 @@ def draw(figure: Figure, frames: Frames, style: Style):
         (figure, DataFrame with label, dataset, arch, method, setting, epsilon in pixel units, accuracy and
         its interval in percent points, n, seeds, chance, checks_failed).
     """
-    check_options(figure, ["maximum"])
-    largest = parse_number(figure.options.get("maximum", 1), where=f"{figure.study}.yaml: {figure.name}: maximum")
+    check_options(figure, [])
     radii = {name: radius(frames.attacks[name], name) for name in figure.settings}
-    radii = dict(sorted((item for item in radii.items() if item[1] <= largest), key=lambda item: item[1]))
+    radii = dict(sorted(radii.items(), key=lambda item: item[1]))
     drawn = [line for line in figure.lines if frames.evaluated(line)]
     content = pd.DataFrame([row for line in drawn for row in _points(line, radii, frames)], columns=_COLUMNS)
     canvas, ((axes,),) = style.new(height=2.8)

@@ -2,8 +2,7 @@
 
 The lines are a table's: an axis ``setting`` whose labels are ``Family/Corruption``, and an axis of models; the second
 set of severities is given by ``alternative_protocols``. Published numbers are drawn as hollow markers in every column
-to show which severities they match. Options: ``along``: the axis of corruptions (default: setting); ``titles``:
-protocol -> title.
+to show which severities they match. Options: ``titles``: protocol -> title.
 """
 
 from moat.config.grid import Figure
@@ -16,12 +15,12 @@ expect = _cells.expect
 
 def draw(figure: Figure, frames: Frames, style: Style):
     """The matplotlib figure and its bars (DataFrame of :func:`moat.reporting.figures._cells.content`)."""
-    check_options(figure, ["along", "titles"])
+    check_options(figure, ["titles"])
     content = _cells.content(figure, frames)
-    along = _cells.column(figure, "along", content.columns) or "setting_label"
-    rows = _cells.add_series(content, [along], panel=None)
+    rows = _cells.add_series(content, ["setting_label"], panel=None)
     # A label without a family is in one called "all".
-    rows[["family", "corruption"]] = [label.split("/", 1) if "/" in label else ("all", label) for label in rows[along]]
+    labels = (label if "/" in label else f"all/{label}" for label in rows["setting_label"])
+    rows[["family", "corruption"]] = [label.split("/", 1) for label in labels]
     protocols, families = (list(dict.fromkeys(rows[name])) for name in ("protocol", "family"))
     numbers = {name: number for number, name in enumerate(dict.fromkeys(rows["series"]))}
     canvas, grid = style.new(len(families), len(protocols), height=1.45, width=style.page_width, sharey=True)

@@ -1,13 +1,12 @@
 """Class-activation heat maps of one image, clean and attacked, a row per model.
 
-Each model was attacked on its own. Options: ``image``: its index among the probe's images, from 0 (default: the first
-that the first model classifies correctly only when clean, and the last model both times).
+Each model was attacked on its own. The image is the first that the first model classifies correctly only when clean,
+and the last model both times. Options: none.
 """
 
 import numpy as np
 import pandas as pd
 
-from moat.base.errors import ConfigError
 from moat.config.grid import Figure
 from moat.reporting.figures import Frames, check_options
 from moat.reporting.style import Style
@@ -25,9 +24,9 @@ def draw(figure: Figure, frames: Frames, style: Style):
         (figure, DataFrame with one row per label, images (clean or attacked) and pixel: red, green and blue from 0 to
         255, heat from 0 to 1, and the image's index, its class and the predicted one).
     """
-    check_options(figure, ["image"])
+    check_options(figure, [])
     probes = {line.label: frames.probe(line) for line in figure.lines if frames.evaluated(line)}
-    number = _choose(list(probes.values()), figure) if probes else 0
+    number = _choose(list(probes.values())) if probes else 0
     canvas, grid = style.new(len(figure.lines), 4, height=1.25, width=style.column_width * 1.35)
     parts = []
     for axes, line, label in zip(grid, figure.lines, frames.labels(figure), strict=True):
@@ -42,18 +41,9 @@ def draw(figure: Figure, frames: Frames, style: Style):
     return canvas, pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=_COLUMNS)
 
 
-def _choose(probes: list, figure: Figure) -> int:
-    """
-    Raises:
-        ConfigError: an image that the probes do not have; says how many there are.
-    """
+def _choose(probes: list) -> int:
+    """The index of the image; the first where there is no such image."""
     count = min(len(probe["label"]) for probe in probes)
-    wanted = figure.options.get("image")
-    if wanted is not None:
-        if not (isinstance(wanted, int) and 0 <= wanted < count):
-            where = f"config/studies/{figure.study}.yaml: {figure.name}"
-            raise ConfigError(f"{where}: image: {wanted!r} is not allowed; 0 to {count - 1}")
-        return wanted
     right = [{images: (p[f"{images}_predicted"] == p["label"])[:count] for images in _IMAGES} for p in probes]
     telling = right[0]["clean"] & ~right[0]["attacked"] & right[-1]["clean"] & right[-1]["attacked"]
     return int(np.argmax(telling))

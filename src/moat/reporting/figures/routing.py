@@ -1,15 +1,12 @@
 """Where a router sends clean and attacked images: load per batch, and the distribution of each expert's weight.
 
-One row of panels per line. Options:
-    batch: images per batch of the left panel, in the test set's order (default: 100).
-    scores: ``softmax`` (default) of the router's scores, or ``raw``.
+One row of panels per line; batches of 100 images, in the test set's order. Options: none.
 """
 
 import numpy as np
 import pandas as pd
 from scipy.special import softmax
 
-from moat.base.errors import ConfigError
 from moat.config.grid import Figure
 from moat.reporting.figures import Frames, check_options
 from moat.reporting.labels import SEPARATOR
@@ -20,7 +17,7 @@ SHOWS = "probe"
 _IMAGES = ("clean", "attacked")
 _COLUMNS = ["label", "what", "images", "expert", "low", "high", "value"]
 _DASHES = {"clean": (0, (4, 1.5)), "attacked": "-"}
-_BINS = 40
+BATCH, BINS = 100, 40
 
 
 def draw(figure: Figure, frames: Frames, style: Style):
@@ -31,8 +28,8 @@ def draw(figure: Figure, frames: Frames, style: Style):
         A load is the fraction of the images low to high (in the test set's order) that was routed to the expert; a
         weight is the fraction of all images whose weight for the expert lies from low to high.
     """
-    check_options(figure, ["batch", "scores"])
-    rows = [row for line in figure.lines if frames.evaluated(line) for row in _rows(line, figure, frames)]
+    check_options(figure, [])
+    rows = [row for line in figure.lines if frames.evaluated(line) for row in _rows(line, frames)]
     content = pd.DataFrame(rows, columns=_COLUMNS)
     canvas, grid = style.new(len(figure.lines), 3, height=2.2, width=style.page_width)
     for axes, line in zip(grid, figure.lines, strict=True):
@@ -59,34 +56,26 @@ def draw(figure: Figure, frames: Frames, style: Style):
     return canvas, content
 
 
-def _rows(line, figure: Figure, frames: Frames):
-    """
-    Raises:
-        ConfigError: scores that are neither softmax nor raw.
-    """
-    kind, batch = figure.options.get("scores", "softmax"), figure.options.get("batch", 100)
-    if kind not in ("softmax", "raw"):
-        where = f"config/studies/{figure.study}.yaml: {figure.name}"
-        raise ConfigError(f"{where}: scores: {kind!r} is not allowed; softmax or raw")
+def _rows(line, frames: Frames):
     arrays = frames.probe(line)
     for images in _IMAGES:
-        scores = arrays[images] if kind == "raw" else softmax(arrays[images].astype(np.float64), axis=1)
-        for name, values in (("load", _loads(scores, batch)), ("weight", _weights(scores))):
+        scores = softmax(arrays[images].astype(np.float64), axis=1)
+        for name, values in (("load", _loads(scores)), ("weight", _weights(scores))):
             for expert, low, high, value in values:
                 place = {"label": line.label, "what": name, "images": images, "expert": expert}
                 yield {**place, "low": low, "high": high, "value": value}
 
 
-def _loads(scores: np.ndarray, batch: int):
+def _loads(scores: np.ndarray):
     chosen = scores.argmax(1)
-    for start in range(0, len(chosen), batch):
-        part = chosen[start : start + batch]
+    for start in range(0, len(chosen), BATCH):
+        part = chosen[start : start + BATCH]
         for expert in range(scores.shape[1]):
             yield expert, start, start + len(part), float((part == expert).mean())
 
 
 def _weights(scores: np.ndarray):
-    edges = np.linspace(min(0.0, scores.min()), max(1.0, scores.max()), _BINS + 1)
+    edges = np.linspace(0, 1, BINS + 1)
     for expert in range(scores.shape[1]):
         counts = np.histogram(scores[:, expert], edges)[0]
         for low, high, count in zip(edges, edges[1:], counts, strict=False):

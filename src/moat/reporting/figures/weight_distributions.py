@@ -1,6 +1,6 @@
-"""The distribution of the weights of one layer, a line per model; the right panel shows the tails.
+"""The distribution of the weights of the probe's layer, a line per model; the right panel shows the tails.
 
-Options: ``bins``: of the histogram (default: 81). The layer is the probe's.
+Options: none.
 """
 
 import numpy as np
@@ -11,6 +11,7 @@ from moat.reporting.figures import Frames, check_options, heading
 from moat.reporting.style import Style
 
 SHOWS = "probe"
+_BINS = 81
 _COLUMNS = ["label", "dataset", "arch", "method", "seed", "low", "high", "count", "density", "std", "excess_kurtosis"]
 
 
@@ -21,12 +22,12 @@ def draw(figure: Figure, frames: Frames, style: Style):
         (figure, DataFrame with label, dataset, arch, method, seed, low, high, count and density of each bin, and the
         standard deviation and excess kurtosis of all weights of the model).
     """
-    check_options(figure, ["bins"])
+    check_options(figure, [])
     lines = [line for line in figure.lines if frames.evaluated(line)]
     weights = {line.label: frames.probe(line)["weights"].astype(np.float64).ravel() for line in lines}
     # The same bins for all models, symmetric, up to the largest weight.
     limit = max((float(np.abs(each).max()) for each in weights.values()), default=1.0)
-    edges = np.linspace(-limit, limit, figure.options.get("bins", 81) + 1)
+    edges = np.linspace(-limit, limit, _BINS + 1)
     rows = [row for line in lines for row in _bins(line, weights[line.label], edges)]
     content = pd.DataFrame(rows, columns=_COLUMNS)
     canvas, (axes,) = style.new(columns=2, height=2.3)
