@@ -13,7 +13,7 @@ Importing the package is quick: what is listed below is loaded on first use, and
 - ``moat.models``: nets and mixtures of experts, built by name
 - ``moat.attacks``: attacks, and the fast copy of a model for any attack library (``for_attack``)
 - ``moat.methods``: training methods and their losses
-- ``moat.data``: data sets and corruptions
+- ``moat.data``: datasets and corruptions
 - ``moat.evaluation``: evaluation, statistics and the checks
 - ``moat.evaluate``, ``moat.verify``: attack a model; check that its robust accuracy can be trusted
 - ``moat.load``: the model of a finished run

@@ -130,7 +130,7 @@ def test_an_evaluation_has_the_rows_of_the_attack(finished, method, settings):
     assert rows["setting"].nunique() == settings
     corners = rows[rows["setting"] == "corners"]
     assert len(corners) == 24 and corners["linf"].max() == pytest.approx(16 / 255, abs=1e-6)
-    assert record["settings"]["corners"]["restarts"] == 6
+    assert record["settings"]["corners"]["corners"] == 6
     assert ("moe_adaptive" in record["not_applicable"]) == (method == "noisy-training")
 
 
@@ -201,6 +201,19 @@ def test_a_changed_plugin_makes_stale_what_used_it(finished, capsys, file, old, 
             r"in model: the key 'temperature' is missing.*plugins/models/halves.py: PARAMETERS",
         ),
         ("config/methods/pgd-at-halves.yaml", "mixture: halves", "mixture: halfs", "unknown mixture 'halfs'.*halves"),
+        (
+            "config/attacks.yaml",
+            "corners: 6",
+            "corners: 0",
+            r"attacks.yaml: corners.corners: 0 .*a whole number from 1 \(how many corners are tried\)",
+        ),
+        (
+            "config/attacks.yaml",
+            "corners: 6",
+            "corner: 6",
+            r"unknown key 'corner'.*plugins/attacks/corner_search.py: PAR",
+        ),
+        ("config/attacks.yaml", "attack: corner_search", "attack: corner", "unknown attack 'corner'.*corner_search"),
         ("plugins/methods/noisy_training.py", '"maximum"', '"most"', "noise.sigma: unknown word 'most'"),
         ("plugins/methods/noisy_training.py", '"minimum": 0', '"minimum": min(0, 1)', "PARAMETERS: must be a literal"),
     ],
@@ -214,11 +227,13 @@ def test_what_is_wrong_is_named_with_its_place(tmp_path, file, old, new, said):
     with pytest.raises(ConfigError, match=said):
         for method in METHODS:
             project.method(method)
+        project.attack_settings("toy")
 
 
-@pytest.mark.parametrize("place", ["methods/trades.py", "models/nets.py"])
+@pytest.mark.parametrize("place", ["methods/trades.py", "models/nets.py", "attacks/pgd.py"])
 def test_a_plugin_may_not_hide_one_of_moats_own(tmp_path, place):
     root = make(tmp_path)
     (root / "plugins" / place).write_text("")
-    with pytest.raises(ConfigError, match=f"plugins/{place}: moat has a module of this name"):
+    with pytest.raises(ConfigError, match=f"plugins/{place}: moat has an? (module|attack) of this name"):
         Project(root).method("noisy-training")
+        Project(root).attacks()

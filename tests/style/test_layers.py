@@ -213,8 +213,6 @@ def test_an_import_inside_a_function_keeps_something_slow_out_of_its_module():
     lazy = {module for module, tree in trees.items() if "__getattr__" in {getattr(n, "name", "") for n in tree.body}}
     loaded, pointless = loaded_by_module(trees), []
     for module, tree in trees.items():
-        if unit(module) in ("attacks",):  # Being rewritten.
-            continue
         for statement in imports_in_functions(tree):
             names = named_modules(ast.Module([statement], []), module)
             gained = {library for name in names for library in slow_parts(name, loaded)}

@@ -16,29 +16,29 @@ from moat.pipeline.warm.client import run_warm
 
 # One line each, so that `moat --help` imports none of them.
 SUBCOMMANDS = {
-    "doctor": "what this machine can do: torch, GPUs, data, SLURM, DVC, disk",
+    "doctor": "report what this machine can do: torch, GPUs, data, SLURM, DVC, disk",
     "draw": "draw figures from the evaluations",
     "evaluate": "attack one model with a suite; resumable",
-    "fetch": "download a data set's files and verify them",
-    "list": "what there is: methods, attacks, datasets, suites, scales, checks",
-    "plan": "what is done, missing or stale; what the missing costs, and what a budget buys of it",
+    "fetch": "download a dataset's files and verify them",
+    "list": "list methods, attacks, datasets, suites, scales or checks",
+    "plan": "show what is done, missing or stale, what the missing costs, and what a budget buys",
     "prepare": "turn fetched files into one file of tensors",
-    "probe": "take weights, router scores, features or heat maps from one model, for figures",
-    "pull": "get models and results through DVC, so that Snakemake has nothing to do",
+    "probe": "extract weights, router scores, features or heat maps from one model, for figures",
+    "pull": "get models and results through DVC",
     "report": "write the page with all results",
     "tabulate": "make tables from the evaluations",
     "train": "train one run; resumable",
-    "verify": "the checks: can a model's robust accuracy be trusted?",
+    "verify": "run the checks: can a model's robust accuracy be trusted?",
 }
 
 
 class _Subparser(argparse.ArgumentParser):
-    """A subcommand's parser: gets its options when it is used, from the module of that name."""
+    """A subcommand's parser, which imports the subcommand's module only when it is used."""
 
     def parse_known_args(self, args=None, namespace=None):
         module = importlib.import_module(f"moat.commands.{self.prog.split()[-1]}")
         self.description = module.__doc__
-        # People write it after the command, too. Without a default, which would replace what stands before.
+        # Accepted after the command, too; without a default, which would override the one given before it.
         _add_project(self, default=argparse.SUPPRESS)
         module.add_arguments(self)
         self.set_defaults(module=module)
@@ -71,12 +71,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return code
     try:
         code = _run(argv)
-        # Now, and not when Python ends: here a reader that went away is answered.
+        # Here rather than at Python's exit, so that a closed pipe is handled below.
         sys.stdout.flush()
     except BrokenPipeError:
         if not _reader_is_gone():
             raise
-        # `moat plan --json | head`: nobody is left to be told. What Python still holds for the reader goes nowhere.
+        # `moat plan --json | head`: there is nobody to tell. Python's remaining output is discarded.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     return code

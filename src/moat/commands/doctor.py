@@ -1,4 +1,4 @@
-"""Say what this machine can do: torch, GPUs, data, workflow tools, disk, and what is stale."""
+"""Report what this machine can do (torch, GPUs, data, workflow tools, disk) and which results are stale."""
 
 import importlib.util
 import json

@@ -43,7 +43,7 @@ def load(request: TargetRequest, device: torch.device) -> EvaluationTarget:
     data = datasets.load(request.data, splits=("test",))
     trained_with = request.record.get("data", {}).get("sha256", data.sha256)
     if trained_with != data.sha256:
-        log.warning("%s is not the data set of this run's training (sha256 %s…)", request.data, trained_with[:12])
+        log.warning("%s is not the dataset of this run's training (sha256 %s…)", request.data, trained_with[:12])
     split = data.splits["test"]
     x, y = split.images[: request.limit], split.labels[: request.limit]
     target = EvaluationTarget(

@@ -1,4 +1,4 @@
-"""Download a data set's files, verify them, and list them in a manifest. Resumes where an earlier call stopped."""
+"""Download a dataset's files, verify them, and list them in a manifest. Resumes where an earlier call stopped."""
 
 import os
 from argparse import ArgumentParser, Namespace
@@ -14,7 +14,7 @@ from moat.data.fetch import fetch
 
 @dataclass(frozen=True)
 class Request:
-    """A data set to download.
+    """A dataset to download.
 
     Attributes:
         spec: its description, from config/datasets/.
@@ -49,10 +49,10 @@ def run(request: Request) -> None:
 
 
 def described(project: Project, name: str) -> dict[str, Any]:
-    """A data set's description, with an absolute path where it names a local folder.
+    """A dataset's description, with an absolute path where it names a local folder.
 
     Raises:
-        ConfigError: unknown data set, or a description whose name is not its file's.
+        ConfigError: unknown dataset, or a description whose name is not its file's.
     """
     spec = project.dataset(name)
     if spec["name"] != name:

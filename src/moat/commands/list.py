@@ -1,4 +1,4 @@
-"""List what there is of a kind, one line each: its name, and what it is, from where it is declared."""
+"""List the methods, attack settings, datasets, suites, scales or checks: name and title, one line each."""
 
 import json
 from argparse import ArgumentParser, Namespace

@@ -1,4 +1,4 @@
-"""Options that several commands share, and what they ask for as plain values: no torch here."""
+"""Options that several commands share, parsed into plain values, without torch."""
 
 from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping
@@ -16,10 +16,10 @@ from moat.training.run_record import SHA256, WEIGHTS, identity, read_run
 DEFAULT_BATCH_SIZE = 250
 
 
-# -- what is evaluated -----------------------------------------------------------
+# -- the model and examples to evaluate -------------------------------------------
 @dataclass(frozen=True)
 class FinishedRun:
-    """A model that ``moat train`` made.
+    """A model trained by ``moat train``.
 
     Attributes:
         weights: "best" or "last".
@@ -36,18 +36,18 @@ class FinishedRun:
 
     @property
     def sha256(self) -> str:
-        """Of the weights, as the record has it."""
+        """The hash of the weights in the record."""
         return self.record[SHA256[self.weights]]
 
     @property
     def described(self) -> dict[str, Any]:
-        """What it is, for the record of an evaluation."""
+        """What identifies the model in the record of an evaluation."""
         return {**identity(self.record), "weights": self.weights, "model_sha256": self.sha256}
 
 
 @dataclass(frozen=True)
 class ForeignModel:
-    """A model from elsewhere: ``package.module:function``, which returns it, and the file of its weights."""
+    """A model from elsewhere: ``package.module:function``, which builds it, and the file of its weights."""
 
     factory: str
     weights: Path
@@ -62,7 +62,7 @@ class TargetRequest:
     """A model to evaluate and the test examples to evaluate it on.
 
     Attributes:
-        data: the prepared data set.
+        data: the prepared dataset.
         limit: only so many examples, the first ones; None for all.
         batch_size: examples attacked at once.
     """
@@ -79,13 +79,13 @@ class TargetRequest:
 
 
 def add_target_arguments(parser: ArgumentParser) -> None:
-    """The options that say which model is evaluated, on which examples and on which device."""
+    """Add the options for the model to evaluate, the examples and the device."""
     parser.add_argument("--run", dest="run_dir", type=Path, metavar="DIR", help="a run's folder, made by moat train")
     parser.add_argument("--model", metavar="MODULE:FACTORY", help="instead: a function that returns an nn.Module")
     parser.add_argument(
         "--weights", metavar="best|last|FILE", help="with --run: best (default) or last; with --model: its weights"
     )
-    parser.add_argument("--data", type=Path, metavar="FILE", help="prepared data set (default: the run's own)")
+    parser.add_argument("--data", type=Path, metavar="FILE", help="prepared dataset (default: the run's own)")
     parser.add_argument("--dataset-file", dest="data", type=Path, metavar="FILE", help="the same, as --model needs it")
     parser.add_argument("--limit", type=_limit, metavar="N|all", help="only the first N test examples")
     parser.add_argument("--batch-size", type=_count, metavar="N", help="examples attacked at once")
@@ -93,10 +93,10 @@ def add_target_arguments(parser: ArgumentParser) -> None:
 
 
 def target_request(arguments: Namespace, *, at_most: int | None = None) -> TargetRequest:
-    """What the options of :func:`add_target_arguments` ask for, with the run's own values for what is not given.
+    """The options of :func:`add_target_arguments`, with the run's own values for those not given.
 
     Args:
-        at_most: a limit for when ``--limit`` is not given, on top of the run's own.
+        at_most: without ``--limit``, the limit is the lower of this and the run's own.
 
     Raises:
         ConfigError: options that do not go together.
@@ -144,11 +144,11 @@ def _limit(text: str) -> int | Literal["all"]:
     return text if text == "all" else _count(text)
 
 
-# argparse puts these into its message: "invalid whole number from 1 value: '0'".
+# argparse puts these names into its message: "invalid whole number from 1 value: '0'".
 _count.__name__, _limit.__name__ = "whole number from 1", "whole number from 1, or all"
 
 
-# -- what is shown ---------------------------------------------------------------
+# -- the tables and figures to show -----------------------------------------------
 @dataclass(frozen=True)
 class ShownRequest:
     """The tables and figures of some studies at a scale.
@@ -164,20 +164,20 @@ class ShownRequest:
 
 
 def add_shown_arguments(parser: ArgumentParser) -> None:
-    """The options that say which studies are shown, of which results."""
+    """Add the options for the scale, the studies and the folder of results."""
     parser.add_argument("--scale", required=True, metavar="X", help="which results; `moat list scales` has the names")
     parser.add_argument("--studies", metavar="A,B", help="these studies (default: those of config/config.yaml)")
     parser.add_argument("--results", type=Path, metavar="DIR", help="folder of the results (default: results/)")
 
 
 def shown_request(arguments: Namespace, study: str | None = None) -> ShownRequest:
-    """What the options of :func:`add_shown_arguments` ask for.
+    """The options of :func:`add_shown_arguments`, with the grid of their studies.
 
     Args:
         study: the only study, where a command has such an option.
 
     Raises:
-        ConfigError: a study or scale that there is not.
+        ConfigError: an unknown study or scale.
     """
     project = Project(arguments.project)
     studies = studies_option.studies(project, arguments.studies, study)
@@ -185,7 +185,7 @@ def shown_request(arguments: Namespace, study: str | None = None) -> ShownReques
     return ShownRequest(project, studies, grid, arguments.results or project.root / "results")
 
 
-# -- where unfinished work is kept -----------------------------------------------
+# -- the folder for unfinished work -----------------------------------------------
 def work_folder(out: Path) -> Path:
     """``work/`` and the path of ``out`` below the working directory (or its whole path, where it lies elsewhere)."""
     absolute, here = out.resolve(), Path.cwd()

@@ -1,4 +1,4 @@
-"""Read a data set's fetched files and write one file of tensors: images, labels, splits, class names."""
+"""Read a dataset's fetched files and write one file of tensors: images, labels, splits, class names."""
 
 from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ PARAMETERS = ("image_size", "train_limit", "test_limit", "validation")
 
 @dataclass(frozen=True)
 class Request:
-    """A data set to prepare.
+    """A dataset to prepare.
 
     Attributes:
         spec: its description, from config/datasets/.

@@ -1,4 +1,4 @@
-"""Take from one model what figures need beside accuracies: weights, router scores, features or heat maps."""
+"""Extract from one model what figures need besides accuracies: weights, router scores, features or heat maps."""
 
 import logging
 import time

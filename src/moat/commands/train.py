@@ -26,7 +26,7 @@ class Request:
 
     Attributes:
         resolved: the run, as :func:`moat.config.recipes.resolve_run` gives it.
-        data: the prepared data set.
+        data: the prepared dataset.
         out: where the run's files go; ``work``: where checkpoints are kept until then.
         initialize_from: name in the recipe -> folder of the finished run that the training starts from.
         evaluation: the scale's limit and batch size, recorded as the defaults of later evaluations.
