@@ -123,6 +123,19 @@ def test_a_method_is_told_what_its_class_declares(project, method, key, said):
         assert words in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("steps: 10}", "stepz: 10}", r"dwf-expert-fgsm.yaml: in watch: unknown key 'stepz' \(did you mean 'steps'"),
+        ("attack: pgd", "attack: pgdd", r"dwf-expert-fgsm.yaml: watch.attack: unknown attack 'pgdd'"),
+    ],
+)
+def test_an_attack_setting_in_a_recipe_is_checked_as_in_attacks_yaml(project, old, new, said):
+    edit(project, "config/methods/dwf-expert-fgsm.yaml", old, new)
+    with pytest.raises(ConfigError, match=said):
+        project.method("dwf-expert-fgsm")
+
+
 def test_what_a_class_requires_is_asked_for_with_its_place(project):
     edit(project, "config/methods/trades.yaml", "loss: {beta: 6.0}\n", "")
     with pytest.raises(

@@ -2,6 +2,7 @@
 
 import csv
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,8 +58,20 @@ class Project:
             if isinstance(topics, dict):
                 recipe[key] = {topic: sentence for topic, sentence in topics.items() if sentence is not None}
         layers = [(f"config/methods/{each}.yaml", own) for each, own in files.items()]
-        method_schema.check(recipe, name, layers, self.root)
+        self.check_recipe(recipe, name, layers)
         return method_schema.with_defaults(recipe)
+
+    def check_recipe(
+        self, recipe: Mapping[str, Any], name: str, layers: Sequence[tuple[str, Mapping[str, Any]]]
+    ) -> None:
+        """Check a merged recipe and the attack settings in it; the arguments are those of :func:`method_schema.check`.
+
+        Raises:
+            ConfigError: names the file, the key, what is allowed, and where that is declared.
+        """
+        method_schema.check(recipe, name, layers, self.root)
+        for key in method_schema.of_type(recipe, "setting"):
+            attack_schema.check({key: recipe[key]}, self.root, source=f"config/methods/{name}.yaml")
 
     def recipe_files(self, name: str) -> dict[str, dict[str, Any]]:
         """A recipe's file and those that it extends, as written: name -> content, the recipe's own first."""

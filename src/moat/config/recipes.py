@@ -62,9 +62,8 @@ def resolve_recipe(project: Project, scale: str, method: str) -> dict[str, Any]:
     if "max_attack_steps" in scaled:
         recipe = _with_fewer_steps(recipe, scaled["max_attack_steps"])
     recipe = merge(recipe, overrides)
-    method_schema.check(
-        recipe, method, [*layers, *((f"config/methods/{each}.yaml", own) for each, own in files.items())], project.root
-    )
+    written = ((f"config/methods/{each}.yaml", own) for each, own in files.items())
+    project.check_recipe(recipe, method, [*layers, *written])
     return recipe
 
 
