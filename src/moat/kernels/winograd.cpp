@@ -2,18 +2,19 @@
 //
 // Sources: Lavin and Gray, Fast Algorithms for Convolutional Neural Networks, arXiv 1509.09308 (the method);
 // Barabasz et al., Error Analysis and Improving the Accuracy of Winograd Convolution, arXiv 1803.10986 (why the points
-// matter). The points are 0, +-5/8, +-3/2 and infinity: 2.5 times the rounding of a direct convolution, where the usual
-// 0, +-1, +-2 have five times as much. A tile of 4x4 outputs takes 36 multiplications a pair of channels, not 144.
+// matter). The points are 0, +-5/8, +-3/2 and infinity: 2.5 times the rounding error of a direct convolution, where the
+// usual 0, +-1, +-2 have five times that error. A tile of 4x4 outputs takes 36 multiplications per pair of channels
+// instead of 144.
 //
-// With stride 2, in one dimension, two taps see every other pixel and the third sees those between: two convolutions, of
-// which the first is an F(4, 2) with the points +-3/8, +-5/4 and infinity, and the second a product. That is 81
-// multiplications instead of 144, and no more rounding than a direct convolution. So it is backwards.
+// With stride 2, in one dimension, two taps read every other pixel and the third reads the pixels between: two
+// convolutions, the first an F(4, 2) with the points +-3/8, +-5/4 and infinity, the second a product. That is 81
+// multiplications instead of 144, with the rounding error of a direct convolution. The same holds backwards.
 //
-// Every output of a convolution is the sum of the same products in the same order, whatever else is in the batch and
-// however many threads there are: an image's result depends on the image alone. The gradient of a weight has the same
-// bits for the same number of threads.
+// Every output is the sum of the same products in the same order, whatever else is in the batch and whatever the number
+// of threads: an image's result depends on the image alone. The gradient of a weight is bitwise reproducible for a
+// given number of threads.
 //
-// Compiled once for each instruction set by hatch_build.py, called by moat.nets.winograd.
+// Compiled once per instruction set by hatch_build.py, called by moat.kernels.winograd.
 #ifdef __AVX512BF16__
 #include <immintrin.h>
 #endif
@@ -33,12 +34,12 @@
 
 namespace {
 
-// Tiles that a thread works on together: few enough that what it remembers of them stays in the nearer caches. The
-// gradient of a weight sums over more, because in between it reads and writes as many numbers as the weight has.
-constexpr int TILES = 8, SUMMED = 24;
+// Tiles per block of a thread: few enough for their transforms to stay in L1 and L2. Weight gradients use larger
+// blocks, because each block reads and writes sums of the size of the weight.
+constexpr int TILE_BLOCK = 8, GRADIENT_TILE_BLOCK = 24;
 
-// Schemes: in one dimension, how the IN pixels of a tile become values at POINTS points, and these OUT outputs; the next
-// tile begins STEP pixels further. G: a filter's three taps at the points.
+// Schemes: in one dimension, the transform of a tile's IN pixels to values at POINTS points, and of these to OUT
+// outputs; the next tile begins STEP pixels further. G: a filter's three taps at the points.
 
 // Stride 1: F(4, 3).
 struct Plain {
@@ -68,7 +69,7 @@ struct Plain {
     y[3 * step] = (A2 * A) * odd_a + ((B2 * B) * odd_b + m[5]);
   }
 
-  // What four values of the gradient of the output send back to the points.
+  // The gradient at the points from that of the four outputs.
   template <class V>
   static INLINE void back_to_points(V *t, int step, const V *g) {
     V even_a = g[0] + A2 * g[2], odd_a = A * g[1] + (A2 * A) * g[3];
@@ -81,7 +82,7 @@ struct Plain {
     t[5 * step] = g[3];
   }
 
-  // What the points send back to the three taps.
+  // The gradient of the three taps from that at the points.
   template <class V>
   static INLINE void to_taps(V *w, int step, const V *u) {
     constexpr float na = NA, nb = NB, n0 = 1 / (double(A2) * B2);
@@ -92,15 +93,16 @@ struct Plain {
   }
 };
 
-// F(4, 2) of the outer taps, at the first five points, and the tap between at four more.
+// F(4, 2) of the outer taps at the first five points, and the middle tap at four more.
 struct TwoAndOne {
   static constexpr int POINTS = 9;
   static constexpr float A = 0.375f, B = 1.25f, A2 = A * A, B2 = B * B;
   static constexpr double NA = 1 / (2.0 * A * (A2 - B2)), NB = 1 / (2.0 * B * (B2 - A2));
-  static constexpr double G[POINTS][3] = {{NA, 0, A * NA}, {-NA, 0, A * NA}, {NB, 0, B * NB}, {-NB, 0, B * NB}, {0, 0, 1},
-                                          {0, 1, 0},       {0, 1, 0},        {0, 1, 0},       {0, 1, 0}};
+  static constexpr double G[POINTS][3] = {{NA, 0, A * NA}, {-NA, 0, A * NA}, {NB, 0, B * NB},
+                                          {-NB, 0, B * NB}, {0, 0, 1},       {0, 1, 0},
+                                          {0, 1, 0},        {0, 1, 0},       {0, 1, 0}};
 
-  // Of five pixels that the outer taps see.
+  // From the five pixels that the outer taps read.
   template <class V>
   static INLINE void to_five(V *t, int step, V d0, V d1, V d2, V d3, V d4) {
     V odd_a = d3 - B2 * d1, even_a = d2 - B2 * d0, odd_b = d3 - A2 * d1, even_b = d2 - A2 * d0;
@@ -140,7 +142,7 @@ struct Halving : TwoAndOne {
   }
 };
 
-// The gradient of what has stride 2 and padding 1, where the first tap is the last: twice as many outputs as inputs.
+// The input gradient for stride 2 and padding 1, whose first tap is the last: twice as many outputs as inputs.
 struct Doubling : TwoAndOne {
   static constexpr int IN = 5, OUT = 8, STEP = 4;
 
@@ -158,24 +160,24 @@ struct Doubling : TwoAndOne {
   }
 };
 
-// Of images and maps of type T, by scheme S.
+// A convolution of images and maps of type T, by scheme S.
 template <class T, class S>
 struct Problem {
-  const T *x, *mask;    // (batch, height, width, channels); where the mask is 0 or below, x is taken to be 0
-  const float *weight;  // as moat_winograd_weight lays it
+  const T *x, *mask;    // (batch, height, width, channels); x counts as 0 where the mask is 0 or below
+  const float *weight;  // in the layout of moat_winograd_weight
   const float *bias;
   const T *residual;
   T *y;  // (batch, out_height, out_width, filters)
   int64_t batch, height, width, channels, out_height, out_width, filters, padding;
   bool relu;
-  const T *gradient;  // as y: of the loss with respect to it, for the gradient of the weight
-  const T *passes;    // as y: where it is 0 or below, y becomes 0
-  const float *less;  // (filters): with `passes`, products[tile] is the sum of y * (2 * passes - less)
-  float *products;    // (tiles)
+  const T *gradient;       // of y, in its shape, for the gradient of the weight
+  const T *relu_mask;      // in the shape of y, which becomes 0 where the mask is 0 or below
+  const float *gate_bias;  // (filters): with `relu_mask`, products[tile] is the sum of y * (2 * relu_mask - gate_bias)
+  float *products;         // (tiles)
   int64_t tiles_down() const { return (out_height + S::OUT - 1) / S::OUT; }
   int64_t tiles_across() const { return (out_width + S::OUT - 1) / S::OUT; }
   int64_t tiles() const { return batch * tiles_down() * tiles_across(); }
-  // Where in x and in y the row of tiles begins that a tile belongs to.
+  // Offsets in x and y of the row of tiles that contains a tile.
   int64_t row_of_x(int64_t tile) const {
     const int64_t row = tile / tiles_across();
     return (row / tiles_down() * height + row % tiles_down() * S::STEP) * width * channels;
@@ -186,7 +188,7 @@ struct Problem {
   }
 };
 
-// A tile's place: in which image, and how many tiles are above it and before it.
+// A tile's image, and the number of tiles above and to the left of it.
 struct Tile {
   int64_t image, down, across;
   template <class T, class S>
@@ -203,9 +205,9 @@ struct Tile {
   }
 };
 
-// What is asked of memory ahead, a share at a time, while the processor multiplies.
+// Prefetches a range of memory, a part per point, during the multiplications.
 template <class T, int POINTS>
-struct Ahead {
+struct Prefetch {
   const T *data;
   int64_t first, last;
   static constexpr int64_t LINE = 64 / sizeof(T);
@@ -220,7 +222,7 @@ struct bfloat16 {
   uint16_t bits;
 };
 
-// Vectors of L numbers. Unaligned: a map of 8 channels need not begin at a multiple of anything.
+// Vectors of L numbers, unaligned: a map of 8 channels may start at any address.
 template <int L>
 struct Vectors;
 template <>
@@ -240,7 +242,7 @@ struct Vectors<16> {
   static INLINE Half narrowed(Bits b) { return __builtin_convertvector(b, Half); }
 };
 
-template <int L, class S, int TILES = ::TILES>
+template <int L, class S, int TILES = TILE_BLOCK>
 struct Lanes {
   using V = typename Vectors<L>::Float;
   using Bits = typename Vectors<L>::Bits;
@@ -258,19 +260,19 @@ struct Lanes {
       _mm_storeu_si128((__m128i *)p, (__m128i)_mm256_cvtneps_pbh((__m256)v));
 #else
     const Bits bits = (Bits)v, rounded = bits + 0x7fff + (bits >> 16 & 1);
-    // What is not a number stays that, however it would be rounded.
+    // NaN stays NaN, whatever its rounding.
     *(Half *)p = Vectors<L>::narrowed((v == v ? rounded : bits | 0x400000) >> 16);
 #endif
   }
 
-  // As PyTorch's relu and its gradient do it: what is not a number is not below 0.
+  // Like PyTorch's relu and its gradient: NaN is not below 0.
   static INLINE V above_zero(V v, V by) { return by <= V{} ? V{} : v; }
 
   static constexpr int IN = S::IN, OUT = S::OUT, SIDE = S::POINTS, POINTS = SIDE * SIDE;
-  // What is remembered of L channels of some tiles: (POINTS, TILES, L).
+  // The transform of L channels of a block of tiles: (POINTS, TILES, L).
   static constexpr int64_t POINT = TILES * L, CHUNK = POINTS * POINT;
 
-  // `v`: (channels / L) chunks, from this tile on; `at(i, j, k)`: the pixel's lanes from channel k on.
+  // `v`: (channels / L) chunks, starting at this tile; `at(i, j, k)`: the pixel's lanes from channel k on.
   template <class At>
   static INLINE void tile_to_points(At at, int64_t channels, float *v) {
     for (int64_t k = 0; k < channels; k += L, v += CHUNK) {
@@ -313,10 +315,10 @@ struct Lanes {
   static INLINE void finish(const Problem<T, S> p, int64_t place, int64_t filter, V value, V &product) {
     if (p.residual) value += load(p.residual + place);
     if (p.relu) value = above_zero(value, value);
-    if (p.passes) {
-      const V passes = load(p.passes + place);
-      value = above_zero(value, passes);
-      product += value * (2 * passes - load(p.less + filter));
+    if (p.relu_mask) {
+      const V relu_mask = load(p.relu_mask + place);
+      value = above_zero(value, relu_mask);
+      product += value * (2 * relu_mask - load(p.gate_bias + filter));
     }
     store(p.y + place, value);
   }
@@ -354,7 +356,7 @@ struct Lanes {
     p.products[(tile.image * p.tiles_down() + tile.down) * p.tiles_across() + tile.across] = sum;
   }
 
-  // One point of N chunks of m, for the first ROWS tiles: those of v times a panel (channels, N * L) of the weight.
+  // One point of N chunks of m for the first ROWS tiles: v times a panel (channels, N * L) of the weight.
   template <int ROWS, int N>
   static void multiply(const float *v, const float *u, int64_t channels, float *m) {
     V sums[ROWS][N] = {};
@@ -380,7 +382,7 @@ struct Lanes {
       multiply_some<N, ROWS - 1>(rows, v, u, channels, m);
   }
 
-  // From `begin` to `end`: filters.
+  // `begin`, `end`: filters.
   template <class T>
   static void read_gradient(const Problem<T, S> &p, const Tile tile, int64_t begin, int64_t end, float *m) {
     const int64_t top = tile.down * OUT, left = tile.across * OUT;
@@ -403,29 +405,29 @@ struct Lanes {
     }
   }
 
-  // Filters whose sums are in registers together.
-  static constexpr int TOGETHER = L / 2;
+  // Filters whose sums are kept in registers at a time.
+  static constexpr int FILTER_BLOCK = L / 2;
 
-  // What `count` tiles add to the sums (filters, channels) of one point, for N vectors of channels.
+  // Adds the products of `count` tiles to the sums (filters, channels) of one point, for N vectors of channels.
   template <int N>
   static INLINE void add_products(const float *v, const float *m, int64_t count, float *sums, int64_t channels) {
-    V total[TOGETHER][N];
-    UNROLL for (int i = 0; i < TOGETHER; i++) {
+    V total[FILTER_BLOCK][N];
+    UNROLL for (int i = 0; i < FILTER_BLOCK; i++) {
       UNROLL for (int n = 0; n < N; n++) total[i][n] = load(sums + i * channels + n * L);
     }
     for (int64_t tile = 0; tile < count; tile++, v += L, m += L) {
       V factors[N];
       UNROLL for (int n = 0; n < N; n++) factors[n] = load(v + n * CHUNK);
-      UNROLL for (int i = 0; i < TOGETHER; i++) {
+      UNROLL for (int i = 0; i < FILTER_BLOCK; i++) {
         UNROLL for (int n = 0; n < N; n++) total[i][n] += m[i] * factors[n];
       }
     }
-    UNROLL for (int i = 0; i < TOGETHER; i++) {
+    UNROLL for (int i = 0; i < FILTER_BLOCK; i++) {
       UNROLL for (int n = 0; n < N; n++) store(sums + i * channels + n * L, total[i][n]);
     }
   }
 
-  // Sums (point, filters, channels) over some tiles, of some filters.
+  // Sums (point, filters, channels) over a range of tiles, for a range of filters.
   template <class T>
   static void sum_products(const Problem<T, S> &p, int64_t first, int64_t last, int64_t begin, int64_t end,
                            float *scratch, float *sums) {
@@ -442,7 +444,7 @@ struct Lanes {
       }
       for (int64_t point = 0; point < POINTS; point++) {
         const float *of_x = v + point * POINT, *of_y = m + point * POINT;
-        for (int64_t f = begin; f < end; f += TOGETHER) {
+        for (int64_t f = begin; f < end; f += FILTER_BLOCK) {
           const float *g = of_y + (f - begin) / L * CHUNK + (f - begin) % L;
           float *to = sums + (point * p.filters + f) * channels;
           int64_t k = 0;
@@ -454,7 +456,7 @@ struct Lanes {
     }
   }
 
-  // The weight's gradient (filters, 3, 3, channels) of some filters, from so many parts of the sums.
+  // The weight's gradient (filters, 3, 3, channels) for a range of filters, from `parts` partial sums.
   static void to_weight(const float *sums, int64_t parts, int64_t channels, int64_t filters, int64_t begin, int64_t end,
                         float *w) {
     const int64_t size = channels * filters;
@@ -490,11 +492,11 @@ struct Lanes {
           read_tile<false>(p, place, v + i * L);
       }
       const int64_t next = tile + count, after = std::min(next + TILES, last);
-      const Ahead<T, POINTS> x{p.x, p.row_of_x(next), p.row_of_x(after)}, mask{p.mask, x.first, x.last};
-      const Ahead<T, POINTS> y{p.y, p.row_of_y(tile), p.row_of_y(next)}, residual{p.residual, y.first, y.last};
-      const Ahead<T, POINTS> passes{p.passes, y.first, y.last};
+      const Prefetch<T, POINTS> x{p.x, p.row_of_x(next), p.row_of_x(after)}, mask{p.mask, x.first, x.last};
+      const Prefetch<T, POINTS> y{p.y, p.row_of_y(tile), p.row_of_y(next)}, residual{p.residual, y.first, y.last};
+      const Prefetch<T, POINTS> relu_mask{p.relu_mask, y.first, y.last};
       for (int64_t point = 0; point < POINTS; point++) {
-        x.fetch(point), mask.fetch(point), y.fetch(point), residual.fetch(point), passes.fetch(point);
+        x.fetch(point), mask.fetch(point), y.fetch(point), residual.fetch(point), relu_mask.fetch(point);
         const float *u = p.weight + point * p.channels * p.filters, *from = v + point * POINT;
         float *to = m + point * POINT;
         int64_t k = 0;
@@ -507,25 +509,25 @@ struct Lanes {
     }
   }
 
-  // Filters (filters, channels, 3, 3) by their strides -> (point, panel of two or one vectors, channels, panel).
+  // Filters (filters, channels, 3, 3) with any strides -> (point, panel of two or one vectors, channels, panel).
   static void transform(const float *w, const int64_t *strides, int64_t channels, int64_t filters, float *u) {
-    float some[POINTS][SOME][L];
+    float some[POINTS][CHANNEL_BLOCK][L];
     for (int64_t k = 0; k < filters; k += L) {
       const int64_t in_pairs = filters / (2 * L) * 2 * L, panel = k < in_pairs ? 2 * L : L;
       const int64_t begin = k / panel * panel, offset = k - begin;
-      for (int64_t c = 0; c < channels; c += SOME) {
-        for (int64_t n = 0; n < SOME; n++)
+      for (int64_t c = 0; c < channels; c += CHANNEL_BLOCK) {
+        for (int64_t n = 0; n < CHANNEL_BLOCK; n++)
           transform_lanes(w + k * strides[0] + (c + n) * strides[1], strides, &some[0][n][0]);
-        // Some channels at a time: what follows each other is written at once.
+        // A block of channels at a time, so that consecutive addresses are written together.
         for (int point = 0; point < POINTS; point++) {
           float *to = u + point * channels * filters + begin * channels + c * panel + offset;
-          for (int64_t n = 0; n < SOME; n++, to += panel) store(to, load(some[point][n]));
+          for (int64_t n = 0; n < CHANNEL_BLOCK; n++, to += panel) store(to, load(some[point][n]));
         }
       }
     }
   }
 
-  static constexpr int64_t SOME = 8;
+  static constexpr int64_t CHANNEL_BLOCK = 8;
 
   static void transform_lanes(const float *w, const int64_t *strides, float *u) {
     double g[3][3][L], t[SIDE][3][L];
@@ -537,7 +539,7 @@ struct Lanes {
         for (int lane = 0; lane < L; lane++)
           t[i][j][lane] = S::G[i][0] * g[0][j][lane] + S::G[i][1] * g[1][j][lane] + S::G[i][2] * g[2][j][lane];
     for (int i = 0; i < SIDE; i++)
-      for (int j = 0; j < SIDE; j++, u += SOME * L)
+      for (int j = 0; j < SIDE; j++, u += CHANNEL_BLOCK * L)
         for (int lane = 0; lane < L; lane++)
           u[lane] = float(S::G[j][0] * t[i][0][lane] + S::G[j][1] * t[i][1][lane] + S::G[j][2] * t[i][2][lane]);
   }
@@ -547,7 +549,7 @@ template <class S>
 constexpr int64_t points() { return S::POINTS * S::POINTS; }
 
 template <class S>
-int64_t scratch_of_one(int64_t channels, int64_t filters, int64_t tiles = TILES) {
+int64_t scratch_of_one(int64_t channels, int64_t filters, int64_t tiles = TILE_BLOCK) {
   return points<S>() * tiles * (channels + filters);
 }
 
@@ -559,10 +561,10 @@ bool wide(int64_t channels, int64_t filters) {
 #endif
 }
 
-// A thread takes longer to start than to multiply less than this.
+// Starting a thread takes longer than about 2^22 multiplications.
 int64_t useful(int64_t threads, int64_t products) { return std::min(threads, 1 + products / (1 << 22)); }
 
-// `work(n, first, last)` for the n-th of `shares` of `count` things that stay together in groups; returns how many.
+// Calls `work(n, first, last)` for `shares` ranges of `count` items, split at multiples of `group`; returns how many.
 template <class Work>
 int64_t divide(int64_t count, int64_t group, int64_t shares, Work work) {
   const int64_t groups = (count + group - 1) / group, share = (groups + shares - 1) / shares * group;
@@ -573,7 +575,7 @@ int64_t divide(int64_t count, int64_t group, int64_t shares, Work work) {
     try {
       helpers.emplace_back(work, n, first, last);
     } catch (const std::system_error &) {
-      work(n, first, last);  // The system has no thread to spare.
+      work(n, first, last);  // The system is out of threads.
     }
   }
   work(0, 0, std::min(share, count));
@@ -585,7 +587,7 @@ template <class T, class S>
 void convolve(const Problem<T, S> &p, int64_t threads, float *scratch) {
   const int64_t size = scratch_of_one<S>(p.channels, p.filters);
   threads = useful(threads, p.tiles() * points<S>() * p.channels * p.filters);
-  divide(p.tiles(), TILES, threads, [=](int64_t n, int64_t first, int64_t last) {
+  divide(p.tiles(), TILE_BLOCK, threads, [=](int64_t n, int64_t first, int64_t last) {
     if (wide(p.channels, p.filters))
       Lanes<16, S>::convolve(p, first, last, scratch + n * size);
     else
@@ -593,27 +595,27 @@ void convolve(const Problem<T, S> &p, int64_t threads, float *scratch) {
   });
 }
 
-// The sums of a large weight are divided among the threads by filters, those of a small one by tiles.
+// Threads divide the sums of a large weight by filters, those of a small one by tiles.
 bool by_filters(int64_t channels, int64_t filters) { return channels * filters >= 1 << 16; }
 
 template <int L, class T, class S>
 void weight_gradient(const Problem<T, S> &p, float *w, int64_t threads, float *scratch) {
-  using Summed = Lanes<L, S, SUMMED>;
-  const int64_t size = scratch_of_one<S>(p.channels, p.filters, SUMMED), weight = p.channels * p.filters;
+  using Gradient = Lanes<L, S, GRADIENT_TILE_BLOCK>;
+  const int64_t size = scratch_of_one<S>(p.channels, p.filters, GRADIENT_TILE_BLOCK), weight = p.channels * p.filters;
   threads = useful(threads, p.tiles() * points<S>() * weight);
   float *sums = scratch + threads * size;
   int64_t parts = 1;
   if (by_filters(p.channels, p.filters)) {
     divide(p.filters, L, threads, [=](int64_t n, int64_t begin, int64_t end) {
-      Summed::sum_products(p, 0, p.tiles(), begin, end, scratch + n * size, sums);
+      Gradient::sum_products(p, 0, p.tiles(), begin, end, scratch + n * size, sums);
     });
   } else {
-    parts = divide(p.tiles(), SUMMED, threads, [=](int64_t n, int64_t first, int64_t last) {
-      Summed::sum_products(p, first, last, 0, p.filters, scratch + n * size, sums + n * points<S>() * weight);
+    parts = divide(p.tiles(), GRADIENT_TILE_BLOCK, threads, [=](int64_t n, int64_t first, int64_t last) {
+      Gradient::sum_products(p, first, last, 0, p.filters, scratch + n * size, sums + n * points<S>() * weight);
     });
   }
   divide(p.filters, L, threads, [=](int64_t, int64_t begin, int64_t end) {
-    Summed::to_weight(sums, parts, p.channels, p.filters, begin, end, w);
+    Gradient::to_weight(sums, parts, p.channels, p.filters, begin, end, w);
   });
 }
 
@@ -629,23 +631,25 @@ void weight_gradient(const Problem<T, S> &p, float *w, int64_t threads, float *s
 
 extern "C" {
 
-// The hash of this file, by which a library that was compiled from another is told.
+// The hash of this file, to recognise a library that was compiled from another version.
 const char *moat_winograd_source() { return SOURCE; }
 
-// `stride` below: 1, 2, or -2 for the gradient of what has stride 2.
+// `stride` below: 1, 2, or -2 for the input gradient of stride 2.
 
-// Floats that so many threads need beside input and output.
+// Scratch memory in floats for a number of threads.
 int64_t moat_winograd_scratch(int64_t channels, int64_t filters, int64_t stride, int64_t threads) {
-  return threads * (stride == 1 ? scratch_of_one<Plain>(channels, filters) : scratch_of_one<Halving>(channels, filters));
+  const bool plain = stride == 1;
+  return threads * (plain ? scratch_of_one<Plain>(channels, filters) : scratch_of_one<Halving>(channels, filters));
 }
 
 int64_t moat_winograd_gradient_scratch(int64_t channels, int64_t filters, int64_t threads) {
   const int64_t parts = by_filters(channels, filters) ? 1 : threads;
-  return threads * scratch_of_one<Plain>(channels, filters, SUMMED) + parts * points<Plain>() * channels * filters;
+  const int64_t sums = parts * points<Plain>() * channels * filters;
+  return threads * scratch_of_one<Plain>(channels, filters, GRADIENT_TILE_BLOCK) + sums;
 }
 
-// `u`: for each point channels * filters floats; both numbers must be multiples of 8. There are 36 points for stride 1,
-// else 81. `strides`: of `w` (filters, channels, 3, 3).
+// `u`: channels * filters floats per point; both numbers must be multiples of 8. There are 36 points for stride 1, else
+// 81. `strides`: of `w` (filters, channels, 3, 3).
 void moat_winograd_weight(const float *w, const int64_t *strides, int64_t channels, int64_t filters, int64_t stride,
                           float *u) {
   auto run = [=](auto scheme) {
@@ -658,27 +662,27 @@ void moat_winograd_weight(const float *w, const int64_t *strides, int64_t channe
   stride == 1 ? run(Plain{}) : run(Halving{});
 }
 
-// y = convolution of x (0 where `mask` is given and 0 or below), plus bias, plus residual, cut at 0 if `relu`, and 0
-// where `passes` is given and 0 or below; with it come `products` (tiles), sums of y * (2 * passes - less).
-// x, mask, residual and y are float32, or bfloat16 if `half`; sums are float32's.
+// y = convolution of x (0 where `mask` is given and 0 or below), plus bias, plus residual, through relu if `relu`, and
+// 0 where `relu_mask` is given and 0 or below; then `products` (tiles) are the sums of y * (2 * relu_mask - gate_bias).
+// x, mask, residual, relu_mask and y are float32, or bfloat16 if `half`; sums are float32.
 void moat_winograd_convolve(const void *x, const void *mask, const float *weight, const float *bias,
                             const void *residual, void *y, int64_t batch, int64_t height, int64_t width,
                             int64_t channels, int64_t out_height, int64_t out_width, int64_t filters, int64_t padding,
                             int64_t stride, int64_t relu, int64_t half, int64_t threads, float *scratch,
-                            const void *passes, const float *less, float *products) {
+                            const void *relu_mask, const float *gate_bias, float *products) {
   auto run = [=](auto type, auto scheme) {
     using T = decltype(type);
     using S = decltype(scheme);
     convolve(Problem<T, S>{(const T *)x, (const T *)mask, weight, bias, (const T *)residual, (T *)y, batch, height,
                            width, channels, out_height, out_width, filters, padding, relu != 0, nullptr,
-                           (const T *)passes, less, products},
+                           (const T *)relu_mask, gate_bias, products},
              threads, scratch);
   };
   auto with = [=](auto scheme) { half ? run(bfloat16{}, scheme) : run(0.0f, scheme); };
   stride == 1 ? with(Plain{}) : stride == 2 ? with(Halving{}) : with(Doubling{});
 }
 
-// w (filters, 3, 3, channels): of the convolution of x with it, stride 1, the gradient that belongs to the result's.
+// w (filters, 3, 3, channels): the gradient of the weight of a convolution of x with stride 1, from that of its result.
 void moat_winograd_weight_gradient(const void *x, const void *gradient, float *w, int64_t batch, int64_t height,
                                    int64_t width, int64_t channels, int64_t out_height, int64_t out_width,
                                    int64_t filters, int64_t padding, int64_t half, int64_t threads, float *scratch) {
