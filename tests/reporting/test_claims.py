@@ -13,7 +13,7 @@ from moat.base.errors import ConfigError
 from moat.config.grid import build_grid
 from moat.config.project import Project
 from moat.reporting import claims, claims_tables
-from moat.reporting.quantities import QUANTITIES, Band, Number
+from moat.reporting.quantities import OVER, QUANTITIES, Band, Number
 from moat.reporting.results import Results
 from moat.reporting.tables import frame, rows_of
 
@@ -24,7 +24,6 @@ from moat.reporting.tables import frame, rows_of
         ("value", [(50, 48, 52)], [], (50, 48, 52)),
         # The mean of two independent numbers: their half widths in quadrature, halved.
         ("value", [(50, 47, 53), (60, 56, 64)], [], (55, 52.5, 57.5)),
-        ("lowest", [(50, 47, 53), (40, 36, 44)], [], (40, 36, 44)),
         ("difference", [(62, 59, 66)], [(58, 54, 61)], (4, 4 - math.hypot(3, 3), 4 + math.hypot(4, 4))),
         ("difference", [(62, 62, 62), (10, 10, 10)], [(60, 60, 60), (4, 4, 4)], (4, 4, 4)),
         ("increase", [(6.9, 6.9, 6.9)], [(5.3, 5.3, 5.3)], (100 * (6.9 / 5.3 - 1),) * 3),
@@ -34,7 +33,8 @@ from moat.reporting.tables import frame, rows_of
     ],
 )
 def test_quantities(quantity, of, against, expected):
-    found = QUANTITIES[quantity]([Number(*each) for each in of], [Number(*each) for each in against])
+    numbers = QUANTITIES[quantity]([Number(*each) for each in of], [Number(*each) for each in against])
+    found = OVER["mean"](numbers, Band(-math.inf, math.inf))
     assert (found.value, found.low, found.high) == pytest.approx(expected)
 
 
@@ -53,6 +53,24 @@ def test_quantities(quantity, of, against, expected):
 )
 def test_bands(band, number, verdict):
     assert Band(*band).verdict(Number(*number)) == verdict
+
+
+@pytest.mark.parametrize(
+    ("band", "numbers", "decisive"),
+    [
+        # All inside: the nearest to an edge; of a bound on one side, the lowest.
+        ((37, 48), [(40, 39, 41), (46, 45, 47), (42, 41, 43)], (46, 45, 47)),
+        ((0, math.inf), [(50, 47, 53), (40, 36, 44)], (40, 36, 44)),
+        # One outside, above or below, outweighs one whose interval crosses an edge.
+        ((37, 48), [(40, 39, 41), (37, 20, 50), (50, 49, 51)], (50, 49, 51)),
+        ((37, 48), [(0, 0, 1), (40, 39, 41), (50, 49, 51)], (0, 0, 1)),
+        ((37, 48), [(40, 39, 41), (47.9, 47, 49)], (47.9, 47, 49)),
+        # One that crosses an edge outweighs one that is nearer to it, inside.
+        ((0, math.inf), [(1, 0.5, 1.5), (3, -1, 7)], (3, -1, 7)),
+    ],
+)
+def test_a_claim_about_each_of_several_cells_is_decided_by_one(band, numbers, decisive):
+    assert OVER["each"]([Number(*each) for each in numbers], Band(*band)) == Number(*decisive)
 
 
 # -- from results to verdicts -----------------------------------------------------
@@ -154,6 +172,66 @@ def test_a_claim_is_explained_by_the_protocol_that_gives_it(case, replicas, verd
     assert found["protocol"] == "advmoe-released"
 
 
+@pytest.mark.parametrize(
+    ("of", "rest", "reason", "verdict"),
+    [(5000, 4000, None, "reproduced"), (4000, 4900, None, "below"), (5000, 4950, None, "unverified")],
+)
+def test_one_cell_is_compared_with_each_of_several(case, of, rest, reason, verdict):
+    case.measure("trades", of)
+    case.measure("pgd-at", 3000)
+    case.measure("mart", rest)
+    found = case.claim(GAIN, stated={"at_least": 0}, over="each", against={"method": ["MART", "PGD-AT"]})
+    # The pair that decides: the better of those that it is compared with.
+    assert (found["measured"]["value"], found["compared"]) == (pytest.approx((of - rest) / 100), 2)
+    assert (found["verdict"], found["stated"]) == (verdict, "each at least 0 points")
+    assert claims_tables.words(found)[2].endswith(" points (decides, of 2)")
+
+
+def test_a_claim_compares_measured_cells_of_two_tables(case):
+    """Never one measured number with a published one: 45 against a measured 55 is no support."""
+    case.measure("trades", 4500)
+    content = Case.rows("dramoe", 4500)
+    content.loc[content["setting"] == "fgsm", "correct"] = content["index"] < 5500
+    case.tree.evaluation("cifar10/resnet18/trades/seed0", "dramoe", content)
+    found = case.claim(
+        GAIN,
+        cells={"dataset": ["CIFAR-10"], "arch": ["ResNet-18"], "method": ["TRADES"]},
+        of={"metric": ["Adv"]},
+        against={"table": "unified-leaderboard", "attack": ["FGSM"]},
+        stated={"at_least": 0},
+    )
+    assert (found["measured"]["value"], found["verdict"]) == (pytest.approx(-10), "below")
+    assert [each["id"] for each in found["evidence"]] == ["dramoe-table2", "unified-leaderboard"]
+
+
+@pytest.mark.parametrize(
+    ("replicas", "trades", "status"),
+    [
+        ((6200, 5800), 4000, "explanation"),
+        ((6200, 6100), 4000, "possible explanation (tested here, not confirmed)"),
+        ((None, None), 4000, "possible explanation (not tested here)"),
+        # There is no difference to explain, whatever the replica gives.
+        ((6200, 5800), 4402, "possible explanation (not tested here)"),
+    ],
+)
+def test_an_explanation_is_a_supposition_until_its_protocol_agrees(case, replicas, trades, status):
+    case.measure("trades", trades, replica=replicas[0])
+    case.measure("pgd-at", 4000, replica=replicas[1])
+    found = case.claim(GAIN, stated={"equals": 4.02}, protocol="advmoe-released")
+    assert found["explanation_status"] == status
+    assert claims_tables.words(found)[3].startswith(f"{status}: Single runs.")
+    assert f",{status}: Single runs.," in claims_tables.to_csv([found]).replace('"', "")
+
+
+def test_a_replica_on_other_weights_explains_nothing(case):
+    case.measure("trades", 4000, replica=6200)
+    case.measure("pgd-at", 4000, replica=5800)
+    name = "cifar10/resnet18/pgd-at/seed0"
+    case.tree.evaluation(name, "advmoe", Case.rows("advmoe", 5800), sha="0" * 64)
+    found = case.claim(GAIN, stated={"equals": 4.02}, protocol="advmoe-released")
+    assert (found["verdict"], found["explained"]["value"]) == ("below", pytest.approx(4.0))
+
+
 def test_a_claim_rests_on_cells_that_can_be_trusted(case):
     case.measure("trades", 5000, check=("threat-model",))
     case.measure("pgd-at", 4950)
@@ -196,6 +274,8 @@ def test_a_claim_about_another_study_needs_it(case):
         ({"quantity": "diference"}, "unknown quantity 'diference'.*'difference'"),
         ({"quantity": "value"}, "against: is for the quantities difference"),
         ({"of": {"method": ["TRADES", "MART"]}}, "2 cells against 1; difference needs as many of each"),
+        ({"against": {"table": "unified-leaderbord", "method": ["PGD-AT"]}}, "unknown table 'unified-leaderbord'"),
+        ({"over": "every"}, "over.*'every'"),
         ({"stated": {"tolerance": 1}}, "stated: says no number"),
         ({"stated": {"published": {"table": "1"}}}, "72 rows fit config/claims.yaml: trades-over-pgd-at"),
         ({"unit": "percent"}, "unit.*'percent'"),

@@ -7,8 +7,10 @@
     stated                    as a phrase, e.g. ``4.02 ± 2 points``; ``unit``: ``points`` or ``%``
     published_line            the line of config/published/<study>.csv that states it, or None
     measured                  {value, low, high} under the correct protocol, or None
+    compared                  of how many cells, or pairs, ``measured`` is the one that decides; None: it is their mean
     protocol, explained       the alternative protocol that may explain the claim; {value, low, high} under it, or None
     explanation               in words, what may explain a difference
+    explanation_status        whether it is one: see :func:`_explanation_status`
     verdict                   as of a cell: reproduced, explained, above, below, unverified, not-run
     reasons                   names as in ``checks_failed`` (see :func:`moat.reporting.layout.explain`), or why not run
     evidence                  one dict per cell: study, table, row, column, id (``<study>-<table>``, the table's anchor
@@ -27,7 +29,7 @@ from moat.config.grid import Grid
 from moat.config.grid_types import Cell
 from moat.config.project import Project
 from moat.config.published import PublishedNumbers
-from moat.reporting.quantities import COMPARING, QUANTITIES, Band, Number
+from moat.reporting.quantities import COMPARING, OVER, QUANTITIES, Band, Number
 from moat.reporting.tables import REMARKS, records, stand_ins
 
 Key = tuple[str, str, str, str, str]
@@ -61,10 +63,12 @@ def chosen(grid: Grid, name: str, spec: Mapping[str, Any], role: str) -> list[Ce
     Raises:
         ConfigError: no such table or axis, or a label that no cell has.
     """
-    study, table = _table_of(spec)
-    if study not in {each.study for each in grid.tables} or role not in spec:
+    if role not in spec:
         return []
-    labels = {**spec.get("cells", {}), **spec[role]}
+    study, table = _table_of(spec, role)
+    if study not in {each.study for each in grid.tables}:
+        return []
+    labels = {**spec.get("cells", {}), **_labels(spec, role)}
     cells = grid.table(study, table).cells
     for axis, wanted in labels.items():
         known = list(dict.fromkeys(dict(cell.axes).get(axis, "") for cell in cells))
@@ -79,11 +83,9 @@ def _claim(project: Project, grid: Grid, name: str, spec, rows: Rows, comparable
     unit = spec.get("unit", "points")
     band, stated, line = _stated(project, name, spec, unit)
     cells = {role: chosen(grid, name, spec, role) for role in ("of", "against")}
-    if spec["quantity"] in COMPARING and len(cells["of"]) != len(cells["against"]):
-        sizes = f"{len(cells['of'])} cells against {len(cells['against'])}"
-        raise ConfigError(f"config/claims.yaml: {name}: {sizes}; {spec['quantity']} needs as many of each")
-    measured, missing = _quantity(spec, cells, rows, CORRECT)
-    explained = _quantity(spec, cells, rows, spec["protocol"])[0] if "protocol" in spec else None
+    pairs = _pairs(name, spec, cells)
+    measured, missing = _number(spec, pairs, rows, CORRECT, band)
+    explained = _number(spec, pairs, rows, spec["protocol"], band)[0] if "protocol" in spec else None
     if measured is None:
         verdict, reasons = "not-run", [missing]
     else:
@@ -94,23 +96,34 @@ def _claim(project: Project, grid: Grid, name: str, spec, rows: Rows, comparable
         if any(reason not in REMARKS for reason in reasons):
             verdict = "unverified"
         elif verdict in ("above", "below") and explained is not None and band.verdict(explained) == "reproduced":
-            verdict = "explained"
+            verdict = verdict if _distrusted(pairs, rows, spec["protocol"]) else "explained"
     return {
         "id": name,
         "study": spec["study"],
-        "paper": project.study(spec["study"]).get("paper", "this project"),
+        "paper": spec.get("paper", project.study(spec["study"]).get("paper", "this project")),
         "text": spec["text"],
         "stated": stated,
         "unit": unit,
         "published_line": line,
         "measured": measured and vars(measured),
+        "compared": len(pairs) if spec.get("over") == "each" else None,
         "protocol": spec.get("protocol"),
         "explained": explained and vars(explained),
         "explanation": spec["explanation"],
+        "explanation_status": _explanation_status(verdict, explained),
         "verdict": verdict,
         "reasons": list(dict.fromkeys(reasons)),
         "evidence": [_evidence(cell, rows, role) for role, found in cells.items() for cell in found],
     }
+
+
+def _explanation_status(verdict: str, explained: Number | None) -> str:
+    """What stands before a claim's explanation: it is a supposition until its protocol's number agrees."""
+    if verdict == "explained":
+        return "explanation"
+    if verdict in ("above", "below") and explained is not None:
+        return "possible explanation (tested here, not confirmed)"
+    return "possible explanation (not tested here)"
 
 
 def _check(name: str, spec) -> None:
@@ -141,31 +154,77 @@ def _stated(project: Project, name: str, spec, unit: str) -> tuple[Band, str, in
         low = high = stated["equals"]
     else:
         low, high = stated.get("at_least", -math.inf), stated.get("at_most", math.inf)
-        phrases = [f"at least {low:g}"] * (low > -math.inf) + [f"at most {high:g}"] * (high < math.inf)
-        return Band(low, high), f"{' and '.join(phrases)} {unit}", line
-    tolerance = stated.get("tolerance", project.study(spec["study"])["tolerance"])
-    phrase = f"{low:g}" if low == high else f"{low:g} to {high:g}"
-    return Band(low - tolerance, high + tolerance), f"{phrase} ± {tolerance:g} {unit}", line
+    bound = not {"published", "equals"} & set(stated)
+    # A bound is meant as it is written, unless the claim says otherwise.
+    tolerance = stated.get("tolerance", 0 if bound else project.study(spec["study"])["tolerance"])
+    if bound:
+        phrase = " and ".join([f"at least {low:g}"] * (low > -math.inf) + [f"at most {high:g}"] * (high < math.inf))
+    else:
+        phrase = f"{low:g}" if low == high else f"{low:g} to {high:g}"
+    each = "each " if spec.get("over") == "each" else ""
+    allowed = f" ± {tolerance:g}" if tolerance or not bound else ""
+    return Band(low - tolerance, high + tolerance), f"{each}{phrase}{allowed} {unit}", line
 
 
-def _quantity(spec, cells, rows: Rows, protocol: str) -> tuple[Number | None, str | None]:
+def _pairs(name: str, spec, cells: Mapping[str, list[Cell]]) -> list[tuple[Cell, ...]]:
+    """The cells from each of which, or pairs of cells from each of which, one number is computed.
+
+    As many cells as there are to compare with are paired in order. A single one of each data set and each label that
+    both sides share is paired with all of its kind.
+
+    Raises:
+        ConfigError: neither is possible.
+    """
+    of, against = cells["of"], cells["against"]
+    if spec["quantity"] not in COMPARING:
+        return [(cell,) for cell in of]
+    if len(of) == len(against):
+        return list(zip(of, against, strict=True))
+    if not of or not against:
+        # The study of one of the two tables is not there.
+        return []
+    named = set(_labels(spec, "of")) | set(_labels(spec, "against"))
+
+    def kind(cell: Cell) -> tuple:
+        return (cell.dataset, *(each for each in cell.axes if each[0] not in named))
+
+    alone = {kind(cell): cell for cell in of}
+    if len(alone) < len(of) or {kind(cell) for cell in against} != set(alone):
+        sizes = f"{len(of)} cells against {len(against)}"
+        raise ConfigError(
+            f"config/claims.yaml: {name}: {sizes}; {spec['quantity']} needs as many of each, or one of each kind"
+        )
+    return [(alone[kind(cell)], cell) for cell in against]
+
+
+def _number(spec, pairs, rows: Rows, protocol: str, band: Band) -> tuple[Number | None, str | None]:
     """The claim's number under a protocol; or None and what is missing.
 
     Under an alternative protocol, a cell that it does not change (clean accuracy) counts with its correct number, but
     at least one must have been measured under it.
     """
-    numbers: dict[str, list[Number]] = {"of": [], "against": []}
+    numbers: list[list[Number]] = []
     seen = False
-    for role, cell in ((role, cell) for role, found in cells.items() for cell in found):
-        declared = any(each.protocol == protocol for each in cell.each())
-        row = rows.get(_key(cell, protocol if declared else CORRECT))
-        seen |= declared
-        if row is None or row["measured"] is None:
-            return None, f"{cell.study}-{cell.table}: {cell.row} x {cell.column} is not measured"
-        numbers[role].append(Number(row["measured"], row["ci_low"], row["ci_high"]))
-    if not numbers["of"] or not seen:
-        return None, f"the study {_table_of(spec)[0]} is not among those asked for"
-    return QUANTITIES[spec["quantity"]](numbers["of"], numbers["against"]), None
+    for pair in pairs:
+        numbers.append([])
+        for cell in pair:
+            declared = any(each.protocol == protocol for each in cell.each())
+            row = rows.get(_key(cell, protocol if declared else CORRECT))
+            seen |= declared
+            if row is None or row["measured"] is None:
+                return None, f"{cell.study}-{cell.table}: {cell.row} x {cell.column} is not measured"
+            numbers[-1].append(Number(row["measured"], row["ci_low"], row["ci_high"]))
+    if not numbers or not seen:
+        tables = {_table_of(spec, role)[0] for role in ("of", "against") if role in spec}
+        return None, f"the study {' or '.join(sorted(tables))} is not among those asked for"
+    of, against = [pair[0] for pair in numbers], [pair[-1] for pair in numbers]
+    return OVER[spec.get("over", "mean")](QUANTITIES[spec["quantity"]](of, against), band), None
+
+
+def _distrusted(pairs, rows: Rows, protocol: str) -> bool:
+    """Whether a number under an alternative protocol must not be taken at face value."""
+    failed = (rows.get(_key(cell, protocol), {}).get("checks_failed") for pair in pairs for cell in pair)
+    return any(reason not in REMARKS for names in failed if names for reason in names.split(";"))
 
 
 def _evidence(cell: Cell, rows: Rows, role: str) -> dict[str, Any]:
@@ -175,9 +234,14 @@ def _evidence(cell: Cell, rows: Rows, role: str) -> dict[str, Any]:
     return {**place, "id": f"{cell.study}-{cell.table}", **said, "role": role}
 
 
-def _table_of(spec) -> tuple[str, str]:
-    study, separator, table = spec["table"].partition("-")
+def _table_of(spec, role: str) -> tuple[str, str]:
+    name = spec[role].get("table", spec["table"])
+    study, separator, table = name.partition("-")
     return (study, table) if separator else (spec["study"], study)
+
+
+def _labels(spec, role: str) -> dict[str, list[str]]:
+    return {axis: labels for axis, labels in spec[role].items() if axis != "table"}
 
 
 def _key(cell: Cell, protocol: str) -> Key:

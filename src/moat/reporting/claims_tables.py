@@ -12,11 +12,12 @@ COLUMNS = [
     *("claim", "study", "paper", "text", "stated", "unit", "measured", "ci_low", "ci_high"),
     *("protocol", "explained", "explained_low", "explained_high", "verdict", "reasons", "explanation", "evidence"),
 ]
-HEADINGS = ("claim", "stated", "measured", "what may explain the difference", "verdict", "evidence")
+HEADINGS = ("claim", "stated", "measured", "what may explain a difference", "verdict", "evidence")
 TITLE = "The papers' claims, and what was measured"
 CAPTION = (
-    "Measured: under the correct protocol, computed from the cells named as evidence, with a 95 % interval. Where an "
-    "alternative protocol may explain the claim, the number under it follows its name."
+    "Measured: under the correct protocol, computed from the cells named as evidence, with a 95 % interval; where a "
+    "claim is about each of several cells, of the one that decides. An explanation is only a possible one until the "
+    "verdict is explained; the number under its protocol, where there is one, follows it."
 )
 
 
@@ -27,13 +28,14 @@ def to_csv(claims: Sequence[Mapping[str, Any]]) -> str:
 
 def _row(claim: Mapping[str, Any]) -> dict[str, Any]:
     measured, explained = claim["measured"] or {}, claim["explained"] or {}
-    same = ("study", "paper", "text", "stated", "unit", "protocol", "verdict", "explanation")
+    same = ("study", "paper", "text", "stated", "unit", "protocol", "verdict")
     return {
         "claim": claim["id"],
         **{name: claim[name] for name in same},
         **{"measured": measured.get("value"), "ci_low": measured.get("low"), "ci_high": measured.get("high")},
         **{f"explained{end}": explained.get(key) for end, key in (("", "value"), ("_low", "low"), ("_high", "high"))},
         "reasons": ";".join(claim["reasons"]),
+        "explanation": explanation(claim),
         "evidence": evidence(claim, most=len(claim["evidence"])),
     }
 
@@ -72,16 +74,25 @@ def words(claim: Mapping[str, Any]) -> tuple[str, ...]:
         return found and f"{found['value']:.2f} [{found['low']:.2f}, {found['high']:.2f}] {claim['unit']}"
 
     measured, explained = number(claim["measured"]), number(claim["explained"])
-    explanation = claim["explanation"] + (f" ({claim['protocol']}: {explained})" if explained else "")
     why = "; ".join(map(explain_distrust, claim["reasons"])) if measured else ""
     return (
         f"{claim['paper']}: {claim['text']}",
         claim["stated"],
-        measured or f"not run: {claim['reasons'][0]}",
-        explanation,
+        f"{measured}{decides(claim)}" if measured else f"not run: {claim['reasons'][0]}",
+        explanation(claim) + (f" ({claim['protocol']}: {explained})" if explained else ""),
         claim["verdict"] + (f": {why}" if why else ""),
         evidence(claim),
     )
+
+
+def explanation(claim: Mapping[str, Any]) -> str:
+    """What may explain a difference, and whether that was tested."""
+    return f"{claim['explanation_status']}: {claim['explanation']}"
+
+
+def decides(claim: Mapping[str, Any]) -> str:
+    """Of how many cells the number is that decides; nothing where it is their mean."""
+    return f" (decides, of {claim['compared']})" if claim["compared"] else ""
 
 
 def evidence(claim: Mapping[str, Any], most: int = 3) -> str:

@@ -35,35 +35,28 @@ class Band:
         return "below" if number.high < self.low else "unverified"
 
 
-def value(of: Sequence[Number], against: Sequence[Number]) -> Number:
-    """The mean over the cells."""
-    return _mean(of)
+def value(of: Sequence[Number], against: Sequence[Number]) -> list[Number]:
+    """The numbers themselves."""
+    return list(of)
 
 
-def lowest(of: Sequence[Number], against: Sequence[Number]) -> Number:
-    """The smallest of the cells' numbers, with its interval."""
-    return min(of, key=lambda number: number.value)
+def difference(of: Sequence[Number], against: Sequence[Number]) -> list[Number]:
+    """The first minus the second, of each pair."""
+    return [_minus(first, second) for first, second in zip(of, against, strict=True)]
 
 
-def difference(of: Sequence[Number], against: Sequence[Number]) -> Number:
-    """The first minus the second, averaged over the pairs."""
-    return _mean([_minus(first, second) for first, second in zip(of, against, strict=True)])
+def increase(of: Sequence[Number], against: Sequence[Number]) -> list[Number]:
+    """By how many percent the first is above the second, of each pair."""
+    return [_per_cent(first, second) for first, second in zip(of, against, strict=True)]
 
 
-def increase(of: Sequence[Number], against: Sequence[Number]) -> Number:
-    """By how many percent the first is above the second, averaged over the pairs."""
-    return _mean([_per_cent(first, second) for first, second in zip(of, against, strict=True)])
+def reduction(of: Sequence[Number], against: Sequence[Number]) -> list[Number]:
+    """By how many percent the first is below the second, of each pair."""
+    return [Number(-each.value, -each.high, -each.low) for each in increase(of, against)]
 
 
-def reduction(of: Sequence[Number], against: Sequence[Number]) -> Number:
-    """By how many percent the first is below the second, averaged over the pairs."""
-    found = increase(of, against)
-    return Number(-found.value, -found.high, -found.low)
-
-
-QUANTITIES: Mapping[str, Callable[[Sequence[Number], Sequence[Number]], Number]] = {
+QUANTITIES: Mapping[str, Callable[[Sequence[Number], Sequence[Number]], list[Number]]] = {
     "value": value,
-    "lowest": lowest,
     "difference": difference,
     "increase": increase,
     "reduction": reduction,
@@ -72,12 +65,30 @@ QUANTITIES: Mapping[str, Callable[[Sequence[Number], Sequence[Number]], Number]]
 COMPARING = ("difference", "increase", "reduction")
 
 
-def _mean(numbers: Sequence[Number]) -> Number:
+def average(numbers: Sequence[Number], band: Band) -> Number:
+    """The mean, whatever the band."""
     n = len(numbers)
     mean = math.fsum(number.value for number in numbers) / n
     below = math.hypot(*(number.value - number.low for number in numbers)) / n
     above = math.hypot(*(number.high - number.value for number in numbers)) / n
     return Number(mean, mean - below, mean + above)
+
+
+def decisive(numbers: Sequence[Number], band: Band) -> Number:
+    """The number that decides whether every one lies in the band: one outside it if there is any, the farthest.
+
+    Otherwise one whose interval crosses an edge, otherwise the one that is nearest to an edge.
+    """
+    rank = {"reproduced": 0, "unverified": 1, "below": 2, "above": 2}
+
+    def excess(number: Number) -> float:
+        return max(band.low - number.value, number.value - band.high)
+
+    return max(numbers, key=lambda number: (rank[band.verdict(number)], excess(number)))
+
+
+# How the numbers of several cells, or of several pairs of cells, become the one that is compared with the claim.
+OVER: Mapping[str, Callable[[Sequence[Number], Band], Number]] = {"mean": average, "each": decisive}
 
 
 def _minus(first: Number, second: Number) -> Number:
