@@ -82,7 +82,7 @@ def second_pipeline(place: Place) -> str | None:
 
 def corrupt_work(place: Place) -> str | None:
     """A checkpoint, or a kept part of an evaluation, with other bytes in its midst, found after a power cut."""
-    stage, pattern = place.chance.choice([("runs", "work/**/checkpoint*.pt"), ("evaluations", "work/**/*.parquet")])
+    stage, pattern = place.chance.choice([("runs", "work/**/checkpoint*.pt"), ("evaluations", "work/**/*.journal")])
     place.begin(stage)
     mine = f"{place.method}/**/"
     found = place.wait(lambda: place.files(pattern.replace("**/", f"**/{mine}")), every=0.005)

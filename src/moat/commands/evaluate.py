@@ -13,12 +13,13 @@ from moat.commands.options import (
     FinishedRun,
     TargetRequest,
     add_target_arguments,
+    in_work,
     target_request,
-    work_folder,
 )
 from moat.config.project import Project
 from moat.config.recipes import digest, resolve_evaluation
 from moat.machine import devices
+from moat.machine.usage import Usage
 from moat.provenance import staleness
 from moat.training.run_record import read_run
 
@@ -33,7 +34,7 @@ class Request:
         settings, worst_cases: the suite's, at the scale whose changes apply.
         transfer_from: "seed" or "arch" -> the run whose model examples are transferred from.
         out: the rows (.parquet); their description (.json) is written beside.
-        work: folder for what is finished of an evaluation.
+        journal: the file of what is measured so far.
         robustbench: also write a RobustBench entry there.
         recipe: of the run's method, for that entry; empty for a model from elsewhere.
         recipe_digest: of all that decides the evaluation but the model; None without a scale.
@@ -45,7 +46,7 @@ class Request:
     worst_cases: Mapping[str, Mapping[str, Mapping[str, Any]]]
     transfer_from: Mapping[str, FinishedRun]
     out: Path
-    work: Path
+    journal: Path
     robustbench: Path | None
     recipe: Mapping[str, Any]
     recipe_digest: str | None
@@ -57,7 +58,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--suite", required=True, help="a name from config/suites.yaml (`moat list suites`)")
     parser.add_argument("--out", required=True, type=Path, metavar="FILE", help="rows (.parquet); a .json comes beside")
     parser.add_argument(
-        "--work", type=Path, metavar="DIR", help="finished attack settings (default: work/ and the path of --out)"
+        "--journal", type=Path, metavar="FILE", help="what is measured so far (default: work/ and the path of --out)"
     )
     parser.add_argument("--scale", help="its changes to attack settings apply (default: the run's scale)")
     parser.add_argument(
@@ -91,7 +92,7 @@ def request(arguments: Namespace) -> Request:
         worst_cases=project.worst_cases(arguments.suite, scale),
         transfer_from=_transfer_from(arguments.transfer_from, target.record.get("arch")),
         out=arguments.out,
-        work=arguments.work or work_folder(arguments.out.with_suffix("")),
+        journal=arguments.journal or in_work(arguments.out.with_suffix(".journal")),
         robustbench=arguments.robustbench,
         recipe=project.method(target.record["method"]) if wants_recipe else {},
         recipe_digest=digest({**resolve_evaluation(project, scale, arguments.suite), **asked}) if scale else None,
@@ -128,6 +129,7 @@ def run(request: Request) -> None:
         from moat.evaluation import corrupted, records, robustbench
         from moat.evaluation.plan import make_plan
 
+        usage = Usage()
         target = evaluation_target.load(request.target, device)
         others = evaluation_target.load_transfer_models(request.transfer_from, device)
         plan = make_plan(request.suite, request.settings, request.worst_cases, target.model, others)
@@ -138,10 +140,10 @@ def run(request: Request) -> None:
         sources = staleness.hash_parts(staleness.EVALUATION_PARTS, **staleness.made_of(target.run), attacks=attacks)
         made_by = {"recipe_digest": request.recipe_digest, "sources": sources}
         measured = []
-        for each in records.evaluate_suite(target, plan, folder=request.work, sources=sources):
+        for each in records.evaluate_suite(target, plan, journal=request.journal, sources=sources):
             measured.append(each)
             _print(each.name, records.summarize(each.rows, [each.name])[each.name], each)
-        content = records.write_evaluation(request.out, target, plan, measured, made_by)
+        content = records.write_evaluation(request.out, target, plan, measured, made_by, usage)
         if request.robustbench is not None:
             write_json(request.robustbench, robustbench.entry(content, request.recipe))
 

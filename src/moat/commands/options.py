@@ -185,8 +185,8 @@ def shown_request(arguments: Namespace, study: str | None = None) -> ShownReques
     return ShownRequest(project, studies, grid, arguments.results or project.root / "results")
 
 
-# -- the folder for unfinished work -----------------------------------------------
-def work_folder(out: Path) -> Path:
+# -- where unfinished work is kept ------------------------------------------------
+def in_work(out: Path) -> Path:
     """``work/`` and the path of ``out`` below the working directory (or its whole path, where it lies elsewhere)."""
     absolute, here = out.resolve(), Path.cwd()
     return Path("work") / (absolute.relative_to(here) if absolute.is_relative_to(here) else absolute.relative_to("/"))

@@ -9,7 +9,7 @@ from typing import Any
 
 from moat.base.errors import ConfigError, DataError
 from moat.base.files import read_json
-from moat.commands.options import work_folder
+from moat.commands.options import in_work
 from moat.config import paths
 from moat.config.project import Project
 from moat.config.recipes import resolve_run
@@ -74,7 +74,7 @@ def request(arguments: Namespace) -> Request:
         resolved=resolved,
         data=arguments.data or project.root / paths.prepared(arguments.scale, arguments.dataset),
         out=arguments.out,
-        work=arguments.work or work_folder(arguments.out),
+        work=arguments.work or in_work(arguments.out),
         initialize_from=_initialize_from(arguments.initialize_from, resolved["recipe"]),
         evaluation=project.scale(arguments.scale)["evaluation"],
         root=project.root,
