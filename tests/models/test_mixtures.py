@@ -4,12 +4,14 @@ import pytest
 import safetensors.torch
 import torch
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from moat.base.errors import ConfigError, DataError
 from moat.models import nets
 from moat.models.moe import build_mixture, statistics
 from moat.models.moe.experts import Experts, load_experts
 from moat.models.moe.soe import confidence, most_confident
+from moat.models.moe.views import View
 
 KINDS = ("dwf", "sramoe", "soe", "mocse")
 
@@ -71,10 +73,30 @@ def test_a_weighted_mixture_is_the_weighted_sum_of_its_experts_logits(kind, expe
         exponentials = [scores[b, i].exp() for i in range(experts)]
         for i, expert in enumerate(model.experts):
             expected[b] += exponentials[i] / sum(exponentials) * expert(x[b : b + 1])[0]
-    # The weights are made in float32.
-    torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(weights.sum(1), torch.ones(6), rtol=0, atol=1e-6)
+    torch.testing.assert_close(logits, expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(weights.sum(1), torch.ones(6, dtype=torch.float64), rtol=0, atol=1e-12)
     assert (weights > 0).all() and torch.equal(logits, model(x))
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "moe-cnn"])
+@pytest.mark.parametrize("precision", [torch.float32, torch.float64])
+def test_a_mixture_computes_in_the_precision_of_its_weights(kind, precision):
+    """No intermediate tensor of another precision: a float64 mixture with float32 weights is off by 6e-8."""
+    seen = set()
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, arguments=(), options=None):
+            out = function(*arguments, **(options or {}))
+            each = out if isinstance(out, tuple | list) else [out]
+            seen.update(t.dtype for t in each if isinstance(t, torch.Tensor) and t.is_floating_point())
+            return out
+
+    model, x = tiny(kind).to(precision), images().to(precision)
+    with Watch():
+        model(x)
+        for view in model.attack_views().values():
+            (view.module if isinstance(view, View) else view)(x)
+    assert seen == {precision}
 
 
 def test_the_gate_sees_the_normalised_image():

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from moat.methods import losses
 from moat.methods.base import Method, accuracy
 from moat.models.moe import MoeCnn
+from moat.models.precision import at_least_float32
 
 
 class MoeMethod(Method):
@@ -33,9 +34,9 @@ class MoeMethod(Method):
         self.router_grad = self.attack.pop("router_grad")
 
     def classify(self, x: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """Logits in float32 of ``x`` routed by ``scores`` (B, experts), computed in the recipe's precision."""
+        """Logits, float32 or wider, of ``x`` routed by ``scores`` (B, experts), computed in the recipe's precision."""
         with self.autocast():
-            return self.model.classify(x, scores).float()
+            return at_least_float32(self.model.classify(x, scores))
 
 
 class AlternatingMoe(MoeMethod):
@@ -123,7 +124,7 @@ def joint_divergence(
 
 def entropy(scores: torch.Tensor) -> torch.Tensor:
     """Mean entropy (nats) of the softmax of a batch of scores; finite for any finite scores."""
-    log_p = F.log_softmax(scores if scores.dtype == torch.float64 else scores.float(), 1)
+    log_p = F.log_softmax(at_least_float32(scores), 1)
     return -(log_p.exp() * log_p).sum(1).mean()
 
 

@@ -18,6 +18,7 @@ from moat.attacks.parts.setting import Attack
 from moat.base.numbers import parse_number
 from moat.data.seeding import generator
 from moat.methods.schedules import learning_rate_factor
+from moat.models.precision import at_least_float32
 
 
 @dataclass(frozen=True)
@@ -147,9 +148,9 @@ class Method:
         return self._attack_copy.refresh()
 
     def logits(self, x: torch.Tensor, model: nn.Module | None = None) -> torch.Tensor:
-        """Logits in float32 of the model (or of ``model``), computed in the recipe's precision."""
+        """Logits, float32 or wider, of the model (or of ``model``), computed in the recipe's precision."""
         with self.autocast():
-            return (self.model if model is None else model)(x).float()
+            return at_least_float32((self.model if model is None else model)(x))
 
     def minimize(self, loss: torch.Tensor, optimizer: str = "model") -> None:
         """One optimizer step on ``loss``, with the gradient clipped as the recipe says."""

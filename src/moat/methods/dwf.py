@@ -8,6 +8,7 @@ from moat.methods.base import Step, accuracy
 from moat.methods.dwf_expert_fgsm import fgsm_examples
 from moat.methods.dwf_expert_pgd import pgd_examples
 from moat.models.moe import statistics
+from moat.models.precision import at_least_float32
 
 
 class Dwf(PretrainedExperts):
@@ -43,7 +44,7 @@ class Dwf(PretrainedExperts):
         images = self.expand(x, y, step)
         with self.autocast():
             logits, weights = self.model.mix(images)
-        logits = logits.float()
+        logits = at_least_float32(logits)
         loss = F.cross_entropy(logits, y.repeat(3))
         self.minimize(loss)
         return {

@@ -7,6 +7,8 @@ wider, and stay finite with finite gradients for any finite logits.
 import torch
 from torch.nn import functional as F
 
+from moat.models.precision import at_least_float32
+
 
 def kl(logits_p: torch.Tensor, logits_q: torch.Tensor) -> torch.Tensor:
     """Mean over the batch of KL(p || q) = sum_k p_k (log p_k - log q_k).
@@ -47,4 +49,4 @@ def mart(logits_clean: torch.Tensor, logits_adv: torch.Tensor, y: torch.Tensor, 
 
 
 def _log_softmax(logits: torch.Tensor) -> torch.Tensor:
-    return F.log_softmax(logits if logits.dtype == torch.float64 else logits.float(), 1)
+    return F.log_softmax(at_least_float32(logits), 1)

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 
 from moat.methods.base import Method, Step, accuracy
+from moat.models.precision import at_least_float32
 
 
 class Mocse(Method):
@@ -18,7 +19,7 @@ class Mocse(Method):
     def fit(self, x: torch.Tensor, y: torch.Tensor, accuracy_name: str) -> dict[str, torch.Tensor]:
         """One step on the loss of the given images."""
         with self.autocast():
-            answers = self.model.answers(x).float()
+            answers = at_least_float32(self.model.answers(x))
         logits = self.model.aggregate(answers)
         aggregated, binary = F.cross_entropy(logits, y), binary_losses(answers, y).mean()
         loss = aggregated + self.loss_weights["binary"] * binary

@@ -11,6 +11,7 @@ from moat.attacks import pgd
 from moat.methods._pretrained import PretrainedExperts
 from moat.methods.base import Step, accuracy
 from moat.models.moe import statistics
+from moat.models.precision import at_least_float32
 
 
 class Sramoe(PretrainedExperts):
@@ -31,7 +32,7 @@ class Sramoe(PretrainedExperts):
         with self.autocast():
             x_adv = pgd(self.attacked(), x, y, loss="ce", generator=step.generator("attack"), **self.attack)
             (clean, clean_weights), (adversarial, adversarial_weights) = self.model.mix(x), self.model.mix(x_adv)
-        clean, adversarial = clean.float(), adversarial.float()
+        clean, adversarial = at_least_float32(clean), at_least_float32(adversarial)
         loss = F.cross_entropy(clean, y) + F.cross_entropy(adversarial, y)
         self.minimize(loss)
         return {

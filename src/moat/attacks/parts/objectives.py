@@ -5,17 +5,14 @@ from collections.abc import Callable
 import torch
 from torch.nn import functional as F
 
+from moat.models.precision import at_least_float32
+
 Objective = Callable[[torch.Tensor], torch.Tensor]
-
-
-def _wide(logits: torch.Tensor) -> torch.Tensor:
-    """At least float32: half precision rounds the differences that a gradient is made of."""
-    return logits if logits.dtype == torch.float64 else logits.float()
 
 
 def cross_entropy(y: torch.Tensor) -> Objective:
     """-log p_y."""
-    return lambda logits: F.cross_entropy(_wide(logits), y, reduction="none")
+    return lambda logits: F.cross_entropy(at_least_float32(logits), y, reduction="none")
 
 
 def margin(y: torch.Tensor, bound: float | None = None) -> Objective:
@@ -25,7 +22,7 @@ def margin(y: torch.Tensor, bound: float | None = None) -> Objective:
     """
 
     def value(logits: torch.Tensor) -> torch.Tensor:
-        logits = _wide(logits)
+        logits = at_least_float32(logits)
         labelled = F.one_hot(y, logits.shape[1]).bool()
         found = logits.masked_fill(labelled, -torch.inf).amax(1) - logits.gather(1, y[:, None])[:, 0]
         return found if bound is None else found.clamp(max=bound)
@@ -37,7 +34,7 @@ def target_margin(target: torch.Tensor, y: torch.Tensor) -> Objective:
     """z_t - z_y for a target class t (B,) of each example."""
 
     def value(logits: torch.Tensor) -> torch.Tensor:
-        logits = _wide(logits)
+        logits = at_least_float32(logits)
         return (logits.gather(1, target[:, None]) - logits.gather(1, y[:, None]))[:, 0]
 
     return value
@@ -45,8 +42,8 @@ def target_margin(target: torch.Tensor, y: torch.Tensor) -> Objective:
 
 def divergence(clean_logits: torch.Tensor) -> Objective:
     """KL(p || q) of the given logits' softmax p and the argument's q. Source: TRADES, arXiv 1901.08573, eq. 3."""
-    log_p = F.log_softmax(_wide(clean_logits), 1)
-    return lambda logits: (log_p.exp() * (log_p - F.log_softmax(_wide(logits), 1))).sum(1)
+    log_p = F.log_softmax(at_least_float32(clean_logits), 1)
+    return lambda logits: (log_p.exp() * (log_p - F.log_softmax(at_least_float32(logits), 1))).sum(1)
 
 
 def _divergence_from_clean(model: torch.nn.Module, x: torch.Tensor, y: torch.Tensor) -> Objective:

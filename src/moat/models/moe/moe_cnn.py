@@ -14,6 +14,7 @@ from moat.models.moe.routers import HEADS, ROUTERS, build_router
 from moat.models.moe.routing import straight_through
 from moat.models.nets import Classifier, Normalization, initialize
 from moat.models.nets.normalize import make_normalize
+from moat.models.precision import at_least_float32
 
 PARAMETERS = {
     "experts": {"type": "integer", "minimum": 1, "description": "experts of each layer"},
@@ -50,7 +51,7 @@ class MoeCnn(Classifier):
         In bfloat16 the router would send a few per cent of the images to another expert.
         """
         with torch.autocast(x.device.type, enabled=False):
-            return self.router(x if x.dtype == torch.float64 else x.float())
+            return self.router(at_least_float32(x))
 
     def features(self, x: torch.Tensor) -> torch.Tensor:
         return self._features(x, self.route_logits(x))

@@ -7,6 +7,7 @@ from torch.nn import functional as F
 from moat.models.moe import views
 from moat.models.moe.experts import build_experts
 from moat.models.nets import Classifier
+from moat.models.precision import at_least_float32
 
 PARAMETERS = {"experts": {"type": "integer", "minimum": 1, "description": "how many full nets answer"}}
 
@@ -23,8 +24,7 @@ class ConfidentNet(nn.Module):
         """Class logits (B, K), and the factor of the confidence (B,) in (0, 1), both float32 or wider."""
         features = self.net.features(x)
         logits, factor = self.net.head(features), self.confidence_head(features)[:, 0]
-        wide = torch.promote_types(logits.dtype, torch.float32)
-        return logits.to(wide), torch.sigmoid(factor.to(wide))
+        return at_least_float32(logits), torch.sigmoid(at_least_float32(factor))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.net(x)

@@ -6,6 +6,7 @@ from torch.nn import functional as F
 
 from moat.models.moe import views
 from moat.models.moe.experts import Experts
+from moat.models.precision import at_least_float32
 
 
 class WeightedMixture(nn.Module):
@@ -25,7 +26,7 @@ class WeightedMixture(nn.Module):
 
     def mix(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits (B, K) and the weights (B, E), rows of which sum to 1."""
-        weights = F.softmax(self.route_logits(x).float(), 1)
+        weights = F.softmax(at_least_float32(self.route_logits(x)), 1)
         # A sum of products: as a matrix product it would be rounded to half precision under autocast.
         return (weights.T[..., None] * self.experts(x)).sum(0), weights
 
