@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from moat import attacks
 from moat.attacks.moe_adaptive import stages
 from moat.attacks.parts.cascade import run_cascade
+from moat.attacks.parts.setting import both_gradients
 from moat.attacks.parts.steps import frozen
 from moat.attacks.parts.views import RouterScores, view, views_of
 from moat.base.errors import ConfigError
@@ -135,6 +136,28 @@ def test_the_views_of_mixtures(kind, options, names):
     for stage in found.values():
         x_adv = stage(model, x, y, None)
         assert (x_adv - x).abs().max() <= EPS + 1e-6 and (x_adv != x).any()
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "setting", "gradients"),
+    [
+        ("dwf", {"experts": 3}, {"attack": "fgsm", "eps": EPS}, ["straight-through", "detached"]),
+        ("sramoe", {}, {"attack": "fgsm", "eps": EPS}, ["straight-through", "detached"]),
+        # The choice of the most confident expert has no gradient that could be left out.
+        ("soe", {"experts": 2}, {"attack": "fgsm", "eps": EPS}, ["straight-through"]),
+        ("mocse", {}, {"attack": "fgsm", "eps": EPS}, ["straight-through"]),
+        ("dwf", {"experts": 3}, {"attack": "fgsm", "eps": EPS, "view": "average"}, ["average"]),
+        ("dwf", {"experts": 3}, {"attack": "none"}, ["straight-through"]),
+    ],
+)
+def test_the_gradients_by_which_a_net_is_measured(kind, options, setting, gradients):
+    model, x, y = mixture(kind, **options), images(4), torch.arange(4)
+    found = both_gradients(attacks.resolve("setting", setting), model)
+    assert list(found) == gradients
+    if "detached" in gradients:
+        expected = attacks.fgsm(view(model, "detached"), x, y, eps=EPS)
+        assert torch.equal(found["detached"](model, x, y), expected)
+        assert found["detached"].parameters["view"] == "detached"
 
 
 def test_views_of_a_weighted_mixture():

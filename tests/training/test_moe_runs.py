@@ -93,6 +93,16 @@ def test_history_shows_the_router(runs, method):
 
 
 @pytest.mark.parametrize("method", METHODS)
+def test_history_shows_both_gradients_and_the_worst(runs, method):
+    history = pd.read_csv(runs / method / "history.csv")
+    alone = history[["validation_accuracy_straight_through", "validation_accuracy_detached"]]
+    # Validated every second epoch.
+    assert alone.notna().all(axis=1).tolist() == [False, True]
+    assert (history["validation_accuracy"] <= alone.min(axis=1))[1]
+    assert read_run(runs / method)["best_validation_accuracy"] == history["validation_accuracy"][1]
+
+
+@pytest.mark.parametrize("method", METHODS)
 def test_the_model_is_built_again_with_its_experts(runs, method):
     run, model = read_run(runs / method), load_model(runs / method)
     assert isinstance(model, MoeCnn)

@@ -94,9 +94,14 @@ class Workload:
         validation = recipe["validation"]["setting"]
         where = f"config/methods/{method}.yaml: validation.setting"
         attack = self.project.attack(validation, where=where)
+        # Of a net with a router, both gradients are measured.
+        routed = plugins.mixture_of(recipe["class"], recipe.get("model", {})) and attack["attack"] != "none"
         return Work(
             train=recipe["epochs"] * images["train"] * training_passes(recipe),
-            evaluate=recipe["epochs"] * images["val"] * validation_passes(recipe, attack, self.families),
+            evaluate=recipe["epochs"]
+            * images["val"]
+            * validation_passes(recipe, attack, self.families)
+            * (2 if routed else 1),
             unknown=frozenset([] if knows_training(recipe) else [f"method {method}"])
             | self._unknown({validation: attack}),
         )

@@ -16,7 +16,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from moat.attacks import for_attack, resolve
-from moat.attacks.parts.setting import Attack
+from moat.attacks.parts.setting import Attack, both_gradients
 from moat.base.errors import Interrupted, MoatError, TrainingError
 from moat.base.progress import progress
 from moat.base.signals import Interruption
@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 CHECK_EVERY_STEPS = 50
 CHECKPOINT_EVERY_SECONDS = 300.0
 # Incremented whenever the checkpoint's content changes; a checkpoint of another format is not resumed.
-CHECKPOINT_FORMAT = 1
+CHECKPOINT_FORMAT = 2
 KEPT = "The last good checkpoint is kept"
 
 
@@ -49,7 +49,8 @@ class Engine:
         train, validation: uint8 images and labels; the validation images are held out of the training set.
         extra: additional training images, mixed in according to the recipe's extra_images.
         augment: the data set's ``crop_padding`` and ``flip``.
-        validation_attack: the attack setting that selects the best epoch.
+        validation_attack: the attack setting that selects the best epoch; of a net with a router, by the worst of both
+            gradients.
         checkpoints: where checkpoints are saved.
         identity: digests of recipe, data and the like that a checkpoint must share to be resumed.
     """
@@ -147,10 +148,10 @@ class Engine:
         train_seconds = self.epoch_seconds
         lr = next(iter(self.method.optimizers.values())).param_groups[0]["lr"]
         row: dict[str, Any] = {"epoch": self.epoch + 1, "lr": lr, **self.meter.means()}
-        row.update(self.method.end_epoch(self.epoch, self.validate))
+        row.update(self.method.end_epoch(self.epoch, lambda attack: self.validate(attack)["validation_accuracy"]))
         every, last = self.recipe["validation"]["every"], self.epoch + 1 == self.recipe["epochs"]
         if last or (self.epoch + 1) % every == 0:
-            row["validation_accuracy"] = self.validate(self.attack)
+            row.update(self.validate(self.attack))
             if row["validation_accuracy"] > self.best_accuracy:
                 self.best_accuracy, self.best_epoch = row["validation_accuracy"], self.epoch + 1
                 self.best_state = copy.deepcopy(self.weights().state_dict())
@@ -160,18 +161,28 @@ class Engine:
         self.epoch, self.batch, self.meter, self.epoch_seconds = self.epoch + 1, 0, Meter(), 0.0
         return row
 
-    def validate(self, attack: Attack) -> float:
-        """Accuracy on the validation images under an attack, with the same random starts in every epoch."""
+    def validate(self, attack: Attack) -> dict[str, float]:
+        """Accuracy on the validation images under an attack, with the same random starts in every epoch.
+
+        Returns:
+            ``validation_accuracy``. For a net with a router it is the per-example worst of both gradients, and
+            ``validation_accuracy_straight_through`` and ``validation_accuracy_detached`` are the two alone.
+        """
         model = self.weights()
         model.eval()
-        attacked = for_attack(model)
-        correct = 0
+        attacked, attacks = for_attack(model), both_gradients(attack, model)
+        batches: dict[str, list[torch.Tensor]] = {gradient: [] for gradient in attacks}
         for number, (x, y) in enumerate(self.validation.epoch(0)):
-            x_adv = attack(attacked, x, y, generator(self.seed, 0, "validation", number, self.device))
-            with torch.no_grad():
-                correct += (model(x_adv).argmax(1) == y).sum()
+            for gradient, each in attacks.items():
+                x_adv = each(attacked, x, y, generator(self.seed, 0, "validation", number, self.device))
+                with torch.no_grad():
+                    batches[gradient].append(model(x_adv).argmax(1) == y)
         self.method.train_mode()
-        return float(correct) / self.validation.size
+        correct = {gradient: torch.cat(parts) for gradient, parts in batches.items()}
+        counts = {"validation_accuracy": torch.stack(list(correct.values())).all(0).sum()}
+        if len(correct) > 1:
+            counts |= {f"validation_accuracy_{name.replace('-', '_')}": each.sum() for name, each in correct.items()}
+        return {name: float(count) / self.validation.size for name, count in counts.items()}
 
     def weights(self) -> nn.Module:
         """The model to validate and to save: the moving average of the weights if the recipe asks for one."""

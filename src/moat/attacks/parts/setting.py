@@ -3,7 +3,7 @@
 import functools
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import ModuleType
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 from moat.attacks.parts.arguments import Parameters, check_parameters
 from moat.attacks.parts.cascade import Stage
 from moat.attacks.parts.steps import Randomness
-from moat.attacks.parts.views import view, views_of
+from moat.attacks.parts.views import DETACHED, STRAIGHT, view, views_of
 from moat.base.errors import ConfigError, unknown_name
 from moat.base.numbers import parse_number
 
@@ -89,6 +89,18 @@ class Attack:
         if self.view is not None and self.view not in views_of(model):
             return f"the model has no view {self.view!r}"
         return None
+
+
+def both_gradients(attack: Attack, model: torch.nn.Module) -> dict[str, Attack]:
+    """``attack`` under the name of the gradient it follows and, where ``model`` offers it, its twin with fixed routes.
+
+    A router can waste an attack's steps on itself, so the robust accuracy of a net with a router is the per-example
+    worst of the two. A setting with a view of its own, and one that attacks nothing, has no twin.
+    """
+    found = {attack.view or STRAIGHT: attack}
+    if attack.view is None and attack.steps and attack.source is None and DETACHED in views_of(model):
+        found[DETACHED] = replace(attack, view=DETACHED, parameters={**attack.parameters, "view": DETACHED})
+    return found
 
 
 def bind(family: str, module: ModuleType, setting: Mapping[str, Any], where: str) -> Attack:

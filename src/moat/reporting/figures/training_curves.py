@@ -1,6 +1,7 @@
 """Loss and validation accuracy over the epochs, one line per model; a band from the lowest to the highest seed.
 
-Options: none. The validation accuracy is that of the recipe's ``validation:``, on images held out from training.
+Options: none. The validation accuracy is that of the recipe's ``validation:`` on images held out from training, which
+chooses the best epoch; of a net with a router, the per-example worst of both gradients.
 """
 
 import pandas as pd
