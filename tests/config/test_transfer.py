@@ -34,11 +34,11 @@ def run(name):
 )
 def test_the_sibling_is_another_seed_else_another_method(own, others, expected):
     runs = [run(own), *map(run, others), Run("svhn", "r18", "dwf", 1)]
-    found = transfer_runs(Project(ROOT), "trust", run(own), runs)
+    found = transfer_runs(Project(ROOT), "transfer", run(own), runs)
     assert found == {kind: run(name) for kind, name in expected.items()}
 
 
-@pytest.mark.parametrize(("suite", "kinds"), [("trust", ("arch", "seed")), ("dramoe", ())])
+@pytest.mark.parametrize(("suite", "kinds"), [("transfer", ("arch", "seed")), ("trust", ()), ("dramoe", ())])
 def test_the_suites_that_transfer(suite, kinds):
     assert transfer_kinds(Project(ROOT), suite) == kinds
 
@@ -47,7 +47,7 @@ def test_an_unknown_method_is_named(tmp_path):
     for folder in ("config", "workflow/schemas"):
         shutil.copytree(ROOT / folder, tmp_path / folder)
     suites = yaml.safe_load((ROOT / "config/suites.yaml").read_text())
-    suites["trust"]["transfer_methods"] = ["trade"]
+    suites["transfer"]["transfer_methods"] = ["trade"]
     (tmp_path / "config/suites.yaml").write_text(yaml.safe_dump(suites))
-    with pytest.raises(ConfigError, match="trust: transfer_methods: unknown method 'trade'.*did you mean 'trades'"):
-        transfer_runs(Project(tmp_path), "trust", run("r18/dwf/0"), [])
+    with pytest.raises(ConfigError, match="transfer: transfer_methods: unknown method 'trade'.*did you mean 'trades'"):
+        transfer_runs(Project(tmp_path), "transfer", run("r18/dwf/0"), [])

@@ -80,14 +80,15 @@ def test_a_wrong_name_is_told_before_any_rule_asks(wrong, said):
         ),
         ("corrupted_images", {"scale": "paper", "dataset": "cifar10", "suite": "quick"}, []),
         ("transfer_files", {"suite": "quick"}, []),
+        ("transfer_files", {"suite": "trust", "method": "pgd-at"}, []),
         (
             "transfer_files",
-            {"suite": "trust", "method": "pgd-at"},
+            {"suite": "transfer", "method": "pgd-at"},
             [f"{RESULTS}/runs/digits/resnet18/trades/seed0/{name}" for name in ("model.safetensors", "run.json")],
         ),
         (
             "transfer_options",
-            {"suite": "trust", "method": "pgd-at"},
+            {"suite": "transfer", "method": "pgd-at"},
             f"--transfer-from seed={RESULTS}/runs/digits/resnet18/trades/seed0",
         ),
     ],
@@ -96,6 +97,20 @@ def test_what_a_rule_asks_for(inputs, function, asked, expected):
     found = getattr(inputs, function)(wildcards(**asked))
     plain = {key: str(path) for key, path in found.items()} if isinstance(found, dict) else found
     assert (list(map(str, plain)) if isinstance(plain, list) else plain) == expected
+
+
+def test_only_transferred_examples_depend_on_another_run(inputs):
+    """Where a method is trained again, its evaluations are made again, and of the others' only the transferred ones."""
+    scale, trained_again = "quickstart", f"{RESULTS}/runs/digits/resnet18/trades/seed0/model.safetensors"
+    dragged_along = set()
+    for evaluation in inputs.grid(scale).evaluations:
+        asked = wildcards(suite=evaluation.suite, **vars(evaluation.run))
+        files = [*inputs.run_files(asked).values(), *inputs.corrupted_images(asked), *inputs.transfer_files(asked)]
+        if trained_again in map(str, files) and evaluation.run.method != "trades":
+            dragged_along.add(evaluation.suite)
+    assert dragged_along == {"transfer"}
+    assert inputs.suites(transfer=True) == ["transfer"]
+    assert sorted([*inputs.suites(transfer=False), "transfer"]) == sorted(inputs.project.suites())
 
 
 def test_a_table_asks_for_the_records_evaluations_and_checks_behind_its_cells(inputs):

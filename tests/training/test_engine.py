@@ -44,7 +44,14 @@ def test_run_json_says_where_the_weights_come_from(prepared, run):
     assert record["recipe"]["epochs"] == 4 and record["recipe"]["version"] == 1
     model = models.build("lenet5", 10, image_size=16)
     assert record["parameters"] == sum(p.numel() for p in model.parameters())
-    for key in ("images_per_second", "wall_seconds", "peak_memory_bytes", "macs_per_image"):
+    for key in (
+        "images_per_second",
+        "wall_seconds",
+        "peak_memory_bytes",
+        "cpu_seconds",
+        "peak_host_memory_bytes",
+        "macs_per_image",
+    ):
         assert record[key] > 0
     assert {"torch", "python", "moat"} <= set(record["versions"])
 

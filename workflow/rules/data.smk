@@ -18,8 +18,6 @@ rule prepare:
         ensure(paths.prepared("{scale}", "{dataset}"), non_empty=True),
     log:
         "logs/{scale}/prepare/{dataset}.log",
-    benchmark:
-        "results/{scale}/benchmarks/prepare/{dataset}.tsv"
     threads: config["threads"]["prepare"]
     resources:
         mem_mb=2000,

@@ -2,7 +2,6 @@ rule evaluate:
     input:
         unpack(inputs.run_files),
         data=paths.prepared("{scale}", "{dataset}"),
-        transfer=inputs.transfer_files,
         corrupted=inputs.corrupted_images,
         again=made_again("evaluation"),
     output:
@@ -10,8 +9,8 @@ rule evaluate:
         summary=ensure(EVALUATION.with_suffix(".json"), non_empty=True),
     log:
         "logs/{scale}/evaluate/{dataset}/{arch}/{method}/seed{seed}/{suite}.log",
-    benchmark:
-        "results/{scale}/benchmarks/evaluate/{dataset}/{arch}/{method}/seed{seed}/{suite}.tsv"
+    wildcard_constraints:
+        suite=one_of(inputs.suites(transfer=False)),
     threads: config["threads"]["evaluate"]
     resources:
         gpu=1,
@@ -20,8 +19,24 @@ rule evaluate:
     params:
         digest=inputs.evaluation_digest,
         options=inputs.evaluation_options,
-        transfer=inputs.transfer_options,
+        transfer="",
         run=lambda wildcards, input: Path(input.run).parent,
     shell:
         "moat evaluate --run {params.run} --suite {wildcards.suite} --data {input.data} --out {output.rows}"
         " --scale {wildcards.scale} {params.options} {params.transfer} --threads {threads} > {log} 2>&1"
+
+
+# Needs a second run, on which the examples are made: where that is trained again, only this is made again.
+use rule evaluate as transfer with:
+    input:
+        unpack(inputs.run_files),
+        data=paths.prepared("{scale}", "{dataset}"),
+        transfer=inputs.transfer_files,
+        again=made_again("evaluation"),
+    wildcard_constraints:
+        suite=one_of(inputs.suites(transfer=True)),
+    params:
+        digest=inputs.evaluation_digest,
+        options=inputs.evaluation_options,
+        transfer=inputs.transfer_options,
+        run=lambda wildcards, input: Path(input.run).parent,

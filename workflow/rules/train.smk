@@ -10,8 +10,6 @@ rule train:
         run=ensure(RUN / "run.json", non_empty=True),
     log:
         "logs/{scale}/train/{dataset}/{arch}/{method}/seed{seed}.log",
-    benchmark:
-        "results/{scale}/benchmarks/train/{dataset}/{arch}/{method}/seed{seed}.tsv"
     wildcard_constraints:
         method=one_of(inputs.methods_of_role("method")),
     # Trainings are what everything waits for: before evaluations of what is trained already.

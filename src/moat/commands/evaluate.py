@@ -142,6 +142,7 @@ def run(request: Request) -> None:
         measured = []
         for each in records.evaluate_suite(target, plan, journal=request.journal, sources=sources):
             measured.append(each)
+            usage.add(each.kept_cpu_seconds)
             _print(each.name, records.summarize(each.rows, [each.name])[each.name], each)
         content = records.write_evaluation(request.out, target, plan, measured, made_by, usage)
         if request.robustbench is not None:

@@ -14,6 +14,7 @@ from moat.commands.options import TargetRequest, add_target_arguments, target_re
 from moat.config.project import Project
 from moat.config.recipes import digest, resolve_probe
 from moat.machine import devices
+from moat.machine.usage import Usage
 from moat.provenance import environment, staleness
 
 RESUMES = "the same command starts the probe again"
@@ -83,6 +84,7 @@ def run(request: Request) -> None:
         from moat.commands import evaluation_target
         from moat.evaluation import probes
 
+        usage = Usage()
         target = evaluation_target.load(request.target, device)
         setting = request.probe.get("setting")
         attack = resolve(setting, request.attack) if setting else None
@@ -91,11 +93,11 @@ def run(request: Request) -> None:
         arrays = probes.collect(request.name, request.probe, target.model, images)
         seconds = time.perf_counter() - started
         write_bytes(request.out, safetensors.numpy.save(arrays))
-        write_json(request.out.with_suffix(".json"), _record(request, target, seconds))
+        write_json(request.out.with_suffix(".json"), _record(request, target, seconds, usage))
     print(f"{request.out}: {', '.join(arrays)} of {len(target.x)} images ({seconds:.1f} s)")
 
 
-def _record(request: Request, target, seconds: float) -> dict[str, Any]:
+def _record(request: Request, target, seconds: float, usage: Usage) -> dict[str, Any]:
     attacks = staleness.attacks_of({"settings": request.settings})
     return {
         "name": request.name,
@@ -104,6 +106,7 @@ def _record(request: Request, target, seconds: float) -> dict[str, Any]:
         "run": target.run,
         "n": len(target.x),
         "seconds": round(seconds, 3),
+        **usage.record(),
         **environment.environment(),
         "recipe_digest": request.recipe_digest,
         "sources": staleness.hash_parts(

@@ -19,6 +19,7 @@ from moat.config import bands
 from moat.config.project import Project
 from moat.config.recipes import CHECKED_IMAGES, digest
 from moat.machine import devices
+from moat.machine.usage import Usage
 from moat.provenance import environment, staleness
 from moat.training.run_record import read_run
 
@@ -117,6 +118,7 @@ def run(request: Request) -> None:
         from moat.evaluation import verify
         from moat.evaluation.evidence import ATTACKS, Budget, Origin
 
+        usage = Usage()
         target = evaluation_target.load(request.target, device)
         other = request.transfer_from and evaluation_target.load_run(request.transfer_from, device)
         origin = Origin(
@@ -144,6 +146,7 @@ def run(request: Request) -> None:
         "run": target.run,
         **report.to_dict(),
         "seconds": round(seconds, 3),
+        **usage.record(),
         **environment.environment(),
         "attacks": attacks,
         "recipe_digest": request.recipe_digest,

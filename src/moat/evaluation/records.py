@@ -166,7 +166,7 @@ def write_evaluation(
         "seconds": round(total, 3),
         "seconds_per_setting": {name: round(value, 3) for name, value in seconds.items()},
         "images_per_second": round(len(frame) / total, 1),
-        **usage.record(earlier=sum(each.kept_cpu_seconds for each in measured)),
+        **usage.record(),
         "batch_size": target.batch_size,
         **environment.environment(),
         **made_by,

@@ -31,16 +31,18 @@ def _own_peak(status: Path = Path("/proc/self/status")) -> int:
 
 
 class Usage:
-    """What is used from now on. Begun after a command's imports, it is the same after a warm start and a cold one."""
+    """What a job uses from now on: begun after the imports, the same after a warm start and a cold one."""
 
     def __init__(self):
         self._started = cpu_seconds()
+        self._before, self._peak = 0.0, 0
 
-    def record(self, *, earlier: float = 0.0) -> dict[str, Any]:
-        """``cpu_seconds`` and ``peak_memory_bytes`` for a job's record.
+    def add(self, cpu_seconds: float, peak_host_memory_bytes: int = 0) -> None:
+        """Count an attempt that was stopped, and whose work this one continues."""
+        self._before += cpu_seconds
+        self._peak = max(self._peak, peak_host_memory_bytes)
 
-        Args:
-            earlier: CPU seconds of attempts that were stopped, and whose work this one continued.
-        """
-        used = cpu_seconds() - self._started + earlier
-        return {"cpu_seconds": round(used, 3), "peak_memory_bytes": peak_memory_bytes()}
+    def record(self) -> dict[str, Any]:
+        """``cpu_seconds`` (of all threads) and ``peak_host_memory_bytes``, for the job's record."""
+        used = cpu_seconds() - self._started + self._before
+        return {"cpu_seconds": round(used, 3), "peak_host_memory_bytes": max(peak_memory_bytes(), self._peak)}

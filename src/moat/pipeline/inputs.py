@@ -139,6 +139,10 @@ class Inputs:
         probe = self._resolved(recipes.resolve_probe, wildcards.scale, wildcards.probe)
         return _size(probe["images"], probe["batch_size"])
 
+    def suites(self, *, transfer: bool) -> list[str]:
+        """The suites with examples that are made on another run, or those without: each kind has a rule of its own."""
+        return [suite for suite in self.project.suites() if bool(self._transfer_kinds(suite)) == transfer]
+
     def transfer_files(self, wildcards) -> list[Path]:
         """Of the runs that the suite's transferred examples are made on. Only runs of the grid are asked for."""
         folders = self._transfers(wildcards).values()

@@ -14,6 +14,7 @@ from moat.config import paths
 from moat.config.grid import Evaluation, Grid, Probe, Run
 from moat.config.project import Project
 from moat.config.recipes import resolve_recipe
+from moat.config.transfer import transfer_runs
 from moat.planning.cost import (
     Work,
     checks_passes,
@@ -197,7 +198,9 @@ def _passes(load: Workload, grid: Grid) -> Iterator[tuple]:
         yield run_path(scale, run), "run", run, None, needs, load.training(run.dataset, run.method)
     for each in grid.evaluations:
         work = load.evaluation(each.run.dataset, each.suite, each.run.method)
-        yield evaluation_path(scale, each), "evaluation", each.run, each.suite, (run_path(scale, each.run),), work
+        surrogates = transfer_runs(load.project, each.suite, each.run, grid.checks).values()
+        needs = tuple(run_path(scale, run) for run in (each.run, *surrogates))
+        yield evaluation_path(scale, each), "evaluation", each.run, each.suite, needs, work
     for run in grid.checks:
         yield check_path(scale, run), "check", run, None, (run_path(scale, run),), load.checks(run.dataset)
     for probe in grid.probes:

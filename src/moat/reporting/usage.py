@@ -1,6 +1,5 @@
 """What it took: jobs asked for and done, time by rule, GPU-hours, hardware and versions."""
 
-import csv
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,10 +9,6 @@ from moat.config import paths
 from moat.config.grid import Grid
 from moat.reporting import formatting
 from moat.reporting.results import Results
-
-# Bytes. A command that computes has imported torch or pandas. Anything smaller was the client of a warm start: the job
-# itself ran where Snakemake did not look.
-SMALLEST_JOB = 64 * 2**20
 
 
 def summarise(grid: Grid, results: Results) -> dict[str, Any]:
@@ -41,9 +36,7 @@ def summarise(grid: Grid, results: Results) -> dict[str, Any]:
 def _rules(grid: Grid, results: Results, contents: Mapping[str, list[Mapping[str, Any]]]) -> list[dict[str, Any]]:
     """What the workflow asks for, in its order, and how much of it is there.
 
-    ``recorded`` is the time that the results' own records state; so is ``memory`` where they state it (of the GPU for
-    a training on one). All else comes from Snakemake's benchmark files, which stay on the machine that ran the jobs
-    and lack CPU time and memory of jobs that were started warm.
+    Times and memory are those that the results' own records state; nothing states them of tables and figures.
     """
     scale = grid.scale
     asked = [
@@ -59,53 +52,28 @@ def _rules(grid: Grid, results: Results, contents: Mapping[str, list[Mapping[str
     for name, makes, files in asked:
         if not files:
             continue
-        said = contents.get(name, [])
-        recorded = [content.get("wall_seconds", content.get("seconds")) or 0 for content in said]
-        jobs = _benchmarks(results, name)
-        seconds, cpu, memory = ([job[key] for job in jobs if job[key] is not None] for key in ("s", "cpu", "memory"))
-        peak = max([each["peak_memory_bytes"] for each in said if each.get("peak_memory_bytes")] or memory, default=0)
+        said = [{**each, "seconds": each.get("wall_seconds", each.get("seconds"))} for each in contents.get(name, [])]
+        seconds, cpu, memory = (
+            [content[key] for content in said if content.get(key)]
+            for key in ("seconds", "cpu_seconds", "peak_host_memory_bytes")
+        )
         records.append(
             {
                 "name": name,
                 "makes": makes,
                 "asked": len(files),
                 "done": sum(results.file(file).exists() for file in files),
-                "recorded": formatting.duration(sum(recorded)) if recorded else None,
-                "recorded_seconds": sum(recorded),
-                "benchmarks": len(jobs),
-                "measured": formatting.duration(sum(seconds)) if seconds else None,
-                "measured_seconds": sum(seconds),
+                "wall": formatting.duration(sum(seconds)) if seconds else None,
+                "wall_seconds": sum(seconds),
                 "longest": formatting.duration(max(seconds)) if seconds else None,
                 "longest_seconds": max(seconds, default=0),
                 "cpu": formatting.duration(sum(cpu)) if cpu else None,
-                "memory": formatting.memory(peak or None),
-                "memory_bytes": peak,
+                "cpu_seconds": sum(cpu),
+                "memory": formatting.memory(max(memory, default=None)),
+                "memory_bytes": max(memory, default=0),
             }
         )
     return records
-
-
-def _benchmarks(results: Results, rule: str) -> list[dict[str, float | None]]:
-    """Of each benchmark file of a rule ``s`` and ``cpu`` (seconds) and ``memory`` (peak, bytes); None if unknown."""
-    folder = results.file(paths.results(results.scale)) / "benchmarks" / rule
-    rows = []
-    for path in sorted(folder.rglob("*.tsv")):
-        with path.open(encoding="utf-8", newline="") as lines:
-            for row in csv.DictReader(lines, delimiter="\t"):
-                seconds, cpu, memory = (_number(row, name) for name in ("s", "cpu_time", "max_rss"))
-                memory = memory and memory * 2**20
-                if memory is not None and memory < SMALLEST_JOB:
-                    cpu = memory = None
-                rows.append({"s": seconds, "cpu": cpu, "memory": memory})
-    return rows
-
-
-def _number(row: Mapping[str, str | None], name: str) -> float | None:
-    """Snakemake writes ``-`` or ``NA`` where a job was over before it was looked at."""
-    try:
-        return float(row.get(name) or "")
-    except ValueError:
-        return None
 
 
 def _gpu_seconds(content: Mapping[str, Any]) -> float:

@@ -24,6 +24,7 @@ from moat.data.batches import Batches
 from moat.data.datasets import Split
 from moat.data.seeding import generator
 from moat.kernels import for_training
+from moat.machine.usage import Usage
 from moat.methods.base import Method, Step
 from moat.training.checkpoint import Checkpoints
 from moat.training.images import training_batches
@@ -88,6 +89,7 @@ class Engine:
         self.history: list[dict[str, Any]] = []
         self.best_accuracy, self.best_epoch, self.best_state = -1.0, 0, None
         self.seconds = self.epoch_seconds = 0.0
+        self.usage = Usage()
         self.meter = Meter()
         self._clock = time.monotonic()
         self._saved_at = self._clock
@@ -219,6 +221,7 @@ class Engine:
                 "history": self.history,
                 "best": (self.best_accuracy, self.best_epoch, self.best_state),
                 "seconds": (self.seconds, self.epoch_seconds),
+                "usage": self.usage.record(),
             }
         )
         self._saved_at = time.monotonic()
@@ -256,4 +259,5 @@ class Engine:
         self.epoch, self.batch, self.history = state["epoch"], state["batch"], state["history"]
         self.best_accuracy, self.best_epoch, self.best_state = state["best"]
         self.seconds, self.epoch_seconds = state["seconds"]
+        self.usage.add(**state["usage"])
         log.info("resumed at epoch %d, batch %d", self.epoch + 1, self.batch + 1)

@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import logging
-import resource
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +21,7 @@ from moat.base.files import atomic_path, check_writable, read_json, write_json, 
 from moat.config.recipes import digest
 from moat.data import datasets
 from moat.data.seeding import derive_seed
+from moat.machine.usage import peak_memory_bytes
 from moat.provenance import environment, staleness
 from moat.training import finished
 from moat.training.checkpoint import Checkpoints
@@ -187,7 +187,8 @@ class Run:
             "wall_seconds": round(engine.seconds, 3),
             "gpu_seconds": round(engine.seconds, 3) if on_gpu else 0.0,
             "images_per_second": round(images / sum(row["train_seconds"] for row in engine.history), 1),
-            "peak_memory_bytes": _peak_memory(self.device),
+            **engine.usage.record(),
+            "peak_memory_bytes": torch.cuda.max_memory_allocated(self.device) if on_gpu else peak_memory_bytes(),
             "best_epoch": engine.best_epoch,
             "best_validation_accuracy": engine.best_accuracy,
             "model_sha256": hashes["best"],
@@ -219,9 +220,3 @@ def _save_weights(path: Path, state: Mapping[str, torch.Tensor]) -> str:
     with atomic_path(path) as temporary:
         temporary.write_bytes(content)
     return hashlib.sha256(content).hexdigest()
-
-
-def _peak_memory(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
