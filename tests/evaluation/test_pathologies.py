@@ -307,3 +307,16 @@ def test_a_record_that_does_not_fit_fails_provenance(change, words):
     origin = replace(ORIGINS["recorded"](), run={**record(), **change})
     result = registry.run("provenance", Evidence(defended(), x[TEST], y[TEST], EPS, 100, 0, origin=origin))
     assert result.state == "failed" and words in result.message
+
+
+def test_an_accuracy_recorded_on_fewer_held_out_images_may_differ_more():
+    """As where a scale lets validation cost less: 30 of the 300 chose the epoch."""
+    x, y = images()
+    states = {}
+    for recorded_on in (300, 30):
+        change = {"best_validation_accuracy": record()["best_validation_accuracy"] - 0.1}
+        data = {"sha256": "d", "validation_images": recorded_on}
+        origin = replace(ORIGINS["recorded"](), run={**record(), **change, "data": data})
+        evidence = Evidence(defended(), x[TEST], y[TEST], EPS, 100, 0, origin=origin)
+        states[recorded_on] = registry.run("provenance", evidence).state
+    assert states == {300: "failed", 30: "passed"}

@@ -216,11 +216,14 @@ def test_the_checks_cost_what_the_planner_says(budget):
     [
         ({}, 23),
         ({"every": 5}, 4.6),
+        # After epochs 40, 80 and the last.
+        ({"every": 40}, 0.69),
+        ({"every": 1000}, 0.23),
         ({"watch": {"attack": "pgd", "steps": 20}, "cost": {"validations": ["watch"]}}, 64),
     ],
 )
 def test_validation_counts_per_epoch(change, passes):
-    recipe = {"validation": {"every": change.get("every", 1)}, **change}
+    recipe = {"epochs": 100, "validation": {"every": change.get("every", 1)}, **change}
     attack = {"attack": "pgd", "steps": 10}
     assert validation_passes(recipe, attack, FAMILIES) == pytest.approx(passes)
 

@@ -20,7 +20,7 @@ from moat.config.grid import Run, build_grid
 from moat.config.project import Project
 from moat.planning import estimate, status
 from moat.planning.cost import Work
-from moat.planning.jobs import Job, jobs_of
+from moat.planning.jobs import Job, Workload, jobs_of
 from moat.planning.macs import Net
 from moat.planning.rates import Observation, Rates, match, precision_of
 from moat.planning.report import duration
@@ -188,6 +188,23 @@ def test_a_plan_adds_up(project, capsys):
     trades = next(each for each in costed if each["path"] == RUN.format("runs", "trades") + "/run.json")
     seconds = 5 + 100 * MACS * (49_000 * 27 / 138e12 + 1000 * 23 / 11.5e12)
     assert trades["gpu_hours"] == pytest.approx(seconds / 3600)
+
+
+@pytest.mark.parametrize(
+    ("validation", "passes"),
+    [
+        ({}, 1000 * 23),
+        ({"images": 200}, 200 * 23),
+        ({"images": 5000}, 1000 * 23),
+        ({"every": 50}, 1000 * 23 / 50),
+        ({"images": 200, "every": 1000}, 200 * 23 / 100),
+        ({"images": 200, "setting": "clean"}, 200 * 3),
+    ],
+)
+def test_a_scale_says_what_validation_may_cost_and_plans_know_it(project, validation, passes):
+    path = project.root / "config/scales/paper.yaml"
+    path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), "recipe": {"validation": validation}}))
+    assert Workload(project, "paper").training("cifar10", "trades").evaluate == pytest.approx(100 * passes)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ A gradient with respect to the input costs one pass more, a gradient with respec
 customary. Only convolutions and matrix products are counted.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -60,9 +61,12 @@ def _passes(recipe: Mapping[str, Any], cost: Mapping[str, Any]) -> float:
 
 def validation_passes(recipe: Mapping[str, Any], attack: Mapping[str, Any], families: Mapping[str, float]) -> float:
     """Passes per validation image and epoch, on average. ``attack``: the setting of the recipe's validation."""
-    every = setting_passes(attack, families) / recipe["validation"]["every"]
+    epochs = recipe["epochs"]
+    # The last epoch is always validated.
+    share = math.ceil(epochs / recipe["validation"]["every"]) / epochs
     others = recipe.get("cost", {}).get("validations", ())
-    return every + sum(_steps(recipe[key], key) * ATTACK_STEP + FORWARD for key in others)
+    every_epoch = sum(_steps(recipe[key], key) * ATTACK_STEP + FORWARD for key in others)
+    return share * setting_passes(attack, families) + every_epoch
 
 
 def setting_passes(setting: Mapping[str, Any], families: Mapping[str, float]) -> float:

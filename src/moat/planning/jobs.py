@@ -100,7 +100,7 @@ class Workload:
         return Work(
             train=recipe["epochs"] * images["train"] * training_passes(recipe),
             evaluate=recipe["epochs"]
-            * images["val"]
+            * min(images["val"], recipe["validation"].get("images") or images["val"])
             * validation_passes(recipe, attack, self.families)
             * (2 if routed else 1),
             unknown=frozenset([] if knows_training(recipe) else [f"method {method}"])

@@ -1,15 +1,17 @@
-"""The training images: those of the data set, and those that a recipe adds."""
+"""The images of a training: those of the data set, those that a recipe adds, those that choose the best epoch."""
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from moat.data import extra_images
 from moat.data.augmentation import AUGMENTATIONS
 from moat.data.batches import Batches
 from moat.data.datasets import Dataset, Split
+from moat.data.splits import subset
 
 
 def load_extra(recipe: Mapping[str, Any], data: Dataset, root: Path) -> Split | None:
@@ -28,6 +30,13 @@ def load_extra(recipe: Mapping[str, Any], data: Dataset, root: Path) -> Split | 
         channels=len(data.mean),
         num_classes=len(data.classes),
     )
+
+
+def validation_images(held_out: Split, recipe: Mapping[str, Any]) -> Split:
+    """The held-out images that the best epoch is chosen by: all, or the recipe's number with classes in proportion."""
+    labels = held_out.labels.numpy()
+    rows = torch.from_numpy(subset(labels, np.arange(len(labels)), recipe["validation"].get("images")))
+    return Split(held_out.images[rows], held_out.labels[rows])
 
 
 def training_batches(

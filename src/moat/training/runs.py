@@ -26,7 +26,7 @@ from moat.provenance import environment, staleness
 from moat.training import finished
 from moat.training.checkpoint import Checkpoints
 from moat.training.engine import Engine
-from moat.training.images import load_extra
+from moat.training.images import load_extra, validation_images
 from moat.training.models import autocast, model_options
 from moat.training.run_record import WEIGHTS, read_run
 
@@ -89,7 +89,7 @@ class Run:
             recipe=self.resolved["recipe"],
             seed=self.resolved["seed"],
             train=data.splits["train"],
-            validation=data.splits["val"],
+            validation=validation_images(data.splits["val"], self.resolved["recipe"]),
             extra=load_extra(self.resolved["recipe"], data, self.root),
             augment=data.augment,
             validation_attack=self.resolved["validation_attack"],
@@ -169,7 +169,7 @@ class Run:
                 "official": all(source["official"] for source in data.metadata["sources"]),
                 "train_images": len(data.splits["train"].labels),
                 "extra_images": engine.batches.rows - len(data.splits["train"].labels),
-                "validation_images": len(data.splits["val"].labels),
+                "validation_images": engine.validation.size,
             },
             "model": model_options(self.resolved["model"], data),
             "initialize_from": {

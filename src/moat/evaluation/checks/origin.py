@@ -124,8 +124,8 @@ def _off_record(evidence: Evidence, x: torch.Tensor, y: torch.Tensor, *, of: int
     """How far the validation accuracy is from the recorded one, and the limit.
 
     Args:
-        x, y: a sample of the ``of`` images on which the accuracy was recorded. Apart from the attack's random starts,
-            chance decides only which of them the sample leaves out.
+        x, y: a sample of the ``of`` held-out images. If the accuracy was recorded on all of them, chance decides only
+            which ones the sample leaves out, apart from the attack's random starts; else also which were recorded.
     """
     from scipy.stats import norm
 
@@ -139,8 +139,10 @@ def _off_record(evidence: Evidence, x: torch.Tensor, y: torch.Tensor, *, of: int
     rows = evaluate(evidence.model, x, y, attacks, batch_size=evidence.batch_size, seed=evidence.seed)
     correct, _ = accuracy(rows, list(attacks))
     n = len(x)
-    variance = max(recorded * (1 - recorded), 1 / n) * (1 - n / of) + RESTARTED
-    chance = float(norm.isf(FALSE_ALARMS / 2)) * (variance / n) ** 0.5
+    recorded_on = (run.get("data") or {}).get("validation_images") or of
+    drawn = 1 / n + (1 / recorded_on if recorded_on < of else -1 / recorded_on)
+    variance = max(recorded * (1 - recorded), 1 / n) * drawn + RESTARTED / n
+    chance = float(norm.isf(FALSE_ALARMS / 2)) * variance**0.5
     return {"off_record": (abs(correct / n - recorded), MAX_OFF_RECORD + chance)}
 
 
