@@ -58,13 +58,21 @@ def on_normalised(net, x, y, statistics, box, eps, step_size, steps):
     ],
     ids=["fgsm", "pgd", "widest"],
 )
-@pytest.mark.parametrize("statistics", ["model", "imagenet", PRINTED])
-@pytest.mark.parametrize(("name", "box"), [("normalised_noclip", (-1e9, 1e9)), ("normalised_clip01", (0, 1))])
+@pytest.mark.parametrize("statistics", ["model", "imagenet", PRINTED, {"mean": PRINTED[0], "std": PRINTED[1]}])
+@pytest.mark.parametrize(
+    ("name", "box"),
+    [
+        ("normalised_noclip", lambda mean, std: (-1e9, 1e9)),
+        ("normalised_clip01", lambda mean, std: (0, 1)),
+        ("normalised_valid", lambda mean, std: (-mean / std, (1 - mean) / std)),
+    ],
+)
 def test_it_is_the_attack_on_normalised_tensors(name, box, statistics, kind, attack, parameters, steps):
     net, (x, y) = model(kind), batch()
     x_adv = attack(net, x, y, **parameters, space=training_space(name, net, statistics))
     steps = steps or {key: parameters[key] for key in ("eps", "step_size", "steps")}
-    used = {"model": STATISTICS_HERE, "imagenet": STATISTICS["imagenet"]}.get(str(statistics), statistics)
+    used = {"model": STATISTICS_HERE, "imagenet": STATISTICS["imagenet"]}.get(str(statistics), PRINTED)
+    box = box(*map(column, used))
     torch.testing.assert_close(x_adv, on_normalised(net, x, y, used, box, **steps), rtol=0, atol=1e-12)
     if name == "normalised_noclip":
         radius = ((x_adv - x) / column(used[1])).abs().amax((0, 2, 3))
@@ -75,7 +83,7 @@ def test_it_is_the_attack_on_normalised_tensors(name, box, statistics, kind, att
 
 @pytest.mark.parametrize("name", SPACES)
 def test_early_stopped_attacks_work_in_every_space(name):
-    """With patience for all steps it is PGD there; without, misclassified examples stay at their start."""
+    """With patience for all steps it is PGD there; without, misclassified examples stay where they are, but cut."""
     net, (x, y) = model(), batch()
     space, options = training_space(name, net), {"eps": 0.1, "step_size": 0.03, "steps": 4, "random_start": False}
 
@@ -89,7 +97,19 @@ def test_early_stopped_attacks_work_in_every_space(name):
         misclassified = net(x).argmax(1) != y
     stopped = early_stopped_pgd(net, x, y, **options, tau=0, ascend_loss=loss, space=space)
     assert misclassified.any()
-    torch.testing.assert_close(stopped[misclassified], x[misclassified], rtol=0, atol=1e-12)
+    still = space.decode(space.encode(x).clamp(0, 1)) if name == "normalised_clip01" else x
+    torch.testing.assert_close(stopped[misclassified], still[misclassified], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["uniform", "normal"])
+def test_what_is_cut_to_0_and_1_starts_whole(kind):
+    """Most of a normalised image lies outside: cut before the first gradient, the net would see another image."""
+    net, (x, _) = model(), batch()
+    space = training_space("normalised_clip01", net)
+    z, draws = space.encode(x), torch.Generator().manual_seed(0)
+    start = space.start(z, 0.1, kind, draws)
+    assert (start - z).abs().max() <= 0.1 + 1e-12 and not torch.equal(start, z)
+    assert (start < -0.5).any() and (start > 1.5).any()
 
 
 @pytest.mark.parametrize("start", ["uniform", True])
@@ -123,11 +143,12 @@ def test_a_uniform_deviation_of_one_and_no_clamp_in_reach_is_pixel_space():
     found = {name: pgd(net, x, y, **parameters, space=training_space(name, net)) for name in SPACES}
     torch.testing.assert_close(found["pixel"], found["normalised_noclip"], rtol=0, atol=1e-12)
     torch.testing.assert_close(found["pixel"], found["normalised_clip01"], rtol=0, atol=1e-12)
+    torch.testing.assert_close(found["pixel"], found["normalised_valid"], rtol=0, atol=1e-12)
     assert training_space("pixel", net) is PIXELS
 
 
 def test_an_unknown_space_is_refused():
-    with pytest.raises(ConfigError, match="attack_space.*'normalized_noclip'.*did you mean 'normalised_noclip'"):
+    with pytest.raises(ConfigError, match="attack_space.name.*'normalized_noclip'.*did you mean 'normalised_noclip'"):
         training_space("normalized_noclip", model())
 
 

@@ -134,7 +134,7 @@ def test_an_expert_trains_on_examples_of_its_space(tiny, name):
     radii = {}
     for space in ("pixel", "normalised_noclip"):
         method = tiny.method(name)
-        method.recipe = {**method.recipe, "attack_space": space}
+        method.recipe = {**method.recipe, "attack_space": {"name": space}}
         seen = watched(method)
         begin(method, 0)
         method.update(x, y, step)
@@ -147,7 +147,7 @@ def test_an_expert_trains_on_examples_of_its_space(tiny, name):
 
 def test_dwf_expands_in_its_space(tiny):
     method, (x, y), step = tiny.method("dwf"), tiny.batch(), step_of(0, 0)
-    method.recipe = {**method.recipe, "attack_space": "normalised_noclip"}
+    method.recipe = {**method.recipe, "attack_space": {"name": "normalised_noclip"}}
     begin(method, 0)
     images = method.expand(x, y, step)
     std = method.model.experts[0].normalize.std

@@ -8,7 +8,7 @@ from moat.attacks.parts.arguments import attack
 from moat.attacks.parts.cascade import with_restarts
 from moat.attacks.parts.objectives import make_objective
 from moat.attacks.parts.spaces import PIXELS, Space
-from moat.attacks.parts.steps import Randomness, ascend, random_start_point
+from moat.attacks.parts.steps import Randomness, ascend
 from moat.base.errors import ConfigError
 
 PARAMETERS = {
@@ -60,8 +60,7 @@ def pgd(
 
     def single_run(x: torch.Tensor, y: torch.Tensor, generator: Randomness) -> torch.Tensor:
         z = space.encode(x)
-        bounds = space.bounds(z, eps)
-        start = random_start_point(z, eps, random_start, generator, bounds)
+        start, bounds = space.start(z, eps, random_start, generator), space.bounds(z, eps)
         objective = make_objective(loss, model, x, y)
         z_adv = ascend(space.view(model), start, objective, bounds, step_size=step_size, steps=steps, eot=eot)
         return space.decode(z_adv)

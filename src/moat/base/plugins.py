@@ -182,7 +182,8 @@ def _lineage(method_class: str) -> list[tuple[Path, str, dict[str, Any]]]:
     method = _names(path).get("METHOD")
     if not isinstance(method, ast.Name | ast.Attribute):
         raise ConfigError(no_method(path, method and ast.unparse(method)))
-    return _class_and_bases(path, method)
+    # A base that two others share stands before both, as in Python's own order.
+    return list({each[:2]: each for each in _class_and_bases(path, method)}.values())
 
 
 def mixtures() -> Mapping[str, Path]:
@@ -335,6 +336,12 @@ def attack_parameters(name: str) -> dict[str, Parameter]:
     if unknown := [key for key in declared if key not in required]:
         raise ConfigError(f"{where}: {unknown[0]!r} is no keyword of the function {name}")
     return {key: Parameter({**each.allowed, "required": required[key]}, where) for key, each in declared.items()}
+
+
+def attacks_in_spaces() -> list[str]:
+    """The attack families that work in other spaces than pixels: their function has the keyword ``space``."""
+    functions = {name: _names(path)[name].args.kwonlyargs for name, path in attack_families().items()}
+    return [name for name, keywords in functions.items() if "space" in {keyword.arg for keyword in keywords}]
 
 
 def attack_passes() -> dict[str, float]:

@@ -115,20 +115,19 @@ def resolve_run(project: Project, scale: str, *, dataset: str, arch: str, method
     recipe = _undocumented(resolve_recipe(project, scale, method))
     kind = recipe.pop("class")
     model = merge({"width": 1.0}, merge(project.scale(scale).get("model", {}), recipe.pop("model", {})))
-    setting, where = recipe["validation"]["setting"], f"config/methods/{method}.yaml: validation.setting"
-    validation = project.attack(setting, where=where)
-    for key in _OF_EVALUATIONS:
-        if validation.get(key, "correct") != "correct":
-            raise ConfigError(
-                f"{where}: {setting!r} has {key} {validation[key]!r}, which validation does not know: it attacks the "
-                f"model itself, on all held-out images, in pixel units; allowed: a setting without {key}"
-            )
+    mixture, where = plugins.mixture_of(kind, model), f"config/methods/{method}.yaml"
+    setting = recipe["validation"]["setting"]
+    validation = project.attack(setting, where=f"{where}: validation.setting")
+    validated = {f"validation.setting: {setting!r}": validation}
+    validated |= {f"{key}: it": recipe[key] for key in method_schema.of_type({**recipe, "class": kind}, "setting")}
+    for which, attack in validated.items():
+        _check_validated(attack, recipe.get("attack_space", {}).get("name", "pixel"), mixture, f"{where}: {which}")
     return {
         "dataset": dataset,
         "arch": arch,
         "method": method,
         "class": kind,
-        "mixture": plugins.mixture_of(kind, model),
+        "mixture": mixture,
         "seed": seed,
         "scale": scale,
         "recipe": recipe,
@@ -136,6 +135,24 @@ def resolve_run(project: Project, scale: str, *, dataset: str, arch: str, method
         "data": project.scale(scale)["data"],
         "validation_attack": validation,
     }
+
+
+def _check_validated(attack: Mapping[str, Any], space: str, mixture: str | None, where: str) -> None:
+    """Training measures on held-out images what an attack setting says, or refuses it."""
+    for key in _OF_EVALUATIONS:
+        if attack.get(key, "correct") != "correct":
+            raise ConfigError(
+                f"{where} has {key} {attack[key]!r}, which validation does not know: it attacks the model itself, on "
+                f"all held-out images, in the space of the training; allowed: a setting without {key}"
+            )
+    if mixture is None and "requires" in attack:
+        raise ConfigError(f"{where} requires a mixture's {attack['requires']}, and the method trains a single net")
+    known = ["none", *plugins.attacks_in_spaces()]
+    if space != "pixel" and attack["attack"] not in known:
+        raise ConfigError(
+            f"{where} is the attack {attack['attack']!r}, which works in pixels only, and attack_space is {space}; "
+            f"allowed there: {', '.join(known)}"
+        )
 
 
 def resolve_evaluation(project: Project, scale: str, suite: str) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from moat.attacks.parts.cascade import with_restarts
 from moat.attacks.parts.objectives import cross_entropy, make_objective
 from moat.attacks.parts.setting import Attack
 from moat.attacks.parts.spaces import PIXELS, Space, normalised_space
-from moat.attacks.parts.steps import Randomness, ascend, random_start_point
+from moat.attacks.parts.steps import Randomness, ascend
 from moat.base.errors import ConfigError, unknown_name
 
 CORRECT = "correct"
@@ -61,10 +61,9 @@ class Protocol:
         step = {"step_size": options.get("step_size", eps), "steps": options.get("steps", 1)}
 
         def single_run(z: torch.Tensor, y: torch.Tensor, generator: Randomness) -> torch.Tensor:
-            bounds = space.bounds(z, eps)
-            start = random_start_point(z, eps, options.get("random_start", False), generator, bounds)
+            start = space.start(z, eps, options.get("random_start", False), generator)
             function, objective = self._with_router(view, make_objective(loss, view, z, y), y)
-            return ascend(function, start, objective, bounds, **step, eot=options.get("eot", 1))
+            return ascend(function, start, objective, space.bounds(z, eps), **step, eot=options.get("eot", 1))
 
         return view, z, with_restarts(single_run, options.get("restarts", 1), view, z, y, loss, generator)
 

@@ -8,12 +8,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from moat.methods import losses
-from moat.methods.base import Method, accuracy
+from moat.methods.base import AdversarialMethod, accuracy
 from moat.models.moe import MoeCnn
 from moat.models.precision import at_least_float32
 
 
-class MoeMethod(Method):
+class MoeMethod(AdversarialMethod):
     """A method that trains an MoE-CNN."""
 
     MIXTURE = "moe-cnn"

@@ -47,7 +47,14 @@ class AdvMoe(AlternatingMoe):
             loss = joint_divergence(model, x, router_weight=1.0, router_grad=self.router_grad)
             # A patience of all steps: nothing is stopped.
             return early_stopped_pgd(
-                model, x, y, **self.attack, tau=self.attack["steps"], ascend_loss=loss, generator=generator
+                model,
+                x,
+                y,
+                **self.attack,
+                tau=self.attack["steps"],
+                ascend_loss=loss,
+                generator=generator,
+                space=self.space,
             )
 
 

@@ -4,6 +4,7 @@ The engine owns everything else: epochs, learning rates, checkpoints, validation
 """
 
 import contextlib
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from torch import nn
 from moat import models
 from moat.attacks import AttackCopy
 from moat.attacks.parts.setting import Attack
+from moat.attacks.parts.spaces import PIXELS, Space, training_space
 from moat.base.numbers import parse_number
 from moat.data.seeding import generator
 from moat.methods.schedules import learning_rate_factor
@@ -64,6 +66,9 @@ class Method:
     #: The recipe key of each optimizer, and of the norm that its gradient is clipped to (default: gradient_clip).
     optimizer_keys: ClassVar[Mapping[str, str]] = {"model": "optimizer"}
     clip_keys: ClassVar[Mapping[str, str]] = {}
+
+    #: Where all attacks of a training work, those of its validation included.
+    space: Space = PIXELS
 
     def __init__(self, model: nn.Module, recipe: Mapping[str, Any], *, autocast=None):
         self.model = model
@@ -160,6 +165,22 @@ class Method:
         if clip is not None:
             nn.utils.clip_grad_norm_(self.parameters_of(optimizer), clip)
         self.optimizers[optimizer].step()
+
+
+class AdversarialMethod(Method):
+    """A method that attacks the images it trains on, in the space that its recipe names: every attack gets it."""
+
+    PARAMETERS = {
+        "attack_space": {
+            "type": "space",
+            "required": False,
+            "description": "where all attacks of the training work, those of its validation, too; pixel if not given",
+        },
+    }
+
+    @functools.cached_property
+    def space(self) -> Space:
+        return training_space(model=self.model, **self.recipe.get("attack_space", {"name": "pixel"}))
 
 
 def build_optimizer(parameters: list[nn.Parameter], options: Mapping[str, Any]) -> torch.optim.Optimizer:

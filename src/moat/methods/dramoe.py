@@ -95,6 +95,7 @@ class Dramoe(AlternatingMoe):
                 tau=self.patience(step.progress),
                 ascend_loss=loss,
                 generator=step.generator(purpose),
+                space=self.space,
             )
 
     def router_weight(self, progress: float) -> float:

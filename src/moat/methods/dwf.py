@@ -4,14 +4,14 @@ import torch
 import torch.nn.functional as F
 
 from moat.methods._pretrained import PretrainedExperts
-from moat.methods.base import Step, accuracy
+from moat.methods.base import AdversarialMethod, Step, accuracy
 from moat.methods.dwf_expert_fgsm import fgsm_examples
 from moat.methods.dwf_expert_pgd import pgd_examples
 from moat.models.moe import statistics
 from moat.models.precision import at_least_float32
 
 
-class Dwf(PretrainedExperts):
+class Dwf(AdversarialMethod, PretrainedExperts):
     """Minimise CE of the whole mixture on [x, x_FGSM, x_PGD], both attacks against the whole mixture.
 
     The experts come from runs of their own, with other seeds; gate and all experts move.
@@ -19,10 +19,6 @@ class Dwf(PretrainedExperts):
 
     MIXTURE = "dwf"
     PARAMETERS = {
-        "attack_space": {
-            "enum": ["pixel", "normalised_noclip"],
-            "description": "normalised_noclip: lengths in units of the data's standard deviation, no clamp to [0,1]",
-        },
         "fgsm_attack.eps": {
             "type": "array",
             "minItems": 1,
@@ -57,10 +53,9 @@ class Dwf(PretrainedExperts):
 
     def expand(self, x: torch.Tensor, y: torch.Tensor, step: Step) -> torch.Tensor:
         """[x, x_FGSM, x_PGD] (3B, C, H, W)."""
-        space = self.recipe["attack_space"]
         with self.autocast():
-            x_fgsm = fgsm_examples(self.attacked(), x, y, step, self.recipe["fgsm_attack"]["eps"], space)
-            x_pgd = pgd_examples(self.attacked(), x, y, step, self.recipe["pgd_attack"], space)
+            x_fgsm = fgsm_examples(self.attacked(), x, y, step, self.recipe["fgsm_attack"]["eps"], self.space)
+            x_pgd = pgd_examples(self.attacked(), x, y, step, self.recipe["pgd_attack"], self.space)
         return torch.cat([x, x_fgsm, x_pgd])
 
 

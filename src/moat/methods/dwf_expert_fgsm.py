@@ -9,22 +9,18 @@ from torch import nn
 
 from moat.attacks import fgsm, resolve
 from moat.attacks.parts.setting import Attack
-from moat.attacks.parts.spaces import training_space
+from moat.attacks.parts.spaces import Space
 from moat.base.numbers import parse_number
 from moat.data.seeding import generator
-from moat.methods.base import Method, Step, accuracy
+from moat.methods.base import AdversarialMethod, Step, accuracy
 
 T = TypeVar("T")
 
 
-class DwfExpertFgsm(Method):
+class DwfExpertFgsm(AdversarialMethod):
     """Minimise CE(F(x + eps * sign(dCE/dx)), y), eps drawn once per batch; no random start and no clean term."""
 
     PARAMETERS = {
-        "attack_space": {
-            "enum": ["pixel", "normalised_noclip"],
-            "description": "normalised_noclip: lengths in units of the data's standard deviation, no clamp to [0,1]",
-        },
         "fgsm_attack.eps": {
             "type": "array",
             "minItems": 1,
@@ -39,9 +35,7 @@ class DwfExpertFgsm(Method):
 
     def update(self, x: torch.Tensor, y: torch.Tensor, step: Step) -> dict[str, torch.Tensor]:
         with self.autocast():
-            x_adv = fgsm_examples(
-                self.attacked(), x, y, step, self.recipe["fgsm_attack"]["eps"], self.recipe["attack_space"]
-            )
+            x_adv = fgsm_examples(self.attacked(), x, y, step, self.recipe["fgsm_attack"]["eps"], self.space)
         logits = self.logits(x_adv)
         loss = F.cross_entropy(logits, y)
         self.minimize(loss)
@@ -53,11 +47,11 @@ class DwfExpertFgsm(Method):
 
 
 def fgsm_examples(
-    model: nn.Module, x: torch.Tensor, y: torch.Tensor, step: Step, eps: Sequence[float | str], space: str
+    model: nn.Module, x: torch.Tensor, y: torch.Tensor, step: Step, eps: Sequence[float | str], space: Space
 ) -> torch.Tensor:
     """FGSM at one of the ``eps`` (in units of the space), drawn for the whole batch."""
     drawn = parse_number(draw_one(eps, step, "fgsm epsilon"), where="fgsm_attack.eps")
-    return fgsm(model, x, y, eps=drawn, space=training_space(space, model))
+    return fgsm(model, x, y, eps=drawn, space=space)
 
 
 def draw_one(values: Sequence[T], step: Step, purpose: str) -> T:

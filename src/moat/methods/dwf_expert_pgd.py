@@ -8,20 +8,16 @@ import torch.nn.functional as F
 from torch import nn
 
 from moat.attacks import pgd
-from moat.attacks.parts.spaces import training_space
+from moat.attacks.parts.spaces import Space
 from moat.base.numbers import parse_number
-from moat.methods.base import Method, Step, accuracy
+from moat.methods.base import AdversarialMethod, Step, accuracy
 from moat.methods.dwf_expert_fgsm import draw_one
 
 
-class DwfExpertPgd(Method):
+class DwfExpertPgd(AdversarialMethod):
     """Minimise CE(F(x'), y), x' from PGD whose number of steps is drawn once per batch; no clean term."""
 
     PARAMETERS = {
-        "attack_space": {
-            "enum": ["pixel", "normalised_noclip"],
-            "description": "normalised_noclip: lengths in units of the data's standard deviation, no clamp to [0,1]",
-        },
         "pgd_attack.eps": {"type": "distance", "description": "radius of the ball"},
         "pgd_attack.step_size": {"type": "distance", "description": "of each step"},
         "pgd_attack.steps": {
@@ -35,7 +31,7 @@ class DwfExpertPgd(Method):
 
     def update(self, x: torch.Tensor, y: torch.Tensor, step: Step) -> dict[str, torch.Tensor]:
         with self.autocast():
-            x_adv = pgd_examples(self.attacked(), x, y, step, self.recipe["pgd_attack"], self.recipe["attack_space"])
+            x_adv = pgd_examples(self.attacked(), x, y, step, self.recipe["pgd_attack"], self.space)
         logits = self.logits(x_adv)
         loss = F.cross_entropy(logits, y)
         self.minimize(loss)
@@ -43,7 +39,7 @@ class DwfExpertPgd(Method):
 
 
 def pgd_examples(
-    model: nn.Module, x: torch.Tensor, y: torch.Tensor, step: Step, attack: Mapping[str, Any], space: str
+    model: nn.Module, x: torch.Tensor, y: torch.Tensor, step: Step, attack: Mapping[str, Any], space: Space
 ) -> torch.Tensor:
     """PGD of as many steps as are drawn from ``attack["steps"]`` for the whole batch, in units of the space."""
     return pgd(
@@ -55,7 +51,7 @@ def pgd_examples(
         steps=draw_one(attack["steps"], step, "pgd steps"),
         random_start=attack["random_start"],
         generator=step.generator("pgd attack"),
-        space=training_space(space, model),
+        space=space,
     )
 
 

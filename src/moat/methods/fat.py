@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 
 from moat.attacks.parts.early_stopped import early_stopped_pgd
-from moat.methods.base import Method, Step, accuracy
+from moat.methods.base import AdversarialMethod, Step, accuracy
 
 
-class Fat(Method):
+class Fat(AdversarialMethod):
     """Minimise CE(F(x'), y), where each x' increases the CE until ``tau`` steps after it is misclassified.
 
     tau grows with training: it is the number of ``friendly.tau_milestones`` that are passed.
@@ -62,6 +62,7 @@ class Fat(Method):
             ascend_loss=loss,
             noise=self.friendly["noise"],
             generator=step.generator("attack"),
+            space=self.space,
             **self.attack,
         )
 

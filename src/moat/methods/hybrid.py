@@ -8,10 +8,10 @@ import torch.nn.functional as F
 
 from moat.attacks import pgd, resolve
 from moat.attacks.parts.setting import Attack
-from moat.methods.base import Method, Step, accuracy
+from moat.methods.base import AdversarialMethod, Step, accuracy
 
 
-class Hybrid(Method):
+class Hybrid(AdversarialMethod):
     """Minimise alpha * CE(F(x), y) + (1 - alpha) * CE(F(x'), y), with x' from a ball that grows with the epochs.
 
     After each epoch, alpha = Acc_adv / (Acc_adv + Acc_clean) on the held-out images: the worse the net does
@@ -50,9 +50,8 @@ class Hybrid(Method):
 
     def update(self, x: torch.Tensor, y: torch.Tensor, step: Step) -> dict[str, torch.Tensor]:
         with self.autocast():
-            x_adv = pgd(
-                self.attacked(), x, y, generator=step.generator("attack"), **self.attack_at(step.epoch, step.epochs)
-            )
+            attack = self.attack_at(step.epoch, step.epochs)
+            x_adv = pgd(self.attacked(), x, y, generator=step.generator("attack"), space=self.space, **attack)
         logits_clean, logits_adv = self.logits(x), self.logits(x_adv)
         loss = hybrid_loss(logits_clean, logits_adv, y, self.alpha)
         self.minimize(loss)

@@ -4,10 +4,10 @@ import torch
 
 from moat.attacks import pgd
 from moat.methods import losses
-from moat.methods.base import Method, Step, accuracy
+from moat.methods.base import AdversarialMethod, Step, accuracy
 
 
-class Mart(Method):
+class Mart(AdversarialMethod):
     """Minimise BCE(F(x'), y) + beta * KL(F(x) || F(x')) * (1 - p_y(x)), where x' maximises CE(F(x'), y) in the ball.
 
     Nothing is detached: the weight 1 - p_y(x) of the KL passes a gradient on, too.
@@ -20,7 +20,9 @@ class Mart(Method):
 
     def update(self, x: torch.Tensor, y: torch.Tensor, step: Step) -> dict[str, torch.Tensor]:
         with self.autocast():
-            x_adv = pgd(self.attacked(), x, y, loss="ce", generator=step.generator("attack"), **self.attack)
+            x_adv = pgd(
+                self.attacked(), x, y, loss="ce", generator=step.generator("attack"), space=self.space, **self.attack
+            )
         logits_clean, logits_adv = self.logits(x), self.logits(x_adv)
         loss = losses.mart(logits_clean, logits_adv, y, self.loss_weights["beta"])
         self.minimize(loss)

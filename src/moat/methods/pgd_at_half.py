@@ -4,10 +4,10 @@ import torch
 import torch.nn.functional as F
 
 from moat.attacks import pgd
-from moat.methods.base import Method, Step, accuracy
+from moat.methods.base import AdversarialMethod, Step, accuracy
 
 
-class HalfBatch(Method):
+class HalfBatch(AdversarialMethod):
     """Minimise CE on a batch whose first half is attacked, by x' that maximise it, and whose rest is clean.
 
     The engine has shuffled the images, so which ones come first is a fresh draw in every epoch.
@@ -18,7 +18,9 @@ class HalfBatch(Method):
     def update(self, x: torch.Tensor, y: torch.Tensor, step: Step) -> dict[str, torch.Tensor]:
         half = len(x) // 2
         with self.autocast():
-            x_adv = pgd(self.attacked(), x[:half], y[:half], generator=step.generator("attack"), **self.attack)
+            x_adv = pgd(
+                self.attacked(), x[:half], y[:half], generator=step.generator("attack"), space=self.space, **self.attack
+            )
         logits = self.logits(torch.cat([x_adv, x[half:]]))
         loss = F.cross_entropy(logits, y)
         self.minimize(loss)

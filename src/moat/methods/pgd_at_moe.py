@@ -21,7 +21,7 @@ class PgdAtMoe(MoeMethod):
     def update(self, x: torch.Tensor, y: torch.Tensor, step: Step) -> dict[str, torch.Tensor]:
         attacked = self.attacked() if self.router_grad == "st" else detached_router(self.attacked())
         with self.autocast():
-            x_adv = pgd(attacked, x, y, loss="kl", generator=step.generator("attack"), **self.attack)
+            x_adv = pgd(attacked, x, y, loss="kl", generator=step.generator("attack"), space=self.space, **self.attack)
         scores, scores_adv = self.model.route_logits(x), self.model.route_logits(x_adv)
         logits, logits_adv = self.classify(x, scores), self.classify(x_adv, scores_adv)
         loss = losses.trades(logits, logits_adv, y, self.loss_weights["beta"])

@@ -10,12 +10,12 @@ from torch import nn
 
 from moat.attacks import pgd
 from moat.base.errors import ConfigError
-from moat.methods.base import Method, Step, accuracy
+from moat.methods.base import AdversarialMethod, Step, accuracy
 from moat.models.moe import statistics
 from moat.models.moe.soe import confidence, most_confident
 
 
-class Soe(Method):
+class Soe(AdversarialMethod):
     """Minimise L(x) + L(x'), L = mean_x sum_i omega_i CE(z_i, y) + lambda * (calibration loss of the confidences).
 
     The training has phases. A phase decides which model x' attacks (each expert alone, or the ensemble) and which
@@ -111,14 +111,23 @@ def confidence_loss(logits: torch.Tensor, factor: torch.Tensor, y: torch.Tensor)
 def attack_experts(method: Soe, x: torch.Tensor, y: torch.Tensor, step: Step) -> torch.Tensor:
     """Adversarial examples against each expert alone (E * B, C, H, W), expert by expert."""
     return torch.cat([
-        pgd(expert, x, y, loss="ce", generator=step.generator(f"attack on expert {number}"), **method.attack)
+        pgd(
+            expert,
+            x,
+            y,
+            loss="ce",
+            generator=step.generator(f"attack on expert {number}"),
+            space=method.space,
+            **method.attack,
+        )
         for number, expert in enumerate(method.attacked().experts)
     ])  # fmt: skip
 
 
 def attack_ensemble(method: Soe, x: torch.Tensor, y: torch.Tensor, step: Step) -> torch.Tensor:
     """Adversarial examples (B, C, H, W) against the ensemble."""
-    return pgd(method.attacked(), x, y, loss="ce", generator=step.generator("attack"), **method.attack)
+    generator = step.generator("attack")
+    return pgd(method.attacked(), x, y, loss="ce", generator=generator, space=method.space, **method.attack)
 
 
 def phase_at(phases: list[Mapping[str, Any]], epoch: int, epochs: int) -> Mapping[str, Any]:

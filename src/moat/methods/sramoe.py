@@ -9,12 +9,12 @@ from torch import nn
 
 from moat.attacks import pgd
 from moat.methods._pretrained import PretrainedExperts
-from moat.methods.base import Step, accuracy
+from moat.methods.base import AdversarialMethod, Step, accuracy
 from moat.models.moe import statistics
 from moat.models.precision import at_least_float32
 
 
-class Sramoe(PretrainedExperts):
+class Sramoe(AdversarialMethod, PretrainedExperts):
     """Minimise CE(F(x), y) + CE(F(x'), y) over the router of F = w_c E_clean + w_a E_adv, x' attacks the whole F."""
 
     MIXTURE = "sramoe"
@@ -30,7 +30,9 @@ class Sramoe(PretrainedExperts):
 
     def update(self, x: torch.Tensor, y: torch.Tensor, step: Step) -> dict[str, torch.Tensor]:
         with self.autocast():
-            x_adv = pgd(self.attacked(), x, y, loss="ce", generator=step.generator("attack"), **self.attack)
+            x_adv = pgd(
+                self.attacked(), x, y, loss="ce", generator=step.generator("attack"), space=self.space, **self.attack
+            )
             (clean, clean_weights), (adversarial, adversarial_weights) = self.model.mix(x), self.model.mix(x_adv)
         clean, adversarial = at_least_float32(clean), at_least_float32(adversarial)
         loss = F.cross_entropy(clean, y) + F.cross_entropy(adversarial, y)

@@ -4,10 +4,10 @@ import torch
 
 from moat.attacks import pgd
 from moat.methods import losses
-from moat.methods.base import Method, Step, accuracy
+from moat.methods.base import AdversarialMethod, Step, accuracy
 
 
-class Trades(Method):
+class Trades(AdversarialMethod):
     """Minimise CE(F(x), y) + beta * KL(F(x) || F(x')), where x' maximises the KL inside the ball.
 
     The gradient flows through both arguments of the KL, as in the official code.
@@ -20,7 +20,9 @@ class Trades(Method):
 
     def update(self, x: torch.Tensor, y: torch.Tensor, step: Step) -> dict[str, torch.Tensor]:
         with self.autocast():
-            x_adv = pgd(self.attacked(), x, y, loss="kl", generator=step.generator("attack"), **self.attack)
+            x_adv = pgd(
+                self.attacked(), x, y, loss="kl", generator=step.generator("attack"), space=self.space, **self.attack
+            )
         logits_clean, logits_adv = self.logits(x), self.logits(x_adv)
         loss = losses.trades(logits_clean, logits_adv, y, self.loss_weights["beta"])
         self.minimize(loss)

@@ -166,10 +166,13 @@ class Engine:
     def validate(self, attack: Attack) -> dict[str, float]:
         """Accuracy on the validation images under an attack, with the same random starts in every epoch.
 
+        The attack works where those of the training do.
+
         Returns:
             ``validation_accuracy``. For a net with a router it is the per-example worst of both gradients, and
             ``validation_accuracy_straight_through`` and ``validation_accuracy_detached`` are the two alone.
         """
+        attack = attack.in_space(self.method.space)
         model = self.weights()
         model.eval()
         attacked, attacks = for_attack(model), both_gradients(attack, model)

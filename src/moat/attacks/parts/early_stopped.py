@@ -9,7 +9,7 @@ import torch
 
 from moat.attacks.parts.arguments import check_batch, check_budget, check_iterations
 from moat.attacks.parts.spaces import PIXELS, Space
-from moat.attacks.parts.steps import Randomness, ascend, draw, frozen, random_start_point
+from moat.attacks.parts.steps import Randomness, ascend, draw, frozen
 from moat.base.errors import ConfigError
 
 # Images (B, C, H, W) to the loss that is maximized, per example (B,), and the logits (B, K).
@@ -59,13 +59,14 @@ def early_stopped_pgd(
     bounds = space.bounds(z, eps)
     patience = _Patience(y, tau)
     with frozen(model):
-        start = random_start_point(z, eps, random_start, generator, bounds)
+        start = space.start(z, eps, random_start, generator)
         noises = (lambda: noise * draw(z, torch.randn, generator)) if noise else None
         z_adv = ascend(
             space.view(ascend_loss), start, patience.objective, bounds,
             step_size=step_size, steps=steps, active=patience.spend, noise=noises,
         )  # fmt: skip
-    return space.decode(z_adv)
+    # An example that never moved has not been cut yet.
+    return space.decode(z_adv.clamp(*bounds))
 
 
 class _Patience:

@@ -11,6 +11,7 @@ import torch
 
 from moat.attacks.parts.arguments import Parameters, check_parameters
 from moat.attacks.parts.cascade import Stage
+from moat.attacks.parts.spaces import PIXELS, Space
 from moat.attacks.parts.steps import Randomness
 from moat.attacks.parts.views import DETACHED, STRAIGHT, view, views_of
 from moat.base.errors import ConfigError, unknown_name
@@ -77,6 +78,20 @@ class Attack:
                 raise ConfigError(f"no model to transfer from is given for {self.transfer_from!r}")
             return self.source
         return model if self.view is None else view(model, self.view)
+
+    def in_space(self, space: Space) -> "Attack":
+        """The same attack in a space: distances are in its units then. Clean images are the same in every space.
+
+        Raises:
+            ConfigError: the attack works in pixels only.
+        """
+        if space is PIXELS or self.parameters.get("attack") == "none":
+            return self
+        if "space" not in inspect.signature(self.function).parameters:
+            raise ConfigError(
+                f"the attack {self.parameters.get('attack')!r} works in pixels only, not in another space"
+            )
+        return replace(self, function=functools.partial(self.function, space=space))
 
     def not_applicable_reason(self, model: torch.nn.Module) -> str | None:
         """Why this attack does not apply to ``model``; None where it does."""

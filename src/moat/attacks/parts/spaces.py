@@ -12,12 +12,13 @@ from typing import Literal
 import torch
 from torch import nn
 
-from moat.attacks.parts.steps import Bounds, ball
+from moat.attacks.parts.steps import Bounds, Randomness, ball, random_start_point
 from moat.base.errors import ConfigError, unknown_name
 from moat.models.nets.normalize import Normalize, make_normalize
 
-# A name of moat.models.nets.normalize.STATISTICS, a pair (mean, std), or "model" for the model's own.
-Statistics = str | tuple[Sequence[float], Sequence[float]]
+# A name of moat.models.nets.normalize.STATISTICS, a pair (mean, std), or the same as a recipe writes it,
+# {"mean": …, "std": …}; or "model" for the model's own.
+Statistics = str | tuple[Sequence[float], Sequence[float]] | Mapping[str, Sequence[float]]
 
 
 @dataclass(frozen=True)
@@ -47,8 +48,21 @@ class Space:
             return z - eps, z + eps
         if self.normalize is None or self.clip == "unit":
             return ball(z, eps)
-        black, white = (self.encode(torch.full_like(self.normalize.mean, pixel)) for pixel in (0.0, 1.0))
+        pixels = (
+            torch.zeros_like(self.normalize.mean, dtype=z.dtype),
+            torch.ones_like(self.normalize.mean, dtype=z.dtype),
+        )
+        black, white = map(self.encode, pixels)
         return (z - eps).clamp(black, white), (z + eps).clamp(black, white)
+
+    def start(self, z: torch.Tensor, eps: float, kind: bool | str, generator: Randomness) -> torch.Tensor:
+        """Where an attack on ``z`` starts: see :func:`moat.attacks.parts.steps.random_start_point`.
+
+        With clip "unit", [0,1] cuts the steps, not the start, as in the code that trains there (ADVMoE's, after
+        TRADES and HYDRA): the first gradient is taken at an image that is still whole.
+        """
+        bounds = (z - eps, z + eps) if self.clip == "unit" and self.normalize is not None else self.bounds(z, eps)
+        return random_start_point(z, eps, kind, generator, bounds)
 
     def view(self, model: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
         """The model as a function of z: a module if it is one, with ``route_logits`` if it has a router."""
@@ -84,6 +98,8 @@ def normalised_space(model: nn.Module, *, clip: str, statistics: Statistics = "m
         ConfigError: unknown statistics; or the model has no normalisation layer, or several that differ.
     """
     if statistics != "model":
+        if isinstance(statistics, Mapping):
+            statistics = statistics["mean"], statistics["std"]
         device = next((tensor.device for tensor in (*model.parameters(), *model.buffers())), torch.device("cpu"))
         return Space(make_normalize(statistics, 3).to(device), clip)
     layers = [module for module in model.modules() if isinstance(module, Normalize)]
@@ -96,16 +112,20 @@ def normalised_space(model: nn.Module, *, clip: str, statistics: Statistics = "m
 
 
 # The spaces that a recipe's attack_space names, and how each clips.
-_CLIPS: Mapping[str, str] = {"normalised_noclip": "none", "normalised_clip01": "unit"}
+_CLIPS: Mapping[str, str] = {
+    "normalised_noclip": "none",
+    "normalised_clip01": "unit",
+    "normalised_valid": "image",
+}
 SPACES = ("pixel", *_CLIPS)
 
 
 def training_space(name: str, model: nn.Module, statistics: Statistics = "model") -> Space:
-    """The space of a recipe's ``attack_space``, a name of :data:`SPACES`.
+    """The space of a recipe's ``attack_space``: its ``name``, one of :data:`SPACES`, and its ``statistics``.
 
     Raises:
         ConfigError: another name; see also :func:`normalised_space`.
     """
     if name not in SPACES:
-        raise ConfigError(f"attack_space: {unknown_name(name, SPACES, what='space')}")
+        raise ConfigError(f"attack_space.name: {unknown_name(name, SPACES, what='space')}")
     return PIXELS if name == "pixel" else normalised_space(model, clip=_CLIPS[name], statistics=statistics)

@@ -1,12 +1,14 @@
 """Does the number fit what is known of such models elsewhere, and of this model's own training?"""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from moat.attacks import fgsm
 from moat.attacks.parts.objectives import margin
-from moat.attacks.parts.setting import both_gradients
+from moat.attacks.parts.setting import Attack, both_gradients
+from moat.attacks.parts.spaces import PIXELS, training_space
 from moat.data.seeding import generator
 from moat.evaluation.checks.chance import FALSE_ALARMS, accuracy_spread, rank_spread
 from moat.evaluation.checks.registry import Finding, check, not_applicable, within
@@ -136,14 +138,31 @@ def _off_record(evidence: Evidence, x: torch.Tensor, y: torch.Tensor, *, of: int
     # As the training validates: of a net with a router, the per-example worst of both gradients.
     gradients = both_gradients(as_attack("validation", setting), evidence.model).values()
     attacks = dict(zip(("validation", "validation" + DETACHED), gradients, strict=False))
-    rows = evaluate(evidence.model, x, y, attacks, batch_size=evidence.batch_size, seed=evidence.seed)
-    correct, _ = accuracy(rows, list(attacks))
+    space = training_space(model=evidence.model, **(run.get("recipe") or {}).get("attack_space", {"name": "pixel"}))
+    if space is PIXELS:
+        rows = evaluate(evidence.model, x, y, attacks, batch_size=evidence.batch_size, seed=evidence.seed)
+        correct, _ = accuracy(rows, list(attacks))
+    else:
+        correct = _survivors(evidence, x, y, [attack.in_space(space) for attack in attacks.values()])
     n = len(x)
     recorded_on = (run.get("data") or {}).get("validation_images") or of
     drawn = 1 / n + (1 / recorded_on if recorded_on < of else -1 / recorded_on)
     variance = max(recorded * (1 - recorded), 1 / n) * drawn + RESTARTED / n
     chance = float(norm.isf(FALSE_ALARMS / 2)) * variance**0.5
     return {"off_record": (abs(correct / n - recorded), MAX_OFF_RECORD + chance)}
+
+
+def _survivors(evidence: Evidence, x: torch.Tensor, y: torch.Tensor, attacks: Sequence[Attack]) -> int:
+    """How many images are classified correctly under all attacks; an evaluation would project their results to pixels."""
+    device, survivors = device_of(evidence.model), 0
+    for number, part in enumerate(torch.arange(len(x)).split(evidence.batch_size)):
+        batch, labels = images(x[part], device), y[part].to(device, torch.int64)
+        correct = torch.ones_like(labels, dtype=torch.bool)
+        for attack in attacks:
+            draws = generator(evidence.seed, 0, "validation", number, device)
+            correct &= classify(evidence.model, attack(evidence.model, batch, labels, draws)).argmax(1) == labels
+        survivors += int(correct.sum())
+    return survivors
 
 
 def _margins(evidence: Evidence, x: torch.Tensor, y: torch.Tensor, eps: float) -> torch.Tensor:
