@@ -85,7 +85,8 @@ def test_a_fault_is_named(project, file, old, new, said):
     ("method", "key", "said"),
     [
         # What another class declares is refused, and it is said where this one declares its own.
-        ("fgsm-at", "attack_space: pixel", ["unknown key 'attack_space'", "keys of class pgd-at-half", "PARAMETERS"]),
+        ("standard", "attack_space: {name: pixel}", ["unknown key 'attack_space'", "class standard", "PARAMETERS"]),
+        ("mocse", "attack_space: {name: normalised_noclip}", ["unknown key 'attack_space'", "keys of class mocse"]),
         ("standard", "attack: {eps: 8/255, step_size: 2/255, steps: 10}", ["unknown key 'attack'", "class standard"]),
         ("pgd-at", "initialize_from: [{name: a, method: standard}]", ["unknown key 'initialize_from'"]),
         (
@@ -107,7 +108,30 @@ def test_a_fault_is_named(project, file, old, new, said):
         ("trades", "model: {mixture: so}", ["model.mixture: unknown mixture 'so' (did you mean 'soe'?)", "moe-cnn"]),
         ("trades", "model: {mixture: soe}", ["in model: the key 'experts' is missing", "moe/soe.py: PARAMETERS"]),
         ("trades", "model: {mixture: soe, experts: 2, gate: 3}", ["in model: unknown key 'gate'", "soe.py: PARAM"]),
-        ("dwf", "attack_space: normalized", ["attack_space: unknown value", "normalised_noclip, pixel", "dwf.py: Dwf"]),
+        ("fgsm-at", "attack_space: pixel", ["attack_space: 'pixel' has the wrong type", "base.py: AdversarialMethod"]),
+        (
+            "dwf",
+            "attack_space: {name: normalized}",
+            ["attack_space.name: unknown value 'normalized'", "normalised_clip01, normalised_noclip, normalised_valid"],
+        ),
+        ("soe", "attack_space: {statistics: model}", ["in attack_space: the key 'name' is missing"]),
+        ("mart", "attack_space: {name: pixel, clip: 1}", ["in attack_space: unknown key 'clip'", "name, statistics"]),
+        ("fat", "attack_space: {name: pixel, statistics: imagenet}", ["attack_space.statistics", "allowed: model"]),
+        (
+            "dramoe",
+            "attack_space: {name: normalised_noclip, statistics: printed}",
+            ["attack_space.statistics", "'printed'", "model"],
+        ),
+        (
+            "hybrid",
+            "attack_space: {name: normalised_noclip, statistics: {mean: [0.5]}}",
+            ["attack_space.statistics", "std"],
+        ),
+        (
+            "hybrid",
+            "attack_space: {name: normalised_noclip, statistics: {mean: [0.5], std: [0]}}",
+            ["attack_space.statistics.std.0", "0"],
+        ),
     ],
 )
 def test_a_method_is_told_what_its_class_declares(project, method, key, said):
@@ -348,12 +372,48 @@ def test_an_unknown_validation_attack_is_named(project):
         ("pgd10_norm", "trades.yaml: validation.setting: 'pgd10_norm' has protocol 'normalised-noclip'"),
         ("transfer_seed", "has transfer_from 'seed', which validation does not know"),
         ("aa_1000", "has limit 1000"),
+        ("pgd10_det", "'pgd10_det' requires a mixture's router, and the method trains a single net"),
     ],
 )
 def test_a_validation_that_would_measure_something_else_is_refused(project, setting, said):
     edit(project, "config/methods/trades.yaml", "title:", f"validation: {{setting: {setting}}}\ntitle:")
     with pytest.raises(ConfigError, match=said):
         resolve_run(project, "quickstart", **RUN)
+
+
+@pytest.mark.parametrize(
+    ("space", "setting", "said"),
+    [
+        ("pixel", "cw_l2", None),
+        ("pixel", "aa", None),
+        ("normalised_noclip", "clean", None),
+        ("normalised_clip01", "pgd10", None),
+        ("normalised_valid", "cw_l2", "'cw_l2' is the attack 'cw_l2', which works in pixels only, and attack_space is"),
+        ("normalised_noclip", "aa", "allowed there: none, bim, fgsm, pgd"),
+    ],
+)
+def test_a_validation_works_in_the_space_of_the_training(project, space, setting, said):
+    written = f"attack_space: {{name: {space}}}\nvalidation: {{setting: {setting}}}\ntitle:"
+    edit(project, "config/methods/trades.yaml", "title:", written)
+    if said is None:
+        assert resolve_run(project, "quickstart", **RUN)["recipe"]["attack_space"] == {"name": space}
+    else:
+        with pytest.raises(ConfigError, match=rf"config/methods/trades.yaml: validation.setting: .*{said}"):
+            resolve_run(project, "quickstart", **RUN)
+
+
+@pytest.mark.parametrize(
+    ("watch", "said"),
+    [
+        ("protocol: normalised-noclip", "watch: it has protocol 'normalised-noclip', which validation does not know"),
+        ("limit: 5", "watch: it has limit 5"),
+        ("view: detached, requires: router", "watch: it requires a mixture's router"),
+    ],
+)
+def test_what_is_watched_is_held_to_the_same_rules(project, watch, said):
+    edit(project, "config/methods/dwf-expert-fgsm.yaml", "watch: {attack: pgd", f"watch: {{{watch}, attack: pgd")
+    with pytest.raises(ConfigError, match=rf"config/methods/dwf-expert-fgsm.yaml: {said}"):
+        resolve_run(project, "paper", **{**RUN, "method": "dwf-expert-fgsm"})
 
 
 def test_a_scale_cannot_smuggle_an_unknown_key_into_a_recipe(project):

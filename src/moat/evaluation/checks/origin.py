@@ -153,7 +153,7 @@ def _off_record(evidence: Evidence, x: torch.Tensor, y: torch.Tensor, *, of: int
 
 
 def _survivors(evidence: Evidence, x: torch.Tensor, y: torch.Tensor, attacks: Sequence[Attack]) -> int:
-    """How many images are classified correctly under all attacks; an evaluation would project their results to pixels."""
+    """How many images are classified correctly under all attacks; an evaluation would make pixels of their results."""
     device, survivors = device_of(evidence.model), 0
     for number, part in enumerate(torch.arange(len(x)).split(evidence.batch_size)):
         batch, labels = images(x[part], device), y[part].to(device, torch.int64)
