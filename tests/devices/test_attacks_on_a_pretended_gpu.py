@@ -22,7 +22,8 @@ from moat.kernels import packed
 from moat.methods import losses
 from moat.training.models import load_model
 
-ALL = Project(Path(__file__).parents[2]).attacks()
+PROJECT = Project(Path(__file__).parents[2])
+ALL = {**PROJECT.attacks(), "pgd10_det": PROJECT.attack("pgd10_det", where="this test")}
 SHORT = {"steps": 2, "restarts": 2, "n_queries": 3, "n_iter": 2, "n_targets": 1, "targets": 2}
 PGD = {"attack": "pgd", "eps": "8/255", "step_size": "2/255", "steps": 2}
 AA = {**ALL["aa"], **{key: SHORT[key] for key in ("n_queries", "n_iter", "n_targets")}}

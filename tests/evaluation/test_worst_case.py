@@ -228,6 +228,15 @@ def test_what_does_not_apply_is_listed_with_its_reason(undefended):
     assert set(plain.record) == set(routed.record) > set(plain.settings)
 
 
+@pytest.mark.parametrize("suite", ["dramoe", "dwf", "advmoe"])
+def test_a_net_without_a_router_is_attacked_with_one_gradient_only(undefended, suite):
+    settings = Project(ROOT).attack_settings(suite)
+    detached = {name for name in settings if name.endswith("_det")}
+    plain, routed = (make_plan(suite, settings, {}, model, {}) for model in (undefended, Routed(undefended)))
+    assert detached and detached <= set(plain.not_applicable)
+    assert set(routed.settings) == set(settings)
+
+
 def test_a_setting_that_does_not_apply_is_refused_by_name(undefended, test_images):
     setting = {**PGD, "view": "detached"}
     with pytest.raises(ConfigError, match="'det' does not apply: the model has no view 'detached'"):

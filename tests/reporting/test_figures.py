@@ -108,6 +108,26 @@ def fill(tree) -> None:
             probe(tree, method, name, arrays)
 
 
+def test_a_bar_of_a_routed_net_is_the_worst_of_both_gradients(project, tree, declare, draw):
+    """The dense net has no rows without the router's gradient, and needs none."""
+    included = {"dataset": ["digits"], "arch": ["resnet18"], "method": ["pgd-at", "dramoe"]}
+    edit_yaml(project / "config/scales/quickstart.yaml", lambda scale: scale.update(include=included))
+    index = np.arange(60)
+    correct = {"clean": index >= 0, "pgd10": index % 2 == 0, "pgd10_det": index % 3 == 0}
+    for method, settings in (("pgd-at", ("clean", "pgd10")), ("dramoe", tuple(correct))):
+        name = tree.run(method=method)
+        tree.checks(name)
+        parts = [pd.DataFrame({"setting": each, "index": index, "correct": correct[each]}) for each in settings]
+        tree.evaluation(name, "dramoe", pd.concat(parts, ignore_index=True))
+    methods = {"axis": "method", "points": [{"label": name, "method": name} for name in ("pgd-at", "dramoe")]}
+    declare("grouped_bars", both_gradients=True, lines=[DATA, NET, methods, ATTACKS])
+    content, _ = draw()
+    bars = content.set_index(["method_label", "attack_label"])["measured"]
+    assert bars["pgd-at"].to_dict() == pytest.approx({"Std": 100, "PGD-10": 50})
+    # Of the 30 images that withstand one gradient and the 20 that withstand the other, ten withstand both.
+    assert bars["dramoe"].to_dict() == pytest.approx({"Std": 100, "PGD-10": 100 / 6}, abs=1e-3)
+
+
 def probes() -> dict[str, dict[str, np.ndarray]]:
     random = np.random.default_rng(0)
     label = np.arange(60) % 10

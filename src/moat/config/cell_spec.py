@@ -5,13 +5,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from moat.base.errors import ConfigError, unknown_name
+from moat.config import twins
 
 Points = Sequence[tuple[str, Mapping[str, Any]]]
 
 # Keys that describe a point, not the measurement.
 _NOT_BOUND = ("label", "published", "not_in_paper")
 # Keys of a table that are defaults for its cells.
-_FROM_TABLE = ("suite", "alternative_protocols", "hardware")
+_FROM_TABLE = ("suite", "both_gradients", "alternative_protocols", "hardware")
 CLEAN = "clean"
 CORRECT = "correct"
 
@@ -59,6 +60,29 @@ def expand_settings(patterns: Sequence[str], known: Sequence[str], *, suite: str
             raise ConfigError(f"{where}: " + unknown_name(pattern, known, what=f"setting of suite {suite!r}"))
         settings.update(dict.fromkeys(matching))
     return tuple(settings)
+
+
+def with_twins(
+    settings: Sequence[str],
+    known: Sequence[str],
+    attacks: Mapping[str, Mapping[str, Any]],
+    *,
+    suite: str,
+    where: str,
+) -> tuple[str, ...]:
+    """Each setting followed by its twin without the router's gradient (:mod:`moat.config.twins`), where it has one.
+
+    Raises:
+        ConfigError: a twin that is not in the suite.
+    """
+    found: list[str] = []
+    for name in settings:
+        found.append(name)
+        if name in attacks and twins.has_twin(attacks[name]):
+            if (twin := name + twins.SUFFIX) not in known:
+                raise ConfigError(f"{where}: both_gradients: the suite {suite!r} has no setting {twin!r}")
+            found.append(twin)
+    return tuple(dict.fromkeys(found))
 
 
 def check_protocol(

@@ -9,7 +9,7 @@ from typing import Any
 
 from moat.base import plugins
 from moat.base.errors import ConfigError
-from moat.config import attack_schema, corruptions, method_schema, schema
+from moat.config import attack_schema, corruptions, method_schema, schema, twins
 
 
 @dataclass(frozen=True)
@@ -100,9 +100,11 @@ class Project:
                 *scale.get("substitute", {}).get("dataset", {}).values(),
             ],
         }
-        if "attacks" in scale and (unknown := scale["attacks"].keys() - self.attacks().keys()):
-            what = schema.unknown_name(min(unknown), self.attacks(), what="attack setting")
-            raise ConfigError(f"config/scales/{name}.yaml: attacks: {what}")
+        written = self.attacks() if "attacks" in scale else {}
+        for each in scale.get("attacks", {}):
+            if each not in written and twins.original(each, written) is None:
+                what = schema.unknown_name(each, written, what="attack setting")
+                raise ConfigError(f"config/scales/{name}.yaml: attacks: {what}")
         for kind, used in named.items():
             for each in used:
                 if each not in self.names(f"{kind}s"):
@@ -161,17 +163,21 @@ class Project:
         }
 
     def attack(self, name: str, *, where: str, scale: str | None = None) -> dict[str, Any]:
-        """One attack setting (or a corruption's, e.g. ``fog-3``), with the keys that ``scale`` overrides.
+        """One attack setting, also a corruption's (``fog-3``) or a twin (``pgd10_det``), with what ``scale`` overrides.
 
+        What a scale overrides of a setting holds for its twin.
         ``where`` names who asks for it.
         """
         if name in (generated := corruptions.all_settings()):
             return generated[name]
-        setting = self._pick(self.attacks(), name, "attack setting", where)
-        overrides = {} if scale is None else self.scale(scale).get("attacks", {}).get(name, {})
+        written = self.attacks()
+        original = twins.original(name, written)
+        setting = self._pick(written, original or name, "attack setting", where)
+        changes = {} if scale is None else self.scale(scale).get("attacks", {})
+        overrides = {**changes.get(original, {}), **changes.get(name, {})}
         if not overrides:
-            return setting
-        merged = {**setting, **overrides}
+            return setting if original is None else {**setting, **twins.KEYS}
+        merged = {**setting, **overrides, **({} if original is None else twins.KEYS)}
         source = f"config/attacks.yaml with the overrides of config/scales/{scale}.yaml"
         attack_schema.check({name: merged}, self.root, source=source)
         return merged

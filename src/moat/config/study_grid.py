@@ -10,12 +10,14 @@ from moat.base import plugins
 from moat.base.errors import ConfigError, unknown_name
 from moat.config import corruptions, recipes
 from moat.config.cell_spec import (
+    CORRECT,
     Points,
     bind,
     check_overrides,
     check_protocol,
     expand_settings,
     under_alternative,
+    with_twins,
 )
 from moat.config.grid_types import Cell, Figure, Line, Table
 from moat.config.project import Project
@@ -46,6 +48,11 @@ class Expander:
             self.included["method"] = [self.simplest(name) for name in self.included["method"]]
         self.suites = {name: tuple(project.measured(name)) for name in project.suites()}
         self.attacks = {**corruptions.all_settings(), **project.attacks()}
+
+    @functools.cache  # noqa: B019 - one lives as long as its grid is built
+    def is_mixture(self, method: str) -> bool:
+        recipe = recipes.resolve_recipe(self.project, self.scale_name, method)
+        return plugins.mixture_of(recipe["class"], recipe.get("model", {})) is not None
 
     def tables(self) -> Iterator[Table]:
         for name, spec in self.spec.get("tables", {}).items():
@@ -142,7 +149,11 @@ class Expander:
         if not_run is None:
             self._check_names(bound, reads, where)
         if not_run is None and rows:
-            settings = expand_settings(patterns, self.suites[bound["suite"]], suite=bound["suite"], where=where)
+            known, suite = self.suites[bound["suite"]], bound["suite"]
+            settings = expand_settings(patterns, known, suite=suite, where=where)
+            if bound.get("both_gradients") and bound["protocol"] == CORRECT and self.is_mixture(bound["method"]):
+                settings = with_twins(settings, known, self.attacks, suite=suite, where=where)
+                patterns = patterns if len(settings) == len(patterns) else settings
             check_protocol(bound["protocol"], settings, self.attacks, where=where)
         return Cell(
             study=self.study,
