@@ -194,9 +194,11 @@ def test_a_recipe_of_another_class_may_extend_one(project):
 def test_what_a_scale_says_of_a_recipe_holds_for_its_variants(project):
     recipe(project, "mine", title="Mine", extends="dwf")
     assert len(resolve_recipe(project, "quickstart", "mine")["initialize_from"]) == 3
-    recipe(project, "mine", title="Mine", extends="pgd-at-moe")
-    assert resolve_recipe(project, "quickstart", "mine")["gradient_clip"] == 5.0
-    edit(project, "config/scales/quickstart.yaml", "\nrecipes:\n", "\nrecipes:\n  mine: {gradient_clip: 1.0}\n")
+    recipe(project, "mine", title="Mine", extends="trades")
+    scale = "config/scales/quickstart.yaml"
+    edit(project, scale, "\nrecipes:\n", "\nrecipes:\n  trades: {gradient_clip: 2.0}\n")
+    assert resolve_recipe(project, "quickstart", "mine")["gradient_clip"] == 2.0
+    edit(project, scale, "\nrecipes:\n", "\nrecipes:\n  mine: {gradient_clip: 1.0}\n")
     assert resolve_recipe(project, "quickstart", "mine")["gradient_clip"] == 1.0
 
 

@@ -5,10 +5,12 @@ import math
 
 import pytest
 import torch
-from moe_setup import ALTERNATING, METHODS, changed, digits, kl, make, snapshot, step
+from moe_setup import ALTERNATING, METHODS, PROJECT, changed, digits, kl, make, snapshot, step
 from torch.nn import functional as F
 
 from moat.attacks.parts.steps import frozen
+from moat.config.recipes import resolve_recipe
+from moat.methods import dramoe
 from moat.methods._moe import entropy, joint_divergence, routing_metrics
 
 
@@ -21,9 +23,9 @@ def test_these_are_all_of_them():
 
 @pytest.mark.parametrize("name", METHODS)
 def test_the_loss_falls_on_a_fixed_batch(name):
-    # Joint training at this rate overflows by itself, depending on how a processor rounds; clipped, it falls slowly.
+    # Clipped, the loss of joint training falls slowly.
     joint = name not in ALTERNATING
-    method = make(name, attack={"steps": 1}, **({"gradient_clip": 5.0} if joint else {}))
+    method = make(name, attack={"steps": 1})
     for optimizer in method.optimizers.values():
         optimizer.param_groups[0]["lr"] = 0.02
     x, y = digits(32)
@@ -115,14 +117,14 @@ def test_the_router_step_has_the_gradient_of_its_loss_though_the_backbone_steppe
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-10)
 
 
-def test_backbone_step_has_the_loss_and_gradient_of_trades(monkeypatch):
+def test_backbone_step_has_the_loss_and_gradient_of_trades():
     method = make("dramoe", double=True)
     x, y = digits(12, torch.float64)
     x_adv = (x + 0.02).clamp(0, 1)
     method.train_mode()
     model = copy.deepcopy(method.model)
-    monkeypatch.setattr(method, "classify", lambda x, scores: method.model.classify(x, scores))
-    metrics = method.backbone_step(x, x_adv, y, method.model.route_logits(x))
+    scores, scores_adv = method.model.route_logits(x), method.model.route_logits(x_adv)
+    metrics = method.backbone_step(x, x_adv, y, scores, scores_adv)
     logits, logits_adv = model(x), model(x_adv)
     loss = F.cross_entropy(logits, y) + 3 * kl(logits, logits_adv).mean()
     torch.testing.assert_close(metrics["loss"], loss.detach(), rtol=1e-12, atol=1e-12)
@@ -130,6 +132,54 @@ def test_backbone_step_has_the_loss_and_gradient_of_trades(monkeypatch):
     ours = [p.grad for n, p in method.model.named_parameters() if not n.startswith("router")]
     for mine, theirs in zip(ours, torch.autograd.grad(loss, parameters), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("order", ["clean_adv", "adv_clean"])
+def test_an_update_of_dramoe_is_the_formulas(order, monkeypatch):
+    """Weights and running statistics after one update: both steps, each image once through the router and the net."""
+    method = make("dramoe", double=True, rgat={"kl_order": order})
+    x, y = digits(12, torch.float64)
+    x_adv = (x + 0.05 * torch.rand_like(x)).clamp(0, 1)
+    monkeypatch.setattr(method, "adversarial", lambda *arguments: x_adv)
+    method.train_mode()
+    model = copy.deepcopy(method.model)
+
+    def divergence(clean, adv):
+        return kl(clean, adv).mean() if order == "clean_adv" else kl(adv, clean).mean()
+
+    def step_along(loss, parameters, clip):
+        gradients = torch.autograd.grad(loss, parameters)
+        norm = torch.stack([g.norm() for g in gradients]).norm()
+        scale = min(1.0, clip / (float(norm) + 1e-6))
+        with torch.no_grad():
+            for p, g in zip(parameters, gradients, strict=True):
+                # The first step of SGD with momentum 0.9 and weight decay 5e-4 at learning rate 0.1.
+                p -= 0.1 * (scale * g + 5e-4 * p)
+
+    scores, scores_adv = model.route_logits(x), model.route_logits(x_adv)
+    logits, logits_adv = (model.classify(*each) for each in ((x, scores.detach()), (x_adv, scores_adv.detach())))
+    backbone = [p for n, p in model.named_parameters() if not n.startswith("router")]
+    step_along(F.cross_entropy(logits, y) + 3 * divergence(logits, logits_adv), backbone, math.inf)
+    disorder = entropy(scores) + entropy(scores_adv)
+    loss = 6 * F.cross_entropy(scores, y % 2) + 3 * divergence(scores, scores_adv) - 0.001 * disorder
+    step_along(loss, list(model.router.parameters()), 5.0)
+
+    method.update(x, y, step())
+    for name, theirs in model.state_dict().items():
+        ours = method.model.state_dict()[name]
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-11, msg=lambda said, n=name: f"{n}: {said}")
+
+
+@pytest.mark.parametrize("order", ["clean_adv", "adv_clean"])
+def test_the_attack_of_dramoe_has_the_same_order_of_the_divergences(order, monkeypatch):
+    method = make("dramoe", double=True, rgat={"kl_order": order, "lambda_max": 0.5})
+    model = copy.deepcopy(method.model).eval()
+    x, y = digits(8, torch.float64)
+    x_adv = (x + 0.03).clamp(0, 1)
+    monkeypatch.setattr(dramoe, "early_stopped_pgd", lambda *arguments, ascend_loss, **options: ascend_loss(x_adv)[0])
+    pairs = [(model(x), model(x_adv)), (model.route_logits(x), model.route_logits(x_adv))]
+    of_net, of_router = (kl(*pair) if order == "clean_adv" else kl(*reversed(pair)) for pair in pairs)
+    torch.testing.assert_close(method.adversarial(x, y, step(), "attack"), of_net + 0.5 * of_router)
 
 
 def test_router_loss_of_dramoe_is_the_formula():
@@ -242,9 +292,22 @@ def test_what_is_logged_of_the_router():
     assert float(metrics["router_entropy_adversarial"]) == pytest.approx(9e-4, rel=0.5)
 
 
-def test_the_router_gradient_is_clipped(monkeypatch):
-    method = make("advmoe", router_gradient_clip=0.5, loss={"alpha": 100.0})
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("scale", PROJECT.names("scales"))
+def test_every_recipe_clips_what_its_router_learns_from(name, scale):
+    recipe = resolve_recipe(PROJECT, scale, name)
+    assert recipe["router_gradient_clip" if name in ALTERNATING else "gradient_clip"] == 5.0
+    assert any("clipped to norm 5" in sentence for sentence in recipe["deviations"].values())
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "loss"),
+    [("advmoe", "router_gradient_clip", {"alpha": 100.0}), ("pgd-at-moe", "gradient_clip", {"beta": 100.0})],
+)
+def test_the_router_gradient_is_clipped(name, key, loss):
+    method = make(name, **{key: 0.5}, loss=loss)
     method.train_mode()
     method.update(*digits(16), step())
-    norm = torch.stack([p.grad.norm() for p in method.model.router.parameters()]).norm()
+    clipped = method.model.router if name == "advmoe" else method.model
+    norm = torch.stack([p.grad.norm() for p in clipped.parameters()]).norm()
     assert float(norm) == pytest.approx(0.5, rel=1e-3)

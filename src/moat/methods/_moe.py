@@ -45,6 +45,9 @@ class AlternatingMoe(MoeMethod):
     The backbone's losses use detached routes, because a gradient that reached the router would not be used.
     """
 
+    #: Of all KL divergences between clean and adversarial outputs, as in :func:`moat.methods.losses.divergence`.
+    kl_order = "clean_adv"
+
     PARAMETERS = {
         "router_optimizer": {
             "type": "optimizer",
@@ -71,13 +74,11 @@ class AlternatingMoe(MoeMethod):
         return [p for p in self.model.parameters() if (id(p) in of_router) == (optimizer == "router")]
 
     def backbone_step(
-        self, x: torch.Tensor, x_adv: torch.Tensor, y: torch.Tensor, scores: torch.Tensor
+        self, x: torch.Tensor, x_adv: torch.Tensor, y: torch.Tensor, scores: torch.Tensor, scores_adv: torch.Tensor
     ) -> dict[str, torch.Tensor]:
-        """Update the backbone on CE(F(x), y) + beta * KL(F(x) || F(x')), with the router's current routes."""
-        with torch.no_grad():
-            scores_adv = self.model.route_logits(x_adv)
-        logits, logits_adv = self.classify(x, scores.detach()), self.classify(x_adv, scores_adv)
-        loss = losses.trades(logits, logits_adv, y, self.loss_weights["beta"])
+        """Update the backbone on CE(F(x), y) + beta * KL(F(x) || F(x')), routed by the scores (B, experts) given."""
+        logits, logits_adv = self.classify(x, scores.detach()), self.classify(x_adv, scores_adv.detach())
+        loss = losses.trades(logits, logits_adv, y, self.loss_weights["beta"], order=self.kl_order)
         self.minimize(loss, "backbone")
         return {
             "loss": loss.detach(),
@@ -101,7 +102,7 @@ def joint_divergence(
 
     Args:
         router_grad: "st" also follows the router's straight-through gradient through F, "detached" does not.
-        order: "clean_adv" for KL(clean || adversarial), "adv_clean" for the reverse.
+        order: of both divergences, as in :func:`moat.methods.losses.divergence`.
 
     Returns:
         A function of x_adv that returns the objective (B,) and the logits (B, K).
@@ -110,14 +111,13 @@ def joint_divergence(
         clean_scores = model.route_logits(x)
         clean_logits = model.classify(x, clean_scores)
 
-    def divergence(clean: torch.Tensor, adv: torch.Tensor) -> torch.Tensor:
-        return losses.kl_per_example(*((clean, adv) if order == "clean_adv" else (adv, clean)))
-
     def objective(x_adv: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         scores = model.route_logits(x_adv)
         logits = model.classify(x_adv, scores if router_grad == "st" else scores.detach())
-        value = divergence(clean_logits, logits)
-        return (value + router_weight * divergence(clean_scores, scores) if router_weight else value), logits
+        value = losses.divergence(clean_logits, logits, order)
+        if router_weight:
+            value = value + router_weight * losses.divergence(clean_scores, scores, order)
+        return value, logits
 
     return objective
 

@@ -26,7 +26,10 @@ class AdvMoe(AlternatingMoe):
     def update(self, x: torch.Tensor, y: torch.Tensor, step: Step) -> dict[str, torch.Tensor]:
         x_adv = self.adversarial(x, y, step.generator("attack"))
         scores = self.model.route_logits(x)
-        metrics = self.backbone_step(x, x_adv, y, scores)
+        with torch.no_grad():
+            # Not of use to the router's step, which has an attack of its own.
+            scores_adv = self.model.route_logits(x_adv)
+        metrics = self.backbone_step(x, x_adv, y, scores, scores_adv)
 
         x_adv = self.adversarial(x, y, step.generator("router attack"))
         scores_adv = self.model.route_logits(x_adv)

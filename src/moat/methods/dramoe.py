@@ -3,6 +3,9 @@
 Source: the DRAMoE paper; it has no public code; the recipe lists every decision that the paper leaves open.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 
 from moat.attacks.parts.early_stopped import early_stopped_pgd
@@ -10,6 +13,7 @@ from moat.methods import losses
 from moat.methods._moe import AlternatingMoe, entropy, joint_divergence, routing_metrics
 from moat.methods.base import Step, accuracy
 from moat.methods.schedules import cosine
+from moat.models.moe import MoeCnn
 
 FIFTHS = 5
 
@@ -41,7 +45,7 @@ class Dramoe(AlternatingMoe):
         },
         "rgat.kl_order": {
             "enum": ["clean_adv", "adv_clean"],
-            "description": "KL(clean || adversarial) in the attack, or the reverse",
+            "description": "KL(clean || adversarial), or the reverse, in the attack and both losses (Eq. 9 and 10)",
         },
         "rgat.fresh_router_attack": {
             "type": "boolean",
@@ -49,14 +53,18 @@ class Dramoe(AlternatingMoe):
         },
     }
 
+    def __init__(self, model: MoeCnn, recipe: Mapping[str, Any], **options: Any):
+        super().__init__(model, recipe, **options)
+        self.kl_order = recipe["rgat"]["kl_order"]
+
     def update(self, x: torch.Tensor, y: torch.Tensor, step: Step) -> dict[str, torch.Tensor]:
         x_adv = self.adversarial(x, y, step, "attack")
-        scores = self.model.route_logits(x)
-        metrics = self.backbone_step(x, x_adv, y, scores)
+        # Once for both steps: a second pass in training mode would only move the router's running statistics.
+        scores, scores_adv = self.model.route_logits(x), self.model.route_logits(x_adv)
+        metrics = self.backbone_step(x, x_adv, y, scores, scores_adv)
 
         if self.recipe["rgat"]["fresh_router_attack"]:
-            x_adv = self.adversarial(x, y, step, "router attack")
-        scores_adv = self.model.route_logits(x_adv)
+            scores_adv = self.model.route_logits(self.adversarial(x, y, step, "router attack"))
         loss = self.router_loss(scores, scores_adv, y)
         self.minimize(loss, "router")
         return {
@@ -71,13 +79,12 @@ class Dramoe(AlternatingMoe):
         weight = self.loss_weights
         # In this order: autograd sums the gradients of the scores in the reverse order of these calls.
         disorder = entropy(scores) + entropy(scores_adv)
-        divergence = losses.kl(scores, scores_adv)
+        divergence = losses.divergence(scores, scores_adv, self.kl_order).mean()
         target = self.router_cross_entropy(scores, y)
         return weight["gamma"] * target + weight["beta"] * divergence - weight["delta"] * disorder
 
     def adversarial(self, x: torch.Tensor, y: torch.Tensor, step: Step, purpose: str) -> torch.Tensor:
         """Early-stopped PGD on KL of F plus lambda(t) times KL of G, with the tau of this fifth of the training."""
-        rgat = self.recipe["rgat"]
         model = self.attacked()
         with self.autocast():
             loss = joint_divergence(
@@ -85,7 +92,7 @@ class Dramoe(AlternatingMoe):
                 x,
                 router_weight=self.router_weight(step.progress),
                 router_grad=self.router_grad,
-                order=rgat["kl_order"],
+                order=self.kl_order,
             )
             return early_stopped_pgd(
                 model,

@@ -24,9 +24,20 @@ def kl_per_example(logits_p: torch.Tensor, logits_q: torch.Tensor) -> torch.Tens
     return (log_p.exp() * (log_p - log_q)).sum(1)
 
 
-def trades(logits_clean: torch.Tensor, logits_adv: torch.Tensor, y: torch.Tensor, beta: float) -> torch.Tensor:
-    """CE(F(x), y) + beta * KL(p(x) || p(x')). Source: Zhang et al., arXiv 1901.08573, eq. 5; labels ``y`` (B,)."""
-    return F.nll_loss(_log_softmax(logits_clean), y) + beta * kl(logits_clean, logits_adv)
+def divergence(logits_clean: torch.Tensor, logits_adv: torch.Tensor, order: str) -> torch.Tensor:
+    """KL between p(x) and p(x') of each example (B,): "clean_adv" is KL(p(x) || p(x')), "adv_clean" the reverse."""
+    pair = {"clean_adv": (logits_clean, logits_adv), "adv_clean": (logits_adv, logits_clean)}[order]
+    return kl_per_example(*pair)
+
+
+def trades(
+    logits_clean: torch.Tensor, logits_adv: torch.Tensor, y: torch.Tensor, beta: float, *, order: str = "clean_adv"
+) -> torch.Tensor:
+    """CE(F(x), y) + beta * KL(p(x) || p(x')), labels ``y`` (B,). Source: Zhang et al., arXiv 1901.08573, eq. 5.
+
+    ``order`` "adv_clean" has KL(p(x') || p(x)) instead (:func:`divergence`).
+    """
+    return F.nll_loss(_log_softmax(logits_clean), y) + beta * divergence(logits_clean, logits_adv, order).mean()
 
 
 def mart(logits_clean: torch.Tensor, logits_adv: torch.Tensor, y: torch.Tensor, beta: float) -> torch.Tensor:
