@@ -259,7 +259,7 @@ refuses, pairs, whole = Refuses, Pairs, Images
     ("factory", "words"),
     [
         ("refuses", ["fails (RuntimeError: mat1 and mat2 shapes cannot be multiplied (2x768 and 3072x10))"]),
-        ("pairs", ["fails (AttributeError: 'tuple' object has no attribute 'float')"]),
+        ("pairs", ["returns a tuple; logits (2, classes) are needed"]),
         ("whole", ["returns (2, 3, 16, 16); logits (2, classes) are needed"]),
     ],
 )

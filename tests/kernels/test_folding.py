@@ -173,7 +173,7 @@ class DataDependent(nn.Module):
         return self.head(self.block[0](x).mean((2, 3)))
 
 
-@pytest.mark.parametrize(("make", "said"), [(Uncopied, "cannot be copied"), (DataDependent, "cannot be folded")])
+@pytest.mark.parametrize(("make", "said"), [(Uncopied, "cannot be copied"), (DataDependent, "has other logits")])
 def test_a_model_that_cannot_be_copied_or_folded_is_attacked_as_it_is(make, said, x, caplog):
     torch.manual_seed(0)
     model = trained(make())

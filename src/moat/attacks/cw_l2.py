@@ -9,6 +9,7 @@ import torch
 from moat.attacks.parts.arguments import attack
 from moat.attacks.parts.objectives import margin
 from moat.base.errors import MoatError
+from moat.models.outputs import predicted_class
 
 PARAMETERS = {
     "c": {"type": "number", "minimum": 0, "description": "weight of the margin against the squared distance"},
@@ -53,7 +54,7 @@ def cw_l2(
         distance = (x_adv - x).square().flatten(1).sum(1)
         loss = distance + c * (-margin_of(logits)).clamp(min=-kappa)
         bad |= loss.isnan()
-        better = (logits.argmax(1) != y) & (distance < nearest)
+        better = (predicted_class(logits) != y) & (distance < nearest)
         best = torch.where(better.view(-1, *[1] * (x.ndim - 1)), x_adv.detach(), best)
         nearest = torch.where(better, distance.detach(), nearest)
         (w.grad,) = torch.autograd.grad(loss.sum(), w)

@@ -13,6 +13,7 @@ from moat.attacks.autoattack.adapter import Attacked, examples_are_independent, 
 from moat.attacks.autoattack.square import SquareSearch
 from moat.attacks.parts.arguments import attack
 from moat.attacks.parts.steps import Randomness, draw, generators_of
+from moat.models.outputs import predicted_class
 
 PARAMETERS = {
     "eps": {"type": "distance", "description": "radius of the L-infinity ball"},
@@ -46,8 +47,8 @@ def square(
         seed, generator = int(torch.randint(2**62, (), generator=generator, device=generator.device)), None
     found = x.clone()
     with own_random_numbers(x.device, seed):
-        attacked = Attacked(model)
-        correct = torch.nonzero(attacked(x).argmax(1) == y)[:, 0]
+        attacked = Attacked(model, dtype=x.dtype)
+        correct = torch.nonzero(predicted_class(attacked(x)) == y)[:, 0]
         if len(correct):
             images = x[correct].float().contiguous()
             kind = SquareSearch if examples_are_independent(attacked, images) else SquareAttack

@@ -7,6 +7,10 @@ from types import FrameType
 from moat.base.errors import Interrupted
 
 
+class Stopped(SystemExit):
+    """SIGTERM ends the process: not an exit that a user's code asked for."""
+
+
 def exit_on_sigterm(message: str) -> None:
     """Make SIGTERM end the process with ``message`` and the exit code of :class:`Interrupted`, 75."""
 
@@ -14,7 +18,7 @@ def exit_on_sigterm(message: str) -> None:
         # Not through sys.stderr, which may be in the middle of a line; and SystemExit, because any other exception
         # raised inside a logging handler would be printed and swallowed.
         os.write(2, f"moat: stopped; {message}\n".encode())
-        raise SystemExit(Interrupted.exit_code)
+        raise Stopped(Interrupted.exit_code)
 
     signal.signal(signal.SIGTERM, stop)
 

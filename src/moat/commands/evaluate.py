@@ -1,6 +1,7 @@
 """Attack one model with a suite and write one row per (setting, example). Resumes with the attack it was stopped in."""
 
 import logging
+import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -145,6 +146,8 @@ def run(request: Request) -> None:
             usage.add(each.kept_cpu_seconds)
             _print(each.name, records.summarize(each.rows, [each.name])[each.name], each)
         content = records.write_evaluation(request.out, target, plan, measured, made_by, usage)
+        for warning in content["warnings"].values():
+            print(f"moat evaluate: warning: {warning}", file=sys.stderr, flush=True)
         if request.robustbench is not None:
             write_json(request.robustbench, robustbench.entry(content, request.recipe))
 

@@ -3,26 +3,23 @@
 Imports torch: commands import this module once they hold their GPU.
 """
 
-import importlib
 import logging
-import pickle
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-import safetensors
-import safetensors.torch
 import torch
 from torch import nn
 
-from moat.base.errors import ConfigError, DataError
+from moat.base.errors import DataError
 from moat.base.files import hash_file
+from moat.commands import foreign_model
 from moat.commands.options import FinishedRun, ForeignModel, TargetRequest
 from moat.data import datasets
 from moat.evaluation.plan import TransferModel
-from moat.evaluation.scoring import classify, device_of, images
+from moat.evaluation.scoring import check_fit
 from moat.evaluation.target import EvaluationTarget
 from moat.kernels import for_training
+from moat.models.guard import guarded
 from moat.training.models import load_model
 from moat.training.run_record import identity
 
@@ -46,7 +43,10 @@ def load(request: TargetRequest, device: torch.device) -> EvaluationTarget:
         log.warning("%s is not the dataset of this run's training (sha256 %s…)", request.data, trained_with[:12])
     split = data.splits["test"]
     x, y = split.images[: request.limit], split.labels[: request.limit]
-    target = EvaluationTarget(
+    where = f"{request.model.option} --data {request.data}"
+    model = guarded(model, where)
+    check_fit(model, x, where)
+    return EvaluationTarget(
         model=model,
         run=described,
         x=x,
@@ -57,8 +57,6 @@ def load(request: TargetRequest, device: torch.device) -> EvaluationTarget:
         data_sha256=data.sha256,
         batch_size=request.batch_size,
     )
-    _check_fit(target, f"{request.model.option} --data {request.data}")
-    return target
 
 
 def load_run(run: FinishedRun, device: torch.device) -> nn.Module:
@@ -82,54 +80,11 @@ def load_transfer_models(runs: Mapping[str, FinishedRun], device: torch.device) 
 def _load_foreign(given: ForeignModel, device: torch.device) -> tuple[nn.Module, dict[str, str]]:
     if not given.weights.is_file():
         raise DataError(f"{given.weights}: no such file")
-    model = _build(given.factory)
-    _load_weights(model, given.weights)
+    model = foreign_model.build(given.factory)
+    foreign_model.load_weights(model, given.weights)
     described = {"model": given.factory, "weights": str(given.weights), "model_sha256": hash_file(given.weights)}
     # A factory may build one of moat's own mixtures.
     return for_training(model.to(device).eval()), described
-
-
-def _build(factory: str) -> nn.Module:
-    """The module that ``package.module:function`` returns. The working directory is searched, too."""
-    name, _, function = factory.partition(":")
-    if (here := str(Path.cwd())) not in sys.path:
-        sys.path.insert(0, here)
-    try:
-        model = getattr(importlib.import_module(name), function)()
-    except ImportError as error:
-        raise ConfigError(f"--model {factory}: the module cannot be imported ({error})") from error
-    except AttributeError as error:
-        raise ConfigError(f"--model {factory}: {error}") from error
-    if not isinstance(model, nn.Module):
-        raise ConfigError(f"--model {factory}: returned {type(model).__name__}; a torch.nn.Module is needed")
-    return model
-
-
-def _load_weights(model: nn.Module, path: Path) -> None:
-    """Load a state dict from .safetensors, or from a file of ``torch.save`` without executing anything in it."""
-    try:
-        if path.suffix == ".safetensors":
-            state = safetensors.torch.load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        model.load_state_dict(state)
-    except pickle.UnpicklingError as error:
-        # Content that weights_only forbids.
-        raise DataError(f"{path}: refused: more than tensors in it; save model.state_dict()") from error
-    except (
-        safetensors.SafetensorError,
-        OSError,
-        EOFError,
-        RuntimeError,
-        TypeError,
-        AttributeError,
-        ValueError,
-    ) as error:
-        raise DataError(f"{path}: these weights cannot be loaded: {_first_line(error)}") from error
-
-
-def _first_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
 
 
 # -- examples ----------------------------------------------------------------------
@@ -147,21 +102,3 @@ def held_out_examples(path: Path, most: int) -> tuple[torch.Tensor, torch.Tensor
     except DataError:
         return None
     return (split.images[:most], split.labels[:most]) if len(split.labels) else None
-
-
-def _check_fit(target: EvaluationTarget, where: str) -> None:
-    """Show the model two images: what it refuses here would end an attack with a long traceback.
-
-    Raises:
-        DataError: it does not take them, or returns no logits; says what it was given, and its own message.
-    """
-    batch = images(target.x[:2], device_of(target.model))
-    given = f"{where}: given images float32 {tuple(batch.shape)} in [0, 1], the model"
-    try:
-        # A model that draws random numbers draws the same ones afterwards as without this.
-        with torch.random.fork_rng([batch.device] if batch.is_cuda else []):
-            logits = classify(target.model, batch)
-    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, AssertionError) as error:
-        raise DataError(f"{given} fails ({type(error).__name__}: {_first_line(error)})") from error
-    if logits.ndim != 2 or len(logits) != len(batch):
-        raise DataError(f"{given} returns {tuple(logits.shape)}; logits ({len(batch)}, classes) are needed")

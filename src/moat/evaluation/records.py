@@ -14,6 +14,7 @@ from moat.attacks.parts.setting import Attack
 from moat.attacks.parts.steps import frozen
 from moat.base.files import write_bytes, write_json
 from moat.evaluation import corrupted
+from moat.evaluation.doubts import find_doubts
 from moat.evaluation.journal import Journal
 from moat.evaluation.measurement import MISCLASSIFIED_BY, Measurement
 from moat.evaluation.plan import SuitePlan
@@ -21,6 +22,7 @@ from moat.evaluation.runner import check_attacks, checked_data
 from moat.evaluation.statistics import accuracy, wilson
 from moat.evaluation.target import EvaluationTarget
 from moat.machine.usage import Usage
+from moat.models.guard import guarded
 from moat.provenance import environment
 
 
@@ -96,7 +98,7 @@ def evaluate_by_setting(
             with the same ``identity``, setting, seed and examples, whatever the batch size.
         identity: what else the rows depend on: hashes of model, data and sources, as JSON content.
     """
-    worst_case = worst_case or {}
+    model, worst_case = guarded(model), worst_case or {}
     check_attacks(model, settings, worst_case, batch_size)
     x, y, indices = checked_data(model, x, y, indices)
     measurement = Measurement(model, x, y, indices, batch_size, seed)
@@ -152,6 +154,7 @@ def write_evaluation(
     frame = pd.concat([each.rows for each in measured], ignore_index=True)
     seconds = {each.name: each.seconds for each in measured}
     total = sum(seconds.values())
+    warnings = find_doubts(target, plan, frame)
     write_rows(path, frame)
     content = {
         "suite": plan.suite,
@@ -162,6 +165,7 @@ def write_evaluation(
         "n": len(target.x),
         "accuracy": summarize(frame, list(seconds)),
         **corrupted.summary(frame, plan.settings),
+        "warnings": warnings,
         "flags": {each.name: dict(each.flags) for each in measured if each.flags},
         "seconds": round(total, 3),
         "seconds_per_setting": {name: round(value, 3) for name, value in seconds.items()},

@@ -14,7 +14,8 @@ from moat.attacks.parts.steps import frozen
 from moat.base.errors import ConfigError, DataError
 from moat.evaluation import protocols
 from moat.evaluation.measurement import MISCLASSIFIED_BY, Measurement
-from moat.evaluation.scoring import COLUMNS, EXPERT_COLUMNS, classify, device_of, images, project
+from moat.evaluation.scoring import COLUMNS, EXPERT_COLUMNS, check_fit, classify, device_of, images, project
+from moat.models.guard import guarded
 
 __all__ = [
     "COLUMNS", "EXPERT_COLUMNS", "MISCLASSIFIED_BY", "as_attack", "classify", "device_of", "evaluate", "images",
@@ -44,7 +45,8 @@ def evaluate(
     of AutoAttack depend on its own batches. Attacks of several stages and worst cases add ``misclassified_by``.
 
     Args:
-        model: images (B, C, H, W) in [0,1] to logits (B, K); left with its modes and gradients as they were.
+        model: images (B, C, H, W) in [0,1] to logits (B, K); left with its modes and gradients as they were. A model
+            that is not moat's gets copies of the images, contiguous, which it may change.
         x: images, float in [0,1] (N, C, H, W) or uint8 (N, H, W, C); moved to the model's device batch by batch.
         y: labels (N,), 0 to K-1.
         settings: name -> setting as in ``config/attacks.yaml``, or -> :class:`moat.attacks.parts.setting.Attack`.
@@ -53,8 +55,10 @@ def evaluate(
         worst_case: name -> its settings: rows for the per-example worst of them. Those that are not in ``settings``
             are run only on what is still classified correctly, which changes no verdict.
 
-    Raises ConfigError (settings, batch size), DataError (images and labels that do not fit) or MoatError (no image).
+    Raises ConfigError (settings, batch size), DataError (images and labels that do not fit, a model that fails or
+    returns no logits) or MoatError (no image).
     """
+    model = guarded(model)
     if not isinstance(settings, Mapping):
         raise ConfigError(f"settings: {settings!r}; needed: a mapping, name -> setting as in config/attacks.yaml")
     attacks = {name: as_attack(name, setting) for name, setting in settings.items()}
@@ -104,13 +108,31 @@ def check_attacks(
             raise ConfigError(f"attack setting {name!r} does not apply: {reason}")
 
 
+def as_tensor(values: object, what: str) -> torch.Tensor:
+    """A tensor, or an array of any strides and byte order, or a list of numbers, as a tensor.
+
+    Raises:
+        DataError: no numbers; ``what`` begins the message.
+    """
+    if isinstance(values, torch.Tensor):
+        return values
+    try:
+        array = np.asarray(values)
+        # torch knows neither negative strides nor other byte orders, and can do little with uint64.
+        array = np.ascontiguousarray(array, array.dtype.newbyteorder("="))
+        unsigned = array.dtype.kind == "u" and array.dtype != np.uint8
+        return torch.as_tensor(array.astype(np.int64) if unsigned else array)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{what}: {type(values).__name__} that cannot be a tensor ({error})") from error
+
+
 def checked_data(model: nn.Module, x, y, indices) -> tuple[torch.Tensor, torch.Tensor, Sequence[int]]:
     """Images, labels and indices as tensors that fit each other and the model.
 
     Raises:
         DataError: says what does not fit.
     """
-    x, y = torch.as_tensor(x), torch.as_tensor(y)
+    x, y = as_tensor(x, "images"), as_tensor(y, "labels")
     indices = range(len(x)) if indices is None else [int(index) for index in indices]
     if x.ndim != 4 or not (x.dtype == torch.uint8 or x.is_floating_point()):
         raise DataError(f"images are {x.dtype} of shape {tuple(x.shape)}; float (N, C, H, W) or uint8 (N, H, W, C)")
@@ -123,7 +145,7 @@ def checked_data(model: nn.Module, x, y, indices) -> tuple[torch.Tensor, torch.T
     if x.is_floating_point() and not (low >= 0 and high <= 1):
         raise DataError(f"images range from {low:g} to {high:g}; pixels in [0,1] are needed, without normalisation")
     with frozen(model):
-        classes = classify(model, images(x[:1], device_of(model))).shape[1]
+        classes = check_fit(model, x)
     low, high = (int(value) for value in torch.aminmax(y))
     if low < 0 or high >= classes:
         raise DataError(f"labels range from {low} to {high}; the model has {classes} classes, 0 to {classes - 1}")

@@ -7,7 +7,9 @@ import pandas as pd
 import torch
 from torch import nn
 
-from moat.base.errors import MoatError
+from moat.base.errors import DataError, MoatError
+from moat.models.guard import Guard, behind
+from moat.models.outputs import predicted_class
 
 COLUMNS = ("setting", "index", "label", "predicted", "correct", "confidence", "linf", "steps")
 EXPERT_COLUMNS = ("expert_clean", "expert_adversarial")
@@ -32,6 +34,36 @@ def classify(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
     model.eval()
     with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
         return model(x).float()
+
+
+def check_fit(model: nn.Module, x: torch.Tensor, where: str | None = None) -> int:
+    """Show the model two images and one, and return the number of its classes.
+
+    What it refuses here would end an attack with a long traceback, and a batch's last images may be a single one.
+
+    Args:
+        x: as for :func:`images`.
+        where: begins the messages; the name of the model's guard, or its class, if not given.
+
+    Raises:
+        DataError: the model fails, returns no logits, or changes the images; says what it was given.
+    """
+    # A model that draws random numbers draws the same ones afterwards as without this.
+    device = device_of(model)
+    shown = model if isinstance(model, Guard) and where is None else Guard(behind(model), where)
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        for count in (min(2, len(x)), 1):
+            logits = classify(shown, images(x[:count], device))
+        if model is behind(model):
+            # It has no guard that would give it copies.
+            batch = images(x[:1], device)
+            before = batch.clone()
+            classify(model, batch)
+            if not torch.equal(batch, before):
+                raise DataError(
+                    f"{shown.name}: the model changes its input, in place; let it work on a copy, x.clone()"
+                )
+    return logits.shape[1]
 
 
 def project(attacked: torch.Tensor, clean: torch.Tensor, eps: float | None, name: str) -> torch.Tensor:
@@ -61,13 +93,13 @@ def score(
     indices: Sequence[int],
 ) -> pd.DataFrame:
     """One row per example with the columns of ``COLUMNS``; logits that are not finite count as the prediction -1."""
-    confidence, predicted = classify(model, attacked).softmax(1).max(1)
-    predicted = torch.where(torch.isfinite(confidence), predicted, -1)
+    logits = classify(model, attacked)
+    predicted = predicted_class(logits)
     columns = {
         "label": labels,
         "predicted": predicted,
         "correct": predicted == labels,
-        "confidence": confidence,
+        "confidence": logits.softmax(1).amax(1),
         "linf": (attacked - clean).abs().flatten(1).amax(1),
         **dict(_experts(model, clean, attacked)),
     }

@@ -6,26 +6,33 @@ import torch
 from torch import nn
 
 from moat.kernels.folding import for_attack, have_same_logits
+from moat.models.guard import Guard, behind
 
-# Model -> its state when it was copied, and the copy.
-_COPIES: WeakKeyDictionary[nn.Module, tuple[object, nn.Module]] = WeakKeyDictionary()
+# Model -> its state when it was copied, and the copy; None for a model that cannot be copied.
+_COPIES: WeakKeyDictionary[nn.Module, tuple[object, nn.Module | None]] = WeakKeyDictionary()
 
 
 def attack_copy(model: nn.Module, example: torch.Tensor) -> nn.Module:
     """:func:`moat.kernels.for_attack`, or its earlier result if neither the model nor its logits have changed since.
 
     Args:
-        example: images (B, C, H, W) on the model's device, on which copy and model are compared in every call.
+        example: images (B, C, H, W) on the model's device, on which copy and model are compared in every call; a model
+            that could not be copied is not tried again before it changes.
     """
-    state, copied = _COPIES.get(model, (None, None))
-    now = _state(model)
-    if copied is not None and state == now and have_same_logits(model, copied, example):
-        return copied
-    copied = for_attack(model, example)
-    # A model that cannot be copied is returned itself; kept here it would never be freed.
-    if copied is not model:
-        _COPIES[model] = (now, copied)
-    return copied
+    # Guards come and go.
+    key = behind(model)
+    now = _state(key)
+    state, copied = _COPIES.get(key, (None, None))
+    if key in _COPIES and state == now:
+        if copied is None:
+            return model
+        shown = model.around(copied) if isinstance(model, Guard) else copied
+        if have_same_logits(model, shown, example):
+            return shown
+    shown = for_attack(model, example)
+    # The model itself, kept here, would never be freed.
+    _COPIES[key] = (now, None if shown is model else behind(shown))
+    return shown
 
 
 def _state(model: nn.Module) -> tuple:

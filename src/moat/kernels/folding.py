@@ -21,6 +21,7 @@ from moat.kernels.packed import PackedConv2d, can_be_packed, packing_is_faster
 from moat.kernels.tracing import Tracer
 from moat.kernels.twins import use_twins
 from moat.models import ChannelExpertConv2d
+from moat.models.guard import Guard, behind
 from moat.models.nets.masked import MaskedConv2d
 
 log = logging.getLogger(__name__)
@@ -39,24 +40,27 @@ def for_attack(model: nn.Module, example: torch.Tensor | None = None, *, dtype: 
     ``features``); its state dict is not the model's.
 
     Args:
-        model: any classifier. One that cannot be copied is returned as it is.
+        model: any classifier. One that cannot be copied is returned as it is. The copy of a model behind a
+            :class:`~moat.models.guard.Guard` stands behind one, too.
         example: images (B, C, H, W) on the model's device. If given, the copy's logits are compared with the
-            model's; if they differ, a warning is logged and the model itself returned.
+            model's; if they differ, a warning is logged and the model itself returned. (So it is for a model that
+            calls ``view`` on a convolution's output: it fails on the copy's memory format.)
         dtype: of the convolutions, e.g. ``torch.bfloat16``; the copy still takes and returns float32, and its linear
             layers and router stay in float32. A gradient then differs by about a hundredth of its length: attack with
             this copy and judge with the model, so that whatever is found counts only if it holds there.
     """
     try:
-        copied = AttackCopy(model).refresh()
-    except (RuntimeError, TypeError, NotImplementedError) as error:
+        copied = AttackCopy(behind(model)).refresh()
+    except Exception as error:  # Copying calls other people's __deepcopy__ and forward.
         log.warning("the model cannot be copied (%s); it is attacked as it is%s", error, _in_its_precision(dtype))
         return model
-    if example is not None and not have_same_logits(model, copied, example):
-        log.warning("the model's batch norm cannot be folded; it is attacked as it is%s", _in_its_precision(dtype))
+    shown = model.around(copied) if isinstance(model, Guard) else copied
+    if example is not None and not have_same_logits(model, shown, example):
+        log.warning("the model's fast copy has other logits; it is attacked as it is%s", _in_its_precision(dtype))
         return model
     if dtype is not None:
         lower_precision(copied, dtype)
-    return copied
+    return shown
 
 
 class AttackCopy:
@@ -189,12 +193,16 @@ def have_same_logits(model: nn.Module, copied: nn.Module, example: torch.Tensor)
     """Whether model and copy agree on the images (B, C, H, W) up to ``TOLERANCE``; the model's mode is restored."""
     modes = [(module, module.training) for module in model.modules()]
     try:
-        theirs, ours = model.eval()(example), copied(example)
+        theirs = model.eval()(example)
     except MoatError:
         # A model that refuses the images will say so where it is judged.
         return True
     finally:
         for module, training in modes:
             module.training = training
+    try:
+        ours = copied(example)
+    except Exception:  # Other people's code, in a memory format that it does not expect.
+        return False
     limit = TOLERANCE * theirs.abs().amax().clamp(min=1)
     return theirs.shape == ours.shape and bool(((theirs - ours).abs() <= limit).all() | theirs.isnan().any())

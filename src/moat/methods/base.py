@@ -20,6 +20,7 @@ from moat.attacks.parts.spaces import PIXELS, Space, training_space
 from moat.base.numbers import parse_number
 from moat.data.seeding import generator
 from moat.methods.schedules import learning_rate_factor
+from moat.models.outputs import predicted_class
 from moat.models.precision import at_least_float32
 
 
@@ -197,7 +198,7 @@ def build_optimizer(parameters: list[nn.Parameter], options: Mapping[str, Any]) 
 
 def accuracy(logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """Fraction of the batch that is classified correctly, as a scalar tensor."""
-    return (logits.detach().argmax(1) == y).float().mean()
+    return (predicted_class(logits) == y).float().mean()
 
 
 def _numbers(attack: Mapping[str, Any]) -> dict[str, Any]:

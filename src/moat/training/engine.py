@@ -26,6 +26,7 @@ from moat.data.seeding import generator
 from moat.kernels import for_training
 from moat.machine.usage import Usage
 from moat.methods.base import Method, Step
+from moat.models.outputs import predicted_class
 from moat.training.checkpoint import Checkpoints
 from moat.training.images import training_batches
 from moat.training.meters import Meter
@@ -181,7 +182,7 @@ class Engine:
             for gradient, each in attacks.items():
                 x_adv = each(attacked, x, y, generator(self.seed, 0, "validation", number, self.device))
                 with torch.no_grad():
-                    batches[gradient].append(model(x_adv).argmax(1) == y)
+                    batches[gradient].append(predicted_class(model(x_adv)) == y)
         self.method.train_mode()
         correct = {gradient: torch.cat(parts) for gradient, parts in batches.items()}
         counts = {"validation_accuracy": torch.stack(list(correct.values())).all(0).sum()}

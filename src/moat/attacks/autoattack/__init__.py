@@ -110,7 +110,7 @@ def _run(
     images = x.float().contiguous()
     with frozen(model), own_random_numbers(x.device, seed):
         for_search = for_attack(model, images[:CHECKED], dtype=torch.bfloat16) if precision == "bf16" else None
-        attacked = Attacked(model, for_search)
+        attacked = Attacked(model, for_search, dtype=x.dtype)
         classes = attacked(images[:1]).shape[1]
         if name == COMPONENTS[0]:
             _check_model(attacked, images[:CHECKED], y[:CHECKED])

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 import torch
 
 from moat.attacks.parts.flags import flag
+from moat.models.guard import behind
+from moat.models.outputs import with_gradient
 
 # The examples on which a model is tested for dependence between examples.
 COMPARED = 2
@@ -37,26 +39,40 @@ class Attacked:
     """A model as a function to logits in float32, which may be written to, whatever precision surrounds it.
 
     Attributes:
-        model: the module that scores; also ``net`` of :func:`moat.attacks.autoattack.patches.evaluator`.
+        model: the module that scores.
+        dtype: of the images that it takes, where that is not the type of those that the package gives it.
         low_precision: whether gradients, and :attr:`searched`, use the copy ``for_search``; all else, verdicts above
             all, uses ``model``.
     """
 
-    def __init__(self, model: torch.nn.Module, for_search: torch.nn.Module | None = None):
-        self.model, self.for_search = model, for_search
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        for_search: torch.nn.Module | None = None,
+        *,
+        dtype: torch.dtype | None = None,
+    ):
+        self.model, self.for_search, self.dtype = model, for_search, dtype
         self.low_precision = for_search is not None
 
     @property
     def searched(self) -> "Attacked":
         """What a search without gradients queries."""
-        return Attacked(self.for_search) if self.low_precision else self
+        return Attacked(self.for_search, dtype=self.dtype) if self.low_precision else self
+
+    @property
+    def net(self) -> torch.nn.Module | None:
+        """``net`` of :func:`moat.attacks.autoattack.patches.evaluator`, which computes in float32."""
+        return behind(self.model) if self.dtype in (None, torch.float32) else None
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         with torch.autocast(x.device.type, enabled=False):
             differentiated = self.low_precision and x.requires_grad and torch.is_grad_enabled()
-            z = self.for_search(x) if differentiated else self.model(x)
+            z = (self.for_search if differentiated else self.model)(x if self.dtype is None else x.to(self.dtype))
         z = z.float()
-        return z if z.requires_grad else z.clone()
+        if z.requires_grad:
+            return z
+        return with_gradient(z, x) if torch.is_grad_enabled() and x.requires_grad else z.clone()
 
 
 def examples_are_independent(model: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> bool:

@@ -13,6 +13,7 @@ from pyautoattack.checks import check_zero_gradients
 from torch.nn import functional as F
 
 from moat.attacks.parts.steps import ball, input_gradient
+from moat.models.outputs import predicted_class
 
 # The name of the package's loss -> that of its method.
 LOSSES = {"dlr": "dlr_loss", "dlr-targeted": "dlr_loss_targeted"}
@@ -109,14 +110,14 @@ class DropBrokenMixin:
             state.best = torch.where(chosen, state.x_adv, state.best)
             state.best_gradient = torch.where(chosen, state.gradient, state.best_gradient)
             state.best_loss = torch.where(better, now, state.best_loss)
-        return self._confirmed(state, seen["logits"].argmax(1) != state.y)
+        return self._confirmed(state, predicted_class(seen["logits"]) != state.y)
 
     def _confirmed(self, state: ApgdState, misclassified: torch.Tensor) -> torch.Tensor:
         """``misclassified``; if gradients are computed in low precision, only what full precision confirms."""
         if not getattr(self.model, "low_precision", False) or not misclassified.any():
             return misclassified
         with torch.no_grad():
-            wrong = self.model(state.x_adv[misclassified]).argmax(1) != state.y[misclassified]
+            wrong = predicted_class(self.model(state.x_adv[misclassified])) != state.y[misclassified]
         return misclassified.masked_scatter(misclassified, wrong)
 
     def _check_step_size(self, state: ApgdState, period: int) -> None:

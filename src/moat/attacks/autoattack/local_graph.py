@@ -19,6 +19,7 @@ POINTWISE = {
     **{function: function for function in (torch.add, torch.sub, torch.mul, torch.div)},
     operator.iadd: operator.add,
 }
+IN_PLACE = ("isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "imatmul", "setitem")
 
 
 @dataclass(frozen=True)
@@ -79,13 +80,23 @@ def local_graph(net: nn.Module) -> LocalGraph | None:
     sources = [node for node in graph.nodes if node.op == "placeholder"]
     computed = tuple(node for node in graph.nodes if node.op.startswith("call_"))
     (output,) = (node for node in graph.nodes if node.op == "output")
-    # A constant that is not the net's own was made while tracing: drawn at random, perhaps. Names with a final
-    # underscore write to their input.
-    in_place = any(node.op == "call_method" and str(node.target).endswith("_") for node in computed)
+    modules = dict(net.named_modules())
+    in_place = any(_writes(node, modules) for node in computed)
+    # A constant that is not the net's own was made while tracing: drawn at random, perhaps.
     if len(sources) != 1 or None in constants.values() or in_place or output.args[0] not in computed:
         return None
-    modules = dict(net.named_modules())
     return _classified(sources[0], output.args[0], computed, constants, modules)
+
+
+def _writes(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
+    """Whether the call may write to its input, and has no other to be called in its place."""
+    if node.op == "call_module":
+        return getattr(modules[node.target], "inplace", False) and not isinstance(modules[node.target], nn.ReLU)
+    if node.target in POINTWISE:
+        return "out" in node.kwargs
+    name = str(node.target) if node.op == "call_method" else getattr(node.target, "__name__", "")
+    # Names with a final underscore write to their input, and so do `x -= 1` and assignments to a part.
+    return name.endswith("_") or name in IN_PLACE or bool(node.kwargs.get("inplace")) or "out" in node.kwargs
 
 
 def _classified(source, result, computed, constants, modules) -> LocalGraph:

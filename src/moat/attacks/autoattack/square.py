@@ -59,7 +59,7 @@ class SquareSearch(SquareAttack):
         found, index = start.clone(), torch.arange(len(x), device=x.device)
         lower, upper = ball(x, self.eps)
         searched = self.predict.searched
-        values = evaluator(searched, searched.model, start, smallest=squares[-1].window)
+        values = evaluator(searched, searched.net, start, smallest=squares[-1].window)
         margin = self._confirmed(_margins(values.logits, y), values.images, y)
         for window, move in squares:
             idle = margin <= 0

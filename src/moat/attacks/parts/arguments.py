@@ -1,4 +1,4 @@
-"""What every attack does with its arguments: checks them, and freezes the model while it runs."""
+"""What every attack does with its arguments: checks them, and guards and freezes the model while it runs."""
 
 import functools
 import math
@@ -10,6 +10,7 @@ import torch
 
 from moat.attacks.parts.steps import frozen
 from moat.base.errors import ConfigError
+from moat.models.guard import guarded
 
 Parameters = Mapping[str, Mapping[str, Any]]
 
@@ -28,7 +29,10 @@ _TYPES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
 
 
 def attack(parameters: Parameters) -> Callable[[Callable[..., torch.Tensor]], Callable[..., torch.Tensor]]:
-    """Decorates the function of an attack family: its arguments are checked, and the model is frozen while it runs.
+    """Decorates the function of an attack family.
+
+    Its arguments are checked, labels become int64, a model from elsewhere stands behind a
+    :class:`moat.models.guard.Guard`, and the model is frozen while the function runs.
 
     Args:
         parameters: keyword -> what it may be, in words of JSON Schema: ``type`` (also "distance": a number from 0 to
@@ -43,8 +47,9 @@ def attack(parameters: Parameters) -> Callable[[Callable[..., torch.Tensor]], Ca
         def checked(model: torch.nn.Module, x: torch.Tensor, y: torch.Tensor, **options) -> torch.Tensor:
             check_parameters(parameters, **{key: value for key, value in options.items() if key in parameters})
             check_batch(x, y, options.get("generator"))
+            model = guarded(model)
             with frozen(model):
-                return function(model, x, y, **options)
+                return function(model, x, y.to(torch.int64), **options)
 
         return checked
 

@@ -6,6 +6,7 @@ import torch
 
 from moat.attacks.parts.objectives import make_objective
 from moat.attacks.parts.steps import Randomness, generators_of
+from moat.models.outputs import predicted_class
 
 Stage = Callable[[torch.nn.Module, torch.Tensor, torch.Tensor, Randomness], torch.Tensor]
 
@@ -47,7 +48,7 @@ def _score(model, x, x_adv, y, loss) -> tuple[torch.Tensor, torch.Tensor]:
     """The objective's value (B,), and which examples are misclassified (B,)."""
     with torch.no_grad():
         logits = model(x_adv)
-        return make_objective(loss, model, x, y)(logits), logits.argmax(1) != y
+        return make_objective(loss, model, x, y)(logits), predicted_class(logits) != y
 
 
 def run_cascade(
@@ -84,5 +85,5 @@ def _correct(model, x, y, among: torch.Tensor, batch_size: int | None) -> torch.
     """Which of the examples ``among`` the model classifies correctly."""
     with torch.no_grad():
         parts = among.split(batch_size or max(1, len(among))) if len(among) else ()
-        correct = [part[model(x[part]).argmax(1) == y[part]] for part in parts]
+        correct = [part[predicted_class(model(x[part])) == y[part]] for part in parts]
     return torch.cat(correct) if correct else among

@@ -11,6 +11,7 @@ from moat.attacks.parts.arguments import check_batch, check_budget, check_iterat
 from moat.attacks.parts.spaces import PIXELS, Space
 from moat.attacks.parts.steps import Randomness, ascend, draw, frozen
 from moat.base.errors import ConfigError
+from moat.models.outputs import predicted_class
 
 # Images (B, C, H, W) to the loss that is maximized, per example (B,), and the logits (B, K).
 AscendLoss = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
@@ -79,7 +80,7 @@ class _Patience:
 
     def objective(self, found: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
         loss, logits = found
-        self.misclassified = logits.detach().argmax(1) != self.y
+        self.misclassified = predicted_class(logits) != self.y
         return loss
 
     def spend(self) -> torch.Tensor:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from moat.base.errors import MoatError
+from moat.models.outputs import with_gradient
 
 Randomness = torch.Generator | Sequence[torch.Generator] | None
 # The least and the greatest value of every pixel, each broadcastable to the images.
@@ -102,7 +103,7 @@ def input_gradient(
         # The sum, not the mean: in evaluation mode examples do not interact, and nothing underflows.
         value = sum(objective(model(x)).sum() for _ in range(eot))
         if not value.requires_grad:
-            return torch.zeros_like(x)
+            value = with_gradient(value, x)
         (gradient,) = torch.autograd.grad(value, x, allow_unused=True, materialize_grads=True)
     return gradient
 

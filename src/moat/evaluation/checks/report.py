@@ -16,8 +16,9 @@ from moat.evaluation.checks import registry
 from moat.evaluation.checks.registry import CheckResult
 from moat.evaluation.checks.stages import worst_case_correct
 from moat.evaluation.evidence import Budget, Evidence, Origin
-from moat.evaluation.runner import evaluate
+from moat.evaluation.runner import as_tensor, evaluate
 from moat.evaluation.statistics import wilson
+from moat.models.guard import guarded
 
 
 @dataclass(frozen=True, repr=False)
@@ -111,7 +112,7 @@ def verify(
     Raises:
         ConfigError, DataError: arguments that :func:`moat.evaluation.evaluate` would refuse.
     """
-    x, y = torch.as_tensor(x), torch.as_tensor(y)
+    model, x, y = guarded(model), as_tensor(x, "images"), as_tensor(y, "labels")
     budget = budget or Budget()
     check_budget(eps=eps)
     check_iterations(steps=budget.steps, queries=budget.queries)

@@ -8,6 +8,7 @@ from moat.base.errors import ConfigError
 from moat.evaluation.probes._images import Images
 from moat.evaluation.probes._networks import networks
 from moat.evaluation.runner import classify
+from moat.models.outputs import predicted_class
 
 PARAMETERS = ("setting", "images")
 
@@ -29,5 +30,5 @@ def collect(model: nn.Module, images: Images) -> dict[str, np.ndarray]:
         for name, x in (("clean", batch.clean), ("attacked", batch.attacked)):
             with torch.no_grad():
                 parts.setdefault(name, []).append(torch.cat([net.features(x).float() for net in nets], 1))
-            parts.setdefault(f"{name}_predicted", []).append(classify(model, x).argmax(1))
+            parts.setdefault(f"{name}_predicted", []).append(predicted_class(classify(model, x)))
     return {name: torch.cat(part).cpu().contiguous().numpy() for name, part in parts.items()}

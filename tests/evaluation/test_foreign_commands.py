@@ -1,0 +1,400 @@
+"""``moat evaluate --model`` and ``moat verify --model``: modules, factories and weights as people really bring them."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from moat.commands.cli import main
+from moat.models import nets
+
+NETS = """
+import sys
+import torch
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self, classes=10):
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 4, 3, stride=2, padding=1), nn.Linear(4 * 8 * 8, classes)
+
+    def forward(self, x):
+        return self.head(self.conv(x).relu().flatten(1))
+
+
+class InPlace(Net):
+    def forward(self, x):
+        return super().forward(x.sub_(0.5).div_(0.25))
+
+
+class OutOfPlace(Net):
+    def forward(self, x):
+        return super().forward((x - 0.5) / 0.25)
+
+
+class View(Net):
+    def forward(self, x):
+        return self.head(self.conv(x.view(len(x), -1).view(x.shape)).relu().view(len(x), -1))
+
+
+class NoGrad(Net):
+    @torch.no_grad()
+    def forward(self, x):
+        return super().forward(x)
+
+
+class Rounds(Net):
+    def forward(self, x):
+        return super().forward(x.mul(4).round().div(4))
+
+
+class Probabilities(Net):
+    def forward(self, x):
+        return super().forward(x).softmax(1)
+
+
+class Squeezes(Net):
+    def forward(self, x):
+        return super().forward(x).squeeze()
+
+
+class Pair(Net):
+    def forward(self, x):
+        return super().forward(x), x
+
+
+class OneLogit(Net):
+    def forward(self, x):
+        return super().forward(x)[:, :1]
+
+
+class Exits(Net):
+    def forward(self, x):
+        sys.exit()
+
+
+class FailsLater(Net):
+    def forward(self, x):
+        if len(x) > 2:
+            raise KeyError("batch")
+        return super().forward(x)
+
+
+def thousand():
+    return Net(1000)
+
+
+def scripted():
+    return torch.jit.script(Net())
+
+
+def needs(argument):
+    return Net()
+
+
+def key_error():
+    return {}["net"]
+
+
+def exits():
+    sys.exit("no GPU")
+
+
+def exits_at_once():
+    import os
+    os._exit(0)
+
+
+ready, number = Net(), 7
+"""
+MODULES = {
+    "ends": "raise SystemExit(0)",
+    "ends_at_once": "import os\nos._exit(0)",
+    "parses": "import argparse\np = argparse.ArgumentParser()\np.add_argument('data')\np.parse_args()",
+    "looks": (
+        "import argparse\np = argparse.ArgumentParser()\np.add_argument('--model')\np.add_argument('--out')\n"
+        "assert vars(p.parse_known_args()[0]) == {'model': None, 'out': None}\nfrom elsewhere_nets import Net as make"
+    ),
+    "syntax": "def make(:\n",
+    "divides": "x = 1\ny = x / 0\n",
+    "misses": "import a_module_that_nobody_has",
+    "moves": "import os, torch\nos.chdir('/')\ntorch.set_default_dtype(torch.float64)\ntorch.set_grad_enabled(False)\n"
+    "from elsewhere_nets import *\ndef make():\n    return Net().float()\n",
+    "vision": "import torch, torchvision\ndef make():\n    return torchvision.models.resnet18(num_classes=10)\n",
+}
+
+
+@pytest.fixture(scope="module")
+def place(project, tmp_path_factory):
+    """A folder with the modules and weights of nets; the project's data beside."""
+    folder = tmp_path_factory.mktemp("elsewhere")
+    (folder / "elsewhere_nets.py").write_text(NETS)
+    for name, text in MODULES.items():
+        (folder / f"elsewhere_{name}.py").write_text(text)
+    for classes, file in ((10, "net.safetensors"), (1000, "thousand.safetensors")):
+        torch.manual_seed(0)
+        layers = {"conv": nn.Conv2d(3, 4, 3), "head": nn.Linear(256, classes)}
+        save_file(nn.ModuleDict(layers).state_dict(), folder / file)
+    return folder
+
+
+@pytest.fixture
+def run(project, place, tmp_path, monkeypatch, capfd):
+    """Runs a command on a model: its exit code, the lines of stderr, and the last of them."""
+    monkeypatch.chdir(project)
+    monkeypatch.syspath_prepend(place)
+
+    def call(model, *options, weights=place / "net.safetensors", command="evaluate"):
+        for name in [name for name in sys.modules if name.startswith("elsewhere_")]:
+            del sys.modules[name]
+        arguments = ["--model", model, "--weights", str(weights), "--dataset-file", "digits.safetensors"]
+        if command == "evaluate":
+            given = ["--suite", "quick"] if "--suite" not in options else []
+            given += ["--out", str(tmp_path / "q.parquet"), "--work", str(tmp_path / "work")]
+        else:
+            given = ["--out", str(tmp_path / "q.json")]
+        code = main([command, *arguments, *given, *options])
+        lines = capfd.readouterr().err.strip().splitlines()
+        return code, lines, lines[-1] if lines else ""
+
+    return call
+
+
+IMPORTS = {
+    "elsewhere_ends:make": "the module cannot be imported: it ends Python (sys.exit(0), in {}, line 1)",
+    "elsewhere_ends_at_once:make": "the module cannot be imported: it ends Python (sys.exit(0), in {}, line 2)",
+    "elsewhere_parses:make": "the module cannot be imported: it ends Python (sys.exit(2), in {}, line 4)",
+    "elsewhere_syntax:make": "cannot be imported (SyntaxError: invalid syntax (elsewhere_syntax.py, line 1))",
+    "elsewhere_divides:make": "the module cannot be imported (ZeroDivisionError: division by zero, in {}, line 2)",
+    "elsewhere_misses:make": "(ModuleNotFoundError: No module named 'a_module_that_nobody_has', in {}, line 1)",
+    "elsewhere_nets:mak": "module 'elsewhere_nets' ({}) has no attribute 'mak'",
+    "elsewhere_nets:needs": "the factory fails (TypeError: needs() missing 1 required positional argument: 'argument')",
+    "elsewhere_nets:key_error": "the factory fails (KeyError: 'net', in {}, line ",
+    "elsewhere_nets:exits": "the factory fails: it ends Python (sys.exit('no GPU'), in {}, line ",
+    "elsewhere_nets:exits_at_once": "the factory fails: it ends Python (sys.exit(0), in {}, line ",
+    "elsewhere_nets:number": "is an int; a function that returns a torch.nn.Module is needed",
+    "elsewhere_nets:sys": "is a module; a function that returns a torch.nn.Module is needed",
+    "./elsewhere_nets:Net": "for elsewhere_nets in the working directory write elsewhere_nets:Net",
+    "./elsewhere_nets.py:Net": "for elsewhere_nets.py in the working directory write elsewhere_nets:Net",
+    "nobody_has_this:make": "the module cannot be imported (ModuleNotFoundError: No module named 'nobody_has_this')",
+}
+
+
+@pytest.mark.parametrize(("model", "words"), IMPORTS.items(), ids=IMPORTS)
+@pytest.mark.parametrize("command", ["evaluate", "verify"])
+def test_a_factory_that_cannot_be_had_is_one_line(run, place, command, model, words):
+    code, _, line = run(model, command=command)
+    file = os.path.relpath(place / f"{model.partition(':')[0]}.py")
+    assert code == 2 and line.startswith(f"moat {command}: --model {model}: "), line
+    assert words.format(file if ", in" in words else place / f"{model.partition(':')[0]}.py") in line, line
+
+
+def test_arguments_are_moats_own_and_the_process_stays_as_it_is(run):
+    arguments, folder = list(sys.argv), Path.cwd()
+    assert run("elsewhere_looks:make")[0] == 0
+    assert run("elsewhere_moves:make")[0] == 0
+    assert (sys.argv, Path.cwd()) == (arguments, folder)
+    assert torch.get_default_dtype() == torch.float32 and torch.is_grad_enabled() and os._exit.__module__ == "posix"
+
+
+def test_a_module_that_ends_python_leaves_an_exit_code(place, project, tmp_path):
+    """In a process of its own: its end, not an exception, is what a shell sees."""
+    command = [sys.executable, "-m", "moat", "evaluate", "--model", "elsewhere_ends_at_once:make", "--suite", "quick"]
+    command += ["--weights", str(place / "net.safetensors"), "--dataset-file", "digits.safetensors"]
+    environment = {**os.environ, "PYTHONPATH": str(place)}
+    done = subprocess.run(
+        [*command, "--out", str(tmp_path / "q.parquet")], cwd=project, capture_output=True, text=True, env=environment
+    )
+    assert done.returncode == 2 and "it ends Python (sys.exit(0)" in done.stderr and "Traceback" not in done.stderr
+
+
+MISFITS = {
+    "Squeezes": (1, "returns (10,); logits (1, classes) are needed"),
+    "Pair": (2, "returns a tuple; logits (2, classes) are needed"),
+    "OneLogit": (2, "returns (2, 1); at least 2 classes are needed"),
+    "Exits": (2, "ends Python (sys.exit(None))"),
+    "FailsLater": (16, "fails (KeyError: 'batch')"),
+}
+
+
+@pytest.mark.parametrize("name", MISFITS)
+@pytest.mark.parametrize("command", ["evaluate", "verify"])
+def test_a_model_that_gives_no_logits_is_one_line(run, command, name):
+    given, words = MISFITS[name]
+    code, _, line = run(f"elsewhere_nets:{name}", "--batch-size", "16", command=command)
+    assert code == 3 and line.startswith(f"moat {command}: --model elsewhere_nets:{name} --data digits.safetensors: ")
+    assert line.endswith(f": given images float32 ({given}, 3, 16, 16) in [0, 1], the model {words}"), line
+
+
+def rows(folder):
+    return pd.read_parquet(folder / "q.parquet")
+
+
+def test_a_model_that_changes_its_input_has_the_same_rows(run, tmp_path):
+    found = []
+    for name in ("InPlace", "OutOfPlace"):
+        assert run(f"elsewhere_nets:{name}", "--batch-size", "16")[0] == 0
+        found.append(rows(tmp_path)[["setting", "index", "predicted", "correct"]])
+        (tmp_path / "work").rename(tmp_path / name)
+    assert found[0].equals(found[1])
+    assert rows(tmp_path)["linf"].max() <= 8 / 255 + 1e-6
+    assert run("elsewhere_nets:InPlace", "--limit", "4", "--steps", "2", "--queries", "2", command="verify")[0] == 0
+
+
+@pytest.mark.parametrize("name", ["View", "scripted", "ready"])
+@pytest.mark.parametrize("command", ["evaluate", "verify"])
+def test_honest_models_of_all_kinds_work(run, command, name):
+    options = {"evaluate": [], "verify": ["--limit", "4", "--steps", "2", "--queries", "2"]}[command]
+    code, _, line = run(f"elsewhere_nets:{name}", *options, command=command)
+    assert code == 0, line
+
+
+def test_a_module_that_imports_torchvision(place, project, tmp_path):
+    """In a process of its own, in which nobody has declared what torchvision's operators need."""
+    code = (
+        "import torch, sys; sys.path.insert(0, '.')\n"
+        "from moat.commands import foreign_model\n"
+        "torch.save(foreign_model.build('elsewhere_vision:make').state_dict(), sys.argv[1])\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(place)}
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "rn.pt")], check=True, env=environment, cwd=place)
+    assert (tmp_path / "rn.pt").stat().st_size > 1e6
+
+
+DOUBTS = {
+    "NoGrad": ["the gradient is zero for 40 of 40 images: fgsm, pgd10 cannot attack this model; run moat verify"],
+    "Rounds": ["the gradient is zero for 40 of 40 images: fgsm, pgd10 cannot attack this model; run moat verify"],
+    "Probabilities": ["the model returns probabilities, not logits: gradients vanish; leave out the softmax"],
+    "thousand": ["the model has 1000 outputs, the data 10 classes: are the labels the same?"],
+    "Net": [],
+}
+CHANCE = "is at chance (10.00%): are the normalisation, the range of pixels (here [0, 1])"
+
+
+@pytest.mark.parametrize(("name", "words"), DOUBTS.items(), ids=DOUBTS)
+def test_what_plainly_did_not_work_is_said_in_a_line(run, place, tmp_path, name, words):
+    weights = place / ("thousand.safetensors" if name == "thousand" else "net.safetensors")
+    code, lines, _ = run(f"elsewhere_nets:{name}", weights=weights)
+    assert code == 0
+    said = [line.partition(" warning: ")[2] for line in lines if line.startswith("moat evaluate: warning: ")]
+    # The nets are untrained.
+    (chance,) = [line for line in said if line.startswith("the clean accuracy")]
+    correct = rows(tmp_path).query("setting == 'clean'")["correct"].mean()
+    assert chance.startswith(f"the clean accuracy, {correct:.2%}, {CHANCE}")
+    assert [line for line in said if line is not chance and "under attack" not in line] == words
+    assert list(json.loads((tmp_path / "q.json").read_text())["warnings"].values()) == said
+
+
+# -- weights -----------------------------------------------------------------------
+def state():
+    torch.manual_seed(0)
+    return nets.build("lenet5", 10, image_size=16).state_dict()
+
+
+def prefixed(prefix):
+    return {prefix + key: value for key, value in state().items()}
+
+
+def whole(size):
+    def write(path):
+        torch.save(state(), path)
+        path.write_bytes(path.read_bytes()[:size])
+
+    return write
+
+
+def text(content):
+    return lambda path: path.write_bytes(content)
+
+
+def saved(make):
+    return lambda path: torch.save(make(), path)
+
+
+WEIGHTS = {
+    "empty.pt": (text(b""), "the file is empty"),
+    "empty.safetensors": (text(b""), "the file is empty"),
+    "lfs.pt": (
+        text(b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"),
+        "the file is a Git LFS pointer, not the weights; `git lfs pull` gets them",
+    ),
+    "lfs.safetensors": (text(b"version https://git-lfs.github.com/spec/v1\n"), "a Git LFS pointer"),
+    "page.pt": (text(b"\n<!DOCTYPE html><html>"), "the file is an HTML or XML page, not weights; the address"),
+    "error.pt": (text(b'{"error": "not found"}'), "the file is text in JSON, not weights"),
+    "other.pt": (lambda path: save_file(state(), path), "the file is a safetensors file; name it .safetensors"),
+    "other.safetensors": (saved(state), "looks like one of torch.save; name it .pt"),
+    "cut.pt": (whole(5000), "the file is damaged or cut short (5,000 bytes)"),
+    "cut.safetensors": (
+        lambda path: (save_file(state(), path), path.write_bytes(path.read_bytes()[:5000])),
+        "the file is damaged or cut short (5,000 bytes)",
+    ),
+    "numbers.pt": (
+        text(b"\x00\x01\x02 no weights at all"),
+        "neither a safetensors file nor one of torch.save; it begins",
+    ),
+    "model.pt": (lambda path: torch.save(nn.Linear(2, 2), path), "refused: more than tensors in it; save model.state"),
+    "list.pt": (saved(lambda: [1, 2]), "the file holds a list; model.state_dict() is needed"),
+    "none.pt": (saved(dict), "the file holds no tensors; save model.state_dict()"),
+    "nested.pt": (
+        saved(lambda: {"epoch": 3, "state_dict": state()}),
+        "the file is a checkpoint with the keys epoch, state_dict; save what is under 'state_dict' by itself, "
+        "torch.save(checkpoint['state_dict'], file)",
+    ),
+    "mixed.pt": (saved(lambda: state() | {"epoch": 3}), "not only tensors are in it (epoch); save model.state_dict()"),
+    "parallel.pt": (
+        saved(lambda: prefixed("module.")),
+        "their names begin with 'module.' (of DataParallel), the model's do not; save the inner model's state_dict()",
+    ),
+    "compiled.safetensors": (
+        lambda path: save_file(prefixed("_orig_mod."), path),
+        "their names begin with '_orig_mod.' (of torch.compile), the model's do not",
+    ),
+    "backbone.pt": (saved(lambda: prefixed("backbone.")), "their names begin with 'backbone.', the model's do not"),
+    "missing.pt": (
+        saved(lambda: {key: value for key, value in state().items() if not key.startswith("head.bias")}),
+        "1 missing: head.bias",
+    ),
+    "extra.pt": (saved(lambda: state() | {"a.b": torch.zeros(1)}), "1 not in the model: a.b"),
+    "shape.pt": (
+        saved(lambda: state() | {"head.bias": torch.zeros(7)}),
+        "1 of another shape: head.bias (7,) for (10,)",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_weights_that_cannot_be_loaded_are_a_reason_in_one_line(run, tmp_path, name):
+    write, words = WEIGHTS[name]
+    write(tmp_path / name)
+    code, _, line = run("elsewhere:make", weights=tmp_path / name)
+    assert code == 3 and line.startswith(f"moat evaluate: {tmp_path / name}: ") and words in line, line
+
+
+def test_wrapped_model_and_bare_weights(run, place, tmp_path):
+    (place / "elsewhere_wrapped.py").write_text(
+        "from torch import nn\nfrom moat import models\n"
+        "def make():\n    return nn.DataParallel(models.build('lenet5', 10, image_size=16))\n"
+    )
+    code, _, line = run("elsewhere_wrapped:make", weights="lenet.safetensors")
+    assert code == 3 and "the model's names begin with 'module.', theirs do not" in line, line
+    save_file(prefixed("module."), tmp_path / "whole.safetensors")
+    assert run("elsewhere_wrapped:make", weights=tmp_path / "whole.safetensors")[0] == 0
+
+
+def test_older_files_without_counters_load(run, tmp_path, monkeypatch):
+    """BatchNorm's num_batches_tracked is younger than many checkpoints."""
+    (tmp_path / "elsewhere_normed.py").write_text(
+        "from moat import models\ndef make():\n    return models.build('resnet18', 10, width=1 / 16, image_size=16)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    normed = nets.build("resnet18", 10, width=1 / 16, image_size=16).state_dict()
+    torch.save({k: v for k, v in normed.items() if not k.endswith("num_batches_tracked")}, tmp_path / "old.pt")
+    assert run("elsewhere_normed:make", weights=tmp_path / "old.pt")[0] == 0
