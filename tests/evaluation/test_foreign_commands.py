@@ -158,7 +158,7 @@ def run(project, place, tmp_path, monkeypatch, capfd):
         arguments = ["--model", model, "--weights", str(weights), "--dataset-file", "digits.safetensors"]
         if command == "evaluate":
             given = ["--suite", "quick"] if "--suite" not in options else []
-            given += ["--out", str(tmp_path / "q.parquet"), "--work", str(tmp_path / "work")]
+            given += ["--out", str(tmp_path / "q.parquet"), "--journal", str(tmp_path / "q.journal")]
         else:
             given = ["--out", str(tmp_path / "q.json")]
         code = main([command, *arguments, *given, *options])
@@ -243,7 +243,6 @@ def test_a_model_that_changes_its_input_has_the_same_rows(run, tmp_path):
     for name in ("InPlace", "OutOfPlace"):
         assert run(f"elsewhere_nets:{name}", "--batch-size", "16")[0] == 0
         found.append(rows(tmp_path)[["setting", "index", "predicted", "correct"]])
-        (tmp_path / "work").rename(tmp_path / name)
     assert found[0].equals(found[1])
     assert rows(tmp_path)["linf"].max() <= 8 / 255 + 1e-6
     assert run("elsewhere_nets:InPlace", "--limit", "4", "--steps", "2", "--queries", "2", command="verify")[0] == 0
