@@ -37,8 +37,8 @@ class Grid:
 
     @cached_property
     def probes(self) -> tuple[Probe, ...]:
-        """What figures need of models themselves."""
-        return unique(probe for figure in self.figures for probe in figure.probes)
+        """What tables and figures need of models themselves."""
+        return unique(probe for item in (*self.tables, *self.figures) for probe in item.probes)
 
     @cached_property
     def datasets(self) -> tuple[str, ...]:

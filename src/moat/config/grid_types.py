@@ -42,7 +42,7 @@ class Cell:
         settings: the attack settings of ``suite``. With ``aggregate`` worst, an example must be classified correctly
             under all of them to count; with mean, the number is the mean over them.
         patterns: the settings as the study writes them, e.g. ``fog-?``.
-        code_property: which one the measure of that name shows. probe: which one a figure shows.
+        code_property: which property the measure shows, where it knows several. probe: which one it reads.
         protocol: ``correct``, or the flawed one that ``settings`` replicate.
         published: a number, or the word of a table of words; ``published_line``: its line in
             config/published/<study>.csv, the first after the header being 2.
@@ -94,7 +94,7 @@ class Cell:
 
     @property
     def probes(self) -> tuple[Probe, ...]:
-        """Of the first seed: such figures show one model."""
+        """Of the first seed: what a probe takes is shown of one model."""
         return tuple(Probe(run, self.probe) for run in self.runs[:1]) if "probe" in self.reads else ()
 
     @property
@@ -141,6 +141,10 @@ class Table:
     @cached_property
     def checks(self) -> tuple[Run, ...]:
         return unique(run for cell in self.measured for run in cell.checks)
+
+    @cached_property
+    def probes(self) -> tuple[Probe, ...]:
+        return unique(probe for cell in self.measured for probe in cell.probes)
 
 
 @dataclass(frozen=True)

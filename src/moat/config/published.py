@@ -12,11 +12,12 @@ KEYS = ("dataset", "arch", "method", "metric", "setting")
 
 @dataclass(frozen=True)
 class Published:
-    """A number (or, in a table of words, a word), its standard deviation, and its line in the file."""
+    """A number (or, in a table of words, a word), its standard deviation, its line in the file, and its text there."""
 
     value: float | str | None = None
     std: float | None = None
     line: int | None = None
+    text: str | None = None
 
 
 NOTHING = Published()
@@ -57,7 +58,7 @@ class PublishedNumbers:
                 "correct a label, or add not_in_paper: true to the point if the paper has no such number"
             )
         row = self.rows[found[0]]
-        return Published(_value(row["value"]), _value(row["std"]), found[0] + 2)
+        return Published(_value(row["value"]), _value(row["std"]), found[0] + 2, row["value"])
 
 
 def wanted_columns(spec: Mapping[str, Any], points: Sequence[tuple[str, Mapping[str, Any]]]) -> dict[str, str]:

@@ -161,8 +161,9 @@ class Expander:
             arch=bound.get("arch", ""),
             method=bound.get("method", ""),
             suite=bound.get("suite", "") if rows else "",
-            settings=settings or patterns if rows else (),
-            patterns=patterns if rows else (),
+            # A property of the code may be one of settings.
+            settings=settings or patterns if rows or not reads else (),
+            patterns=patterns if rows or not reads else (),
             measure=measure,
             reads=reads,
             aggregate=bound["aggregate"],
@@ -171,7 +172,8 @@ class Expander:
             protocol=bound["protocol"],
             # A probe is of one model.
             seeds=self.seeds[:1] if "probe" in reads else self.seeds,
-            published=published.value,
+            # What is read from the code alone is compared as a word.
+            published=published.value if reads else published.text,
             published_std=published.std,
             published_line=published.line,
             tolerance=bound.get("tolerance", self.spec["tolerance"]),
@@ -186,6 +188,8 @@ class Expander:
         for kind in needed:
             if not bound.get(kind):
                 raise ConfigError(f"{where}: no {kind} given; name one in a point of rows or columns")
+        if "probe" in reads:
+            self.project.probe(bound.get("probe", ""))
         for kind, names in {**self.names, "suite": self.suites}.items():
             if bound.get(kind) and bound[kind] not in names:
                 raise ConfigError(f"{where}: " + unknown_name(bound[kind], names, what=kind))

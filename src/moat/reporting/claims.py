@@ -169,8 +169,8 @@ def _stated(project: Project, name: str, spec, unit: str) -> tuple[Band, str, in
 def _pairs(name: str, spec, cells: Mapping[str, list[Cell]]) -> list[tuple[Cell, ...]]:
     """The cells from each of which, or pairs of cells from each of which, one number is computed.
 
-    As many cells as there are to compare with are paired in order. A single one of each data set and each label that
-    both sides share is paired with all of its kind.
+    As many cells as there are to compare with are paired in order. A single one of a kind (of a data set, and of each
+    label on the axes that are not compared) is paired with every one of its kind on the other side.
 
     Raises:
         ConfigError: neither is possible.
@@ -188,13 +188,16 @@ def _pairs(name: str, spec, cells: Mapping[str, list[Cell]]) -> list[tuple[Cell,
     def kind(cell: Cell) -> tuple:
         return (cell.dataset, *(each for each in cell.axes if each[0] not in named))
 
-    alone = {kind(cell): cell for cell in of}
-    if len(alone) < len(of) or {kind(cell) for cell in against} != set(alone):
-        sizes = f"{len(of)} cells against {len(against)}"
-        raise ConfigError(
-            f"config/claims.yaml: {name}: {sizes}; {spec['quantity']} needs as many of each, or one of each kind"
-        )
-    return [(alone[kind(cell)], cell) for cell in against]
+    single = {side: {kind(cell): cell for cell in found} for side, found in cells.items()}
+    if single["of"].keys() == single["against"].keys():
+        if len(single["of"]) == len(of):
+            return [(single["of"][kind(cell)], cell) for cell in against]
+        if len(single["against"]) == len(against):
+            return [(cell, single["against"][kind(cell)]) for cell in of]
+    sizes = f"{len(of)} cells against {len(against)}"
+    raise ConfigError(
+        f"config/claims.yaml: {name}: {sizes}; {spec['quantity']} needs as many of each, or one of each kind"
+    )
 
 
 def _number(spec, pairs, rows: Rows, protocol: str, band: Band) -> tuple[Number | None, str | None]:

@@ -144,7 +144,7 @@ _EXPLAINED = {
     "unofficial-data": "unverified: the data set is not the official one",
     "other-hardware": "unverified: a cost, not measured on the paper's hardware",
     "stale": "stale: made by code or a recipe that has changed since",
-    "differs-in-code": "unverified: the code that implements the method is of another kind",
+    "differs-in-code": "unverified: our code or configuration is of another kind",
 }
 
 

@@ -9,9 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from moat.base.errors import ConfigError, DataError, unknown_name
 from moat.config import paths
 from moat.config.grid_types import Cell, Run
+from moat.reporting import stated
 from moat.reporting.formatting import quantity
 from moat.reporting.intervals import (
     NORMAL_QUANTILE,
@@ -27,17 +30,23 @@ from moat.reporting.rows import Settings
 #: where it is empty. A literal, because the configuration reads it without importing this module.
 READS = {
     "accuracy": ("rows",),
+    "attack_property": (),
     "checks_passed": ("checks",),
     "code_property": (),
     "confidence": ("rows",),
+    "expert0_fraction": ("probe",),
+    "experts_property": (),
+    "gpu_hours": ("record",),
     "history": ("record",),
     "images_per_second": ("record",),
     "macs": ("record",),
     "parameters": ("record",),
     "peak_memory": ("record",),
     "probe": ("probe",),
+    "recipe_property": (),
     "robustness_gap": ("rows",),
     "training_hours": ("record",),
+    "weight_kurtosis": ("probe",),
 }
 
 
@@ -152,22 +161,30 @@ def recorded(key: str, unit: float = 1.0) -> Callable[[Run, Any], float | None]:
     return read
 
 
-def hours(run: Run, results) -> float | None:
-    """Hours of training, including all the runs that this one starts from (experts, a dense net to prune)."""
-    seconds: dict[Run, float | None] = {}
-    todo = [run]
-    while todo:
-        # Where two runs start from the same one, it was trained once.
-        if (run := todo.pop()) in seconds:
-            continue
-        record = results.run(run)
-        if record is None:
-            raise DataError(f"{paths.run_name(run)}: no run.json, but another run started from it")
-        seconds[run] = record.get("wall_seconds")
-        for start in (record.get("initialize_from") or {}).values():
-            dataset, arch, method, seed = Path(start["path"]).parts[-4:]
-            todo.append(Run(dataset, arch, method, int(seed.removeprefix("seed"))))
-    return None if None in seconds.values() else sum(seconds.values()) / 3600
+def hours(key: str) -> Callable[[Run, Any], float | None]:
+    """Hours of training, including all the runs that this one starts from (experts, a dense net to prune).
+
+    Args:
+        key: the seconds of run.json: ``wall_seconds``, or ``gpu_seconds``, of which a run on a CPU has none.
+    """
+
+    def read(run: Run, results) -> float | None:
+        seconds: dict[Run, float | None] = {}
+        todo = [run]
+        while todo:
+            # Where two runs start from the same one, it was trained once.
+            if (run := todo.pop()) in seconds:
+                continue
+            record = results.run(run)
+            if record is None:
+                raise DataError(f"{paths.run_name(run)}: no run.json, but another run started from it")
+            seconds[run] = record.get(key) or None
+            for start in (record.get("initialize_from") or {}).values():
+                dataset, arch, method, seed = Path(start["path"]).parts[-4:]
+                todo.append(Run(dataset, arch, method, int(seed.removeprefix("seed"))))
+        return None if None in seconds.values() else sum(seconds.values()) / 3600
+
+    return read
 
 
 def other_hardware(cell: Cell, runs: Sequence[Run], results) -> list[str]:
@@ -183,6 +200,47 @@ def other_hardware(cell: Cell, runs: Sequence[Run], results) -> list[str]:
     return [] if cell.hardware is None or all(map(same, runs)) else ["other-hardware"]
 
 
+# -- from probes ---------------------------------------------------------------------
+def expert0_fraction(cell: Cell, runs, results) -> dict[str, Any]:
+    """Percentage of the probe's images, ``clean`` or ``attacked`` by property, to which expert 0 contributes most."""
+    known = ("clean", "attacked")
+    if cell.code_property not in known:
+        where = f"config/studies/{cell.study}.yaml: {_place(cell)}"
+        raise ConfigError(f"{where}: " + unknown_name(cell.code_property, known, what="property of expert0_fraction"))
+    scores = [results.probe(run, cell.probe)[cell.code_property] for run in runs]
+    return summarise([(int((each.argmax(1) == 0).sum()), len(each)) for each in scores], where=_place(cell))
+
+
+def weight_kurtosis(cell: Cell, runs, results) -> dict[str, Any]:
+    """Excess kurtosis of the weights of the probe's layer: 0 for a normal distribution, more for a sharper peak.
+
+    The interval is the jackknife's over the layer's filters, because the weights of one filter are not independent.
+    """
+    found = [_kurtosis(results.probe(run, cell.probe)["weights"].astype(np.float64)) for run in runs]
+    values = [value for value, _ in found]
+    centre = math.fsum(values) / len(values)
+    half = NORMAL_QUANTILE * math.sqrt(math.fsum(variance for _, variance in found)) / len(found)
+    return over_seeds(values, (centre - half, centre + half), n=None, limits=(-2.0, math.inf), unit=1.0)
+
+
+def _kurtosis(weights: np.ndarray) -> tuple[float, float]:
+    """Excess kurtosis of all weights, and its variance by leaving out each filter (the first dimension) in turn."""
+    filters = weights.reshape(len(weights), -1)
+    filters = filters - filters.mean()
+    powers = np.stack([(filters**power).sum(1) for power in range(5)])
+    total = powers.sum(1, keepdims=True)
+
+    def excess(sums: np.ndarray) -> np.ndarray:
+        count, first, second, third, fourth = sums
+        mean, square = first / count, second / count
+        variance = square - mean**2
+        central = fourth / count - 4 * mean * third / count + 6 * mean**2 * square - 3 * mean**4
+        return central / np.maximum(variance, 1e-24) ** 2 - 3
+
+    without, n = excess(total - powers), len(filters)
+    return float(excess(total)[0]), float((n - 1) / n * ((without - without.mean()) ** 2).sum())
+
+
 # -- of the code, and of figures ---------------------------------------------------
 def code_property(cell: Cell, runs, results) -> dict[str, Any]:
     """What kind of mixture a method is, found by inspecting its model: no run is needed."""
@@ -193,8 +251,27 @@ def code_property(cell: Cell, runs, results) -> dict[str, Any]:
     return {**no_number(cell, runs, results), "measured": word}
 
 
+def attack_property(cell: Cell, runs, results) -> dict[str, Any]:
+    """How attack settings are described, or what their attacker knows: no run is needed."""
+    word = stated.attack_property(results.project, cell.settings, cell.code_property)
+    return {**no_number(cell, runs, results), "measured": word}
+
+
+def recipe_property(cell: Cell, runs, results) -> dict[str, Any]:
+    """A setting of a recipe, before any scale changes it."""
+    word = stated.recipe_property(results.project, cell.method, cell.code_property)
+    return {**no_number(cell, runs, results), "measured": word}
+
+
+def experts_property(cell: Cell, runs, results) -> dict[str, Any]:
+    """A setting of the recipes that a mixture's experts are trained by, alone and then with it."""
+    word = stated.experts_property(results.project, cell.method, cell.code_property)
+    return {**no_number(cell, runs, results), "measured": word}
+
+
 def differs_in_code(cell: Cell, runs, results) -> list[str]:
-    return [] if code_property(cell, runs, results)["measured"] == cell.published else ["differs-in-code"]
+    measured = get(cell.measure).compute(cell, runs, results)["measured"]
+    return [] if stated.same(measured, cell.published) else ["differs-in-code"]
 
 
 def no_number(cell: Cell, runs, results) -> dict[str, None]:
@@ -205,9 +282,13 @@ def no_number(cell: Cell, runs, results) -> dict[str, None]:
 _ONE_DECIMAL, _PLAIN = "{:.1f}".format, "{:g}".format
 MEASURES = {
     "accuracy": Measure(accuracy, _ONE_DECIMAL, "%", wanted=lambda cell: [(cell.aggregate, cell.settings)]),
+    "attack_property": Measure(attack_property, str, incomparable=differs_in_code),
     "checks_passed": Measure(checks_passed, _PLAIN, text=lambda row: f"{row['measured']:g} of {row['n']}"),
     "code_property": Measure(code_property, str, incomparable=differs_in_code),
     "confidence": Measure(confidence, _ONE_DECIMAL, "%", wanted=lambda cell: [("confidence", cell.settings)]),
+    "expert0_fraction": Measure(expert0_fraction, _ONE_DECIMAL, "%"),
+    "experts_property": Measure(experts_property, str, incomparable=differs_in_code),
+    "gpu_hours": Measure(over_records(hours("gpu_seconds")), "{:.3g}".format, "GPU-hours", incomparable=other_hardware),
     "history": Measure(no_number, _PLAIN),
     "images_per_second": Measure(
         over_records(recorded("images_per_second")), quantity, "images/s", incomparable=other_hardware
@@ -218,7 +299,9 @@ MEASURES = {
         over_records(recorded("peak_memory_bytes", unit=1e9)), "{:.2f}".format, "GB", incomparable=other_hardware
     ),
     "probe": Measure(no_number, _PLAIN),
+    "recipe_property": Measure(recipe_property, str, incomparable=differs_in_code),
     "robustness_gap": Measure(robustness_gap, _ONE_DECIMAL, "points", wanted=_gap_statistics),
-    "training_hours": Measure(over_records(hours), "{:.3g}".format, "h", incomparable=other_hardware),
+    "training_hours": Measure(over_records(hours("wall_seconds")), "{:.3g}".format, "h", incomparable=other_hardware),
+    "weight_kurtosis": Measure(weight_kurtosis, "{:.2f}".format),
 }
 assert MEASURES.keys() == READS.keys()

@@ -24,6 +24,7 @@ def cell_command(cell: Cell, scale: str) -> str | None:
         files += [paths.evaluation(scale, evaluation.run, evaluation.suite) for evaluation in each.evaluations]
         if "record" in each.reads:
             files += [paths.run_dir(scale, run) / "run.json" for run in each.runs]
+        files += [paths.probe(scale, probe.run, probe.name) for probe in each.probes]
     files += [paths.checks(scale, run) for run in cell.checks]
     return command(unique(files), scale) if files else None
 
@@ -40,6 +41,8 @@ def files(cell: Cell, results: Results) -> list[tuple[str, str]]:
     found = [("run", str(paths.run_dir(results.scale, run) / "run.json")) for run in done]
     if "rows" in cell.reads:
         found += [("rows", str(paths.evaluation(results.scale, run, cell.suite))) for run in done]
+    if "probe" in cell.reads:
+        found += [("probe", str(paths.probe(results.scale, run, cell.probe))) for run in done]
     return found + [("checks", str(paths.checks(results.scale, run))) for run in done if cell.checks]
 
 

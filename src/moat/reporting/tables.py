@@ -199,6 +199,8 @@ def _reasons(cell: Cell, done: list[Run], results: Results, scale: Mapping[str, 
         reasons += [check for run in done for check in results.failed_checks(run, cell.suite)]
     elif "rows" in cell.reads:
         reasons += ["model-changed" for run in done if results.is_outdated(run, cell.suite)]
+    if "probe" in cell.reads:
+        reasons += ["model-changed" for run in done if results.is_probe_outdated(run, cell.probe)]
     if len(done) < len(cell.runs):
         reasons.append("seeds-missing")
     if cell.published is not None and cell.reads:
