@@ -12,6 +12,8 @@ from moat.base.errors import ConfigError
 from moat.config.grid import build_grid
 from moat.config.project import Project
 from moat.reporting import claims, measures
+from moat.reporting.results import Results
+from moat.reporting.tables import measure_cell
 
 ROOT = Path(__file__).parents[2]
 STUDIES = ["unified", "dramoe", "dwf", "mocse", "hybrid"]
@@ -59,6 +61,42 @@ def test_the_words_of_dwfs_table_1_have_their_cells(grid):
     ]
     # They are about the code: no scale is too small for them.
     assert not any(cell.not_run for cell in grid.table("dwf", "table1").cells)
+
+
+def test_the_settings_of_dwfs_tables_4_and_5_have_their_cells(grid, tmp_path):
+    """Ours are as published, but for two words: our attacks see gate and experts in every row."""
+    project = Project(ROOT)
+    results = Results(tmp_path, grid.scale, project=project)
+    found = [cell for name in ("table4", "table5") for cell in grid.table("dwf", name).cells]
+    with open(ROOT / "config/published/dwf.csv", newline="") as stream:
+        lines = {n: row["value"] for n, row in enumerate(csv.DictReader(stream), start=2) if row["table"] in ("4", "5")}
+    assert {cell.published_line: cell.published for cell in found} == lines
+    assert len(lines) == 24
+    # They are about the configuration: no scale is too small for them.
+    judged = [measure_cell(cell, results, project.scale(grid.scale)) for cell in found]
+    assert [(row["row"], row["column"], row["measured"]) for row in judged if row["verdict"] != "reproduced"] == [
+        ("Multi-Step PGD", "defense_knowledge", "white-box"),
+        ("Adaptive PGD", "defense_knowledge", "white-box"),
+    ]
+
+
+def test_a_table_that_reads_probes_asks_for_them(paper):
+    tables = {name: paper.table("dramoe", name) for name in ("weights", "routing")}
+    for table in tables.values():
+        assert table.probes and set(table.probes) <= set(paper.probes)
+        assert not table.evaluations and not table.checks
+    # Those of the figures, and no others.
+    assert set(tables["weights"].probes) == set(paper.figure("dramoe", "figure2").probes)
+    assert set(tables["routing"].probes) == set(paper.figure("dramoe", "figure3").probes)
+
+
+def test_what_the_hybrid_study_measures_is_shown(paper):
+    """Every setting of its suites stands in a cell, and so does each of its methods, the FGSM variant included."""
+    shown = [each for cell in cells(paper, "hybrid") for each in cell.each()]
+    settings = {(each.suite, name) for each in shown for name in each.settings}
+    for suite in ("hybrid", "hybrid-normalised"):
+        assert set(Project(ROOT).measured(suite)) == {name for of, name in settings if of == suite} | {"clean"}
+    assert "hybrid-fgsm" in {each.method for each in shown}
 
 
 def test_published_numbers_are_those_of_the_papers_csv():

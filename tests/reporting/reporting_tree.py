@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import safetensors.numpy
 import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -167,6 +168,14 @@ class Tree:
             "sources": self.sources,
         }
         path.write_text(json.dumps(content))
+        return path
+
+    def probe(self, name: str, probe: str, arrays: dict[str, np.ndarray], sha: str | None = None) -> Path:
+        path = self.path("probes", f"{name}/{probe}.safetensors")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        safetensors.numpy.save_file(arrays, path)
+        record = {"run": {"model_sha256": sha or self.sha(name)}, "classes": [f"class {n}" for n in range(CLASSES)]}
+        path.with_suffix(".json").write_text(json.dumps(record))
         return path
 
     def everything(

@@ -1,6 +1,5 @@
 """Every kind of figure: its CSV holds the numbers that one recomputes, and what is missing is said."""
 
-import json
 import math
 import os
 import re
@@ -10,7 +9,6 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
-import safetensors.numpy
 from reporting_tree import edit_yaml
 
 from moat.base.plugins import figure_kinds
@@ -144,12 +142,7 @@ def probes() -> dict[str, dict[str, np.ndarray]]:
 
 
 def probe(tree, method: str, name: str, arrays, sha: str | None = None) -> None:
-    run = f"digits/resnet18/{method}/seed0"
-    path = tree.path("probes", f"{run}/{name}.safetensors")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    safetensors.numpy.save_file(arrays, path)
-    record = {"run": {"model_sha256": sha or tree.sha(run)}, "classes": [f"class {n}" for n in range(10)]}
-    path.with_suffix(".json").write_text(json.dumps(record))
+    tree.probe(f"digits/resnet18/{method}/seed0", name, arrays, sha)
 
 
 def rate(tree, method: str, settings: list[str], suite: str = "dramoe") -> float:

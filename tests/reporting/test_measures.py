@@ -8,11 +8,13 @@ import numpy as np
 import pandas as pd
 import pytest
 from reporting_tree import ROOT, Tree
+from scipy.stats import kurtosis
 
 from moat.base.errors import ConfigError, DataError
 from moat.config.grid_types import Cell
 from moat.config.project import Project
-from moat.reporting import measures
+from moat.evaluation.statistics import wilson
+from moat.reporting import measures, stated
 from moat.reporting.intervals import over_seeds, paired_difference
 from moat.reporting.layout import arrange
 from moat.reporting.properties import describe
@@ -150,15 +152,17 @@ def test_costs_come_from_the_record(tree, measure, record, expected, shown):
     assert measures.get(measure).show(found["measured"]) == shown
 
 
-def test_hours_count_what_a_run_starts_from_once(tree):
+@pytest.mark.parametrize("measure", ["training_hours", "gpu_hours"])
+def test_hours_count_what_a_run_starts_from_once(tree, measure):
     """dwf <- two experts, one of which starts from the other."""
+    seconds = {"training_hours": "wall_seconds", "gpu_hours": "gpu_seconds"}[measure]
     names = {m: tree.run(method=m) for m in ("dwf", "dwf-expert-fgsm", "dwf-expert-benign")}
     path = {method: {"path": f"results/quickstart/runs/{name}"} for method, name in names.items()}
-    run_json(tree, names["dwf-expert-benign"], wall_seconds=3600)
-    run_json(tree, names["dwf-expert-fgsm"], wall_seconds=7200, initialize_from={"a": path["dwf-expert-benign"]})
+    run_json(tree, names["dwf-expert-benign"], **{seconds: 3600})
+    run_json(tree, names["dwf-expert-fgsm"], **{seconds: 7200, "initialize_from": {"a": path["dwf-expert-benign"]}})
     starts = {"a": path["dwf-expert-benign"], "b": path["dwf-expert-fgsm"]}
-    run_json(tree, names["dwf"], wall_seconds=1800, initialize_from=starts)
-    hours = cell(method="dwf", measure="training_hours", reads=("record",), suite="", settings=())
+    run_json(tree, names["dwf"], **{seconds: 1800, "initialize_from": starts})
+    hours = cell(method="dwf", measure=measure, reads=("record",), suite="", settings=())
     assert measured(tree, hours)["measured"] == 3.5
     (tree.base / "runs" / names["dwf-expert-fgsm"] / "run.json").unlink()
     with pytest.raises(DataError, match="dwf-expert-fgsm/seed0: no run.json"):
@@ -181,11 +185,15 @@ def test_a_published_cost_is_compared_on_its_hardware_only(tree, device, hardwar
     assert (found["verdict"], found["checks_failed"]) == (verdict, reasons)
 
 
-def test_a_record_that_lacks_the_number_is_not_run(tree):
-    run_json(tree, tree.run(), peak_memory_bytes=None)
-    lacking = cell(measure="peak_memory", reads=("record",), suite="", settings=())
+@pytest.mark.parametrize(
+    # A training on a CPU takes no GPU-hours, which is no number to compare.
+    ("measure", "record"), [("peak_memory", {"peak_memory_bytes": None}), ("gpu_hours", {"gpu_seconds": 0.0})],
+)  # fmt: skip
+def test_a_record_that_lacks_the_number_is_not_run(tree, measure, record):
+    run_json(tree, tree.run(), **record)
+    lacking = cell(measure=measure, reads=("record",), suite="", settings=())
     assert measured(tree, lacking)["verdict"] == "not-run"
-    assert "peak_memory" in not_run_reason(lacking, Results(tree.root, tree.scale))
+    assert measure in not_run_reason(lacking, Results(tree.root, tree.scale))
 
 
 @pytest.mark.parametrize(
@@ -201,6 +209,53 @@ def test_checks_are_counted(tree, failed, states, text):
     found = measured(tree, cell(measure="checks_passed", reads=("checks",), suite="", settings=()))
     assert measures.get("checks_passed").text(found) == text
     assert found["checks_failed"] is None
+
+
+# -- probes -------------------------------------------------------------------------
+def probed(measure: str, probe: str, **changes) -> Cell:
+    return cell(measure=measure, probe=probe, reads=("probe",), suite="", settings=(), **changes)
+
+
+@pytest.mark.parametrize(("images", "expected"), [("clean", 90), ("attacked", 30)])
+def test_the_fraction_of_images_that_prefer_expert_0(tree, images, expected):
+    first_wins = {"clean": first(900), "attacked": first(300)}
+    scores = {name: np.where(wins[:, None], [2.0, -1.0], [0.0, 0.5]) for name, wins in first_wins.items()}
+    tree.probe(tree.run(), "routing", scores)
+    found = measured(tree, probed("expert0_fraction", "routing", code_property=images))
+    low, high = (100 * limit for limit in wilson(10 * expected, N))
+    assert found["measured"] == expected
+    assert (found["ci_low"], found["ci_high"], found["n"]) == (pytest.approx(low), pytest.approx(high), N)
+    assert (found["metric"], found["verdict"]) == (f"expert0_fraction({images})", None)
+
+
+def test_which_images_must_be_said(tree):
+    tree.probe(tree.run(), "routing", {"clean": np.zeros((4, 2))})
+    with pytest.raises(ConfigError, match="s.yaml: .*unknown property of expert0_fraction 'atacked'.*'attacked'"):
+        measured(tree, probed("expert0_fraction", "routing", code_property="atacked"))
+
+
+def test_sharpness_is_the_excess_kurtosis_with_a_jackknife_over_filters(tree):
+    random = np.random.default_rng(0)
+    # Laplace weights (excess kurtosis 3), not centred, each filter with a spread of its own.
+    weights = (0.5 + random.laplace(size=(32, 3, 3, 3)) * random.uniform(0.5, 1.5, (32, 1, 1, 1))).astype(np.float32)
+    tree.probe(tree.run(), "weights", {"weights": weights})
+    found = measured(tree, probed("weight_kurtosis", "weights"))
+    flat = weights.astype(np.float64).reshape(32, -1)
+    assert found["measured"] == pytest.approx(kurtosis(flat.ravel()), abs=1e-4)
+    without = np.array([kurtosis(np.delete(flat, filter, axis=0).ravel()) for filter in range(32)])
+    half = 1.959964 * math.sqrt(31 / 32 * ((without - without.mean()) ** 2).sum())
+    limits = found["measured"] - half, found["measured"] + half
+    assert (found["ci_low"], found["ci_high"]) == pytest.approx(limits, abs=2e-4)
+
+
+def test_what_a_probe_took_of_other_weights_is_unverified(tree):
+    name = tree.run()
+    arrays = {"weights": np.random.default_rng(0).normal(size=(4, 3, 3, 3))}
+    sharp = probed("weight_kurtosis", "weights")
+    assert not_run_reason(sharp, Results(tree.root, tree.scale)) == "not probed yet"
+    tree.probe(name, "weights", arrays, sha="0" * 64)
+    found = measured(tree, sharp)
+    assert (found["verdict"], found["checks_failed"]) == ("unverified", "model-changed;stale")
 
 
 # -- properties of the code ---------------------------------------------------------
@@ -242,6 +297,43 @@ def test_a_word_is_the_papers_or_is_said_to_differ(tree, published, verdict, rea
     found = measured(tree, word)
     assert (found["measured"], found["verdict"], found["checks_failed"]) == ("Soft", verdict, reasons)
     assert found["metric"] == "code_property(gating)"
+
+
+@pytest.mark.parametrize(
+    ("settings", "parameters", "knowledge"),
+    [
+        (["fgsm_e01", "fgsm_e02", "fgsm_e09"], "eps in {0.01,0.02,0.09}", "white-box"),
+        (["pgd10", "pgd50"], "eps=8/255; alpha=2/255; i in {10,50}", "white-box"),
+        (["pgd100_ms"], "eps=8/255; alpha=2/255; i=100; restarts=3", "white-box"),
+        (["square"], "eps=8/255", "black-box"),
+        (["transfer_seed"], "eps=8/255; alpha=2/255; i=50", "black-box"),
+    ],
+)
+def test_attack_settings_in_a_papers_words(settings, parameters, knowledge):
+    project = Project(ROOT)
+    assert stated.attack_property(project, settings, "parameters") == parameters
+    assert stated.attack_property(project, settings, "knowledge") == knowledge
+
+
+@pytest.mark.parametrize(
+    ("ask", "said"),
+    [
+        (lambda p: stated.attack_property(p, ["pgd10"], "epsilon"), "unknown property of attack settings 'epsilon'"),
+        (lambda p: stated.recipe_property(p, "dwf", "epoch"), "unknown property of a recipe 'epoch'.*'epochs'"),
+        (lambda p: stated.experts_property(p, "trades", "epochs"), "trades.yaml: no initialize_from"),
+    ],
+)
+def test_a_stated_property_that_there_is_not(ask, said):
+    with pytest.raises(ConfigError, match=said):
+        ask(Project(ROOT))
+
+
+@pytest.mark.parametrize(
+    ("ours", "published", "same"),
+    [("0.0005", "5e-4", True), ("128x3", "128x3", True), ("100", "150, 100", False), ("white-box", "black-box", False)],
+)
+def test_numbers_are_the_same_word_however_they_are_written(ours, published, same):
+    assert stated.same(ours, published) == same
 
 
 # -- explanations -----------------------------------------------------------------
