@@ -1,6 +1,8 @@
 """Corruptions as attack settings: generated ones, published ones looked up by index, means over severities."""
 
+import errno
 import json
+import threading
 
 import numpy as np
 import pandas as pd
@@ -10,13 +12,18 @@ from safetensors.numpy import save_file
 
 from moat.attacks import resolve
 from moat.base.errors import DataError, MoatError
+from moat.base.locks import locked
 from moat.config.corruptions import settings
+from moat.data import generated_corruptions
 from moat.data.corruptions import corrupt
 from moat.data.datasets import VERSION
+from moat.data.generated_corruptions import GeneratedCorruptions
 from moat.data.official_corruptions import OfficialCorruptions
 from moat.evaluation import evaluate
-from moat.evaluation.corrupted import prepared, summary
+from moat.evaluation.corrupted import prepared, summary, with_images
+from moat.evaluation.plan import make_plan
 from moat.evaluation.statistics import MeanAccuracy, mean_accuracy, wilson
+from moat.evaluation.target import EvaluationTarget
 
 FOG = {"attack": "corruption", "corruption": "fog", "severity": 3}
 SEVERITIES = (1, 2, 3, 4, 5)
@@ -112,6 +119,126 @@ def test_without_published_images_they_are_generated(undefended, pictures, tmp_p
     one = evaluate(undefended, images, labels, ready, batch_size=40)
     other = evaluate(undefended, images, labels, {"fog-3": FOG}, batch_size=40)
     pd.testing.assert_frame_equal(one.drop(columns="steps"), other.drop(columns="steps"))
+
+
+# -- generated once ----------------------------------------------------------------
+WANTED = {"fog-3": ("fog", 3), "jpeg_compression-5": ("jpeg_compression", 5)}
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """The settings that images are corrupted for, in this order."""
+    calls = []
+
+    def spy(images, name, severity, **options):
+        calls.append(f"{name}-{severity}")
+        return corrupt(images, name, severity, **options)
+
+    monkeypatch.setattr(generated_corruptions, "corrupt", spy)
+    return calls
+
+
+def kept(folder, pictures, n=40, **changes):
+    images, _, indices = pictures
+    made_of = {"data": "a" * 64, "sources": {"corruptions": "1"}}
+    arguments = {"severities": "cifar10-c", "wanted": WANTED, "made_of": made_of, **changes}
+    return GeneratedCorruptions(folder, images[:n].numpy(), indices[:n], **arguments)
+
+
+def expected(pictures, setting, n=40):
+    images, _, indices = pictures
+    return corrupt(images[:n].numpy(), *WANTED[setting], seed=0, indices=indices[:n])
+
+
+def test_the_first_who_needs_them_makes_them_for_all(pictures, tmp_path, counted):
+    for number in range(3):
+        found = kept(tmp_path / "corrupted", pictures, n=40 - number)
+        for setting in WANTED:
+            np.testing.assert_array_equal(found.images(setting), expected(pictures, setting, 40 - number))
+    assert counted == list(WANTED)
+    assert sorted(path.suffix for path in (tmp_path / "corrupted").iterdir()) == [".lock", ".safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "again"),
+    [
+        ({}, False),
+        ({"wanted": {"fog-3": ("fog", 3)}}, False),
+        ({"wanted": {**WANTED, "fog-4": ("fog", 4)}}, True),
+        ({"made_of": {"data": "a" * 64, "sources": {"corruptions": "2"}}}, True),
+        ({"made_of": {"data": "a" * 63 + "b", "sources": {"corruptions": "1"}}}, True),
+        ({"seed": 1}, True),
+        ({"indices": list(range(20))}, True),
+        ({"n": 21}, True),
+    ],
+)
+def test_what_was_made_of_something_else_is_made_again(pictures, tmp_path, counted, changes, again):
+    kept(tmp_path, pictures, n=20).images("fog-3")
+    del counted[:]
+    asked = kept(tmp_path, pictures, **{"n": 20, **{key: value for key, value in changes.items() if key != "indices"}})
+    if "indices" in changes:
+        asked.indices = changes["indices"]
+    found = asked.images("fog-3")
+    assert bool(counted) == again
+    np.testing.assert_array_equal(found, asked._generate("fog-3"))
+
+
+@pytest.mark.parametrize("content", [None, b"", b"cut"])
+def test_a_damaged_file_is_made_again(pictures, tmp_path, counted, content):
+    first = kept(tmp_path, pictures)
+    first.images("fog-3")
+    first.path.write_bytes(first.path.read_bytes()[:-1] if content is None else content)
+    del counted[:]
+    np.testing.assert_array_equal(kept(tmp_path, pictures).images("fog-3"), expected(pictures, "fog-3"))
+    assert counted == list(WANTED)
+    # Cut short while it is used.
+    second = kept(tmp_path, pictures)
+    second.images("fog-3")
+    second.path.write_bytes(b"")
+    np.testing.assert_array_equal(second.images("fog-3"), expected(pictures, "fog-3"))
+
+
+def test_where_they_cannot_be_kept_they_are_generated_all_the_same(pictures, tmp_path, monkeypatch, caplog):
+    (tmp_path / "file").write_text("")
+    np.testing.assert_array_equal(kept(tmp_path / "file", pictures).images("fog-3"), expected(pictures, "fog-3"))
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(generated_corruptions, "_write", full)
+    np.testing.assert_array_equal(kept(tmp_path, pictures).images("fog-3"), expected(pictures, "fog-3"))
+    assert "cannot be written" in caplog.text and "no space left" in caplog.text
+    assert not list(tmp_path.glob("*.safetensors"))
+
+
+def test_who_needs_them_meanwhile_waits(pictures, tmp_path, counted):
+    """Locks are of open files: a thread stands for another process."""
+    found = []
+    waiting = threading.Thread(target=lambda: found.append(kept(tmp_path, pictures).images("fog-3")))
+    with locked(kept(tmp_path, pictures).path, waiting="the test"):
+        waiting.start()
+        kept(tmp_path, pictures)._make()
+        assert not found
+    waiting.join(60)
+    np.testing.assert_array_equal(found[0], expected(pictures, "fog-3"))
+    assert counted == list(WANTED)
+
+
+def test_an_evaluation_has_the_same_rows_whoever_made_the_images(undefended, pictures, tmp_path, counted):
+    images, labels, indices = pictures
+    imagenet = {**FOG, "severities": "imagenet-c"}
+    suite = {"clean": {"attack": "none"}, "fog-3": FOG, "mine": FOG, "fog-3-imagenet": imagenet}
+    target = EvaluationTarget(undefended, {}, images, labels, indices, [], tmp_path / "x.safetensors", "a" * 64, 16)
+    tables, records = [], []
+    for folder in (None, tmp_path / "kept", tmp_path / "kept"):
+        plan = with_images(make_plan("s", suite, {}, undefended, {}), target, folder, sources={"corruptions": "1"})
+        tables.append(evaluate(undefended, images, labels, plan.settings, batch_size=16, indices=indices))
+        records.append(plan.record)
+    # A setting of another name has other random numbers.
+    assert counted == ["fog-3", "fog-3"] and len(list((tmp_path / "kept").glob("*.safetensors"))) == 2
+    for table, record in zip(tables[1:], records[1:], strict=True):
+        pd.testing.assert_frame_equal(table, tables[0])
+        assert record == records[0]
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 from journals import MARK, lose, shards
 
+from moat.base import locks
 from moat.base.errors import ConfigError, DataError
 from moat.evaluation import journal
 from moat.evaluation.journal import Journal
@@ -152,7 +153,7 @@ def test_without_locks_it_is_written_all_the_same(path, monkeypatch, caplog):
     def without(file, operation):
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(journal.fcntl, "flock", without)
+    monkeypatch.setattr(locks.fcntl, "flock", without)
     assert write(path, "abcde") == ["e"]
     assert "no locks on this file system (No locks available)" in caplog.text
 

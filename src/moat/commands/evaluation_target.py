@@ -51,7 +51,7 @@ def load(request: TargetRequest, device: torch.device) -> EvaluationTarget:
         run=described,
         x=x,
         y=y,
-        indices=_indices(split, len(y)),
+        indices=datasets.official_indices(split, len(y)),
         classes=data.classes,
         data_path=request.data,
         data_sha256=data.sha256,
@@ -88,13 +88,6 @@ def _load_foreign(given: ForeignModel, device: torch.device) -> tuple[nn.Module,
 
 
 # -- examples ----------------------------------------------------------------------
-def _indices(split: datasets.Split, n: int) -> list[int]:
-    """The numbers of the first ``n`` examples in the official split; of the rows, where versions share a number."""
-    indices = split.columns["index"][:n].tolist() if "index" in split.columns else list(range(n))
-    # Several versions of one image: corruptions.
-    return indices if len(set(indices)) == n else list(range(n))
-
-
 def held_out_examples(path: Path, most: int) -> tuple[torch.Tensor, torch.Tensor] | None:
     """At most ``most`` images and labels of the training set that were not trained with; None where there are none."""
     try:

@@ -232,6 +232,13 @@ def load(path: Path, splits: Sequence[str] = ("train", "val", "test")) -> Datase
     )
 
 
+def official_indices(split: Split, n: int) -> list[int]:
+    """The numbers of the first ``n`` examples in the official split; of the rows, where versions share a number."""
+    indices = split.columns["index"][:n].tolist() if "index" in split.columns else list(range(n))
+    # Several versions of one image: corruptions.
+    return indices if len(set(indices)) == n else list(range(n))
+
+
 def _read(path: Path, splits: Sequence[str]) -> tuple[dict[str, Any], dict[str, dict[str, "torch.Tensor"]]]:
     """The metadata, and for each split its tensors by name, ``index`` and the like under "columns"."""
     try:

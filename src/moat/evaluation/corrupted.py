@@ -1,8 +1,11 @@
 """Corruptions as settings of a suite: the published images where they are prepared, else generated ones."""
 
 import dataclasses
+import functools
+import importlib.metadata
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +14,8 @@ import torch
 
 from moat.attacks.parts.setting import Attack
 from moat.base.errors import MoatError
+from moat.data.corruptions.severities import setting_name
+from moat.data.generated_corruptions import GeneratedCorruptions
 from moat.data.official_corruptions import OfficialCorruptions
 from moat.data.seeding import derive_seed
 from moat.evaluation.plan import SuitePlan
@@ -21,14 +26,23 @@ log = logging.getLogger(__name__)
 
 # The only benchmark whose images are published with these severities.
 _PUBLISHED = "cifar10-c"
+# What corrupts images, beside our own code.
+_LIBRARIES = ("numpy", "pillow", "scipy", "torch")
 
 
 def is_corruption(attack: Attack) -> bool:
     return attack.parameters.get("attack") == "corruption"
 
 
-def with_images(plan: SuitePlan, target: EvaluationTarget) -> SuitePlan:
-    """The plan with corruptions on published images, if their prepared file lies beside the target's dataset."""
+def with_images(
+    plan: SuitePlan, target: EvaluationTarget, folder: Path | None = None, *, sources: Mapping[str, str] | None = None
+) -> SuitePlan:
+    """The plan with corruptions on published images, if their prepared file lies beside the target's dataset.
+
+    Args:
+        folder: where images that are generated instead are kept for the next evaluation of them; None: nowhere.
+        sources: hashes of the code that generates them.
+    """
     if not any(map(is_corruption, plan.settings.values())):
         return plan
     official = OfficialCorruptions.beside(target.data_path)
@@ -36,14 +50,36 @@ def with_images(plan: SuitePlan, target: EvaluationTarget) -> SuitePlan:
         n = len(target.indices)
         log.warning("%s lacks %d of %d images: corruptions are generated instead", official.path, missing, n)
         official = None
-    settings = prepared(plan.settings, official, labels=target.y.tolist(), indices=target.indices)
+    kept = {} if folder is None else _generated(plan, target, folder, sources or {})
+    settings = prepared(plan.settings, official, kept, labels=target.y.tolist(), indices=target.indices)
     record = {name: dict(attack.parameters) for name, attack in settings.items()}
     return dataclasses.replace(plan, settings=settings, record={**plan.record, **record})
+
+
+def _generated(
+    plan: SuitePlan, target: EvaluationTarget, folder: Path, sources: Mapping[str, str]
+) -> dict[str, GeneratedCorruptions]:
+    """By severities, the images under those settings of a plan."""
+    wanted: dict[str, dict[str, tuple[str, int]]] = {}
+    for name, attack in plan.settings.items():
+        if is_corruption(attack):
+            parameters = attack.parameters
+            named = parameters["corruption"], parameters["severity"]
+            # Its random numbers are those of that name, and no other.
+            if name == setting_name(*named, parameters["severities"]):
+                wanted.setdefault(parameters["severities"], {})[name] = named
+    libraries = {name: importlib.metadata.version(name) for name in _LIBRARIES}
+    made_of = {"data": target.data_sha256, "sources": dict(sources), "libraries": libraries}
+    return {
+        severities: GeneratedCorruptions(folder, target.x.numpy(), target.indices, severities, settings, made_of)
+        for severities, settings in wanted.items()
+    }
 
 
 def prepared(
     settings: Mapping[str, Attack],
     official: OfficialCorruptions | None,
+    generated: Mapping[str, GeneratedCorruptions] | None = None,
     *,
     labels: Sequence[int],
     indices: Sequence[int],
@@ -53,39 +89,50 @@ def prepared(
 
     Args:
         official: published images, used for settings with CIFAR-10-C's severities.
+        generated: images that are generated once, by their severities, used for other settings.
         labels, indices: of all examples to evaluate, by which their published versions are found.
         seed: of the evaluation.
     """
-    found = {}
+    found, generated = {}, generated or {}
+
+    # Settings are measured one after the other: of the images, those of one are kept.
+    @functools.lru_cache(maxsize=1)
+    def images(name: str) -> np.ndarray:
+        parameters = found[name].parameters
+        if parameters["source"] == "generated":
+            return generated[parameters["severities"]].images(name)
+        return official.images(parameters["corruption"], parameters["severity"], indices, labels)
+
     for name, attack in settings.items():
         if not is_corruption(attack):
             found[name] = attack
-        elif official is not None and attack.parameters["severities"] == _PUBLISHED:
-            found[name] = _published(name, attack, official, labels, indices, seed)
-        else:
-            parameters = {**attack.parameters, "source": "generated"}
-            found[name] = dataclasses.replace(attack, steps=0, parameters=parameters)
+            continue
+        changes: dict[str, Any] = {"steps": 0, "parameters": {**attack.parameters, "source": "generated"}}
+        severities, path = attack.parameters["severities"], None
+        if official is not None and severities == _PUBLISHED:
+            path, changes["parameters"] = official.path, {**attack.parameters, **official.describe()}
+        elif severities in generated and name in generated[severities].wanted:
+            path = generated[severities].path
+        if path is not None:
+            changes["function"] = _look_up(name, images, path, indices, seed)
+        found[name] = dataclasses.replace(attack, **changes)
     return found
 
 
-def _published(name: str, attack: Attack, official: OfficialCorruptions, labels, indices, seed: int) -> Attack:
-    corruption, severity = attack.parameters["corruption"], attack.parameters["severity"]
+def _look_up(name: str, images: Callable[[str], np.ndarray], path: Path, indices: Sequence[int], seed: int):
+    """The attack that returns an example's corrupted image, of all of which ``images(name)`` has one."""
     # The runner seeds an example's generator with its index, so that the seed identifies the example.
     places = {derive_seed(seed, 0, f"evaluate {name}", int(index)): place for place, index in enumerate(indices)}
-    images: list[np.ndarray] = []
 
     def look_up(model, x: torch.Tensor, y: torch.Tensor, *, generator: Sequence[torch.Generator]) -> torch.Tensor:
-        if not images:
-            images.append(official.images(corruption, severity, indices, labels))
-        chosen = images[0][[places[each.initial_seed()] for each in generator]]
+        chosen = images(name)[[places[each.initial_seed()] for each in generator]]
         pixels = torch.from_numpy(chosen).to(x.device).permute(0, 3, 1, 2)
         if pixels.shape != x.shape:
             shapes = f"{tuple(pixels.shape[1:])} there, {tuple(x.shape[1:])} here"
-            raise MoatError(f"{official.path}: images of another shape ({shapes}); prepare both at the same scale")
+            raise MoatError(f"{path}: images of another shape ({shapes}); prepare both at the same scale")
         return torch.empty_like(x).copy_(pixels).div_(255)
 
-    parameters = {**attack.parameters, **official.describe()}
-    return Attack(look_up, eps=None, steps=0, takes_generator=True, parameters=parameters)
+    return look_up
 
 
 def summary(frame: pd.DataFrame, settings: Mapping[str, Attack]) -> dict[str, Any]:

@@ -6,7 +6,6 @@ that it hits: reading goes on at the next mark.
 """
 
 import errno
-import fcntl
 import hashlib
 import json
 import logging
@@ -22,6 +21,7 @@ import pyarrow as pa
 
 from moat.base.errors import ConfigError, DataError, MoatError
 from moat.base.files import write_bytes
+from moat.base.locks import lock
 from moat.machine.usage import cpu_seconds
 
 log = logging.getLogger(__name__)
@@ -117,7 +117,8 @@ class Journal:
                 if explained is error:
                     explained = ConfigError(f"{self.path}: cannot be written here ({error.strerror})")
                 raise explained from error
-            _lock(file, self.path)
+            # Without one, records are still appended in one piece each: two processes do the same work twice.
+            lock(file, self.path, waiting="another process makes this evaluation")
             if self._is_still(file):
                 return file
             # Whoever held the lock has tidied it: another file has this name now.
@@ -152,17 +153,6 @@ class Journal:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             return error
         return DataError(f"{self.path}: no space left on the device; what was measured before is kept")
-
-
-def _lock(file: int, path: Path) -> None:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        log.warning("another process makes this evaluation (%s); waiting for it", path)
-        fcntl.flock(file, fcntl.LOCK_EX)
-    except OSError as error:
-        # A file system without locks. Records are appended in one piece each, so two processes do the same work twice.
-        log.warning("%s: no locks on this file system (%s)", path, error.strerror)
 
 
 # -- records -------------------------------------------------------------------

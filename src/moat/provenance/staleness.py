@@ -23,6 +23,7 @@ PARTS: Mapping[str, tuple[str, ...]] = {
     "method": ("methods/",),
     "attacks": ("attacks/", "data/corruptions/"),
     "engine": ("training/", "data/batches.py", "data/seeding.py", "data/augmentation.py", "data/extra_images.py"),
+    "corruptions": ("data/corruptions/", "data/seeding.py"),
     "evaluation": ("evaluation/",),
     "checks": ("evaluation/",),
     "probing": ("evaluation/",),
@@ -38,6 +39,7 @@ _HALVES = (slice(16), slice(16, None))
 # What takes part wherever the part is asked for. (A new check changes no evaluation, the statistics change no row.)
 _ROOTS: Mapping[str, tuple[str, ...]] = {
     "engine": ("training/runs.py", "training/engine.py"),
+    "corruptions": ("data/corruptions/generate.py",),
     "evaluation": ("evaluation/runner.py",),
     "checks": ("evaluation/checks/*.py",),
 }
@@ -104,6 +106,11 @@ def hash_parts(
             behaviours[part] += int(source.behaviour, 16)
             uses[part] += sum(_uses(source, counted, package))
     return {part: _digits(behaviours[part]) + _digits(uses[part]) for part in parts}
+
+
+def corruptions_hash() -> dict[str, str]:
+    """Content hash of what corrupts images."""
+    return hash_parts(["corruptions"], method=None, arch=None)
 
 
 def made_of(run: Mapping[str, Any]) -> dict[str, str | None]:
