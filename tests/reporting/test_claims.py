@@ -273,7 +273,10 @@ def test_a_claim_about_another_study_needs_it(case):
         ({"of": {"method": ["TRADE"]}}, "unknown label of method 'TRADE' .*'TRADES'"),
         ({"quantity": "diference"}, "unknown quantity 'diference'.*'difference'"),
         ({"quantity": "value"}, "against: is for the quantities difference"),
-        ({"of": {"method": ["TRADES", "MART"]}}, "2 cells against 1; difference needs as many of each"),
+        (
+            {"of": {"method": ["TRADES", "MART"]}, "against": {"method": ["PGD-AT", "FAT", "DRAMoE"]}},
+            "2 cells against 3; difference needs as many of each, or one of each kind",
+        ),
         ({"against": {"table": "unified-leaderbord", "method": ["PGD-AT"]}}, "unknown table 'unified-leaderbord'"),
         ({"over": "every"}, "over.*'every'"),
         ({"stated": {"tolerance": 1}}, "stated: says no number"),
