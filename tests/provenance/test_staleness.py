@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from moat.base import plugins
+from moat.base import plugins, remembered
 from moat.provenance import behaviour, staleness
 
 METHOD = '''"""TRADES."""
@@ -281,3 +281,67 @@ def test_of_the_package_a_move_makes_nothing_stale_and_another_operator_just_wha
     module.write_text(changed)
     stale = {(r["class"], " ".join(r["attacks"])) for r in records if staleness.stale(r, package=package)}
     assert stale == used_by
+
+
+@pytest.fixture
+def parsed(tmp_path, monkeypatch):
+    """The sources that are parsed; each call of it stands for a new process."""
+    names, parse = [], behaviour._parse
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(remembered, "SETTLED", -(10**18))
+    monkeypatch.setattr(behaviour, "_parse", lambda path, *more: (names.append(path.name), parse(path, *more))[1])
+
+    def begin():
+        for cached in (behaviour._read_once, behaviour._remembered):
+            cached.cache_clear()
+        del names[:]
+        return names
+
+    yield begin
+    begin()
+
+
+RUN = {"class": "trades", "arch": "net", "mixture": None}
+
+
+def test_sources_are_parsed_once_for_all_jobs(parsed):
+    run = {"class": "dramoe", "arch": "resnet18", "mixture": "moe-cnn"}
+    names = parsed()
+    first = staleness.hash_job(staleness.EVALUATION_PARTS, run, attacks=["pgd", "autoattack"])
+    assert {"apgd.py", "winograd.cpp", "runner.py"} <= set(names)
+    names = parsed()
+    assert staleness.hash_job(staleness.EVALUATION_PARTS, run, attacks=["pgd", "autoattack"]) == first
+    assert names == []
+    # Looking reads what jobs have left, too.
+    assert staleness.stale({"run": run, "sources": first, "attacks": ["pgd", "autoattack"]}) == [] and names == []
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "again"),
+    [
+        ("methods/losses.py", "def kl(p, q):\n    return p + q\n", ["losses.py"]),
+        # A package's strings may name its modules.
+        ("attacks/steps.py", "X = 1\n", ["__init__.py"]),
+    ],
+)
+def test_what_has_changed_is_parsed_again(package, parsed, file, text, again):
+    def hashed():
+        made_of = staleness.made_of(RUN)
+        hashes = staleness.hash_parts(staleness.TRAINING_PARTS, **made_of, attacks=["fgsm"], package=package)
+        behaviour.remember()
+        return hashes
+
+    parsed()
+    first = hashed()
+    (package / file).write_text(text)
+    names = parsed()
+    second = hashed()
+    assert names == again
+    assert (second != first) == (file == "methods/losses.py")
+
+
+def test_looking_remembers_nothing(package, parsed, tmp_path):
+    parsed()
+    staleness.hash_parts(staleness.TRAINING_PARTS, **staleness.made_of(RUN), package=package)
+    assert not list((tmp_path / "work").iterdir())

@@ -140,7 +140,7 @@ def run(request: Request) -> None:
         for name, reason in plan.not_applicable.items():
             print(f"{name}: not applicable, {reason}", flush=True)
         attacks = staleness.attacks_of({"settings": plan.record})
-        sources = staleness.hash_parts(staleness.EVALUATION_PARTS, **staleness.made_of(target.run), attacks=attacks)
+        sources = staleness.hash_job(staleness.EVALUATION_PARTS, target.run, attacks=attacks)
         made_by = {"recipe_digest": request.recipe_digest, "sources": sources}
         measured = []
         for each in records.evaluate_suite(target, plan, journal=request.journal, sources=sources):

@@ -109,9 +109,7 @@ def _record(request: Request, target, seconds: float, usage: Usage) -> dict[str,
         **usage.record(),
         **environment.environment(),
         "recipe_digest": request.recipe_digest,
-        "sources": staleness.hash_parts(
-            staleness.PROBE_PARTS, **staleness.made_of(target.run), probe=request.probe["probe"], attacks=attacks
-        ),
+        "sources": staleness.hash_job(staleness.PROBE_PARTS, target.run, probe=request.probe["probe"], attacks=attacks),
         "data": target.data,
         "classes": target.classes,
     }

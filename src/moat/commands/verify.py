@@ -150,7 +150,7 @@ def run(request: Request) -> None:
         **environment.environment(),
         "attacks": attacks,
         "recipe_digest": request.recipe_digest,
-        "sources": staleness.hash_parts(staleness.CHECKS_PARTS, **staleness.made_of(target.run), attacks=attacks),
+        "sources": staleness.hash_job(staleness.CHECKS_PARTS, target.run, attacks=attacks),
         "data": target.data,
         "git_commit": environment.git_commit(request.root),
         "lock_sha256": environment.lock_hash(request.root),

@@ -17,7 +17,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from moat.base.errors import ConfigError, DataError
-from moat.base.files import atomic_path, hash_file
+from moat.base.files import atomic_path
+from moat.base.remembered import hash_once
 from moat.data import images, manifest
 from moat.data.formats import READERS
 from moat.data.raw import Raw
@@ -227,7 +228,7 @@ def load(path: Path, splits: Sequence[str] = ("train", "val", "test")) -> Datase
         name=metadata["dataset"],
         **{key: metadata[key] for key in keys},
         splits={split: Split(**tensors[split]) for split in splits},
-        sha256=hash_file(path),
+        sha256=hash_once(path),
         metadata=metadata,
     )
 

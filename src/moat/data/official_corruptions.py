@@ -9,7 +9,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from moat.base.errors import DataError
-from moat.base.files import hash_file
+from moat.base.remembered import hash_once
 from moat.data.datasets import VERSION
 
 
@@ -31,7 +31,7 @@ class OfficialCorruptions:
             raise DataError(f"{self.path}: {metadata['dataset']} is not a dataset of corruptions")
         self.dataset: str = metadata["dataset"]
         self.names: list[str] = metadata["corruptions"]
-        self.sha256 = hash_file(self.path)
+        self.sha256 = hash_once(self.path)
 
     @classmethod
     def beside(cls, path: Path) -> "OfficialCorruptions | None":

@@ -11,8 +11,11 @@ import ast
 import functools
 import hashlib
 import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
+
+from moat.base.remembered import Remembered, key_of
 
 # Strings that name modules, as `importlib.import_module` takes them.
 _MODULE_NAME = re.compile(r"moat(\.\w*)+")
@@ -37,11 +40,36 @@ class Source:
 
 def read(path: Path, module: str) -> Source:
     """The source file ``path``, Python or C++, which is the module of that full name."""
-    return _read_once(path, module, path.stat().st_mtime_ns)
+    return _read_once(path, module, tuple(key_of(path)))
+
+
+def remember() -> None:
+    """Let other processes know what was read, so that they need not parse it."""
+    _remembered().save()
 
 
 @functools.cache
-def _read_once(path: Path, module: str, mtime_ns: int) -> Source:
+def _remembered() -> Remembered:
+    reader = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
+    return Remembered("sources.json", f"{reader} Python {sys.version_info[0]}.{sys.version_info[1]}")
+
+
+@functools.cache
+def _read_once(path: Path, module: str, key: tuple[int, ...]) -> Source:
+    """Parsed, unless that was done before and the file (of a package also the names of its modules) is the same."""
+    package = path.stem == "__init__"
+    siblings = sorted({other.stem for other in path.parent.iterdir()}) if package else []
+    known_by = [*key, module, digest(" ".join(siblings))]
+    found = _remembered().get(path, known_by)
+    if found is None:
+        source = _parse(path, module, set(siblings))
+        _remembered().put(path, known_by, [source.behaviour, source.names, source.uses])
+        return source
+    behaviour, names, uses = found
+    return Source(behaviour, names, tuple(uses))
+
+
+def _parse(path: Path, module: str, siblings: set[str]) -> Source:
     text = path.read_text(encoding="utf-8")
     if path.suffix != ".py":
         lines = (line.strip() for line in text.splitlines())
@@ -49,7 +77,7 @@ def _read_once(path: Path, module: str, mtime_ns: int) -> Source:
     tree = ast.parse(text)
     package = path.stem == "__init__"
     names = _imported(tree, module if package else module.rpartition(".")[0])
-    writer = _Writer(names, {other.stem for other in path.parent.iterdir()} if package else set())
+    writer = _Writer(names, siblings)
     writer.write_all(tree.body)
     return Source(digest(" ".join(writer.words)), names, tuple(writer.uses))
 

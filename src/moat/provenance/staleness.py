@@ -113,6 +113,17 @@ def corruptions_hash() -> dict[str, str]:
     return hash_parts(["corruptions"], method=None, arch=None)
 
 
+def hash_job(parts: Iterable[str], run: Mapping[str, Any], **more) -> dict[str, str]:
+    """:func:`hash_parts` for the record of a job, which may then let other jobs know what it has read.
+
+    Args:
+        run: the content of a run.json, as for :func:`made_of`. more: ``attacks`` and ``probe``.
+    """
+    hashes = hash_parts(parts, **made_of(run), **more)
+    behaviour.remember()
+    return hashes
+
+
 def made_of(run: Mapping[str, Any]) -> dict[str, str | None]:
     """The keywords of :func:`hash_parts` for the model of a run.json; all None for a model from elsewhere."""
     return {"method": run.get("class"), "arch": run.get("arch"), "mixture": run.get("mixture")}
@@ -185,6 +196,7 @@ def read_sources() -> None:
     """Read all of the package's source files, so that processes forked from this one need not."""
     for path in (*PACKAGE.rglob("*.py"), *PACKAGE.rglob("*.cpp")):
         _read(path, PACKAGE)
+    behaviour.remember()
 
 
 # -- files -----------------------------------------------------------------------

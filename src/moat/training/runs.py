@@ -144,8 +144,7 @@ class Run:
         resolved = {key: value for key, value in self.resolved.items() if key != "scale"}
         run = digest({"resolved": resolved, "data": data.sha256, "initialize_from": weights})
         attacks = staleness.attacks_of(self.resolved)
-        made_of = staleness.made_of(self.resolved)
-        sources = staleness.hash_parts(staleness.TRAINING_PARTS, **made_of, attacks=attacks)
+        sources = staleness.hash_job(staleness.TRAINING_PARTS, self.resolved, attacks=attacks)
         return {"run": run, "sources": sources, "initialize_from": weights}
 
     def _write(self, engine: Engine, data: datasets.Dataset) -> None:
