@@ -35,6 +35,31 @@ def by_rule(summary) -> dict[str, dict]:
     return {rule["name"]: rule for rule in summary["rules"]}
 
 
+def test_what_all_runs_decided_is_said_once_and_the_rest_by_run(tree, found):
+    for method in ("standard", "pgd-at", "trades"):
+        tree.run(method=method)
+    said = {
+        "standard": {"precision": "bf16", "selection": "clean"},
+        "pgd-at": {"precision": "bf16", "selection": "PGD-10"},
+        "trades": {"precision": "bf16", "selection": "PGD-10"},
+    }
+    for method, each in said.items():
+        change(tree.base / f"runs/digits/resnet18/{method}/seed0/run.json", deviations=each)
+    runs = found(records.runs)
+    shared, groups = records.deviations(runs)
+    assert shared == {"precision": "bf16"}
+    assert {frozenset(each["names"]): each["deviations"] for each in groups} == {
+        frozenset({"standard on digits"}): {"selection": "clean"},
+        frozenset({"pgd-at on digits", "trades on digits"}): {"selection": "PGD-10"},
+    }
+    assert {runs[number]["method"] for each in groups for number in each["runs"]} == said.keys()
+
+
+def test_runs_that_recorded_no_decisions_say_none(tree, found):
+    tree.run(method="standard")
+    assert records.deviations(found(records.runs)) == ({}, [])
+
+
 def test_rules_are_counted_and_timed(tree, found):
     tree.everything(methods=["standard", "pgd-at"])
     runs = [tree.base / f"runs/digits/resnet18/{method}/seed0/run.json" for method in ("standard", "pgd-at")]

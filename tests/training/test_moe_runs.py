@@ -12,6 +12,8 @@ import yaml
 from moat.base.errors import Interrupted
 from moat.base.files import hash_file
 from moat.commands.cli import main
+from moat.config.project import Project
+from moat.config.recipes import deviations
 from moat.models.moe import MoeCnn
 from moat.training import engine
 from moat.training.models import load_model
@@ -60,6 +62,13 @@ def runs(moe, tmp_path_factory) -> Path:
     for method in METHODS:
         assert moe.train(folder / method, method=method) == 0
     return folder
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_run_records_what_was_decided_for_it(moe, runs, method):
+    recorded = read_run(runs / method)["deviations"]
+    assert recorded == deviations(Project(moe.root), "tiny", dataset="digits", method=method)
+    assert {"input normalisation", "selection", "clip" if method != "advmoe" else "KL"} <= recorded.keys()
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -12,7 +12,7 @@ from moat.base.files import read_json
 from moat.commands.options import in_work
 from moat.config import paths
 from moat.config.project import Project
-from moat.config.recipes import resolve_run
+from moat.config.recipes import deviations, resolve_run
 from moat.machine import devices
 
 log = logging.getLogger(__name__)
@@ -26,6 +26,7 @@ class Request:
 
     Attributes:
         resolved: the run, as :func:`moat.config.recipes.resolve_run` gives it.
+        deviations: of the run from its sources, to be recorded with it.
         data: the prepared dataset.
         out: where the run's files go; ``work``: where checkpoints are kept until then.
         initialize_from: name in the recipe -> folder of the finished run that the training starts from.
@@ -34,6 +35,7 @@ class Request:
     """
 
     resolved: Mapping[str, Any]
+    deviations: Mapping[str, str]
     data: Path
     out: Path
     work: Path
@@ -72,6 +74,7 @@ def request(arguments: Namespace) -> Request:
     resolved = resolve_run(project, arguments.scale, **named)
     return Request(
         resolved=resolved,
+        deviations=deviations(project, arguments.scale, dataset=arguments.dataset, method=arguments.method),
         data=arguments.data or project.root / paths.prepared(arguments.scale, arguments.dataset),
         out=arguments.out,
         work=arguments.work or in_work(arguments.out),
@@ -107,6 +110,7 @@ def run(request: Request) -> None:
 
         training = Run(
             resolved=request.resolved,
+            deviations=request.deviations,
             data=request.data,
             out=request.out,
             work=request.work,

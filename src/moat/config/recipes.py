@@ -17,8 +17,8 @@ from moat.config.project import Project
 from moat.config.schema import merge
 
 __all__ = [
-    "digest", "merge", "resolve_data", "resolve_evaluation", "resolve_probe", "resolve_recipe", "resolve_run",
-    "simplest",
+    "deviations", "digest", "merge", "resolve_data", "resolve_evaluation", "resolve_probe", "resolve_recipe",
+    "resolve_run", "simplest",
 ]  # fmt: skip
 
 # What is said about a method or a data set, but decides no result: for people, and for plans (cost, images).
@@ -65,6 +65,16 @@ def resolve_recipe(project: Project, scale: str, method: str) -> dict[str, Any]:
     written = ((f"config/methods/{each}.yaml", own) for each, own in files.items())
     project.check_recipe(recipe, method, [*layers, *written])
     return recipe
+
+
+def deviations(project: Project, scale: str, *, dataset: str, method: str) -> dict[str, str]:
+    """What a run decides where its sources are silent, and where it differs from them: topic -> sentence.
+
+    Those of the data set, those that all recipes inherit, and the recipe's own; a later one replaces an earlier one of
+    the same topic.
+    """
+    of_recipe = resolve_recipe(project, scale, method)["deviations"]
+    return {**project.dataset(dataset).get("deviations", {}), **of_recipe}
 
 
 def simplest(project: Project, scale: str, method: str, _path: tuple[str, ...] = ()) -> str:

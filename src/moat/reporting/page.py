@@ -33,6 +33,8 @@ MEANINGS = {
 # What the card of a run shows of its record, under which name.
 _RUN_CARD = {
     "recipe version": "recipe_version",
+    "epoch selected by": "selected_by",
+    "selected epoch": "best_epoch",
     "peak memory": "memory",
     "model sha256": "model_sha256",
     "data sha256": "data_sha256",
@@ -164,10 +166,15 @@ def _ran(grid: Grid, results: Results) -> dict[str, Any]:
     names, checks = records.checks(grid, results)
     runs, evaluations = records.runs(grid, results), records.evaluations(grid, results)
     wrong = problems.find(grid, results)
+    shared, own = records.deviations(runs)
     return {
         "check_names": names,
         "checks": checks,
         "runs": runs,
+        "shared_deviations": shared,
+        "deviations": own,
+        # A run's number in the list -> that of its own deviations.
+        "deviations_of": {run: number for number, each in enumerate(own) for run in each["runs"]},
         "evaluations": evaluations,
         "stale": [record["name"] for record in [*runs, *evaluations, *checks] if record["stale"]],
         "wall": formatting.duration(sum(run["wall_seconds"] or 0 for run in runs)),

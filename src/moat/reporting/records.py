@@ -1,6 +1,6 @@
 """What ran, what was checked and what did not run: the lists behind the page."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from moat.config import paths
@@ -19,12 +19,42 @@ def runs(grid: Grid, results: Results) -> list[dict[str, Any]]:
     ]
 
 
+def deviations(runs: Sequence[Mapping[str, Any]]) -> tuple[dict[str, str], list[dict[str, Any]]]:
+    """What the records of :func:`runs` say was decided: the sentences that all have, and those of some runs only.
+
+    Returns:
+        topic -> sentence of what every run recorded; records of ``deviations`` (the others, never empty) and ``runs``
+        (their numbers in the list) and ``names`` (their methods and data sets), in the order of the list.
+    """
+    recorded = [run["deviations"] for run in runs if run["deviations"]]
+    shared = dict(recorded[0]) if recorded else {}
+    for each in recorded:
+        shared = {topic: said for topic, said in shared.items() if each.get(topic) == said}
+    groups: dict[tuple, list[int]] = {}
+    for number, run in enumerate(runs):
+        if own := tuple(item for item in run["deviations"].items() if item[0] not in shared):
+            groups.setdefault(own, []).append(number)
+    return shared, [
+        {
+            "deviations": dict(own),
+            "runs": numbers,
+            "names": list(
+                dict.fromkeys(f"{runs[number]['method']} on {runs[number]['dataset']}" for number in numbers)
+            ),
+        }
+        for own, numbers in groups.items()
+    ]
+
+
 def _run(run: Run, content: Mapping[str, Any]) -> dict[str, Any]:
     recipe = content.get("recipe") or {}
     return {
         **_names(run),
         "epochs": content.get("epochs") or recipe.get("epochs"),
         "recipe_version": recipe.get("version"),
+        "selected_by": (recipe.get("validation") or {}).get("setting"),
+        "best_epoch": content.get("best_epoch"),
+        "deviations": dict(content.get("deviations") or {}),
         "wall": formatting.duration(content.get("wall_seconds")),
         "wall_seconds": content.get("wall_seconds"),
         "images_per_second": content.get("images_per_second"),

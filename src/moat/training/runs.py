@@ -44,6 +44,7 @@ class Run:
         out: the folder for model.safetensors, last.safetensors, history.csv and run.json.
         work: the folder for checkpoints, which are removed once the run is finished.
         initialize_from: name in the recipe -> folder of the finished run that this one starts from.
+        deviations: from :func:`moat.config.recipes.deviations`, recorded in run.json.
         evaluation: the scale's ``limit`` and ``batch_size``, recorded as the defaults of ``moat evaluate``.
     """
 
@@ -52,6 +53,7 @@ class Run:
     out: Path
     work: Path
     initialize_from: Mapping[str, Path] = field(default_factory=dict)
+    deviations: Mapping[str, str] = field(default_factory=dict)
     evaluation: Mapping[str, Any] = field(default_factory=lambda: {"limit": None, "batch_size": 500})
     device: torch.device = torch.device("cpu")
     root: Path = Path(".")
@@ -175,6 +177,7 @@ class Run:
                 name: {"path": str(path), "model_sha256": engine.identity["initialize_from"][name]}
                 for name, path in self.initialize_from.items()
             },
+            "deviations": dict(self.deviations),
             "evaluation": dict(self.evaluation),
             "recipe_digest": digest(dict(self.resolved)),
             "identity": engine.identity["run"],
