@@ -197,7 +197,9 @@ def _pack(fingerprint: str, entry: Entry) -> bytes:
     table = pa.Table.from_pandas(entry.rows, preserve_index=False)
     table = table.replace_schema_metadata({_KEY: json.dumps(metadata)})
     stream = pa.BufferOutputStream()
-    with pa.ipc.new_stream(stream, table.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
+    # For so few rows zstd would take longer than all else.
+    options = pa.ipc.IpcWriteOptions(compression="lz4", use_threads=False)
+    with pa.ipc.new_stream(stream, table.schema, options=options) as writer:
         writer.write_table(table)
     return stream.getvalue().to_pybytes()
 

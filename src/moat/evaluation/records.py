@@ -163,7 +163,7 @@ def write_evaluation(
         "worst_case": describe_worst_cases(frame, plan),
         "run": target.run,
         "n": len(target.x),
-        "accuracy": summarize(frame, list(seconds)),
+        "accuracy": {each.name: summarize(each.rows, [each.name])[each.name] for each in measured},
         **corrupted.summary(frame, plan.settings),
         "warnings": warnings,
         "flags": {each.name: dict(each.flags) for each in measured if each.flags},

@@ -47,18 +47,21 @@ def accuracy(frame: pd.DataFrame, settings: Sequence[str]) -> tuple[int, int]:
     """
     if not settings:
         raise DataError("no attack setting to take the accuracy over")
-    groups = dict(iter(frame[frame["setting"].isin(list(settings))].groupby("setting", observed=True)))
-    survives = None
+    names, index, correct = (frame[column].to_numpy() for column in ("setting", "index", "correct"))
+    survives, examples = None, None
     for setting in settings:
-        if setting not in groups:
+        rows = np.flatnonzero(names == setting)
+        if not len(rows):
             known = ", ".join(sorted(map(str, frame["setting"].unique()))) or "none"
             raise DataError(f"no rows for the attack setting {setting!r}; there are {known}")
-        correct = groups[setting].set_index("index")["correct"].astype(bool)
-        if correct.index.has_duplicates:
+        rows = rows[np.argsort(index[rows], kind="stable")]
+        found = index[rows]
+        if (found[1:] == found[:-1]).any():
             raise DataError(f"the attack setting {setting!r} holds an example twice")
-        if survives is not None and (len(correct) != len(survives) or not correct.index.isin(survives.index).all()):
+        if examples is not None and not np.array_equal(found, examples):
             raise DataError(f"the attack settings {settings[0]!r} and {setting!r} hold different examples")
-        survives = correct if survives is None else survives & correct.reindex(survives.index)
+        right = correct[rows].astype(bool)
+        survives, examples = right if survives is None else survives & right, found
     return int(survives.sum()), len(survives)
 
 
