@@ -154,6 +154,7 @@ def test_without_locks_it_is_written_all_the_same(path, monkeypatch, caplog):
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(locks.fcntl, "flock", without)
+    locks.warn_without_locks.cache_clear()
     assert write(path, "abcde") == ["e"]
     assert "no locks on this file system (No locks available)" in caplog.text
 

@@ -1,6 +1,7 @@
 # What all rules share: the configuration, the environment of jobs, and the patterns of their outputs. What rules ask for
 # are functions of the package, moat.pipeline.inputs.
 import os
+import shlex
 import sys
 from pathlib import Path
 
@@ -11,25 +12,22 @@ from moat.pipeline.inputs import RUN_WILDCARDS, Inputs, one_of, result_files, ru
 from moat.pipeline.snakemake_repair import clamp_future_mtimes
 from moat.pipeline.warm import start as warm
 
-schema.validate(
-    config,
-    Path(workflow.basedir, "workflow/schemas/config.schema.yaml"),
-    source="config/config.yaml, --configfile or --config",
-)
+allowed = Path(workflow.basedir, "workflow/schemas/config.schema.yaml")
+schema.read_words(config, allowed)
+schema.validate(config, allowed, source="config/config.yaml, --configfile or --config")
 if os.getcwd() != os.path.realpath(workflow.basedir):
     raise WorkflowError(f"run snakemake in the project's root, {workflow.basedir}; this is {os.getcwd()}")
 inputs = Inputs(Project("."), config)
 
 # Jobs find the `moat` of the environment that runs Snakemake, also where that one is not activated, and the mirror.
 # (The mirror is no parameter of fetching: another one must not fetch again what is there and verified.)
-environment = {
-    "PATH": f"{os.path.dirname(sys.executable)}:$PATH",
-    "MOAT_SLOTS_PER_GPU": config["slots_per_gpu"],
-}
+environment = {"MOAT_SLOTS_PER_GPU": config["slots_per_gpu"]}
 if config["data"]["mirror"] and not os.environ.get("MOAT_MIRROR"):
     environment["MOAT_MIRROR"] = config["data"]["mirror"]
 # A signal to all of a job reaches its shell, too: it waits until the command has saved its work, and ends as that does.
-shell.prefix("trap : TERM; " + "".join(f'export {name}="{value}"; ' for name, value in environment.items()))
+exports = "; ".join(f"export {name}={shlex.quote(str(value))}" for name, value in environment.items())
+binaries = shlex.quote(os.path.dirname(sys.executable))
+shell.prefix("trap : TERM; {exports}; export PATH={binaries}:$PATH; ")
 
 # What the SLURM plugin asks; it stands in for a sacct that does not answer.
 os.environ.update(PATH=os.pathsep.join([f"{workflow.basedir}/workflow/profiles/slurm/bin", *os.get_exec_path()]))

@@ -8,7 +8,7 @@ rule fetch:
     params:
         into=lambda wildcards, output: Path(output[0]).parent,
     shell:
-        "moat fetch {wildcards.dataset} --into {params.into} > {log} 2>&1"
+        "moat fetch {wildcards.dataset:q} --into {params.into:q} > {log:q} 2>&1"
 
 
 rule prepare:
@@ -26,5 +26,5 @@ rule prepare:
         digest=inputs.data_digest,
         source=lambda wildcards, input: Path(input[0]).parent,
     shell:
-        "moat prepare {wildcards.dataset} --from {params.source} --scale {wildcards.scale} --out {output}"
-        " > {log} 2>&1"
+        "moat prepare {wildcards.dataset:q} --from {params.source:q} --scale {wildcards.scale:q} --out {output:q}"
+        " > {log:q} 2>&1"

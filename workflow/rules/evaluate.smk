@@ -19,11 +19,11 @@ rule evaluate:
     params:
         digest=inputs.evaluation_digest,
         options=inputs.evaluation_options,
-        transfer="",
+        transfer=[],
         run=lambda wildcards, input: Path(input.run).parent,
     shell:
-        "moat evaluate --run {params.run} --suite {wildcards.suite} --data {input.data} --out {output.rows}"
-        " --scale {wildcards.scale} {params.options} {params.transfer} --threads {threads} > {log} 2>&1"
+        "moat evaluate --run {params.run:q} --suite {wildcards.suite:q} --data {input.data:q} --out {output.rows:q}"
+        " --scale {wildcards.scale:q} {params.options:q} {params.transfer:q} --threads {threads:q} > {log:q} 2>&1"
 
 
 # Needs a second run, on which the examples are made: where that is trained again, only this is made again.

@@ -19,5 +19,5 @@ rule probe:
         options=inputs.probe_options,
         run=lambda wildcards, input: Path(input.run).parent,
     shell:
-        "moat probe --run {params.run} --probe {wildcards.probe} --data {input.data} --out {output.arrays}"
-        " {params.options} --threads {threads} > {log} 2>&1"
+        "moat probe --run {params.run:q} --probe {wildcards.probe:q} --data {input.data:q} --out {output.arrays:q}"
+        " {params.options:q} --threads {threads:q} > {log:q} 2>&1"

@@ -18,7 +18,7 @@ rule tabulate:
         digest=inputs.shown_digest,
         stale=inputs.stale_of_table,
     shell:
-        "moat tabulate --scale {wildcards.scale} --study {wildcards.study} --table {wildcards.item} > {log} 2>&1"
+        "moat tabulate --scale {wildcards.scale:q} --study {wildcards.study:q} --table {wildcards.item:q} > {log:q} 2>&1"
 
 
 rule draw:
@@ -40,7 +40,7 @@ rule draw:
         digest=inputs.shown_digest,
         stale=inputs.stale_of_figure,
     shell:
-        "moat draw --scale {wildcards.scale} --study {wildcards.study} --figure {wildcards.item} > {log} 2>&1"
+        "moat draw --scale {wildcards.scale:q} --study {wildcards.study:q} --figure {wildcards.item:q} > {log:q} 2>&1"
 
 
 rule cells:
@@ -57,7 +57,7 @@ rule cells:
         digest=inputs.shown_digest,
         studies=",".join(config["studies"]),
     shell:
-        "moat tabulate --scale {wildcards.scale} --cells --studies {params.studies} > {log} 2>&1"
+        "moat tabulate --scale {wildcards.scale:q} --cells --studies {params.studies:q} > {log:q} 2>&1"
 
 
 rule page:
@@ -74,4 +74,4 @@ rule page:
         stale=inputs.stale_of_page,
         studies=",".join(config["studies"]),
     shell:
-        "moat report --scale {wildcards.scale} --studies {params.studies} > {log} 2>&1"
+        "moat report --scale {wildcards.scale:q} --studies {params.studies:q} > {log:q} 2>&1"

@@ -24,6 +24,6 @@ rule train:
         initialize_from=inputs.initialize_options,
         out=lambda wildcards, output: Path(output.run).parent,
     shell:
-        "moat train --dataset {wildcards.dataset} --arch {wildcards.arch} --method {wildcards.method}"
-        " --seed {wildcards.seed} --scale {wildcards.scale} --data {input.data} --out {params.out} {params.initialize_from}"
-        " --threads {threads} > {log} 2>&1"
+        "moat train --dataset {wildcards.dataset:q} --arch {wildcards.arch:q} --method {wildcards.method:q}"
+        " --seed {wildcards.seed:q} --scale {wildcards.scale:q} --data {input.data:q} --out {params.out:q}"
+        " {params.initialize_from:q} --threads {threads:q} > {log:q} 2>&1"

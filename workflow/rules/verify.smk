@@ -17,5 +17,5 @@ rule verify:
         options=inputs.check_options,
         run=lambda wildcards, input: Path(input.run).parent,
     shell:
-        "moat verify --run {params.run} --data {input.data} --out {output} {params.options}"
-        " --threads {threads} > {log} 2>&1"
+        "moat verify --run {params.run:q} --data {input.data:q} --out {output:q} {params.options:q}"
+        " --threads {threads:q} > {log:q} 2>&1"

@@ -123,6 +123,14 @@ def read_json(path: str | os.PathLike) -> Any:
         raise DataError(f"{path}: not valid JSON ({error})") from error
 
 
+def visible(folder: Path, pattern: str) -> list[Path]:
+    """The files below ``folder`` that match a glob pattern, sorted, without those whose own or folder's name begins
+    with a dot: editors and file managers put such files beside what is edited, some of them links that lead nowhere.
+    """
+    found = (path for path in folder.glob(pattern) if path.name[0] != ".")
+    return sorted(path for path in found if not any(part[0] == "." for part in path.relative_to(folder).parts))
+
+
 def hash_file(path: str | os.PathLike, algorithm: str = "sha256") -> str:
     """Hex digest of a file's content, read block by block."""
     with open(path, "rb") as stream:

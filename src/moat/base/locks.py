@@ -1,35 +1,75 @@
-"""Files that one process at a time works on. The kernel frees a lock when its holder ends, for whatever reason."""
+"""Advisory locks on files, also where the file system knows none: there, one warning, and work goes on.
 
+A lock belongs to the open file. The kernel releases it when the last process that has the file open ends, for whatever
+reason. Some network file systems (Lustre without ``-o flock``, NFS without its lock daemon) have no such locks.
+"""
+
+import contextlib
+import errno
 import fcntl
+import functools
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from moat.base.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
+# What flock says where there are no locks.
+_NONE_HERE = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+
+
+def take(file: int, *, shared: bool = False, wait: bool = True) -> bool:
+    """Lock an open file; False if another process holds the lock and ``wait`` is false.
+
+    True also where the file system has no locks, of which the log warns once a process.
+    """
+    operation = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
+    try:
+        fcntl.flock(file, operation)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in _NONE_HERE:
+            raise
+        warn_without_locks(error.strerror)
+    return True
+
+
+@functools.cache
+def warn_without_locks(reason: str) -> None:
+    log.warning(
+        "no locks on this file system (%s): two processes may do the same work at once, or share a GPU; start no "
+        "second one in this folder, and set MOAT_LOCKS to a folder on a local disk for the locks of the GPUs",
+        reason,
+    )
+
 
 def lock(file: int, path: Path, *, waiting: str) -> None:
     """Lock an open file, waiting for whoever has it locked, and then saying so once.
 
-    On a file system without locks, goes on without.
-
     Args:
         waiting: what the other process does, e.g. "another process makes this evaluation".
     """
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    if not take(file, wait=False):
         log.warning("%s (%s); waiting for it", waiting, path)
-        fcntl.flock(file, fcntl.LOCK_EX)
-    except OSError as error:
-        log.warning("%s: no locks on this file system (%s)", path, error.strerror)
+        take(file)
 
 
-@contextmanager
+@contextlib.contextmanager
+def only_one(path: Path, *, waiting: str) -> Iterator[None]:
+    """Hold the lock file ``path``, made where it does not exist; see :func:`lock`."""
+    file = _open(path)
+    try:
+        lock(file, path, waiting=waiting)
+        yield
+    finally:
+        os.close(file)
+
+
+@contextlib.contextmanager
 def locked(path: Path, *, waiting: str) -> Iterator[None]:
     """Hold the lock of ``path``, an empty file beside it; its folder is created.
 
@@ -37,13 +77,19 @@ def locked(path: Path, *, waiting: str) -> Iterator[None]:
         ConfigError: it cannot be created.
     """
     beside = path.with_name(f".{path.name}.lock")
-    try:
-        beside.parent.mkdir(parents=True, exist_ok=True)
-        file = os.open(beside, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    except OSError as error:
-        raise ConfigError(f"{beside}: cannot be written here ({error.strerror})") from error
-    try:
-        lock(file, beside, waiting=waiting)
+    with contextlib.ExitStack() as held:
+        try:
+            beside.parent.mkdir(parents=True, exist_ok=True)
+            held.enter_context(only_one(beside, waiting=waiting))
+        except OSError as error:
+            raise ConfigError(f"{beside}: cannot be written here ({error.strerror})") from error
         yield
-    finally:
-        os.close(file)
+
+
+def _open(path: Path) -> int:
+    """Open a lock file, or create it; another user's that may be read is enough, but for NFS."""
+    flags = os.O_CLOEXEC | os.O_NOFOLLOW
+    for access in (os.O_RDWR, os.O_RDONLY):
+        with contextlib.suppress(FileNotFoundError, PermissionError):
+            return os.open(path, flags | access)
+    return os.open(path, flags | os.O_RDWR | os.O_CREAT, 0o666)

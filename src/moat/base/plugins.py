@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from moat.base.errors import ConfigError, unknown_name
+from moat.base.files import visible
 
 _PACKAGE = Path(__file__).parent.parent
 _project = Path()
@@ -67,7 +68,7 @@ def modules(package: str) -> Mapping[str, Path]:
 def _modules(package: str, plugins_written: tuple) -> Mapping[str, Path]:
     found: dict[str, Path] = {}
     for folder in folders(package):
-        for path in sorted([*folder.glob("*.py"), *folder.glob("*/__init__.py")]):
+        for path in sorted([*visible(folder, "*.py"), *visible(folder, "*/__init__.py")]):
             name = path.parent.name if path.stem == "__init__" and path.parent != folder else path.stem
             if name in found:
                 raise ConfigError(f"{path}: moat has a module of this name, {found[name]}; rename the plug-in")
@@ -83,7 +84,7 @@ def project_modules(package: str) -> dict[str, Path]:
 
 def written() -> tuple[tuple[str, int], ...]:
     """The project's plug-ins and when each was written: what is imported, or remembered, of them is of these."""
-    files = sorted(project_folder().glob("*/*.py"))
+    files = visible(project_folder(), "*/*.py")
     return tuple((str(path.resolve()), path.stat().st_mtime_ns) for path in files)
 
 
@@ -193,7 +194,7 @@ def mixtures() -> Mapping[str, Path]:
 
 @functools.cache
 def _mixtures(plugins_written: tuple) -> Mapping[str, Path]:
-    files = [*sorted((_PACKAGE / "models" / "moe").glob("*.py")), *project_modules("models").values()]
+    files = [*visible(_PACKAGE / "models" / "moe", "*.py"), *project_modules("models").values()]
     return {path.stem.replace("_", "-"): path for path in files if "MIXTURE" in _names(path)}
 
 
@@ -280,20 +281,20 @@ def net_file(arch: str, package: Path = _PACKAGE) -> Path | None:
 
 
 def _net_files(package: Path) -> list[Path]:
-    return [*sorted((package / "models" / "nets").glob("*.py")), *project_modules("models").values()]
+    return [*visible(package / "models" / "nets", "*.py"), *project_modules("models").values()]
 
 
 @functools.cache
 def figure_kinds() -> dict[str, str]:
     """The modules of :mod:`moat.reporting.figures`, and what each shows: its literal ``SHOWS``."""
-    files = sorted((_PACKAGE / "reporting" / "figures").glob("*.py"))
+    files = visible(_PACKAGE / "reporting" / "figures", "*.py")
     return {path.stem: ast.literal_eval(_names(path)["SHOWS"]) for path in files if not path.stem.startswith("_")}
 
 
 @functools.cache
 def probe_kinds() -> tuple[str, ...]:
     """The modules of :mod:`moat.evaluation.probes`."""
-    files = (_PACKAGE / "evaluation" / "probes").glob("*.py")
+    files = visible(_PACKAGE / "evaluation" / "probes", "*.py")
     return tuple(sorted(path.stem for path in files if not path.stem.startswith("_")))
 
 

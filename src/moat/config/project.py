@@ -1,7 +1,7 @@
 """A project: the folder that holds ``config/`` and ``workflow/schemas/``, and what they declare."""
 
 import csv
-import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +9,13 @@ from typing import Any
 
 from moat.base import plugins
 from moat.base.errors import ConfigError
+from moat.base.files import visible
 from moat.config import attack_schema, corruptions, method_schema, schema, twins
+from moat.config.published import COLUMNS
+
+#: The names of data sets, methods, scales and studies: parts of paths and of commands, so without spaces and the like.
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+ALLOWED = "letters, digits, _ - and ., a letter or digit first"
 
 
 @dataclass(frozen=True)
@@ -31,9 +37,10 @@ class Project:
     def names(self, kind: str) -> list[str]:
         """The registered names of ``"datasets"``, ``"methods"``, ``"scales"`` or ``"studies"``.
 
-        A file whose name begins with ``_`` is there to be extended, and has no name.
+        A file whose name begins with ``_`` is there to be extended, and has no name; one that is not spelt as names
+        are (:data:`NAME`), such as an editor's backup, has none either.
         """
-        return [name for name in self._files(kind) if not name.startswith("_")]
+        return [name for name in self._files(kind) if NAME.fullmatch(name)]
 
     def dataset(self, name: str) -> dict[str, Any]:
         return self._named("datasets", "dataset", name)
@@ -77,7 +84,7 @@ class Project:
         """A recipe's file and those that it extends, as written: name -> content, the recipe's own first."""
         known = self.names("methods")
         if name not in known:
-            raise ConfigError(schema.unknown_name(name, known, what="method") + " (one file each in config/methods/)")
+            raise self._unknown("methods", "method", name, known)
         folder, found, wanted = self.root / "config" / "methods", {}, name
         while wanted:
             where = f"config/methods/{wanted}.yaml"
@@ -191,8 +198,18 @@ class Project:
         path = self.root / "config" / "published" / f"{study}.csv"
         if not path.exists():
             return []
-        with open(path, encoding="utf-8", newline="") as stream:
-            return list(csv.DictReader(stream))
+        where = f"config/published/{study}.csv"
+        try:
+            # With or without the mark that spreadsheets put first.
+            with open(path, encoding="utf-8-sig", newline="") as stream:
+                reader = csv.DictReader(stream)
+                rows, columns = list(reader), reader.fieldnames or []
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise ConfigError(f"{where}: not a table in UTF-8 with commas ({error})") from error
+        if missing := [name for name in COLUMNS if name not in columns]:
+            hint = "; columns are separated by commas" if len(columns) == 1 else ""
+            raise ConfigError(f"{where}: no column {missing[0]!r}; needed: {', '.join(COLUMNS)}{hint}")
+        return rows
 
     def claims(self) -> dict[str, dict[str, Any]]:
         """``config/claims.yaml``: what the papers claim; nothing where there is no such file."""
@@ -201,14 +218,18 @@ class Project:
 
     # ----------------------------------------------------------------------
     def _files(self, folder: str) -> list[str]:
-        path = self.root / "config" / folder
-        return sorted(name.removesuffix(".yaml") for name in os.listdir(path) if name.endswith(".yaml"))
+        return [path.stem for path in visible(self.root / "config" / folder, "*.yaml")]
 
     def _named(self, folder: str, kind: str, name: str) -> dict[str, Any]:
         known = self.names(folder)
         if name not in known:
-            raise ConfigError(schema.unknown_name(name, known, what=kind) + f" (one file each in config/{folder}/)")
+            raise self._unknown(folder, kind, name, known)
         return self._load(f"config/{folder}/{name}.yaml", kind)
+
+    def _unknown(self, folder: str, kind: str, name: str, known: list[str]) -> ConfigError:
+        if name in self._files(folder) and not name.startswith("_"):
+            return ConfigError(f"config/{folder}/{name}.yaml: no file may have this name; allowed: {ALLOWED}")
+        return ConfigError(schema.unknown_name(name, known, what=kind) + f" (one file each in config/{folder}/)")
 
     def _load(self, relative: str, kind: str) -> dict[str, Any]:
         return schema.load(self.root / relative, self.root / "workflow" / "schemas" / f"{kind}.schema.yaml")

@@ -1,5 +1,6 @@
 """The published number of a cell: exactly one row of ``config/published/<study>.csv``, unless the study says none."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -8,6 +9,8 @@ from moat.base.errors import ConfigError
 
 # The columns that identify a number; the label of an axis of that name is the value to look for.
 KEYS = ("dataset", "arch", "method", "metric", "setting")
+# What a file must have.
+COLUMNS = ("table", *KEYS, "value", "std")
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,7 @@ def wanted_columns(spec: Mapping[str, Any], points: Sequence[tuple[str, Mapping[
 
 def _value(text: str) -> float | str | None:
     try:
-        return float(text) if text else None
+        number = float(text) if text else None
     except ValueError:
         return text
+    return number if number is None or math.isfinite(number) else text

@@ -4,8 +4,12 @@ The schemas are ``workflow/schemas/<kind>.schema.yaml``. An unknown key, a wrong
 outside the allowed ones ends with one line: the file, the key, and what is allowed.
 """
 
+import contextlib
 import functools
 import json
+import math
+import operator
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,26 +22,91 @@ from moat.base.numbers import parse_number
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
-class _UniqueKeyLoader(_Loader):
-    """A safe loader that refuses a key written twice: YAML would silently keep the last one."""
+# Far above any configuration: how deep it nests, and how many values it has once every alias is written out.
+_MAX_DEPTH, _MAX_VALUES = 50, 100_000
 
-    def construct_mapping(self, node, deep=False):
+
+class _UniqueKeyLoader(_Loader):
+    """A safe loader that refuses a key written twice, of which YAML would silently keep the last, and a key that is no
+    text; and for which ``5e-4`` is a number, as in YAML 1.2.
+    """
+
+    def __init__(self, stream):
+        super().__init__(stream)
+        self.checked: set[int] = set()
+
+    def flatten_mapping(self, node):
+        # Once, before what is merged with ``<<`` joins it: a mapping's own keys override those.
+        if id(node) not in self.checked:
+            self.checked.add(id(node))
+            self._check_keys(node)
+        super().flatten_mapping(node)
+
+    def _check_keys(self, node):
         seen = set()
         for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue
             key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, str):
+                problem = f"a key is text, and this one a {type(key).__name__}: put it in quotes"
+                raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
             if key in seen:
                 problem = f"the key {key!r} stands twice"
                 raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
             seen.add(key)
-        return super().construct_mapping(node, deep)
+
+
+_UniqueKeyLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
 
 
 @functools.cache
 def _parse(path: Path, mtime_ns: int, size: int) -> Any:
     try:
-        return yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        text = path.read_text(encoding="utf-8")
+        _check_size(path, text)
+        return yaml.load(text, Loader=_UniqueKeyLoader)
+    except (yaml.YAMLError, UnicodeDecodeError, ValueError) as error:
+        if isinstance(error, ConfigError):
+            raise
         raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+
+
+def _check_size(path: Path, text: str) -> None:
+    """Refuse what would take all memory, or never end, once it is more than text.
+
+    Raises:
+        ConfigError: it is nested too deeply, holds itself, or is too large with every alias written out.
+    """
+    # The number of values behind each anchor; None as long as it is not complete.
+    anchors: dict[str, int | None] = {}
+    # Of each open list or mapping its anchor, and the number of values in it so far.
+    open_nodes: list[tuple[str | None, int]] = []
+    total = 0
+    for event in yaml.parse(text, Loader=_Loader):
+        count, anchor = 0, getattr(event, "anchor", None)
+        if isinstance(event, yaml.events.CollectionStartEvent):
+            open_nodes.append((anchor, total))
+            anchors |= {anchor: None} if anchor else {}
+            if len(open_nodes) > _MAX_DEPTH:
+                line = event.start_mark.line + 1
+                raise ConfigError(f"{path}, line {line}: lists and mappings lie more than {_MAX_DEPTH} deep")
+        elif isinstance(event, yaml.events.CollectionEndEvent):
+            anchor, before = open_nodes.pop()
+            count = 1
+            anchors |= {anchor: total - before + 1} if anchor else {}
+        elif isinstance(event, yaml.events.AliasEvent):
+            count = anchors.get(anchor, 0)
+            if count is None:
+                raise ConfigError(f"{path}, line {event.start_mark.line + 1}: *{anchor} lies inside itself")
+        elif isinstance(event, yaml.events.ScalarEvent):
+            count = 1
+            anchors |= {anchor: 1} if anchor else {}
+        total += count
+        if total > _MAX_VALUES:
+            raise ConfigError(f"{path}: more than {_MAX_VALUES} values once every alias is written out")
 
 
 def read_yaml(path: str | Path) -> Any:
@@ -70,7 +139,34 @@ def validator(schema: Mapping[str, Any]):
 
     formats = jsonschema.FormatChecker(formats=())
     formats.checks("distance", raises=ConfigError)(_is_distance)
-    return jsonschema.Draft202012Validator(schema, format_checker=formats)
+    checked_by = _validator_class(jsonschema)
+    return checked_by(schema, format_checker=formats)
+
+
+@functools.cache
+def _validator_class(jsonschema):
+    """JSON Schema's, for which .nan and .inf are no numbers, and 100.0 no whole number: it could count nothing."""
+    types = jsonschema.Draft202012Validator.TYPE_CHECKER.redefine_many({"number": _is_number, "integer": _is_integer})
+    own = {"uniqueBy": _unique_by}
+    return jsonschema.validators.extend(jsonschema.Draft202012Validator, validators=own, type_checker=types)
+
+
+def _unique_by(checked_by, key: str, instance: Any, schema: Mapping[str, Any]):
+    """The keyword ``uniqueBy: name`` of a list of mappings: no two have the same value of that key."""
+    import jsonschema
+
+    values = [item.get(key) for item in instance if isinstance(item, Mapping)] if isinstance(instance, list) else []
+    for index, value in enumerate(values):
+        if value is not None and value in values[:index]:
+            yield jsonschema.ValidationError(f"the {key} {value!r} stands twice")
+
+
+def _is_number(checker, value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_integer(checker, value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 @functools.cache
@@ -81,6 +177,19 @@ def _validator_of(schema_path: Path):
 def _is_distance(value: Any) -> bool:
     """Whether a number, or a fraction such as "8/255", lies between 0 and 1. JSON Schema's bounds see no strings."""
     return 0 <= parse_number(value) <= 1
+
+
+def read_words(content: dict[str, Any], schema_path: Path) -> None:
+    """Read text as YAML, in place, where the schema allows no text: Snakemake's --config makes text of most values.
+
+    ``max_resources={runtime: 5}`` has a number, ``warm_start=off`` a boolean.
+    """
+    for fault in list(_validator_of(Path(schema_path)).iter_errors(content)):
+        if fault.validator in ("type", "enum") and isinstance(fault.instance, str) and fault.absolute_path:
+            *parents, last = fault.absolute_path
+            with contextlib.suppress(yaml.YAMLError):
+                value = yaml.load(fault.instance, Loader=_UniqueKeyLoader)
+                functools.reduce(operator.getitem, parents, content)[last] = value
 
 
 # What has been found valid: a plan asks for the recipe of every run, and most runs share theirs.
@@ -104,7 +213,9 @@ def find_fault(content: Any, checked_by):
     """The first fault that a :func:`validator` finds, as :mod:`jsonschema` describes it; None where there is none."""
     import jsonschema
 
-    return jsonschema.exceptions.best_match(checked_by.iter_errors(content))
+    # A key that is spelt wrong is also missing, and .nan also no number: say the former.
+    order = jsonschema.exceptions.by_relevance(strong={"additionalProperties", "format"})
+    return jsonschema.exceptions.best_match(checked_by.iter_errors(content), key=order)
 
 
 def load(path: str | Path, schema_path: Path) -> dict[str, Any]:
@@ -142,4 +253,5 @@ def explain(error) -> str:
 
 
 def _types(types: str | Iterable[str]) -> str:
-    return types if isinstance(types, str) else " or ".join(types)
+    plain = {"number": "number (finite)", "integer": "integer (a whole number, such as 100)"}
+    return " or ".join(plain.get(each, each) for each in ([types] if isinstance(types, str) else types))

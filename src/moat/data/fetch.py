@@ -5,18 +5,18 @@ and checksum are right. A mirror (a folder or URL with ``SHA256SUMS``) may hold 
 checksums apply; the manifest says which files are the official ones.
 """
 
+import contextlib
 import hashlib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from filelock import FileLock
-
 from moat.base.errors import DataError
 from moat.base.files import write_json
+from moat.base.locks import only_one
 from moat.data import download, manifest
 
 SUMS = "SHA256SUMS"
@@ -54,7 +54,7 @@ def fetch(spec: Mapping[str, Any], into: Path, *, mirror: str | None = None) -> 
     except OSError as error:
         raise DataError(f"{into}: this folder cannot be made ({error.strerror})") from error
     mirror = mirror if spec["files"] else None
-    with FileLock(into / ".fetch.lock"):
+    with _turn(into):
         folder = manifest.describe_folder(Path(spec["folder"])) if "folder" in spec else None
         wanted = _wanted(spec, mirror)
         entries = [_fetch_file(file, into) for file in wanted]
@@ -63,8 +63,28 @@ def fetch(spec: Mapping[str, Any], into: Path, *, mirror: str | None = None) -> 
             entry["official"] = entry[kind] == official[kind]
         path = into / manifest.NAME
         content = {"version": manifest.VERSION, "dataset": spec["name"], "mirror": mirror, "files": entries}
-        write_json(path, content | ({"folder": folder} if folder else {}))
+        content |= {"folder": folder} if folder else {}
+        if not _says(path, content):
+            write_json(path, content)
     return path
+
+
+@contextlib.contextmanager
+def _turn(into: Path) -> Iterator[None]:
+    """Hold the folder's lock if it can be written; in a complete one that is shared read-only nothing is to be done."""
+    if not os.access(into, os.W_OK):
+        yield
+        return
+    with only_one(into / ".fetch.lock", waiting="another process fetches these files"):
+        yield
+
+
+def _says(path: Path, content: Mapping[str, Any]) -> bool:
+    """Whether the manifest is there and says this."""
+    try:
+        return manifest.read_json(path) == content
+    except DataError:
+        return False
 
 
 # -- what to fetch ---------------------------------------------------------

@@ -1,12 +1,13 @@
 """Lock files shared by the processes of all users, and freed by the kernel when their holder is killed.
 
-An advisory ``flock`` belongs to the open file: the kernel releases it when the last process that has the file open
-ends, for whatever reason.
+Their folder may lie in one that everybody can write, such as /tmp: nothing in it is trusted. What is no regular file
+is refused, links are not followed, and no mode is changed but that of what was just made.
 """
 
 import contextlib
-import fcntl
+import errno
 import json
+import logging
 import os
 import pwd
 import shlex
@@ -17,7 +18,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from moat.base.errors import ConfigError
+from moat.base.errors import ConfigError, MoatError
+from moat.base.locks import take
+
+log = logging.getLogger(__name__)
+
+# Seconds after which a process that waits for the mutex says so, and after which it gives up: others hold it for
+# milliseconds.
+MUTEX_MESSAGE, MUTEX_LIMIT = 5.0, 120.0
+# Of a lock file only so many bytes are read.
+_OWNER_BYTES = 65536
 
 
 def shared_folder(environ=os.environ, *, make: bool = True) -> Path:
@@ -35,47 +45,98 @@ def make_folder(path: Path) -> Path:
     """Create a folder like /tmp: every user may create files in it, and remove only their own.
 
     Raises:
-        ConfigError: it cannot be created or written to; says why.
+        ConfigError: it cannot be created or written to, is a link, or can be written by everybody without being
+            sticky; says why.
     """
     try:
-        path.mkdir(parents=True, exist_ok=True)
-        if path.stat().st_uid == os.getuid():
-            path.chmod(0o1777)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        made = True
+        try:
+            path.mkdir(mode=0o700)
+        except FileExistsError:
+            made = False
+        folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            if made:
+                os.fchmod(folder, 0o1777)
+            mode = os.fstat(folder).st_mode
+        finally:
+            os.close(folder)
     except OSError as error:
-        raise ConfigError(f"{path}: no folder for the GPU locks ({error.strerror}); MOAT_LOCKS names one") from error
+        reason = "a link or a file is in its place" if error.errno in (errno.ELOOP, errno.ENOTDIR) else error.strerror
+        raise ConfigError(f"{path}: no folder for the GPU locks ({reason}); MOAT_LOCKS names one") from error
+    if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
+        raise ConfigError(
+            f"{path}: everybody may remove the GPU locks of others in this folder (mode {stat.S_IMODE(mode):o}, "
+            "needed: 1777); MOAT_LOCKS names another"
+        )
     if not os.access(path, os.W_OK | os.X_OK):
         raise ConfigError(f"{path}: the folder of the GPU locks cannot be written; MOAT_LOCKS names another")
     return path
 
 
-def open_file(path: Path) -> int:
-    """Open a lock file, whoever owns it, or create it. Child processes do not inherit the file descriptor."""
-    flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
-    while True:
-        # Without O_CREAT first: in a sticky folder it is refused for another user's file even if the file exists.
-        with contextlib.suppress(FileNotFoundError):
-            return os.open(path, flags)
-        with contextlib.suppress(FileExistsError):
-            file = os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o666)
-            os.fchmod(file, 0o666)
-            return file
+def open_file(path: Path, *, create: bool = True) -> int:
+    """Open a lock file, whoever owns it, or create it. Child processes do not inherit the file descriptor.
+
+    Raises:
+        ConfigError: something else has its name. FileNotFoundError: there is none, and ``create`` is false.
+    """
+    # Not blocking, which a pipe would.
+    flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+    try:
+        while True:
+            # Without O_CREAT first: in a sticky folder it is refused for another user's file even if the file exists.
+            with contextlib.suppress(*([FileNotFoundError] if create else [])):
+                return _regular(path, os.open(path, flags))
+            with contextlib.suppress(FileExistsError):
+                file = os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o666)
+                os.fchmod(file, 0o666)
+                return file
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        reason = "a link" if error.errno == errno.ELOOP else error.strerror
+        raise ConfigError(
+            f"{path}: no lock file ({reason}); remove it, or name another folder in MOAT_LOCKS"
+        ) from error
+
+
+def _regular(path: Path, file: int) -> int:
+    """An open file, if it is a regular one that no other folder holds, too: its content will be replaced."""
+    there = os.fstat(file)
+    if stat.S_ISREG(there.st_mode) and there.st_nlink <= 1:
+        return file
+    os.close(file)
+    raise OSError(errno.EINVAL, "not a regular file, or one with a second name", str(path))
 
 
 def try_lock(file: int, *, shared: bool = False) -> bool:
     """Lock without waiting; False if another process holds the lock."""
-    try:
-        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+    return take(file, shared=shared, wait=False)
 
 
 @contextlib.contextmanager
 def mutex(folder: Path) -> Iterator[None]:
-    """Let only one process at a time look at the locks of a folder and change them."""
-    file = open_file(folder / "mutex")
+    """Let only one process at a time look at the locks of a folder and change them.
+
+    Raises:
+        MoatError: another process, perhaps a stopped one, has held it for :data:`MUTEX_LIMIT` seconds.
+    """
+    path = folder / "mutex"
+    file = open_file(path)
     try:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        started, told = time.monotonic(), False
+        while not try_lock(file):
+            waited = time.monotonic() - started
+            if waited > MUTEX_LIMIT:
+                raise MoatError(
+                    f"{path}: another process has held this lock for {waited:.0f} s (is it stopped? "
+                    f"`fuser {path}` names it); end it, or name another folder in MOAT_LOCKS"
+                )
+            if waited > MUTEX_MESSAGE and not told:
+                log.warning("%s: waiting for another process that holds this lock", path)
+                told = True
+            time.sleep(0.005)
         yield
     finally:
         os.close(file)
@@ -96,7 +157,7 @@ def write_owner(file: int, **more: Any) -> None:
 def read_owner(file: int) -> dict[str, Any]:
     """What :func:`write_owner` recorded; empty if the file is empty or unreadable."""
     try:
-        owner = json.loads(os.pread(file, os.fstat(file).st_size, 0))
-    except ValueError:
+        owner = json.loads(os.pread(file, _OWNER_BYTES, 0))
+    except (ValueError, RecursionError):
         return {}
     return owner if isinstance(owner, dict) else {}

@@ -5,11 +5,12 @@ kernel releases once that process is served or killed: nobody is overtaken, and 
 """
 
 import contextlib
-import fcntl
 import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from moat.base.errors import ConfigError
+from moat.base.locks import take
 from moat.machine import locks
 
 
@@ -25,7 +26,7 @@ class Ticket:
         numbers = [_number(path) for path in folder.glob("ticket.*")]
         self.path = folder / f"ticket.{max(numbers, default=0) + 1}"
         self.file = locks.open_file(self.path)
-        fcntl.flock(self.file, fcntl.LOCK_EX)
+        take(self.file)
         locks.write_owner(self.file, gpus=sorted(self.names))
 
     def ahead(self) -> list[int]:
@@ -42,15 +43,15 @@ def waiting(folder: Path, names: Iterable[str], below: float = float("inf")) -> 
     files = []
     tickets = [path for path in folder.glob("ticket.*") if _number(path) < below]
     for path in sorted(tickets, key=_number, reverse=True):
-        # A process that has been served removes its ticket without taking the mutex.
-        with contextlib.suppress(FileNotFoundError):
-            file = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        # A process that has been served removes its ticket without taking the mutex. What is no lock file is no ticket.
+        with contextlib.suppress(FileNotFoundError, ConfigError):
+            file = locks.open_file(path, create=False)
             if locks.try_lock(file, shared=True):
                 # Its holder is gone. (Another user's file cannot be removed, and costs this check every time.)
                 os.close(file)
                 with contextlib.suppress(OSError):
                     path.unlink(missing_ok=True)
-            elif frozenset(names).isdisjoint(locks.read_owner(file).get("gpus", names)):
+            elif frozenset(names).isdisjoint(_wanted(file, names)):
                 os.close(file)
             else:
                 files.append(file)
@@ -59,9 +60,16 @@ def waiting(folder: Path, names: Iterable[str], below: float = float("inf")) -> 
 
 def sleep_until_free(file: int) -> None:
     """Block until the holder of the ticket behind an open file has been served, or has died."""
-    fcntl.flock(file, fcntl.LOCK_SH)
+    take(file, shared=True)
+
+
+def _wanted(file: int, names: Iterable[str]) -> Iterable[str]:
+    """The GPUs that a ticket waits for; all where it does not say."""
+    gpus = locks.read_owner(file).get("gpus")
+    return [name for name in gpus if isinstance(name, str)] if isinstance(gpus, list) else names
 
 
 def _number(path: Path) -> int:
     suffix = path.name.partition(".")[2]
-    return int(suffix) if suffix.isdecimal() else 0
+    # Longer than any that was counted up to: somebody else's file.
+    return int(suffix) if suffix.isdecimal() and len(suffix) < 19 else 0

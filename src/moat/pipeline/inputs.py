@@ -1,9 +1,11 @@
 """What the rules of the workflow ask for: input files, options of commands, digests of what decides a result.
 
-Everything here looks at the project's files, and changes none.
+Everything here looks at the project's files, and changes none. Options are lists of words, which the rules quote one by
+one (``{params.options:q}``): what a configuration file says is never read by a shell.
 """
 
 import functools
+import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -84,9 +86,8 @@ class Inputs:
         """The models that a training starts from."""
         return [folder / "model.safetensors" for folder in self._initial_folders(wildcards).values()]
 
-    def initialize_options(self, wildcards) -> str:
-        folders = self._initial_folders(wildcards).items()
-        return " ".join(f"--initialize-from {name}={folder}" for name, folder in folders)
+    def initialize_options(self, wildcards) -> list[str]:
+        return _named("--initialize-from", self._initial_folders(wildcards))
 
     def _initial_folders(self, wildcards) -> dict[str, Path]:
         runs = self._initial_runs(wildcards.scale, run_of(wildcards))
@@ -125,17 +126,17 @@ class Inputs:
     def _resolved(self, resolve, *names: str) -> dict[str, Any]:
         return resolve(self.project, *names)
 
-    def evaluation_options(self, wildcards) -> str:
+    def evaluation_options(self, wildcards) -> list[str]:
         evaluation = self.scale(wildcards.scale)["evaluation"]
         return _size(evaluation["limit"], evaluation["batch_size"])
 
-    def check_options(self, wildcards) -> str:
+    def check_options(self, wildcards) -> list[str]:
         """What the scale lets the checks spend."""
         checks = self._resolved(recipes.resolve_checks, wildcards.scale)
-        spent = [f"--{key} {checks[key]}" for key in ("steps", "queries") if key in checks]
-        return " ".join([_size(checks["limit"], checks["batch_size"]), *spent])
+        spent = [[f"--{key}", str(checks[key])] for key in ("steps", "queries") if key in checks]
+        return [*_size(checks["limit"], checks["batch_size"]), *itertools.chain(*spent)]
 
-    def probe_options(self, wildcards) -> str:
+    def probe_options(self, wildcards) -> list[str]:
         probe = self._resolved(recipes.resolve_probe, wildcards.scale, wildcards.probe)
         return _size(probe["images"], probe["batch_size"])
 
@@ -148,8 +149,8 @@ class Inputs:
         folders = self._transfers(wildcards).values()
         return [folder / name for folder in folders for name in ("model.safetensors", "run.json")]
 
-    def transfer_options(self, wildcards) -> str:
-        return " ".join(f"--transfer-from {kind}={folder}" for kind, folder in self._transfers(wildcards).items())
+    def transfer_options(self, wildcards) -> list[str]:
+        return _named("--transfer-from", self._transfers(wildcards))
 
     def _transfers(self, wildcards) -> dict[str, Path]:
         if not self._transfer_kinds(wildcards.suite):
@@ -282,6 +283,11 @@ def _results_of(shown: Table | Figure | Grid) -> Iterator[tuple[str, Run, str]]:
     yield from (("probe", probe.run, probe.name) for probe in getattr(shown, "probes", ()))
 
 
-def _size(limit: int | None, batch_size: int) -> str:
+def _size(limit: int | None, batch_size: int) -> list[str]:
     """Always with a limit: without one, a command takes the one that was in force when the run was trained."""
-    return f"--batch-size {batch_size} --limit {limit or 'all'}"
+    return ["--batch-size", str(batch_size), "--limit", str(limit or "all")]
+
+
+def _named(option: str, folders: Mapping[str, Path]) -> list[str]:
+    """The option once for each name and folder."""
+    return list(itertools.chain(*([option, f"{name}={folder}"] for name, folder in folders.items())))

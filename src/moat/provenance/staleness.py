@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from moat.base import plugins
+from moat.base.files import visible
 from moat.provenance import behaviour
 
 PACKAGE = Path(__file__).parents[1]
@@ -97,7 +98,7 @@ def hash_parts(
         roots.append(package / "evaluation" / "probes" / f"{probe}.py")
     if arch is not None:
         roots += [path for path in [plugins.net_file(arch, package)] if path is not None]
-    roots += [path for part in parts for pattern in _ROOTS.get(part, ()) for path in package.glob(pattern)]
+    roots += [path for part in parts for pattern in _ROOTS.get(part, ()) for path in visible(package, pattern)]
     counted = {path: part for path in _with_imports(roots, package) for part in parts if _is_in(path, part, package)}
     behaviours, uses = dict.fromkeys(parts, 0), dict.fromkeys(parts, 0)
     for path, part in counted.items():
@@ -185,8 +186,8 @@ def attacks_of(record: Mapping[str, Any]) -> list[str]:
 def reporting_hash(*, package: Path = PACKAGE) -> str:
     """Content hash of what makes tables, figures and the page: code and templates."""
     folder = package / "reporting"
-    code = [*folder.rglob("*.py"), package / "evaluation" / "statistics.py"]
-    templates = [path for path in folder.rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")]
+    code = [*visible(folder, "**/*.py"), package / "evaluation" / "statistics.py"]
+    templates = [path for path in visible(folder, "**/*") if path.is_file() and path.suffix not in (".py", ".pyc")]
     hashes = [_read(path, package).behaviour for path in code]
     hashes += [hashlib.sha256(path.read_bytes()).hexdigest() for path in templates]
     return behaviour.digest("\n".join(sorted(hashes)))
@@ -194,7 +195,7 @@ def reporting_hash(*, package: Path = PACKAGE) -> str:
 
 def read_sources() -> None:
     """Read all of the package's source files, so that processes forked from this one need not."""
-    for path in (*PACKAGE.rglob("*.py"), *PACKAGE.rglob("*.cpp")):
+    for path in (*visible(PACKAGE, "**/*.py"), *visible(PACKAGE, "**/*.cpp")):
         _read(path, PACKAGE)
     behaviour.remember()
 

@@ -12,12 +12,12 @@ import pandas as pd
 import safetensors
 import safetensors.torch
 import torch
-from filelock import FileLock, Timeout
 
 import moat.methods
 from moat import models
 from moat.base.errors import ConfigError, DataError
 from moat.base.files import atomic_path, check_writable, read_json, write_json, write_text
+from moat.base.locks import only_one
 from moat.config.recipes import digest
 from moat.data import datasets
 from moat.data.seeding import derive_seed
@@ -70,8 +70,13 @@ class Run:
         identity = self._identity(data)
         # Another recipe or other data get another folder, so that no run deletes another's checkpoints.
         folder = self.work / identity["run"]
-        folder.mkdir(parents=True, exist_ok=True)
-        with _only_one(folder / "lock"):
+        with contextlib.ExitStack() as held:
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                held.enter_context(only_one(folder / "lock", waiting="another process trains this run"))
+            except OSError as error:
+                why = f"cannot be used for checkpoints ({error.strerror})"
+                raise ConfigError(f"{folder}: {why}; --work names another folder") from error
             made = {"identity": identity["run"], "sources": identity["sources"]}
             if finished.restore(folder / "finished", self.out, **made):
                 log.info("%s: this run is finished already; nothing to do", self.out)
@@ -198,21 +203,6 @@ class Run:
             "parameters": models.count_parameters(model),
             "macs_per_image": models.count_macs(model, data.image_size, len(data.mean)),
         }
-
-
-@contextlib.contextmanager
-def _only_one(lock: Path):
-    """Hold the run's lock, waiting (and saying so) while another process trains the same run."""
-    held = FileLock(lock)
-    try:
-        held.acquire(timeout=0)
-    except Timeout:
-        log.warning("another process trains this run (lock %s); waiting for it", lock)
-        held.acquire()
-    try:
-        yield
-    finally:
-        held.release()
 
 
 def _save_weights(path: Path, state: Mapping[str, torch.Tensor]) -> str:

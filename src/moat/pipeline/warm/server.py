@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from moat.base import plugins
+from moat.base.files import visible
 from moat.pipeline.warm.client import ACCEPTED, ENDED, REFUSED
 from moat.provenance import staleness
 
@@ -174,7 +175,7 @@ def receive(connection: socket.socket) -> tuple[dict, list[int]]:
 
 def source_times() -> tuple[tuple[str, int], ...]:
     """The package's files, the project's plug-ins, and when each was written: what is imported is of these."""
-    files = sorted(entry for entry in _PACKAGE.rglob("*.py"))
+    files = visible(_PACKAGE, "**/*.py")
     return (*((str(path), path.stat().st_mtime_ns) for path in files), *plugins.written())
 
 
