@@ -104,6 +104,7 @@ class Tree:
             **self.identity(dataset, arch, method, seed),
             "recipe": {"version": 1, "epochs": epochs, "batch_size": 64},
             "num_classes": CLASSES,
+            "deviations": {"precision": "in bfloat16 & float32", "budget": f"that of {method}"},
             "data": {"path": f"results/{self.scale}/data/{dataset}.safetensors", "sha256": "d" * 64},
             "git_commit": "0123456789abcdef0123456789abcdef01234567",
             "sources": self.sources,

@@ -128,6 +128,14 @@ def test_from_a_cell_back_to_its_rows(built):
     assert found["measured"][0].startswith(f"{accuracy:.1f} [")
 
 
+def test_what_was_decided_stands_once_and_every_run_leads_to_its_own(built):
+    text, runs = page(built), [path.parts[-3] for path in (built.base / "runs").glob("*/*/*/*/run.json")]
+    assert text.count("in bfloat16 &amp; float32") == 1
+    assert [text.count(f"<dd>that of {method}</dd>") for method in runs] == [1] * len(runs)
+    # Every link of the page leads to an id on it: see above.
+    assert sum(address.startswith("#deviations-") for address in Reader(text).addresses) == len(runs) > 1
+
+
 def test_overview_counts_the_published_cells(built):
     counts = count_published(read_cells(built.base / "tables/cells.csv"))
     tiles = re.findall(r'<b class="name">([\w ]+)</b> <span class="number">(\d+)</span>', page(built))
