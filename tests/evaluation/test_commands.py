@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 import moat
 from moat.base.errors import ConfigError
 from moat.base.files import hash_file, read_json, write_json
+from moat.commands import foreign_model
 from moat.commands.cli import main
 from moat.data import datasets
 from moat.evaluation import statistics
@@ -110,6 +111,7 @@ def test_finished_settings_of_something_else_are_not_used(inside, capsys, change
 # A shell that starts these tests in the background lets its children ignore Ctrl-C.
 AS_FROM_A_TERMINAL = """
 import signal, sys
+from moat.commands import foreign_model
 from moat.commands.cli import main
 signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.exit(main())
@@ -189,6 +191,8 @@ def test_anybodys_classifier(inside, form):
     options[3] = str(weights)
     assert evaluate(inside / "q.parquet", *options) == 0
     content = json.loads((inside / "q.json").read_text())
+    code = content["run"].pop("code_sha256")
+    assert code == foreign_model.code_hash("elsewhere:make")
     assert content["run"] == {"model": "elsewhere:make", "weights": str(weights), "model_sha256": hash_file(weights)}
     assert content["n"] == 40
     clean = pd.read_parquet(inside / "q.parquet").query("setting == 'clean'")

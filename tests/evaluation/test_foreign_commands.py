@@ -162,7 +162,8 @@ def run(project, place, tmp_path, monkeypatch, capfd):
         else:
             given = ["--out", str(tmp_path / "q.json")]
         code = main([command, *arguments, *given, *options])
-        lines = capfd.readouterr().err.strip().splitlines()
+        call.out, err = capfd.readouterr()
+        lines = err.strip().splitlines()
         return code, lines, lines[-1] if lines else ""
 
     return call
@@ -232,6 +233,21 @@ def test_a_model_that_gives_no_logits_is_one_line(run, command, name):
     code, _, line = run(f"elsewhere_nets:{name}", "--batch-size", "16", command=command)
     assert code == 3 and line.startswith(f"moat {command}: --model elsewhere_nets:{name} --data digits.safetensors: ")
     assert line.endswith(f": given images float32 ({given}, 3, 16, 16) in [0, 1], the model {words}"), line
+
+
+def test_another_factory_or_other_code_is_measured_again(run, place):
+    """Its weights are the same file."""
+    (place / "elsewhere_edited.py").write_text("from elsewhere_nets import InPlace, OutOfPlace\n")
+    journal = ["--limit", "4", "--batch-size", "4"]
+
+    def measured(model):
+        assert run(model, *journal)[0] == 0
+        return not run.out.count("measured before")
+
+    assert measured("elsewhere_edited:InPlace") and not measured("elsewhere_edited:InPlace")
+    assert measured("elsewhere_edited:OutOfPlace")
+    (place / "elsewhere_edited.py").write_text("from elsewhere_nets import InPlace as OutOfPlace\n")
+    assert measured("elsewhere_edited:OutOfPlace")
 
 
 def rows(folder):

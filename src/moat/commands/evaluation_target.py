@@ -82,7 +82,8 @@ def _load_foreign(given: ForeignModel, device: torch.device) -> tuple[nn.Module,
         raise DataError(f"{given.weights}: no such file")
     model = foreign_model.build(given.factory)
     foreign_model.load_weights(model, given.weights)
-    described = {"model": given.factory, "weights": str(given.weights), "model_sha256": hash_file(given.weights)}
+    hashes = {"model_sha256": hash_file(given.weights), "code_sha256": foreign_model.code_hash(given.factory)}
+    described = {"model": given.factory, "weights": str(given.weights), **hashes}
     # A factory may build one of moat's own mixtures.
     return for_training(model.to(device).eval()), described
 

@@ -4,6 +4,7 @@ All of it is other people's code and files. Whatever they do instead becomes one
 """
 
 import contextlib
+import hashlib
 import importlib
 import os
 import pickle
@@ -24,6 +25,7 @@ from moat.base.errors import ConfigError, DataError, MoatError
 from moat.base.signals import Stopped
 from moat.models.guard import in_one_line
 
+MOAT = Path(__file__).resolve().parents[1]
 # What a file begins with that is no weights -> what it is, and what helps.
 NO_WEIGHTS = {
     b"version https://git-lfs": "a Git LFS pointer, not the weights; `git lfs pull` gets them",
@@ -35,6 +37,8 @@ ZIP, PICKLE = b"PK\x03\x04", b"\x80"
 PREFIXES = {"module.": "DataParallel", "_orig_mod.": "torch.compile"}
 # Names that a message lists.
 LISTED = 3
+# Folders of installed packages.
+INSTALLED = ("site-packages", "dist-packages")
 
 
 # -- the factory -------------------------------------------------------------------
@@ -67,6 +71,25 @@ def build(factory: str) -> nn.Module:
     if not isinstance(made, nn.Module):
         raise ConfigError(f"{option}: returned {type(made).__name__}; a torch.nn.Module is needed")
     return made
+
+
+def code_hash(factory: str) -> str:
+    """The sha256 of the sources that :func:`build` has imported: the module's package, or what lies in its folder."""
+    name = factory.partition(":")[0].partition(".")[0]
+    top = sys.modules[name]
+    own = Path(top.__file__ or name)
+    folders = [Path(each).resolve() for each in getattr(top, "__path__", [own.parent])]
+    files = {
+        Path(file).resolve() for module in list(sys.modules.values()) if (file := getattr(module, "__file__", None))
+    }
+    if not hasattr(top, "__path__"):
+        files = {file for file in files if not set(INSTALLED) & set(file.parts)} | {own.resolve()}
+    found = hashlib.sha256()
+    for file in sorted(files):
+        inside = [folder for folder in folders if file.is_relative_to(folder)]
+        if inside and file.is_file() and not file.is_relative_to(MOAT):
+            found.update(f"{file.relative_to(inside[0])} {hashlib.sha256(file.read_bytes()).hexdigest()}\n".encode())
+    return found.hexdigest()
 
 
 def _run(function: Callable[[], Any], what: str, name: str) -> Any:
@@ -113,9 +136,9 @@ def _place(error: BaseException) -> str:
     """``, in mynet.py, line 12``: the last place of the user's code in the traceback; "" if there is none."""
     if isinstance(error, SyntaxError) and error.filename:
         return ""  # It is part of the message.
-    ours, installed = str(Path(__file__).parents[1]), ("site-packages", "dist-packages", "importlib", "<frozen")
+    installed = (*INSTALLED, "importlib", "<frozen")
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        own = frame.filename.startswith(ours) or any(each in frame.filename for each in installed)
+        own = frame.filename.startswith(str(MOAT)) or any(each in frame.filename for each in installed)
         if not own and not frame.filename.startswith(os.path.dirname(os.__file__)):
             return f", in {os.path.relpath(frame.filename)}, line {frame.lineno}"
     return ""

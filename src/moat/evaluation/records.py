@@ -124,6 +124,7 @@ def evaluate_suite(
     Args:
         sources: hashes of the code that measures; what other code has measured is measured again.
     """
+    model = [target.run[key] for key in ("model", "model_sha256", "code_sha256") if key in target.run]
     return evaluate_by_setting(
         target.model,
         target.x,
@@ -131,7 +132,7 @@ def evaluate_suite(
         plan.settings,
         batch_size=target.batch_size,
         journal=journal,
-        identity={"model": target.run["model_sha256"], "data": target.data_sha256, "sources": sources},
+        identity={"model": model, "data": target.data_sha256, "sources": sources},
         indices=target.indices,
         worst_case=plan.worst_cases,
     )

@@ -15,7 +15,7 @@ class EvaluationTarget:
 
     Attributes:
         run: what the model is, for the record: dataset, arch, method, class, mixture, seed, scale, weights and
-            model_sha256 of a finished run; model, weights and model_sha256 of a model from elsewhere.
+            model_sha256 of a finished run; model, weights, model_sha256 and code_sha256 of a model from elsewhere.
         x, y: uint8 (N, H, W, C) and int64 (N,), on the CPU.
         indices: each example's number in the official test split.
         classes: their names, in the order of the labels.
