@@ -179,7 +179,7 @@ def _hybrid(row, paper):
     everything = trained(paper, "hybrid").values()
     assert {content["class"] for content in everything} == {"standard", "pgd-at", "trades", "hybrid"}
     if row["metric"] == "epsilon_0":
-        assert [content["epsilon_schedule"]["start"] for content in everything if content["class"] == "hybrid"] == [0.1]
+        assert {content["epsilon_schedule"]["start"] for content in everything if content["class"] == "hybrid"} == {0.1}
         return ["epsilon/10"]
     if row["metric"] == "epsilon":
         return [attack["eps"] for content in everything for attack in attacks_of(content)]

@@ -11,6 +11,7 @@ from moat.base import plugins
 from moat.base.errors import ConfigError
 from moat.config.grid import build_grid
 from moat.config.project import Project
+from moat.models.nets.normalize import STATISTICS
 from moat.reporting import claims, measures
 from moat.reporting.results import Results
 from moat.reporting.tables import measure_cell
@@ -214,11 +215,18 @@ def test_a_corruptions_row_is_the_mean_over_its_five_severities(paper):
         ("dramoe", "table1", "ResNet-18 / PGD-AT (Sparse)", "TinyImageNet / Adv", ["tiny-released"]),
         ("dramoe", "table1", "ResNet-18 / PGD-AT (Sparse)", "CIFAR-10 / Adv", []),
         ("dramoe", "table1", "ResNet-18 / DRAMoE", "CIFAR-10 / Std", []),
+        ("dramoe", "table1", "ResNet-18 / DRAMoE", "TinyImageNet / Std", ["tiny-released"]),
         ("dramoe", "table2", "ResNet-18 / TRADES", "CIFAR-10 / Adv", []),
-        ("dwf", "table2", "SVHN / DWF", "SA", []),
+        ("dwf", "table2", "CIFAR-10 / VGG-19", "SA", []),
+        ("dwf", "table2", "CIFAR-10 / VGG-19", "FGSM 0.03", ["normalised-noclip", "normalised-noclip-printed"]),
+        ("dwf", "table2", "CIFAR-10 / SoE", "FGSM 0.03", ["normalised-noclip-printed"]),
+        ("dwf", "table3", "CIFAR-10 / DWF", "PGD-100 MS", ["normalised-noclip-printed"]),
+        ("dwf", "table3", "SVHN / ResNet-34", "PGD-10", ["normalised-noclip"]),
+        ("dwf", "table2", "SVHN / DWF", "SA", ["normalised-noclip"]),
         ("dwf", "table2", "SVHN / DWF", "FGSM 0.03", ["normalised-noclip"]),
         ("dwf", "table3", "SVHN / DWF", "PGD-100 A", ["normalised-noclip"]),
         ("hybrid", "table1", "MNIST / LeNet-5", "clean_acc", []),
+        ("hybrid", "table1", "MNIST / LeNet-5 + Hybrid", "clean_acc", ["eps-normalised"]),
         ("hybrid", "table1", "MNIST / LeNet-5", "robustness_gap", ["eps-normalised"]),
         ("mocse", "table1", "Natural Samples", "CIFAR-10 / AT plain", []),
     ],
@@ -228,6 +236,52 @@ def test_what_may_explain_a_cell(paper, study, table, row, column, protocols):
     assert [each.protocol for each in cell.alternatives] == protocols
     # Never a flawed setting in a correct cell.
     assert not {s for each in cell.alternatives for s in each.settings if s != "clean"} & set(cell.settings)
+
+
+# What each replica of an evaluation does, as an attack_space; "model" are the statistics of the data.
+REPLAYED_SPACES = {
+    "normalised-noclip": ("normalised_noclip", "model"),
+    "normalised-noclip-printed": ("normalised_noclip", STATISTICS["svhn"]),
+    "eps-normalised": ("normalised_valid", "model"),
+    "tiny-released": ("normalised_clip01", STATISTICS["imagenet"]),
+}
+
+
+def test_a_replica_of_a_normalised_space_attacks_nets_that_were_trained_there(paper):
+    """Else the number says little: a net that was trained in pixels never saw what it is attacked with."""
+    project, seen = Project(ROOT), set()
+    for cell in cells(paper):
+        for each in (each for each in cell.alternatives if each.protocol in REPLAYED_SPACES):
+            name, expected = REPLAYED_SPACES[each.protocol]
+            dataset = project.dataset(each.dataset)
+            of_the_data = dataset["mean"], dataset["std"]
+            # What it starts from was trained there, too.
+            runs = [each.runs[0], *paper.initialize_from[each.runs[0]].values()]
+            for method in {run.method for run in runs}:
+                recipe = project.method(method)
+                if "attack_space" not in plugins.recipe_parameters(recipe["class"], recipe.get("model", {})):
+                    continue
+                space = recipe["attack_space"]
+                stated = {"model": of_the_data, "imagenet": STATISTICS["imagenet"]}.get(str(space["statistics"]))
+                found = stated or tuple(space["statistics"].values())
+                wanted = of_the_data if expected == "model" else expected
+                assert space["name"] == name, (each, method)
+                assert [list(values) for values in found] == [list(values) for values in wanted] or (
+                    # SVHN's own are printed for CIFAR-10; the data's mean has no say where nothing is cut.
+                    name == "normalised_noclip" and list(found[1]) == list(wanted[1])
+                ), (each, method)
+                seen.add(method)
+    assert {"dwf-normalised", "dwf-expert-pgd-normalised", "hybrid-normalised", "pgd-at-sparse-tiny-released"} <= seen
+
+
+@pytest.mark.parametrize("scale", ["quickstart", "mini"])
+def test_a_scale_without_these_trainings_says_so(scale):
+    grid = build_grid(Project(ROOT), scale, ["dwf"])
+    absent = [each for cell in cells(grid) for each in cell.alternatives if each.not_run]
+    assert absent and all(each.not_run == f"the method {each.method} is not part of scale {scale}" for each in absent)
+    assert not {run.method for run in grid.runs} & {each.method for each in absent}
+    # What attacks undefended nets otherwise is measured all the same.
+    assert {each.protocol for cell in cells(grid) for each in cell.alternatives if each.runs} >= {"normalised-noclip"}
 
 
 def test_dwf_has_five_seeds_and_its_published_spread(paper):
@@ -338,6 +392,16 @@ def study(tmp_path):
             "dwf",
             lambda t: t["table2"]["alternative_protocols"][0].update(protocol="correct"),
             "alternative_protocols.0.protocol",
+        ),
+        (
+            "hybrid",
+            lambda t: t["table1"]["alternative_protocols"][0].update(methods={"hybrid": "hybrid-normalized"}),
+            "alternative_protocols.methods: unknown method 'hybrid-normalized'.*hybrid-normalised",
+        ),
+        (
+            "hybrid",
+            lambda t: t["table1"]["alternative_protocols"][0].update(methods={"hibrid": "hybrid-normalised"}),
+            "alternative_protocols.methods: unknown method 'hibrid'",
         ),
         (
             "hybrid",

@@ -76,6 +76,7 @@ def replica(model, protocol, x, y, **changes):
             STATISTICS_HERE,
             lambda z, black, white: ((z - EPS).clamp(0, 1), (z + EPS).clamp(0, 1)),
         ),
+        ("normalised-noclip-printed", STATISTICS["svhn"], lambda z, black, white: (z - EPS, z + EPS)),
         (
             "tiny-released",
             STATISTICS["imagenet"],
@@ -94,7 +95,19 @@ def test_normalised_spaces(net, protocol, statistics, box):
     torch.testing.assert_close(clean, z, rtol=0, atol=1e-12)
     torch.testing.assert_close(attacked, expected, rtol=0, atol=1e-12)
     torch.testing.assert_close(view(attacked), net(attacked * std + mean), rtol=0, atol=1e-12)
-    assert (view.space.decode(attacked) > 1.01).any() == (protocol == "normalised-noclip")
+    assert (view.space.decode(attacked) > 1.01).any() == protocol.startswith("normalised-noclip")
+
+
+@pytest.mark.parametrize(
+    ("protocol", "std", "radius"),
+    [
+        ("normalised-noclip", Project(".").dataset("cifar10")["std"], "2.0/255"),
+        ("normalised-noclip-printed", (0.1980, 0.2010, 0.1970), "1.6/255"),
+    ],
+)
+def test_a_radius_of_8_255_is_said_in_pixels(protocol, std, radius):
+    assert radius == f"{8 * np.mean(std):.1f}/255"
+    assert f"8/255 is {radius}" in protocols.get(protocol).description
 
 
 def test_eps_normalised_is_a_pixel_attack_with_eps_times_std_in_each_channel(net):

@@ -13,11 +13,13 @@ from moat.methods.base import Method, Step
 
 torch.set_num_threads(1)
 PROJECT = Project(Path(__file__).parents[2])
-# But variants that differ in a budget only.
+# But variants that differ in a budget, or in the space of their attacks (test_training_spaces.py), only.
 METHODS = [
     name
     for name in PROJECT.names("methods")
-    if name.startswith(("pgd-at-moe", "advmoe", "dramoe")) and simplest(PROJECT, "quickstart", name) == name
+    if name.startswith(("pgd-at-moe", "advmoe", "dramoe"))
+    and simplest(PROJECT, "quickstart", name) == name
+    and "attack_space" not in PROJECT.method(name)
 ]
 ALTERNATING = [name for name in METHODS if name not in ("pgd-at-moe", "dramoe-norgat")]
 

@@ -38,12 +38,15 @@ TINY = {
     "resources": {name: {"mem_mb": 1000, "runtime": 5} for name in ("train", "evaluate", "verify")},
 }
 
-# What a variant with another budget changes of the recipe it extends.
-BUDGET = ("title", "role", "epochs", "optimizer", "mask_epochs_fraction", "validation", "initialize_from", "cost")
+# What a variant with another budget, or in another space (test_training_spaces.py), changes of what it extends.
+BUDGET = (
+    *("title", "role", "epochs", "optimizer", "mask_epochs_fraction", "validation", "initialize_from", "cost"),
+    "attack_space",
+)
 
 
 def distinct_recipes() -> list[str]:
-    """The recipes that differ in more than budget and epsilon from what they extend."""
+    """The recipes that differ in more than budget, epsilon and space from what they extend."""
     project = Project(ROOT)
 
     def rest(name: str) -> dict[str, Any]:

@@ -112,11 +112,16 @@ def under_alternative(bound: Mapping[str, Any], alternative: Mapping[str, Any]) 
 
     Args:
         alternative: an entry of ``alternative_protocols``: a protocol, and either settings or a suffix that is
-            appended to the name of every setting but clean.
+            appended to the name of every setting but clean; perhaps ``methods``, the recipes to which the cell's method
+            is to be changed, where the flaw sits in the training, too.
     """
     written = tuple(bound.get("settings", ()))
     suffix = alternative.get("suffix", "")
     settings = tuple(alternative.get("settings") or (name if name == CLEAN else name + suffix for name in written))
-    if settings == written:
+    changed = {key: value for key, value in alternative.items() if key not in ("suffix", "methods")}
+    method = bound.get("method")
+    if method in alternative.get("methods", {}):
+        changed["method"] = alternative["methods"][method]
+    if settings == written and "method" not in changed:
         return None
-    return {**bound, **{key: value for key, value in alternative.items() if key != "suffix"}, "settings": settings}
+    return {**bound, **changed, "settings": settings}

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from moat.config.cell_spec import CORRECT
+
 
 @dataclass(frozen=True, order=True)
 class Run:
@@ -99,8 +101,8 @@ class Cell:
 
     @property
     def checks(self) -> tuple[Run, ...]:
-        """The runs whose checks decide whether the number can be trusted; a cost needs none."""
-        return self.runs if {"rows", "checks"} & set(self.reads) else ()
+        """The runs whose checks decide whether the number can be trusted; a cost and a replica's number need none."""
+        return self.runs if self.protocol == CORRECT and {"rows", "checks"} & set(self.reads) else ()
 
     @property
     def metric(self) -> str:

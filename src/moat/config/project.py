@@ -1,6 +1,7 @@
 """A project: the folder that holds ``config/`` and ``workflow/schemas/``, and what they declare."""
 
 import csv
+import fnmatch
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -112,6 +113,12 @@ class Project:
             if each not in written and twins.original(each, written) is None:
                 what = schema.unknown_name(each, written, what="attack setting")
                 raise ConfigError(f"config/scales/{name}.yaml: attacks: {what}")
+        for kind, patterns in scale.get("exclude", {}).items():
+            known = plugins.archs() if kind == "arch" else self.names(f"{kind}s")
+            for pattern in patterns:
+                if not fnmatch.filter(known, pattern):
+                    what = schema.unknown_name(pattern, known, what=kind)
+                    raise ConfigError(f"config/scales/{name}.yaml: exclude: {what}")
         for kind, used in named.items():
             for each in used:
                 if each not in self.names(f"{kind}s"):

@@ -1,5 +1,6 @@
 """One study at one scale: the product of its rows and columns, cell by cell."""
 
+import fnmatch
 import functools
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
@@ -123,6 +124,11 @@ class Expander:
         cell = self._measured(bound, place, published, where)
         if cell.not_run is not None:
             return cell
+        for entry in bound.get("alternative_protocols", ()):
+            for method in itertools.chain(*entry.get("methods", {}).items()):
+                if method not in self.names["method"]:
+                    said = unknown_name(method, self.names["method"], what="method")
+                    raise ConfigError(f"{where}: alternative_protocols.methods: {said}")
         declared = (under_alternative(bound, entry) for entry in bound.get("alternative_protocols", ()))
         alternatives = (self._measured(each, place, published, where) for each in declared if each is not None)
         return replace(cell, alternatives=tuple(alternatives))
@@ -142,8 +148,8 @@ class Expander:
         if bound.get("method") in self.names["method"]:
             bound["method"] = self.simplest(bound["method"])
         # A property of the code needs no run, so no scale leaves it out.
-        for kind, included in self.included.items() if reads else ():
-            if not_run is None and bound.get(kind) and bound[kind] not in included:
+        for kind in self.names if reads else ():
+            if not_run is None and bound.get(kind) and not self._has(kind, bound[kind]):
                 not_run = f"the {kind} {bound[kind]} is not part of scale {self.scale_name}"
         rows, patterns, settings = "rows" in reads, tuple(bound.get("settings", ())), ()
         if not_run is None:
@@ -182,6 +188,11 @@ class Expander:
             not_run=not_run,
             **place,
         )
+
+    def _has(self, kind: str, name: str) -> bool:
+        """Whether the scale has a data set, net or method."""
+        excluded = self.scale.get("exclude", {}).get(kind, ())
+        return name in self.included.get(kind, [name]) and not any(fnmatch.fnmatch(name, each) for each in excluded)
 
     def _check_names(self, bound: Mapping[str, Any], reads: Sequence[str], where: str) -> None:
         needed = (["dataset", "arch", "method"] if reads else []) + (["suite", "settings"] if "rows" in reads else [])

@@ -111,6 +111,8 @@ def _entry(cell: Cell, rows: list[Mapping[str, Any]], results: Results, marks: d
         # Those of the alternative protocols, too: their numbers stand in the same cell.
         remarks = [remark for row in rows for remark in reasons_of(row)[1]]
         notes = [explain(name) for name in dict.fromkeys([*reasons, *stand_ins(cell), *remarks])]
+        # What may explain the number and is missing is said, for else it would seem that nothing does.
+        notes += [f"not run under {each.protocol}: {each.not_run}" for each in cell.alternatives if each.not_run]
     number, interval = _numbers(cell, values)
     published, spread = values["published"], values["published_std"]
     if published is not None:

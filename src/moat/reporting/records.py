@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from moat.config import paths
-from moat.config.grid import Grid, Run
+from moat.config.cell_spec import CORRECT
+from moat.config.grid import Cell, Grid, Run
 from moat.reporting import formatting, provenance
 from moat.reporting.results import Results
 from moat.reporting.tables import not_run_reason
@@ -125,11 +126,19 @@ def _check(check: Mapping[str, Any]) -> dict[str, str]:
 
 
 def not_run(grid: Grid, results: Results) -> list[dict[str, Any]]:
-    """What has no measurement: one record per reason, with its cells by table or figure."""
+    """What has no measurement: one record per reason, with its cells by table or figure.
+
+    Among them the alternative protocols whose nets the scale does not train.
+    """
+
+    def under(cell: Cell) -> str:
+        return "" if cell.protocol == CORRECT else f" (under {cell.protocol})"
+
     shown = [
-        (f"{table.study}: {table.title}", f"{cell.row} × {cell.column}", cell)
+        (f"{table.study}: {table.title}", f"{cell.row} × {cell.column}{under(each)}", each)
         for table in grid.tables
         for cell in table.cells
+        for each in (cell, *(other for other in cell.alternatives if other.not_run))
     ]
     shown += [
         (f"{figure.study}: {figure.title}", line.label, line.cell) for figure in grid.figures for line in figure.lines

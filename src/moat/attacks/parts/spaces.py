@@ -2,7 +2,8 @@
 
 Robustness is measured in pixels: epsilon in units of [0,1], and results that are images. Normalised spaces are what
 some papers and released codes attack and train in: there, epsilon and step size count in standard deviations of the
-data (at CIFAR-10's 0.25, an epsilon of 8/255 is 2/255 of a pixel), and bounds may not be those of an image.
+data, which are a fifth to a quarter of the range of pixels (:mod:`moat.evaluation.protocols` says what 8/255 comes to),
+and bounds may not be those of an image.
 """
 
 from collections.abc import Callable, Mapping, Sequence
