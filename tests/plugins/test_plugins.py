@@ -17,6 +17,7 @@ from moat.base import plugins
 from moat.base.errors import ConfigError
 from moat.commands.cli import main
 from moat.config.project import Project
+from moat.models import nets
 from moat.training.models import load_model
 
 ROOT = Path(__file__).parents[2]
@@ -237,3 +238,29 @@ def test_a_plugin_may_not_hide_one_of_moats_own(tmp_path, place):
     with pytest.raises(ConfigError, match=f"plugins/{place}: moat has an? (module|attack) of this name"):
         Project(root).method("noisy-training")
         Project(root).attacks()
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "said"),
+    [
+        (
+            "models/dwf.py",
+            'MIXTURE = "Dwf"\nPARAMETERS = {}\n',
+            "plugins/models/dwf.py: moat has a mixture 'dwf', .*moe/dwf.py",
+        ),
+        ("models/sramoe/__init__.py", "MIXTURE = None\n", "sramoe/__init__.py: moat has a mixture 'sramoe'"),
+        (
+            "models/another.py",
+            "NETS = {'resnet18': None}\n",
+            "plugins/models/another.py: there is a net resnet18 already",
+        ),
+    ],
+)
+def test_a_plugin_may_not_take_the_name_of_a_mixture_or_net_of_moat(tmp_path, file, text, said):
+    path = make(tmp_path) / "plugins" / file
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(text)
+    plugins.use_project(tmp_path)
+    with pytest.raises(ConfigError, match=said):
+        plugins.mixtures()
+        nets.names()

@@ -84,7 +84,7 @@ def project_modules(package: str) -> dict[str, Path]:
 
 def written() -> tuple[tuple[str, int], ...]:
     """The project's plug-ins and when each was written: what is imported, or remembered, of them is of these."""
-    files = visible(project_folder(), "*/*.py")
+    files = [*visible(project_folder(), "*/*.py"), *visible(project_folder(), "*/*/*.py")]
     return tuple((str(path.resolve()), path.stat().st_mtime_ns) for path in files)
 
 
@@ -188,14 +188,26 @@ def _lineage(method_class: str) -> list[tuple[Path, str, dict[str, Any]]]:
 
 
 def mixtures() -> Mapping[str, Path]:
-    """The names of the mixtures of experts, and their files: modules with a ``MIXTURE``."""
+    """The names of the mixtures of experts, and their files: modules with a ``MIXTURE``.
+
+    Raises:
+        ConfigError: a plug-in of the project has the name of one of moat's own mixtures.
+    """
     return _mixtures(written())
 
 
 @functools.cache
 def _mixtures(plugins_written: tuple) -> Mapping[str, Path]:
-    files = [*visible(_PACKAGE / "models" / "moe", "*.py"), *project_modules("models").values()]
-    return {path.stem.replace("_", "-"): path for path in files if "MIXTURE" in _names(path)}
+    found: dict[str, Path] = {}
+    own = {path.stem: path for path in visible(_PACKAGE / "models" / "moe", "*.py")}
+    for module, path in [*own.items(), *project_modules("models").items()]:
+        name = module.replace("_", "-")
+        if "MIXTURE" not in _names(path):
+            continue
+        if name in found:
+            raise ConfigError(f"{path}: moat has a mixture {name!r}, {found[name]}; rename the plug-in")
+        found[name] = path
+    return found
 
 
 def no_method(path: str | Path, found: str | None) -> str:

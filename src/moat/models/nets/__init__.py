@@ -25,8 +25,13 @@ Normalization = str | tuple[Sequence[float], Sequence[float]] | None
 
 def _registry() -> dict[str, Callable[..., Classifier]]:
     """The nets of this package and of the project's ``plugins/models``."""
-    own = [importlib.import_module(f"moat.models.{name}") for name in plugins.project_modules("models")]
-    return {**_own_nets(), **{name: net for module in own for name, net in getattr(module, "NETS", {}).items()}}
+    nets = dict(_own_nets())
+    for name, path in plugins.project_modules("models").items():
+        offered = getattr(importlib.import_module(f"moat.models.{name}"), "NETS", {})
+        if twice := nets.keys() & offered.keys():
+            raise ConfigError(f"{path}: there is a net {', '.join(sorted(twice))} already; rename the plug-in's")
+        nets.update(offered)
+    return nets
 
 
 @functools.cache
