@@ -279,6 +279,16 @@ def test_edges_and_equalisation():
     assert (spatter._equalized(levels)[1] == 0).all()
 
 
+def test_an_image_without_a_drop_stays_as_it_is():
+    """The public recipe divides its shading by the darkest shade, 0 / 0 here, and the image turns black."""
+    images = np.full((1000, 32, 32, 3), 128, np.uint8)
+    spattered = corrupt(images, "spatter", 1, seed=0, severities="imagenet-c")
+    untouched = (spattered == images).all((1, 2, 3))
+    assert untouched.any() and not untouched.all()
+    # Water only brightens.
+    assert spattered.min() == 128
+
+
 # -- random numbers ----------------------------------------------------------------
 def test_streams_are_splitmix64():
     """Its first numbers for the seed 1234567, as published with its C source."""
