@@ -68,7 +68,18 @@ def test_a_wrong_name_is_told_before_any_rule_asks(wrong, said):
                 "run": f"{RESULTS}/runs/digits/resnet18/trades/seed0/run.json",
             },
         ),
+        (
+            "run_files",
+            {"weights": "-last"},
+            {
+                "model": f"{RESULTS}/runs/digits/resnet18/trades/seed0/last.safetensors",
+                "run": f"{RESULTS}/runs/digits/resnet18/trades/seed0/run.json",
+            },
+        ),
         ("evaluation_options", {"suite": "trust"}, "--batch-size 500 --limit 40"),
+        ("evaluation_options", {"suite": "trust", "weights": ""}, "--batch-size 500 --limit 40"),
+        ("evaluation_options", {"suite": "trust", "weights": "-last"}, "--batch-size 500 --limit 40 --weights last"),
+        ("check_options", {"weights": "-last"}, "--batch-size 500 --limit 24 --steps 8 --queries 100 --weights last"),
         ("evaluation_options", {"scale": "paper", "suite": "trust"}, "--batch-size 500 --limit all"),
         ("check_options", {}, "--batch-size 500 --limit 24 --steps 8 --queries 100"),
         ("check_options", {"scale": "paper"}, "--batch-size 500 --limit 1000 --steps 20 --queries 1000"),
@@ -114,6 +125,16 @@ def test_only_transferred_examples_depend_on_another_run(inputs):
     assert dragged_along == {"transfer"}
     assert inputs.suites(transfer=True) == ["transfer"]
     assert sorted([*inputs.suites(transfer=False), "transfer"]) == sorted(inputs.project.suites())
+
+
+def test_a_row_of_the_last_epoch_asks_for_files_of_its_own_and_no_further_training(inputs):
+    table = inputs.grid("quickstart").table("dwf", "table2")
+    asked = [str(path) for path in inputs_of(table, "quickstart")]
+    (last,) = {run for run in table.checks if run.weights == "last"}
+    own = [path for path in asked if "-last" in path]
+    name = f"{last.dataset}/{last.arch}/{last.method}/seed{last.seed}-last"
+    assert own == [f"{RESULTS}/evaluations/{name}/dwf-last-epoch.parquet", f"{RESULTS}/checks/{name}.json"]
+    assert len(asked) == len(set(asked))
 
 
 def test_a_table_asks_for_the_records_evaluations_and_checks_behind_its_cells(inputs):

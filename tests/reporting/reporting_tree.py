@@ -116,6 +116,7 @@ class Tree:
             "images_per_second": 1234.5,
             "peak_memory_bytes": 512 * 2**20,
             "model_sha256": self.sha(name),
+            "last_sha256": self.sha(f"{name}-last"),
             "parameters": 176000,
             "macs_per_image": 2_300_000,
         }
@@ -125,6 +126,11 @@ class Tree:
     def sha(self, name: str) -> str:
         return hashlib.sha256(name.encode()).hexdigest()
 
+    def measured(self, name: str) -> dict:
+        """Of a run, or of the weights of its last epoch: ``…/seed0-last``."""
+        dataset, arch, method, seed = name.split("/")
+        return self.identity(dataset, arch, method, int(seed.removesuffix("-last").removeprefix("seed")))
+
     def identity(self, dataset, arch, method, seed) -> dict:
         return {"dataset": dataset, "arch": arch, "method": method, "seed": seed, "scale": self.scale}
 
@@ -132,11 +138,10 @@ class Tree:
         path = self.path("evaluations", f"{name}/{suite}.parquet")
         path.parent.mkdir(parents=True, exist_ok=True)
         frame.to_parquet(path, compression="zstd", index=False)
-        dataset, arch, method, seed = name.split("/")
         content = {
             "suite": suite,
             "settings": {setting: {} for setting in SUITES[suite]},
-            "run": {**self.identity(dataset, arch, method, int(seed[4:])), "model_sha256": sha or self.sha(name)},
+            "run": {**self.measured(name), "model_sha256": sha or self.sha(name)},
             "n": int(frame["index"].nunique()),
             "seconds": 12.25,
             "hardware": {"cpu": "a CPU", "cores": 2},
@@ -159,13 +164,12 @@ class Tree:
             }
             for check in CHECKS
         ]
-        dataset, arch, method, seed = name.split("/")
         content = {
             "passed": not failed,
             "failed": list(failed),
             "worst_case_accuracy": 0.41,
             "checks": checks,
-            "run": {**self.identity(dataset, arch, method, int(seed[4:])), "model_sha256": self.sha(name)},
+            "run": {**self.measured(name), "model_sha256": self.sha(name)},
             "sources": self.sources,
         }
         path.write_text(json.dumps(content))

@@ -8,7 +8,7 @@ from pathlib import Path
 from moat.config import paths, schema
 from moat.config.project import Project
 from moat.machine import devices
-from moat.pipeline.inputs import RUN_WILDCARDS, Inputs, one_of, result_files, run_of, name_of
+from moat.pipeline.inputs import MEASURED_WILDCARDS, RUN_WILDCARDS, Inputs, one_of, result_files, run_of, name_of
 from moat.pipeline.snakemake_repair import clamp_future_mtimes
 from moat.pipeline.warm import start as warm
 
@@ -33,7 +33,7 @@ shell.prefix("trap : TERM; {exports}; export PATH={binaries}:$PATH; ")
 os.environ.update(PATH=os.pathsep.join([f"{workflow.basedir}/workflow/profiles/slurm/bin", *os.get_exec_path()]))
 
 RUN = paths.run_dir("{scale}", RUN_WILDCARDS)
-EVALUATION = paths.evaluation("{scale}", RUN_WILDCARDS, "{suite}")
+EVALUATION = paths.evaluation("{scale}", MEASURED_WILDCARDS, "{suite}")
 PROBE = paths.probe("{scale}", RUN_WILDCARDS, "{probe}")
 
 

@@ -8,7 +8,7 @@ rule evaluate:
         rows=ensure(EVALUATION.with_suffix(".parquet"), non_empty=True),
         summary=ensure(EVALUATION.with_suffix(".json"), non_empty=True),
     log:
-        "logs/{scale}/evaluate/{dataset}/{arch}/{method}/seed{seed}/{suite}.log",
+        "logs/{scale}/evaluate/{dataset}/{arch}/{method}/seed{seed}{weights}/{suite}.log",
     wildcard_constraints:
         suite=one_of(inputs.suites(transfer=False)),
     threads: config["threads"]["evaluate"]

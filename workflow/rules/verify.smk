@@ -4,9 +4,9 @@ rule verify:
         data=paths.prepared("{scale}", "{dataset}"),
         again=made_again("check"),
     output:
-        ensure(paths.checks("{scale}", RUN_WILDCARDS), non_empty=True),
+        ensure(paths.checks("{scale}", MEASURED_WILDCARDS), non_empty=True),
     log:
-        "logs/{scale}/verify/{dataset}/{arch}/{method}/seed{seed}.log",
+        "logs/{scale}/verify/{dataset}/{arch}/{method}/seed{seed}{weights}.log",
     threads: config["threads"]["evaluate"]
     resources:
         gpu=1,

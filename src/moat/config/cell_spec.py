@@ -10,7 +10,9 @@ from moat.config import twins
 Points = Sequence[tuple[str, Mapping[str, Any]]]
 
 # Keys that describe a point, not the measurement.
-_NOT_BOUND = ("label", "published", "not_in_paper")
+_NOT_BOUND = ("label", "declared_label", "published", "not_in_paper")
+# What follows the label of a line with the weights of the last epoch.
+LAST_EPOCH = " (last epoch)"
 # Keys of a table that are defaults for its cells.
 _FROM_TABLE = ("suite", "both_gradients", "alternative_protocols", "hardware")
 CLEAN = "clean"
@@ -23,28 +25,57 @@ def bind(spec: Mapping[str, Any], points: Points) -> dict[str, Any]:
     bound.update({key: spec[key] for key in _FROM_TABLE if key in spec})
     for _, point in points:
         bound.update({key: value for key, value in point.items() if key not in _NOT_BOUND})
-    labels = {axis: point["label"] for axis, point in points}
     for override in spec.get("overrides", ()):
-        if all(labels.get(axis) in allowed for axis, allowed in override["match"].items()):
+        if matches(points, override["match"]):
             bound.update({key: value for key, value in override.items() if key != "match"})
+    if bound.get("weights") == "last":
+        # Nothing is published for it that a flawed protocol could explain.
+        bound.pop("alternative_protocols", None)
+        bound["suite"] = spec["last_epoch"].get("suite", bound.get("suite"))
     return bound
 
 
-def check_overrides(spec: Mapping[str, Any], where: str) -> None:
-    """Every label that an override matches must exist in the table: with a typo it would silently match nothing.
+def matches(points: Points, wanted: Mapping[str, Sequence[str]]) -> bool:
+    """Whether points have one of the ``wanted`` labels on each of its axes."""
+    labels = {axis: point.get("declared_label", point["label"]) for axis, point in points}
+    return all(labels.get(axis) in allowed for axis, allowed in wanted.items())
+
+
+def with_last_epoch(line: Points, wanted: Mapping[str, Sequence[str]]) -> Points | None:
+    """The row or column that shows the last epoch of the one with the points ``line``; None where it is not wanted."""
+    if not matches(line, wanted):
+        return None
+    axis = list(wanted)[-1]
+
+    def last(point: Mapping[str, Any]) -> dict[str, Any]:
+        label = point["label"]
+        return {**point, "label": label + LAST_EPOCH, "declared_label": label, "weights": "last", "not_in_paper": True}
+
+    return [(name, last(point) if name == axis else point) for name, point in line]
+
+
+def check_matches(spec: Mapping[str, Any], where: str) -> None:
+    """Every label that is matched must exist in the table: with a typo it would silently match nothing.
 
     Raises:
         ConfigError: an axis or a label that the table does not have; names ``where``.
     """
     labels = {axis["axis"]: [point["label"] for point in axis["points"]] for axis in (*spec["rows"], *spec["columns"])}
-    for override in spec.get("overrides", ()):
-        for axis, allowed in override["match"].items():
+    declared = [("overrides", override["match"]) for override in spec.get("overrides", ())]
+    if "last_epoch" in spec:
+        declared.append(("last_epoch", spec["last_epoch"]["match"]))
+        sides = [{axis["axis"] for axis in spec[side]} for side in ("rows", "columns")]
+        if not any(side >= spec["last_epoch"]["match"].keys() for side in sides):
+            named = ", ".join(spec["last_epoch"]["match"])
+            raise ConfigError(f"{where}: last_epoch: match: axes {named}; allowed: those of the rows or of the columns")
+    for key, match in declared:
+        for axis, allowed in match.items():
             if axis not in labels:
-                raise ConfigError(f"{where}: overrides: " + unknown_name(axis, labels, what="axis"))
+                raise ConfigError(f"{where}: {key}: " + unknown_name(axis, labels, what="axis"))
             for label in allowed:
                 if label not in labels[axis]:
                     what = unknown_name(label, labels[axis], what=f"label of {axis}")
-                    raise ConfigError(f"{where}: overrides: {what}")
+                    raise ConfigError(f"{where}: {key}: {what}")
 
 
 def expand_settings(patterns: Sequence[str], known: Sequence[str], *, suite: str, where: str) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
 """What tables and figures consist of: runs, evaluations, probes, cells."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -10,12 +10,23 @@ from moat.config.cell_spec import CORRECT
 
 @dataclass(frozen=True, order=True)
 class Run:
-    """One trained model (at a scale)."""
+    """One trained model (at a scale).
+
+    Attributes:
+        weights: those of the best epoch on held-out images ("best"), or those of the last one ("last"): one training
+            leaves both.
+    """
 
     dataset: str
     arch: str
     method: str
     seed: int
+    weights: str = "best"
+
+    @property
+    def training(self) -> "Run":
+        """The run itself, whichever of its weights are meant."""
+        return self if self.weights == "best" else replace(self, weights="best")
 
 
 @dataclass(frozen=True, order=True)
@@ -50,6 +61,7 @@ class Cell:
             config/published/<study>.csv, the first after the header being 2.
         substitutes: (kind, name) of what the paper used and the scale, or the study itself, replaced, e.g.
             ("dataset", "cifar10").
+        weights: of the runs: "best" or "last" epoch.
         hardware: what a published cost was measured on, e.g. A100.
         not_run: why there is no measurement, or None.
         axes: (axis, label) as the study writes them, e.g. ("method", "DRAMoE").
@@ -79,6 +91,7 @@ class Cell:
     code_property: str = ""
     probe: str = ""
     hardware: str | None = None
+    weights: str = "best"
     published_line: int | None = None
     axes: tuple[tuple[str, str], ...] = ()
     alternatives: tuple["Cell", ...] = ()
@@ -88,7 +101,7 @@ class Cell:
         """The runs that are measured; none where the cell is not run, or is a property of the code."""
         if self.not_run is not None or not self.reads:
             return ()
-        return tuple(Run(self.dataset, self.arch, self.method, seed) for seed in self.seeds)
+        return tuple(Run(self.dataset, self.arch, self.method, seed, self.weights) for seed in self.seeds)
 
     @property
     def evaluations(self) -> tuple[Evaluation, ...]:
@@ -106,8 +119,9 @@ class Cell:
 
     @property
     def metric(self) -> str:
-        """What the number is, e.g. ``accuracy(pgd10)``, ``mean_accuracy(fog-?)`` or ``parameters``."""
+        """What the number is, e.g. ``accuracy(pgd10)``, ``last_epoch_mean_accuracy(fog-?)`` or ``parameters``."""
         name = f"mean_{self.measure}" if self.aggregate == "mean" else self.measure
+        name = f"last_epoch_{name}" if self.weights == "last" else name
         about = self.code_property or self.probe or "+".join(self.patterns or self.settings)
         return f"{name}({about})" if about else name
 
@@ -138,7 +152,7 @@ class Table:
 
     @cached_property
     def runs(self) -> tuple[Run, ...]:
-        return unique(run for cell in self.measured for run in cell.runs)
+        return unique(run.training for cell in self.measured for run in cell.runs)
 
     @cached_property
     def checks(self) -> tuple[Run, ...]:
@@ -185,7 +199,7 @@ class Figure:
 
     @cached_property
     def runs(self) -> tuple[Run, ...]:
-        return unique(run for cell in self.measured for run in cell.runs)
+        return unique(run.training for cell in self.measured for run in cell.runs)
 
     @cached_property
     def checks(self) -> tuple[Run, ...]:

@@ -4,6 +4,9 @@ from pathlib import Path
 
 TABLE_SUFFIXES = ("csv", "md", "tex")
 FIGURE_SUFFIXES = ("png", "pdf", "csv")
+#: The files of a run's weights, and what follows the name of a run in the paths of what is measured on them.
+WEIGHTS = {"best": "model.safetensors", "last": "last.safetensors"}
+_ENDINGS = {"best": "", "last": "-last"}
 
 
 def results(scale: str) -> Path:
@@ -20,7 +23,13 @@ def prepared(scale: str, dataset: str) -> Path:
 
 
 def run_dir(scale: str, run) -> Path:
-    return results(scale) / "runs" / run_name(run)
+    """What a training leaves, the same folder for both of its weights."""
+    return results(scale) / "runs" / run_name(run.training)
+
+
+def weights(scale: str, run) -> Path:
+    """The weights that are meant by a run."""
+    return run_dir(scale, run) / WEIGHTS[run.weights]
 
 
 def evaluation(scale: str, run, suite: str) -> Path:
@@ -69,5 +78,5 @@ def report(scale: str) -> Path:
 
 
 def run_name(run) -> str:
-    """``<dataset>/<arch>/<method>/seed<k>``."""
-    return f"{run.dataset}/{run.arch}/{run.method}/seed{run.seed}"
+    """``<dataset>/<arch>/<method>/seed<k>``, and ``-last`` where the weights of the last epoch are meant."""
+    return f"{run.dataset}/{run.arch}/{run.method}/seed{run.seed}{_ENDINGS.get(run.weights, run.weights)}"

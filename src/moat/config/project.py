@@ -102,7 +102,11 @@ class Project:
     def scale(self, name: str) -> dict[str, Any]:
         scale = self._named("scales", "scale", name)
         named = {
-            "method": [*scale.get("recipes", {}), *scale.get("include", {}).get("method", [])],
+            "method": [
+                *scale.get("recipes", {}),
+                *scale.get("include", {}).get("method", []),
+                *(scale["last_epoch"] if isinstance(scale.get("last_epoch"), list) else []),
+            ],
             "dataset": [
                 *scale.get("include", {}).get("dataset", []),
                 *scale.get("substitute", {}).get("dataset", {}).values(),

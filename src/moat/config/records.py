@@ -14,6 +14,9 @@ from moat.config.project import Project
 from moat.provenance import staleness
 from moat.provenance.staleness import INITIAL_RUN, MODEL, RECIPE, RUN
 
+# Of the weights, in run.json.
+_SHA256 = {"best": "model_sha256", "last": "last_sha256"}
+
 
 def locate(root: str | Path, path) -> Path:
     """A path of :mod:`moat.config.paths` (below ``results/``) below the folder ``root`` instead."""
@@ -146,15 +149,15 @@ class Records:
         return found
 
     def is_other_model(self, run: Run, then: Mapping[str, Any] | None) -> bool:
-        """Whether a run has other weights now, best and last, than those whose ``model_sha256`` was recorded."""
-        record, weights = self.run(run) or {}, (then or {}).get("model_sha256")
-        now = {record.get("model_sha256"), record.get("last_sha256")} - {None}
-        return bool(now) and weights is not None and weights not in now
+        """Whether a run has other weights now than those whose ``model_sha256`` was recorded."""
+        then, now = (then or {}).get("model_sha256"), (self.run(run) or {}).get(_SHA256[run.weights])
+        return None not in (then, now) and then != now
 
     # -- today's configuration ----------------------------------------------
     def run_digest(self, run: Run) -> str:
         """The digest of a run's resolved recipe."""
-        return recipes.digest({**self._recipe_of(run.method), **vars(run)})
+        place = {"dataset": run.dataset, "arch": run.arch, "method": run.method, "seed": run.seed}
+        return recipes.digest({**self._recipe_of(run.method), **place})
 
     # Thousands of runs are of a few dozen recipes.
     @functools.cache  # noqa: B019 - one lives as long as its command

@@ -14,10 +14,11 @@ from moat.config.cell_spec import (
     CORRECT,
     Points,
     bind,
-    check_overrides,
+    check_matches,
     check_protocol,
     expand_settings,
     under_alternative,
+    with_last_epoch,
     with_twins,
 )
 from moat.config.grid_types import Cell, Figure, Line, Table
@@ -57,11 +58,50 @@ class Expander:
 
     def tables(self) -> Iterator[Table]:
         for name, spec in self.spec.get("tables", {}).items():
-            check_overrides(spec, f"config/studies/{self.study}.yaml: {name}")
-            rows, columns = _product(spec["rows"]), _product(spec["columns"])
+            check_matches(spec, f"config/studies/{self.study}.yaml: {name}")
+            (rows, of_rows), (columns, of_columns) = (self._lines(spec, side) for side in ("rows", "columns"))
             cells = tuple(self._cell(name, spec, row, column) for row, column in itertools.product(rows, columns))
             labels = tuple(map(self._label, rows)), tuple(map(self._label, columns))
-            yield Table(self.study, name, spec["title"], spec["caption"], *labels, cells)
+            caption = " ".join(filter(None, [spec["caption"], of_rows, of_columns]))
+            yield Table(self.study, name, spec["title"], caption, *labels, cells)
+
+    def _lines(self, spec: Mapping[str, Any], side: str) -> tuple[list[Points], str]:
+        """The rows or columns of a table, those that show the last epoch included, and what the caption says of these.
+
+        A last epoch is shown where the table wants it and the scale's ``last_epoch`` is true or names the method.
+        """
+        lines, match = _product(spec[side]), spec.get("last_epoch", {}).get("match")
+        if match is None or not match.keys() <= {axis["axis"] for axis in spec[side]}:
+            return lines, ""
+        asked = self.scale.get("last_epoch", False)
+        asked = asked if isinstance(asked, bool) else {self.simplest(method) for method in asked}
+        found, wanted, shown = [], 0, []
+        for line in lines:
+            found.append(line)
+            last = with_last_epoch(line, match)
+            if last is None or not self._is_included(line):
+                continue
+            wanted += 1
+            methods = {self.simplest(point["method"]) for _, point in line if "method" in point}
+            if asked is True or (asked and methods & asked):
+                found.append(last)
+                shown.append(self._label(line))
+        if wanted and not shown:
+            return found, "The weights of the last epoch were not evaluated at this scale."
+        if not shown:
+            return found, ""
+        only = "" if len(shown) == wanted else f" At this scale they were evaluated for {', '.join(shown)} only."
+        return found, f"Last epoch: the weights at the end of the training instead of those of the best epoch.{only}"
+
+    def _is_included(self, line: Points) -> bool:
+        """Whether the scale has the data sets, nets and methods that a row or column names."""
+        for _, point in line:
+            for kind, included in self.included.items():
+                name = self.scale.get("substitute", {}).get(kind, {}).get(point.get(kind), point.get(kind))
+                name = self.simplest(name) if kind == "method" and name else name
+                if name and name not in included:
+                    return False
+        return True
 
     def figures(self) -> Iterator[Figure]:
         for name, spec in self.spec.get("figures", {}).items():
@@ -116,7 +156,7 @@ class Expander:
         place = {"table": table, "row": self._label(row), "column": self._label(column)}
         place["axes"] = tuple((axis, point["label"]) for axis, point in points)
         published = NOTHING
-        if "published" in spec:
+        if "published" in spec and not any(point.get("weights") == "last" for _, point in points):
             may_lack = any(point.get("not_in_paper") for _, point in points)
             wanted = wanted_columns(spec, points)
             published = self.numbers.find(wanted, where=f"{table}: {labels}", may_lack=may_lack)
@@ -156,6 +196,10 @@ class Expander:
             self._check_names(bound, reads, where)
         if not_run is None and rows:
             known, suite = self.suites[bound["suite"]], bound["suite"]
+            lacking = [name for name in patterns if not fnmatch.filter(known, name)]
+            if lacking and bound.get("weights") == "last":
+                not_run = f"the last epoch is not evaluated with {', '.join(lacking)}"
+        if not_run is None and rows:
             settings = expand_settings(patterns, known, suite=suite, where=where)
             if bound.get("both_gradients") and bound["protocol"] == CORRECT and self.is_mixture(bound["method"]):
                 settings = with_twins(settings, known, self.attacks, suite=suite, where=where)
@@ -184,6 +228,7 @@ class Expander:
             published_line=published.line,
             tolerance=bound.get("tolerance", self.spec["tolerance"]),
             hardware=bound.get("hardware"),
+            weights=bound.get("weights", "best"),
             substitutes=tuple(substitutes),
             not_run=not_run,
             **place,

@@ -26,7 +26,8 @@ def transfer_runs(project: Project, suite: str, run: Run, runs: Iterable[Run]) -
     kinds = transfer_kinds(project, suite)
     if not kinds:
         return {}
-    runs = [other for other in runs if other.dataset == run.dataset and other != run]
+    best = (other for other in runs if other.weights == "best")
+    runs = [other for other in best if other.dataset == run.dataset and other != run.training]
     same = [other for other in runs if (other.method, other.seed) == (run.method, run.seed)]
     candidates = {
         "seed": _siblings(project, suite, run, runs),

@@ -22,6 +22,8 @@ from moat.provenance import staleness
 
 # The run of a path that is an output of a rule.
 RUN_WILDCARDS = Run("{dataset}", "{arch}", "{method}", "{seed}")
+# The same with either of its weights: {weights} is "", or "-last" for those of the last epoch.
+MEASURED_WILDCARDS = Run("{dataset}", "{arch}", "{method}", "{seed}", "{weights}")
 
 
 class Inputs:
@@ -65,6 +67,7 @@ class Inputs:
             "probe": one_of(project.probes()),
             "study": one_of(project.names("studies")),
             "seed": r"\d+",
+            "weights": "(-last)?",
             "item": r"[A-Za-z0-9_]+",
         }
 
@@ -100,8 +103,9 @@ class Inputs:
     # -- evaluations, checks, probes -----------------------------------------
     def run_files(self, wildcards) -> dict[str, Path]:
         """The finished run that an evaluation, a check or a probe looks at."""
-        folder = paths.run_dir(wildcards.scale, run_of(wildcards))
-        return {"model": folder / "model.safetensors", "run": folder / "run.json"}
+        run = run_of(wildcards)
+        model = paths.weights(wildcards.scale, run)
+        return {"model": model, "run": paths.run_dir(wildcards.scale, run) / "run.json"}
 
     def corrupted_images(self, wildcards) -> list[Path]:
         """The published corrupted images of the data set, if there are any and the suite asks for their severities.
@@ -128,13 +132,13 @@ class Inputs:
 
     def evaluation_options(self, wildcards) -> list[str]:
         evaluation = self.scale(wildcards.scale)["evaluation"]
-        return _size(evaluation["limit"], evaluation["batch_size"])
+        return [*_size(evaluation["limit"], evaluation["batch_size"]), *_weights(wildcards)]
 
     def check_options(self, wildcards) -> list[str]:
         """What the scale lets the checks spend."""
         checks = self._resolved(recipes.resolve_checks, wildcards.scale)
         spent = [[f"--{key}", str(checks[key])] for key in ("steps", "queries") if key in checks]
-        return [*_size(checks["limit"], checks["batch_size"]), *itertools.chain(*spent)]
+        return [*_size(checks["limit"], checks["batch_size"]), *itertools.chain(*spent), *_weights(wildcards)]
 
     def probe_options(self, wildcards) -> list[str]:
         probe = self._resolved(recipes.resolve_probe, wildcards.scale, wildcards.probe)
@@ -254,7 +258,8 @@ class Inputs:
 
 
 def run_of(wildcards) -> Run:
-    return Run(wildcards.dataset, wildcards.arch, wildcards.method, int(wildcards.seed))
+    weights = "last" if getattr(wildcards, "weights", "") == "-last" else "best"
+    return Run(wildcards.dataset, wildcards.arch, wildcards.method, int(wildcards.seed), weights)
 
 
 def name_of(wildcards) -> str:
@@ -281,6 +286,10 @@ def _results_of(shown: Table | Figure | Grid) -> Iterator[tuple[str, Run, str]]:
     yield from (("evaluation", evaluation.run, evaluation.suite) for evaluation in shown.evaluations)
     yield from (("check", run, "") for run in shown.checks)
     yield from (("probe", probe.run, probe.name) for probe in getattr(shown, "probes", ()))
+
+
+def _weights(wildcards) -> list[str]:
+    return ["--weights", "last"] if run_of(wildcards).weights == "last" else []
 
 
 def _size(limit: int | None, batch_size: int) -> list[str]:

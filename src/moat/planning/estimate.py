@@ -102,7 +102,8 @@ def part_of(grid: Grid, shown: Table | Figure, number: int | None = None) -> Gri
 def targets_of(part: Grid) -> list[str]:
     """The targets that imply all runs, evaluations, checks and probes of a part of a grid; empty without a run."""
     scale = part.scale
-    looked_at = {*part.checks, *(each.run for each in (*part.evaluations, *part.probes))}
+    measured = (*part.checks, *(each.run for each in (*part.evaluations, *part.probes)))
+    looked_at = {run.training for run in measured}
     return [
         *(evaluation_path(scale, each) for each in part.evaluations),
         *(check_path(scale, run) for run in part.checks),

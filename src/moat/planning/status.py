@@ -21,16 +21,20 @@ def plan(project: Project, grid: Grid) -> list[dict[str, Any]]:
     entries = [_job_entry(records, *job) for job in _jobs(grid)] + [*_shown_entries(grid, project.root)]
     again = _to_train_again(grid, project.root, entries)
     for entry in entries:
-        if _of_run(entry) in again:
+        if (run := _of_run(entry)) is not None and run.training in again:
             entry.update(status="missing", stale=[])
     return entries
 
 
 def _to_train_again(grid: Grid, root: Path, entries: list[dict[str, Any]]) -> set[Run]:
     """Finished runs without weights, which git does not keep, that a missing evaluation, check, probe or run needs."""
-    weights = {run: root / paths.run_dir(grid.scale, run) / "model.safetensors" for run in grid.runs}
-    bare = {run for run, path in weights.items() if not path.exists()}
-    again = {_of_run(entry) for entry in entries if entry["status"] == "missing"} & bare
+
+    def is_bare(run: Run) -> bool:
+        return not (root / paths.weights(grid.scale, run)).exists()
+
+    bare = set(filter(is_bare, grid.runs))
+    needed = filter(None, (_of_run(entry) for entry in entries if entry["status"] == "missing"))
+    again = {run.training for run in needed if is_bare(run)}
     # Runs are in topological order.
     for run in reversed(grid.runs):
         if run in again:
@@ -40,7 +44,7 @@ def _to_train_again(grid: Grid, root: Path, entries: list[dict[str, Any]]) -> se
 
 def _of_run(entry: dict[str, Any]) -> Run | None:
     """The run of an entry; None for tables and figures."""
-    names = ("dataset", "arch", "method", "seed")
+    names = ("dataset", "arch", "method", "seed", "weights")
     return Run(*(entry[name] for name in names)) if "seed" in entry else None
 
 

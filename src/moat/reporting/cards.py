@@ -75,6 +75,7 @@ def of_cell(entry: Entry, results: Results) -> list[Line]:
         ("between seeds", None if spread is None else f"standard deviation {spread:.2f}"),
         *published,
         ("metric", f"{values['metric']}, protocol {cell.protocol}"),
+        ("weights", "of the last epoch" if cell.weights == "last" else None),
         ("examples", values["n"] and values["seeds"] and f"{values['n']} per seed"),
         ("seeds", values["seeds"] and values["seeds"].replace(";", ", ")),
         *provenance.files(cell, results),

@@ -69,7 +69,8 @@ def chosen(grid: Grid, name: str, spec: Mapping[str, Any], role: str) -> list[Ce
     if study not in {each.study for each in grid.tables}:
         return []
     labels = {**spec.get("cells", {}), **_labels(spec, role)}
-    cells = grid.table(study, table).cells
+    # What is claimed of a method is claimed of its best epoch; further rows show its last one.
+    cells = [cell for cell in grid.table(study, table).cells if cell.weights == "best"]
     for axis, wanted in labels.items():
         known = list(dict.fromkeys(dict(cell.axes).get(axis, "") for cell in cells))
         for label in wanted:

@@ -5,6 +5,7 @@ from typing import Any
 
 import pandas as pd
 
+from moat.config import paths
 from moat.config.grid import Cell, Table
 from moat.reporting import measures
 from moat.reporting.results import Results
@@ -17,7 +18,8 @@ def collect(tables: Iterable[Table], content: pd.DataFrame, results: Results) ->
     Returns:
         ``{"verdicts": {verdict: cells}, "published": {outcome: cells}, "checks": {"passed": runs, "failed": runs},
         "accuracy": {dataset: {arch: {method: {seed<k>: {suite: {setting: points}}}}}}}``. A worst case over several
-        settings is named ``worst(a+b+…)``, other numbers as in the column metric of cells.csv.
+        settings is named ``worst(a+b+…)``, other numbers as in the column metric of cells.csv. The last epoch's are
+        under ``seed<k>-last``.
     """
     cells = [cell for table in tables for cell in table.cells]
     results.expect(cells)
@@ -27,7 +29,7 @@ def collect(tables: Iterable[Table], content: pd.DataFrame, results: Results) ->
         for run in results.finished(cell):
             if does_not_apply(cell, run, results) is None:
                 inner = accuracy
-                for key in (run.dataset, run.arch, run.method, f"seed{run.seed}", cell.suite):
+                for key in (run.dataset, run.arch, run.method, paths.run_name(run).rpartition("/")[2], cell.suite):
                     inner = inner.setdefault(key, {})
                 inner[_name(cell)] = measures.get(cell.measure).compute(cell, [run], results)["measured"]
     checks = [results.checks(run) for run in dict.fromkeys(run for cell in cells for run in cell.runs)]

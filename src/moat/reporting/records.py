@@ -154,5 +154,6 @@ def not_run(grid: Grid, results: Results) -> list[dict[str, Any]]:
 
 
 def _names(run: Run) -> dict[str, Any]:
-    names = {"dataset": run.dataset, "arch": run.arch, "method": run.method, "seed": run.seed}
+    method = run.method if run.weights == "best" else f"{run.method} (last epoch)"
+    names = {"dataset": run.dataset, "arch": run.arch, "method": method, "seed": run.seed}
     return {**names, "name": paths.run_name(run)}

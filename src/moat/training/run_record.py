@@ -6,13 +6,14 @@ from typing import Any
 
 from moat.base.errors import DataError
 from moat.base.files import read_json
+from moat.config import paths
 
 REQUIRED = (
     "dataset", "arch", "method", "class", "mixture", "seed", "scale", "model", "data", "num_classes", "model_sha256",
     "last_sha256",
 )  # fmt: skip
 # The weights of the best epoch by validation accuracy, and of the last epoch: files, and keys of their hashes.
-WEIGHTS = {"best": "model.safetensors", "last": "last.safetensors"}
+WEIGHTS = paths.WEIGHTS
 SHA256 = {"best": "model_sha256", "last": "last_sha256"}
 
 
