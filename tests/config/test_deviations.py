@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from moat.config.project import Project
-from moat.config.recipes import deviations, digest, resolve_run
+from moat.config.recipes import deviations, digest, resolve_recipe, resolve_run
 
 ROOT = Path(__file__).parents[2]
 PROJECT = Project(ROOT)
@@ -27,8 +27,10 @@ def test_every_run_says_what_was_decided_for_all(method):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_what_is_said_of_the_selection_is_what_selects(method):
-    said, setting = of(method)["selection"], PROJECT.method(method)["validation"]["setting"]
+@pytest.mark.parametrize("scale", PROJECT.names("scales"))
+def test_what_is_said_of_the_selection_is_what_selects(method, scale):
+    setting = resolve_recipe(PROJECT, scale, method)["validation"]["setting"]
+    said = of(method, scale=scale)["selection"]
     if said == SHARED["selection"]:
         assert setting == "pgd10"
     else:
