@@ -5,8 +5,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from moat.attacks import fgsm, pgd
+from moat.attacks import fgsm, pgd, resolve
 from moat.attacks.parts.early_stopped import early_stopped_pgd
+from moat.attacks.parts.setting import both_gradients
 from moat.attacks.parts.spaces import PIXELS, SPACES, normalised_space, training_space
 from moat.base.errors import ConfigError
 from moat.models import nets
@@ -145,6 +146,21 @@ def test_a_uniform_deviation_of_one_and_no_clamp_in_reach_is_pixel_space():
     torch.testing.assert_close(found["pixel"], found["normalised_clip01"], rtol=0, atol=1e-12)
     torch.testing.assert_close(found["pixel"], found["normalised_valid"], rtol=0, atol=1e-12)
     assert training_space("pixel", net) is PIXELS
+
+
+def test_a_setting_works_where_it_is_told_to():
+    net, (x, y) = model(), batch()
+    space = training_space("normalised_noclip", net)
+    setting = {"attack": "pgd", "eps": 0.1, "step_size": 0.03, "steps": 3, "random_start": False}
+    there = resolve("here", setting).in_space(space)
+    expected = pgd(net, x, y, eps=0.1, step_size=0.03, steps=3, random_start=False, space=space)
+    torch.testing.assert_close(there(net, x, y), expected, rtol=0, atol=0)
+    # A net with a router is validated with both gradients, each there.
+    assert set(both_gradients(there, net)) == {"straight-through"} and there.in_space(PIXELS) is there
+    clean = resolve("clean", {"attack": "none"})
+    assert clean.in_space(space) is clean
+    with pytest.raises(ConfigError, match="the attack 'square' works in pixels only"):
+        resolve("here", {"attack": "square", "eps": 0.1}).in_space(space)
 
 
 def test_an_unknown_space_is_refused():

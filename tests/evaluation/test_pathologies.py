@@ -309,6 +309,24 @@ def test_a_record_that_does_not_fit_fails_provenance(change, words):
     assert result.state == "failed" and words in result.message
 
 
+@pytest.mark.parametrize(
+    ("recipe", "state"), [({"attack_space": {"name": "normalised_noclip"}}, "passed"), ({}, "failed")]
+)
+def test_an_accuracy_recorded_in_a_training_space_is_measured_there_again(recipe, state):
+    """A radius in standard deviations is a third of the same number in pixels."""
+    setting, (x, y) = {"attack": "pgd", "eps": 0.15, "step_size": 0.05, "steps": 5}, held_out()
+    std = STATISTICS[1][0]
+    pixels = {"eps": 0.15 * std, "step_size": 0.05 * std, "steps": 5}
+    x_adv = pgd(defended(), 0.25 + x / 2, y, **pixels, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        accuracy = float((defended()(x_adv).argmax(1) == y).float().mean())
+    change = {"recipe": recipe, "validation_attack": setting, "best_validation_accuracy": accuracy}
+    origin = replace(ORIGINS["recorded"](), run={**record(), **change}, held_out=(0.25 + x / 2, y))
+    tests = 0.25 + images()[0][TEST] / 2, images()[1][TEST]
+    result = registry.run("provenance", Evidence(defended(), *tests, EPS, 100, 0, origin=origin))
+    assert result.state == state, result.message
+
+
 def test_an_accuracy_recorded_on_fewer_held_out_images_may_differ_more():
     """As where a scale lets validation cost less: 30 of the 300 chose the epoch."""
     x, y = images()

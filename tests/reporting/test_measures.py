@@ -11,10 +11,11 @@ from reporting_tree import ROOT, Tree
 from scipy.stats import kurtosis
 
 from moat.base.errors import ConfigError, DataError
-from moat.config.grid_types import Cell
+from moat.config.grid import Grid
+from moat.config.grid_types import Cell, Table
 from moat.config.project import Project
 from moat.evaluation.statistics import wilson
-from moat.reporting import measures, stated
+from moat.reporting import measures, records, stated
 from moat.reporting.intervals import over_seeds, paired_difference
 from moat.reporting.layout import arrange
 from moat.reporting.properties import describe
@@ -367,7 +368,6 @@ def test_a_flawed_protocol_explains_what_the_correct_one_does_not_give(tree, cor
 
 
 def test_an_explanation_is_printed_beside_its_cell(tree, one):
-    from moat.config.grid_types import Table
     from moat.reporting import latex, markdown
 
     tree.evaluation(one, "dramoe", rows({"pgd10": first(300)}))
@@ -393,6 +393,30 @@ def test_an_explanation_is_printed_beside_its_cell(tree, one):
     assert (tree.base / "tables" / "../runs/digits/resnet18/pgd-at/seed0/run.json").resolve().exists()
     assert "*advmoe-released 62.0 [" in text
     assert "\\emph{advmoe-released} & \\emph{62.0 [" in latex.render(layout)
+
+
+def test_an_explanation_that_the_scale_leaves_out_is_said_to_be_absent(tree, one):
+    tree.evaluation(one, "dramoe", rows({"pgd10": first(300)}))
+    absent = {"method": "dwf-normalised", "not_run": "the method dwf-normalised is not part of scale quickstart"}
+    replica = cell(published=62.0, protocol="normalised-noclip-printed", suite="dwf", settings=("pgd10",), **absent)
+    both = cell(published=62.0, alternatives=(replica,), tolerance=4.0)
+    results = Results(tree.root, tree.scale)
+    found = rows_of(both, results, COMPARABLE)
+    assert [row["verdict"] for row in found] == ["below", "not-run"]
+    table = Table("s", "t", "Title", "Caption", ("r",), ("c",), (both,))
+    layout = arrange(table, frame(found), results)
+    ((_, (entry,)),) = layout.rows
+    note = "not run under normalised-noclip-printed: the method dwf-normalised is not part of scale quickstart"
+    assert layout.notes == (("a", note),) and entry.marks == ("a",)
+    grid = Grid("quickstart", (table,), (), (), (), {})
+    (listed,) = records.not_run(grid, results)
+    assert (listed["reason"], listed["places"]) == (
+        absent["not_run"],
+        {"s: Title": ["r × c (under normalised-noclip-printed)"]},
+    )
+    # A replica claims no robustness that a check could refute.
+    flawed = cell(protocol="advmoe-released", suite="advmoe", settings=("pgd10_advmoe",))
+    assert flawed.runs and not flawed.checks and cell().checks == cell().runs
 
 
 def test_seeds_widen_an_interval():

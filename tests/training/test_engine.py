@@ -78,6 +78,24 @@ def test_the_best_epoch_by_validation_is_kept_and_reproduces_its_accuracy(prepar
     assert float(accuracy) == pytest.approx(best)
 
 
+@pytest.mark.parametrize("space", ["pixel", "normalised_noclip"])
+def test_validation_attacks_where_the_training_does(tiny, tmp_path, monkeypatch, space):
+    """With a radius that leaves [0,1] where nothing cuts it off."""
+    scored, validate = [], engine.Engine.validate
+
+    def watched(self, attack):
+        model = self.weights()
+        hook = model.register_forward_pre_hook(lambda module, given: scored.append(given[0]))
+        found = validate(self, attack)
+        hook.remove()
+        return found
+
+    monkeypatch.setattr(engine.Engine, "validate", watched)
+    tiny.change(epochs=1, attack_space={"name": space}, validation={"setting": "pgd10_e64"})
+    assert tiny.train(tmp_path / "run", method="pgd-at") == 0
+    assert scored and bool(torch.stack([images.min() for images in scored]).min() < -0.01) is (space != "pixel")
+
+
 def test_the_held_out_images_are_not_trained_on(prepared):
     data = datasets.load(prepared.data)
     train, held_out, test = (
