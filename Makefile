@@ -15,6 +15,10 @@ DVC    := $(VENV)/.dvc-ready
 GPUS   ?= $(words $(wildcard /dev/nvidia[0-9]))
 LIMIT  := $(if $(filter-out 0,$(GPUS)),--resources gpu=$(GPUS))
 
+# What a user's environment or pip.conf says about where pip installs does not hold in a virtual environment.
+export PIP_USER := 0
+unexport PIP_TARGET PIP_PREFIX PIP_ROOT
+
 .PHONY: quickstart mini repro pull test test-long faults lint format clean
 
 quickstart: $(BUILT)

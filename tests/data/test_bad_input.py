@@ -1,15 +1,22 @@
 """Everything that can be wrong with data: exit code 3, the file and the reason named, nothing under a final name."""
 
 import errno
+import gzip
 import hashlib
+import io
 import os
 import pickle
+import struct
 import subprocess
+import sys
 import tarfile
+import zipfile
+import zlib
 
 import numpy as np
 import pytest
 import yaml
+from PIL import Image
 from small_data import (
     cifar_c_members,
     cifar_members,
@@ -231,6 +238,12 @@ def _cifar(changes: dict | None = None, *, without: str | None = None) -> dict[s
     return {ARCHIVE: tar(content)}
 
 
+def _nested_key(depth: int) -> bytes:
+    """A dict whose key is a pair of the same pair, and so on: 2^depth steps for its hash."""
+    pairs = b"".join(b"h%c" % k * 2 + b"\x86q%c" % (k + 1) for k in range(depth))
+    return b"\x80\x02})q\x00" + pairs + b"K\x01s."
+
+
 def _batch(**changes) -> dict[str, bytes]:
     batch = {"data": np.zeros((4, 3072), np.uint8), "labels": [0, 1, 2, 3]} | changes
     return {"data_batch_2": pickle.dumps(batch, protocol=2)}
@@ -257,6 +270,12 @@ CIFAR_CASES = {
     "too few labels": (_cifar(_batch(labels=[1])), ["data_batch_2", "'labels'"]),
     "labels of text": (_cifar(_batch(labels=["a"] * 4)), ["data_batch_2", "'labels'"]),
     "label out of range": (_cifar(_batch(labels=[0, 1, 2, 10])), ["labels from 0 to 10", "0 to 9"]),
+    "tuples in tuples as a key": (_cifar({"data_batch_1": _nested_key(64)}), ["data_batch_1", "tuples inside tuples"]),
+    "a number that makes room": (
+        _cifar({"test_batch": b"\x80\x02}r\xff\xff\xff\x7f."}),
+        ["test_batch", "number 2147483647"],
+    ),
+    "a set": (_cifar({"test_batch": pickle.dumps({"a": {1}}, 4)}), ["test_batch", "EMPTY_SET"]),
     "wrong classes": (_cifar({"batches.meta": pickle.dumps({"label_names": ["a"]})}), ["name 1 classes"]),
 }
 
@@ -291,14 +310,41 @@ def test_malicious_pickle(workplace, capsys, call, protocol):
 
 
 def _zip_with_link() -> bytes:
-    import io
-    import zipfile
-
     stream = io.BytesIO(zipped(folder_members()))
     with zipfile.ZipFile(stream, "a") as archive:
         info = zipfile.ZipInfo("pictures/train/a/999.png")
         info.external_attr = 0o120777 << 16
         archive.writestr(info, "/etc/passwd")
+    return stream.getvalue()
+
+
+class _Zeros:
+    """So many zero bytes, which are never all in memory."""
+
+    def __init__(self, size: int):
+        self.size = size
+
+
+def _with_image(content: bytes) -> bytes:
+    return zipped({**PICTURES, "pictures/train/a/000.png": content})
+
+
+def _png(width: int, height: int) -> bytes:
+    """A grey PNG, all black, written row by row."""
+    import struct
+    import zlib
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    rows = zlib.compress(bytes((width + 1) * height))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
+def _tiff() -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(np.full((8, 8), 70_000, np.int32)).save(stream, "TIFF")
     return stream.getvalue()
 
 
@@ -322,6 +368,14 @@ FOLDER_CASES = {
         ["num_classes is 2", "3 classes"],
     ),
     "two roots": (zipped({**PICTURES, **folder_members("again/")}), ["'again'", "'pictures'"]),
+    "3 GB in 3 MB": (zipped({**PICTURES, "pictures/train/a/x.png": _Zeros(3 << 30)}), ["x.png", "3221225472 bytes"]),
+    "much of everything": (
+        zipped({**PICTURES, **{f"pictures/train/a/{k}.png": _Zeros(4 << 20) for k in range(20)}}),
+        ["its members have more than", "64 MiB and a hundred times"],
+    ),
+    "1 x 8,000,000 pixels": (_with_image(_png(1, 8_000_000)), ["000.png", "1 x 8000000 pixels"]),
+    "EPS named .png": (_with_image(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"), ["000.png", "corrupt image"]),
+    "32 bits a pixel": (_with_image(_tiff()), ["000.png", "32 bits"]),
 }
 
 
@@ -336,6 +390,32 @@ def test_image_folder(workplace, capsys, case):
 
 def _svhn(train: bytes) -> dict[str, bytes]:
     return {"train_32x32.mat": train, "test_32x32.mat": mat_file()}
+
+
+def _idx(shape: tuple[int, ...], content: "bytes | _Zeros") -> bytes:
+    """A gzipped IDX file whose header says this shape."""
+    header = bytes([0, 0, 8, len(shape)]) + np.array(shape, ">u4").tobytes()
+    if isinstance(content, bytes):
+        return gzip.compress(header + content)
+    return gzip.compress(header) + gzip.compress(bytes(1 << 20)) * (content.size >> 20)
+
+
+def _npy_header(shape: str) -> bytes:
+    header = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}, }}".encode().ljust(8192) + b"\n"
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + bytes(99)
+
+
+def _bomb() -> bytes:
+    """A MATLAB file with X of 3 GB, all zeros."""
+    import scipy.io
+
+    stream = io.BytesIO()
+    scipy.io.savemat(stream, {"X": np.zeros((32, 32, 3, 1), np.uint8)})
+    whole = stream.getvalue()
+    sizes = np.array([32, 32, 3, 1 << 20], "<i4").tobytes()
+    body = whole[128:].replace(np.array([32, 32, 3, 1], "<i4").tobytes(), sizes)
+    packed = zlib.compress(body)
+    return whole[:128] + struct.pack("<II", 15, len(packed)) + packed
 
 
 MNIST = mnist_files()
@@ -360,6 +440,46 @@ OTHER_CASES = {
         "mnist",
         {**MNIST, "train-labels-idx1-ubyte.gz": idx_file(np.zeros(19, np.uint8))},
         ["20 images and 19 labels"],
+    ),
+    "idx: 3 GB in 3 MB": ("mnist", {**MNIST, IMAGES: _idx((3 << 20, 32, 32), _Zeros(3 << 30))}, [IMAGES, "more than"]),
+    "idx: 2^64 bytes": (
+        "mnist",
+        {**MNIST, IMAGES: _idx((2**32 - 1, 2**16, 2**16), bytes(9))},
+        [IMAGES, str((2**32 - 1) << 32)],
+    ),
+    "idx: nothing times a lot": (
+        "mnist",
+        {**MNIST, IMAGES: _idx((0, 2**32 - 1, 2**32 - 1), b"")},
+        ["0 x 4294967295", "no data"],
+    ),
+    "mat: 3 GB in 3 MB": (
+        "svhn",
+        {"train_32x32.mat": _bomb(), "test_32x32.mat": mat_file()},
+        ["train_32x32.mat", "numbers"],
+    ),
+    "c: 2^64 bytes": (
+        "cifar10-c",
+        {
+            "CIFAR-10-C.tar": tar(
+                {**cifar_c_members(), "CIFAR-10-C/fog.npy": _npy_header("(4294967296, 4294967296, 1, 1)")}, "w"
+            )
+        },
+        ["fog.npy", "18446744073709551616"],
+    ),
+    "c: a shape of brackets": (
+        "cifar10-c",
+        {"CIFAR-10-C.tar": tar({**cifar_c_members(), "CIFAR-10-C/fog.npy": _npy_header("(" * 5000)}, "w")},
+        ["fog.npy", "plain .npy"],
+    ),
+    "c: labels image by image": (
+        "cifar10-c",
+        {"CIFAR-10-C.tar": tar({**cifar_c_members(), "CIFAR-10-C/labels.npy": npy(np.repeat(np.arange(10), 5))}, "w")},
+        ["labels.npy", "five blocks", "differ"],
+    ),
+    "c: labels of text": (
+        "cifar10-c",
+        {"CIFAR-10-C.tar": tar({**cifar_c_members(), "CIFAR-10-C/labels.npy": npy(np.array(["a"] * 50))}, "w")},
+        ["labels.npy", "five blocks of labels"],
     ),
     "c: pickled": (
         "cifar10-c",
@@ -463,3 +583,70 @@ def test_description_without_files_or_folder(workplace, capsys):
     workplace.dataset("cifar10-jpeg", files=[], num_classes=2)
     refused(workplace, capsys, workplace.fetch_and_prepare(), "small", "one file or folder")
     assert yaml.safe_load((workplace.into / "manifest.json").read_text())["files"] == []
+
+
+# -- within a gigabyte -------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("base", "content"),
+    [
+        ("cifar10-jpeg", {"pictures.zip": FOLDER_CASES["3 GB in 3 MB"][0]}),
+        ("mnist", OTHER_CASES["idx: 3 GB in 3 MB"][1]),
+        ("svhn", OTHER_CASES["mat: 3 GB in 3 MB"][1]),
+        ("cifar10-c", OTHER_CASES["c: 2^64 bytes"][1]),
+        ("cifar10", CIFAR_CASES["a number that makes room"][0]),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_bomb_is_refused_with_little_memory(workplace, base, content):
+    """In a process that gets an error for more than 1 GB beside what Python and its libraries have mapped."""
+    workplace.publish(content)
+    changes = {"files": [{"name": "pictures.zip", "sha256": "0" * 64}], "image_size": 8} if "jpeg" in base else {}
+    workplace.dataset(base, **changes)
+    assert workplace.fetch("--mirror", str(workplace.mirror)) == 0
+    code = (
+        "import resource, sys; from moat.commands.cli import main; import moat.data.datasets, scipy.io\n"
+        "mapped = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (mapped + (1 << 30),) * 2)\n"
+        "sys.exit(main(sys.argv[1:]))"
+    )
+    options = ["--project", str(workplace.root), "prepare", "small", "--from", str(workplace.into)]
+    command = [sys.executable, "-c", code, *options, "--out", str(workplace.out)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 3 and len(done.stderr.splitlines()) == 1, done.stderr
+
+
+# -- links in a folder --------------------------------------------------------------
+def _outside(pictures):
+    (pictures / "test/b").rename(pictures.parent / "b")
+    (pictures / "test/b").symlink_to(pictures.parent / "b")
+
+
+def _nowhere(pictures):
+    (pictures / "test/b/none.png").symlink_to("gone.png")
+
+
+def _circle(pictures):
+    (pictures / "test/b/again").symlink_to("../../test")
+
+
+def _pipe(pictures):
+    os.mkfifo(pictures / "test/b/pipe.png")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (_outside, ["test/b is a link", "nowhere in it"]),
+        (_nowhere, ["test/b/none.png is a link", "nowhere in it"]),
+        (_circle, ["test/b/again is a link", "a folder that holds it"]),
+        (_pipe, ["test/b/pipe.png is a special file"]),
+    ],
+)
+def test_what_cannot_be_followed_in_a_folder_is_refused(workplace, capsys, change, words):
+    for name, content in PICTURES.items():
+        (workplace.root / name).parent.mkdir(parents=True, exist_ok=True)
+        (workplace.root / name).write_bytes(content)
+    workplace.dataset("cifar10-jpeg", files=[], folder="pictures", num_classes=2, image_size=8)
+    change(workplace.root / "pictures")
+    refused(workplace, capsys, workplace.fetch(), *words)
+    assert workplace.left() == set()

@@ -1,23 +1,29 @@
 """Fetching: from official addresses and mirrors, resumed, retried, taken in turns."""
 
 import hashlib
+import http.client
 import json
 import os
 import signal
+import socket
+import ssl
 import subprocess
 import sys
 import threading
 import time
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import pytest
 import yaml
 from small_data import cifar_members, tar
 
+import moat.data.download
 from moat.base.errors import ConfigError, DataError
 from moat.commands.fetch import chosen_mirror
 from moat.config.project import Project
-from moat.data.fetch import fetch
+from moat.data.fetch import fetch, read_sums
 
 ROOT = Path(__file__).parents[2]
 CONTENT = b"0123456789" * 1000
@@ -295,3 +301,111 @@ def test_python_interface_raises(workplace):
         fetch(spec, workplace.into, mirror=str(workplace.mirror))
     with pytest.raises(ConfigError):
         Project(workplace.root).dataset("none")
+
+
+# -- what is not followed, not tried again, not read -------------------------------
+def to(address: str):
+    def behave(request, name):
+        request.send_response(302)
+        request.send_header("Location", address)
+        request.end_headers()
+        return True
+
+    return behave
+
+
+@pytest.mark.parametrize("address", ["ftp://127.0.0.1/x", "file:///etc/passwd"])
+def test_a_redirect_leads_to_http_or_https_only(workplace, site, capsys, address):
+    site.behave = to(address)
+    workplace.dataset(files=[described(site)])
+    assert workplace.fetch() == 3
+    assert len(site.ranges) == 1 and workplace.left() == set()
+
+
+@pytest.mark.parametrize(
+    ("first", "then", "followed"),
+    [
+        ("https://a/x", "https://b/x", True),
+        ("http://a/x", "https://b/x", True),
+        ("http://a/x", "http://b/x", True),
+        ("https://a/x", "http://b/x", False),
+        ("https://a/x", "ftp://b/x", False),
+        ("http://a/x", "ftp://b/x", False),
+    ],
+)
+def test_a_redirect_never_gives_up_https(first, then, followed):
+    handler, request = moat.data.download._Redirects(), urllib.request.Request(first)
+    if followed:
+        assert handler.redirect_request(request, None, 302, "Found", {}, then).full_url == then
+    else:
+        with pytest.raises(DataError, match=f"{first}: leads to {then}"):
+            handler.redirect_request(request, None, 302, "Found", {}, then)
+
+
+@pytest.mark.parametrize(
+    ("error", "attempts"),
+    [
+        (urllib.error.URLError(ssl.SSLCertVerificationError("certificate has expired")), 1),
+        (urllib.error.URLError(socket.gaierror(socket.EAI_NONAME, "Name or service not known")), 1),
+        (urllib.error.URLError("no host given"), 1),
+        (http.client.InvalidURL("nonnumeric port: 'x'"), 1),
+        (urllib.error.URLError(socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")), 3),
+        (urllib.error.URLError(ConnectionRefusedError(111, "Connection refused")), 3),
+        (ConnectionResetError(104, "Connection reset by peer"), 3),
+        (TimeoutError("timed out"), 3),
+    ],
+)
+def test_what_no_later_attempt_can_mend_is_tried_once(workplace, monkeypatch, error, attempts):
+    opened = []
+
+    def fails(self, request, timeout):
+        opened.append(request.full_url)
+        raise error
+
+    monkeypatch.setattr(urllib.request.OpenerDirector, "open", fails)
+    with pytest.raises(DataError, match="https://somewhere/SHA256SUMS: "):
+        read_sums("https://somewhere")
+    assert len(opened) == attempts
+
+
+def test_checksums_of_more_than_a_mebibyte_are_refused(site):
+    site.files["SHA256SUMS"] = f"{'0' * 64}  x\n".encode() * 16_000
+    with pytest.raises(DataError, match=r"SHA256SUMS: has more than 1048576 bytes; refused"):
+        read_sums(site.url)
+
+
+def test_checksums_may_begin_with_a_byte_order_mark(site):
+    site.files["SHA256SUMS"] = b"\xef\xbb\xbf" + f"{'0' * 64}  x\n".encode()
+    assert read_sums(site.url) == {"x": "0" * 64}
+
+
+@pytest.mark.parametrize("address", ["http://[::1/x", "https://[/"])
+def test_an_address_that_is_none_is_one_line(workplace, capsys, address):
+    workplace.dataset()
+    assert workplace.fetch("--mirror", address) == 3
+    assert f"{address}: neither a URL nor a path" in capsys.readouterr().err
+
+
+def test_a_dead_proxy_is_named_without_its_password(workplace, monkeypatch, capsys):
+    monkeypatch.setenv("http_proxy", "http://user:secret@127.0.0.1:9")
+    monkeypatch.delenv("no_proxy", raising=False)
+    workplace.dataset(files=[{"name": NAME, "urls": ["http://moat.invalid/x"], "md5": "0" * 32}])
+    assert workplace.fetch() == 3
+    said = capsys.readouterr().err
+    assert "Connection refused" in said and "(through the proxy 127.0.0.1:9 of http_proxy)" in said
+    assert "secret" not in said
+
+
+# -- other people's folders ---------------------------------------------------------
+def test_in_a_complete_folder_that_cannot_be_written_there_is_nothing_to_do(workplace, monkeypatch):
+    workplace.publish({NAME: tar(cifar_members(2))})
+    workplace.dataset()
+    options = ("--mirror", str(workplace.mirror))
+    assert workplace.fetch(*options) == 0
+    (workplace.into / ".fetch.lock").unlink()
+    before = (workplace.into / "manifest.json").stat().st_mtime_ns
+    # As for another user; root may write everywhere.
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    assert workplace.fetch(*options) == 0
+    assert (workplace.into / "manifest.json").stat().st_mtime_ns == before
+    assert not (workplace.into / ".fetch.lock").exists()

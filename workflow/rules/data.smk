@@ -20,7 +20,7 @@ rule prepare:
         "logs/{scale}/prepare/{dataset}.log",
     threads: config["threads"]["prepare"]
     resources:
-        mem_mb=2000,
+        mem_mb=inputs.prepare_memory,
         runtime=60,
     params:
         digest=inputs.data_digest,

@@ -34,10 +34,11 @@ def _safetensors_ends(stream, size: int) -> bool:
         return False
     try:
         header = json.loads(stream.read(length))
-    except ValueError:
+        ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+        return size == 8 + length + max(ends, default=0)
+    # JSON of another shape: a list, no offsets, text for numbers.
+    except (ValueError, TypeError, AttributeError, LookupError, RecursionError):
         return False
-    ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
-    return size == 8 + length + max(ends, default=0)
 
 
 def _tail(stream, size: int, count: int) -> bytes:

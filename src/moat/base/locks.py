@@ -38,6 +38,20 @@ def take(file: int, *, shared: bool = False, wait: bool = True) -> bool:
     return True
 
 
+def missing(folder: Path) -> str | None:
+    """Why the file system of a folder has no locks; None if it has. A folder's own entry is locked for a moment."""
+    file = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return None
+    except OSError as error:
+        return error.strerror
+    finally:
+        os.close(file)
+    return None
+
+
 @functools.cache
 def warn_without_locks(reason: str) -> None:
     log.warning(

@@ -1,5 +1,6 @@
 """Numbers as robustness papers write them."""
 
+import math
 from fractions import Fraction
 
 from moat.base.errors import ConfigError
@@ -14,9 +15,13 @@ def parse_number(value: str | int | float, *, where: str = "value") -> float:
     Raises:
         ConfigError: not a number.
     """
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return float(value)
+    text = str(value).replace(" ", "")
     try:
-        return float(Fraction(str(value).replace(" ", "")))
-    except (ValueError, ZeroDivisionError) as error:
-        raise ConfigError(f"{where}: {value!r} is not a number; write 8/255 or 0.031") from error
+        # As a fraction 1e99999999 would be written out, digit by digit.
+        number = float(Fraction(text)) if "/" in text else float(value if isinstance(value, (int, float)) else text)
+        if isinstance(value, bool) or not math.isfinite(number):
+            raise ValueError
+    except (ValueError, ZeroDivisionError, OverflowError) as error:
+        shown = repr(value) if len(text) < 50 else f"{text[:50]!r}…"
+        raise ConfigError(f"{where}: {shown} is not a finite number; write 8/255 or 0.031") from error
+    return number

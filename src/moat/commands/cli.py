@@ -32,6 +32,10 @@ SUBCOMMANDS = {
 }
 
 
+# Python -OO has no docstrings.
+_DESCRIPTION = (moat.__doc__ or "moat").splitlines()[0]
+
+
 class _Subparser(argparse.ArgumentParser):
     """A subcommand's parser, which imports the subcommand's module only when it is used."""
 
@@ -50,7 +54,7 @@ class _Subparser(argparse.ArgumentParser):
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="moat", description=moat.__doc__.splitlines()[0], allow_abbrev=False)
+    parser = argparse.ArgumentParser(prog="moat", description=_DESCRIPTION, allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"moat {moat.__version__}")
     _add_project(parser, default=Path("."))
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=_Subparser)
@@ -66,6 +70,8 @@ def _add_project(parser: argparse.ArgumentParser, default) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; a user's error is one line on stderr and an exit code (see :mod:`moat.base.errors`)."""
+    # A notebook's backend, which a command inherits, cannot be imported here, and nothing is shown in a window.
+    os.environ["MPLBACKEND"] = "agg"
     code = run_warm(sys.argv[1:] if argv is None else argv)
     if code is not None:
         return code

@@ -3,18 +3,21 @@
 import importlib.util
 import json
 import os
+import pwd
 import shutil
+import subprocess
 import time
 from argparse import ArgumentParser, Namespace
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from moat.base import locks as file_locks
 from moat.base.errors import MoatError
 from moat.config import paths
 from moat.config.grid import build_grid
 from moat.config.project import Project
-from moat.machine import gpu_lease, gpus
+from moat.machine import gpu_lease, gpus, locks
 from moat.planning.status import plan
 from moat.provenance import environment
 from moat.provenance.staleness import describe
@@ -150,13 +153,49 @@ def _tools(project: Project) -> Iterator[Finding]:
     snakemake = importlib.util.find_spec("snakemake") is not None
     install = "in the project: `pip install -c envs/requirements.lock -e '.[workflow]'`"
     yield Finding("snakemake", *(("ok", "installed") if snakemake else ("missing", install)))
+    yield _commit(project)
     for name, command, use in (
         ("slurm", "sbatch", "jobs run on this machine only"),
         ("dvc", "dvc", "results are not versioned or shared by DVC"),
-        ("git", "git", "run.json records no commit"),
     ):
         found = shutil.which(command)
         yield Finding(name, "ok" if found else "missing", found or f"no `{command}` here: {use}")
+
+
+def _commit(project: Project) -> Finding:
+    """Whether run.json will have the commit of this project."""
+    found, commit = shutil.which("git"), environment.git_commit(project.root)
+    if found is None:
+        return Finding("git", "missing", "no `git` here: run.json records no commit")
+    if commit is not None or not (project.root / ".git").exists():
+        return Finding("git", "ok", found if commit else f"{found}; this is no repository: run.json records no commit")
+    done = subprocess.run([found, "-C", str(project.root), "status"], capture_output=True, text=True)
+    reason = " ".join(done.stderr.split()) or "it has no commit yet"
+    return Finding("git", "problem", f"git does not read this repository, and run.json records no commit: {reason}")
+
+
+def _user(project: Project) -> Iterator[Finding]:
+    try:
+        name = pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        lacking = [each for each in ("USER", "XDG_CACHE_HOME") if not os.environ.get(each)]
+        what = f"user {os.getuid()} has no name here; Snakemake needs the environment variables USER and XDG_CACHE_HOME"
+        yield Finding("user", "problem" if lacking else "ok", what)
+    else:
+        yield Finding("user", "ok", name)
+
+
+def _locks(project: Project) -> Iterator[Finding]:
+    """Whether the file systems of unfinished work, downloads and GPU locks know locks."""
+    config = project.config()
+    for folder in dict.fromkeys(
+        [project.root, project.root / config["data"]["resources"], locks.shared_folder(make=False)]
+    ):
+        if folder.is_dir():
+            reason = file_locks.missing(folder)
+            ok = "known to the file system" if reason is None else f"not known to the file system ({reason}): see "
+            message = f"{folder}: {ok}" + ("" if reason is None else "docs/cluster.md")
+            yield Finding("locks", "ok" if reason is None else "problem", message)
 
 
 def _disk(project: Project) -> Iterator[Finding]:
@@ -174,4 +213,4 @@ def _results(project: Project) -> Iterator[Finding]:
         yield Finding(f"results {scale}", "ok" if not stale else "problem", listed, tuple(stale))
 
 
-EXAMINERS = (_torch, _gpu_slots, _data, _mirror, _tools, _disk, _results)
+EXAMINERS = (_torch, _gpu_slots, _data, _mirror, _tools, _user, _locks, _disk, _results)

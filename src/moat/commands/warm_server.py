@@ -1,5 +1,6 @@
 """The warm process as a program: ``python -m moat.commands.warm_server SOCKET``. No subcommand of its own."""
 
+import os
 import sys
 
 from moat.commands.cli import main as run_command
@@ -14,4 +15,6 @@ IMPORTED = (
 )  # fmt: skip
 
 if __name__ == "__main__":
+    # As in the command itself; there it would be too late for what is imported here.
+    os.environ["MPLBACKEND"] = "agg"
     sys.exit(main(sys.argv[1], run_command, IMPORTED))

@@ -1,6 +1,10 @@
-"""Read the members of tar and zip archives, and of folders, without ever extracting anything to disk."""
+"""Read the members of tar and zip archives, and of folders, without ever extracting anything to disk.
+
+Members below names that begin with a dot are left out: file managers and editors put such files beside the data.
+"""
 
 import lzma
+import os
 import stat
 import tarfile
 import zipfile
@@ -11,9 +15,13 @@ from pathlib import Path, PurePosixPath
 from moat.base.errors import DataError
 
 #: What the standard library raises for a truncated archive, or for a file that is no archive.
-BROKEN = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, NotImplementedError)
+BROKEN = (
+    *(tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError),
+    *(EOFError, OSError, NotImplementedError, ValueError),
+)
 
 Member = tuple[str, Callable[[], bytes]]
+_TOO_MUCH = "allowed: {} (64 MiB and a hundred times the archive's own size); refused"
 
 
 def members(path: Path) -> Iterator[Member]:
@@ -25,21 +33,68 @@ def members(path: Path) -> Iterator[Member]:
         DataError: not an archive, truncated, or a member that is a link or points outside; names both files.
     """
     if path.is_dir():
-        for file in sorted(path.rglob("*")):
-            if file.is_file():
-                yield file.relative_to(path).as_posix(), file.read_bytes
+        for name, file in files(path):
+            yield name, file.read_bytes
         return
     listed = _zip_members if zipfile.is_zipfile(path) else _tar_members
+    most = unpacked_limit(path)
     try:
-        for name, read in listed(path):
-            yield name, lambda name=name, read=read: _guarded(path, name, read)
+        for name, size, read in listed(path):
+            if size > most:
+                raise DataError(f"{path}: member {name!r} has {size} bytes; {_TOO_MUCH.format(most)}")
+            if not _is_hidden(PurePosixPath(name)):
+                yield name, lambda name=name, read=read: _guarded(path, name, read)
     except BROKEN as error:
         raise DataError(f"{path}: not a whole tar or zip archive ({_reason(error)})") from error
 
 
 def read_members(path: Path, wanted: Callable[[str], bool]) -> dict[str, bytes]:
-    """The content of every member whose name is ``wanted``. An unsafe name anywhere in the archive is an error."""
-    return {name: read() for name, read in members(path) if wanted(name)}
+    """The content of every member whose name is ``wanted``. An unsafe name anywhere in the archive is an error.
+
+    Raises:
+        DataError: as for :func:`members`; or together they are far larger than the archive.
+    """
+    content, total, most = {}, 0, None if path.is_dir() else unpacked_limit(path)
+    for name, read in members(path):
+        if wanted(name):
+            content[name] = read()
+            total += len(content[name])
+            if most is not None and total > most:
+                raise DataError(f"{path}: its members have more than {total} bytes; {_TOO_MUCH.format(most)}")
+    return content
+
+
+def unpacked_limit(path: Path) -> int:
+    """The most bytes that are unpacked from a compressed file: far above what data shrinks by, far below a bomb."""
+    return (64 << 20) + 100 * path.stat().st_size
+
+
+def files(folder: Path) -> list[tuple[str, Path]]:
+    """The files of a folder at any depth as (name below it, path), by name. Links are followed inside the folder.
+
+    Raises:
+        DataError: a link that leads out of the folder, nowhere, or to a folder that holds it, or a special file.
+    """
+    root = folder.resolve()
+    return sorted(_files(folder, root, (root,)), key=lambda found: PurePosixPath(found[0]))
+
+
+def _files(folder: Path, root: Path, holders: tuple[Path, ...], below: str = "") -> Iterator[tuple[str, Path]]:
+    for path in folder.iterdir():
+        name = below + path.name
+        if path.name.startswith("."):
+            continue
+        if path.is_symlink():
+            target = Path(os.path.realpath(path))
+            if not target.is_relative_to(root) or not target.exists() or target in holders:
+                why = "to a folder that holds it" if target in holders else "nowhere in it"
+                raise DataError(f"{root}: {name} is a link that leads {why} (to {target}); put a copy in its place")
+        if path.is_dir():
+            yield from _files(path, root, (*holders, path.resolve()), f"{name}/")
+        elif path.is_file():
+            yield name, path
+        else:
+            raise DataError(f"{root}: {name} is a special file; refused")
 
 
 def _guarded(path: Path, name: str, read: Callable[[], bytes]) -> bytes:
@@ -49,7 +104,7 @@ def _guarded(path: Path, name: str, read: Callable[[], bytes]) -> bytes:
         raise DataError(f"{path}: member {name!r} cannot be read, the archive is damaged ({_reason(error)})") from error
 
 
-def _tar_members(path: Path) -> Iterator[Member]:
+def _tar_members(path: Path) -> Iterator[tuple[str, int, Callable[[], bytes]]]:
     with tarfile.open(path, "r|*") as archive:
         for member in archive:
             _check_name(path, member.name)
@@ -57,10 +112,10 @@ def _tar_members(path: Path) -> Iterator[Member]:
                 continue
             if not member.isreg():
                 raise DataError(f"{path}: member {member.name!r} is a link or a special file; refused")
-            yield member.name, lambda member=member: archive.extractfile(member).read()
+            yield member.name, member.size, lambda member=member: archive.extractfile(member).read()
 
 
-def _zip_members(path: Path) -> Iterator[Member]:
+def _zip_members(path: Path) -> Iterator[tuple[str, int, Callable[[], bytes]]]:
     with zipfile.ZipFile(path) as archive:
         for member in archive.infolist():
             _check_name(path, member.filename)
@@ -70,7 +125,17 @@ def _zip_members(path: Path) -> Iterator[Member]:
                 raise DataError(f"{path}: member {member.filename!r} is a link or a special file; refused")
             if member.flag_bits & 1:
                 raise DataError(f"{path}: member {member.filename!r} is encrypted; refused")
-            yield member.filename, lambda member=member: archive.read(member)
+            yield member.filename, member.file_size, lambda member=member: _unzip(archive, member)
+
+
+def _unzip(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
+    # No more than is declared, whatever is packed.
+    with archive.open(member) as stream:
+        return stream.read(member.file_size)
+
+
+def _is_hidden(name: PurePosixPath) -> bool:
+    return any(part.startswith(".") for part in name.parts)
 
 
 def _check_name(path: Path, name: str) -> None:

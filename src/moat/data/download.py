@@ -3,6 +3,8 @@
 import errno
 import http.client
 import os
+import socket
+import ssl
 import sys
 import time
 import urllib.error
@@ -12,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
-from urllib.parse import unquote, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 import moat
 from moat.base.errors import DataError
@@ -28,6 +30,16 @@ _TEMPORARY = {408, 425, 429, 500, 502, 503, 504}
 
 class _TransientError(Exception):
     """An attempt failed, and the next one may succeed."""
+
+
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """Follows http to http or https, and https to https only: over http anybody on the way may answer."""
+
+    def redirect_request(self, request, stream, code, message, headers, address):
+        scheme = urlsplit(address).scheme
+        if scheme not in ("http", "https") or (request.type == "https" and scheme == "http"):
+            raise DataError(f"{request.full_url}: leads to {address}; from {request.type} that is not followed")
+        return super().redirect_request(request, stream, code, message, headers, address)
 
 
 TRANSIENT = (_TransientError, http.client.HTTPException, urllib.error.URLError, ConnectionError, TimeoutError)
@@ -82,7 +94,10 @@ def read_text(address: str) -> str:
     while True:
         try:
             with _open(address, 0) as response:
-                return response.stream.read(_BLOCK).decode("utf-8", errors="replace")
+                content = response.stream.read(_BLOCK + 1)
+                if len(content) > _BLOCK:
+                    raise DataError(f"{address}: has more than {_BLOCK} bytes; refused")
+                return content.decode("utf-8-sig", errors="replace")
         except TRANSIENT as error:
             failures += 1
             _wait(address, failures, error)
@@ -93,12 +108,31 @@ def read_text(address: str) -> str:
 
 
 def _wait(address: str, failures: int, error: BaseException) -> None:
-    """Wait before the next attempt, or give up with a DataError."""
-    reason = " ".join(str(getattr(error, "reason", error)).split()) or type(error).__name__
+    """Wait before the next attempt, or give up with a DataError, at once if no later attempt can do better."""
+    cause = getattr(error, "reason", error)
+    reason = (" ".join(str(cause).split()) or type(error).__name__) + _through(address)
+    if _is_permanent(cause):
+        raise DataError(f"{address}: {reason}") from error
     if failures > len(BACKOFF):
         raise DataError(f"{address}: gave up after {failures} attempts: {reason}") from error
     print(f"{address}: {reason}; trying again in {BACKOFF[failures - 1]} s", file=sys.stderr, flush=True)
     time.sleep(BACKOFF[failures - 1])
+
+
+def _is_permanent(cause: BaseException | str) -> bool:
+    """A certificate that is not valid, a host that does not exist, an address that is none (whose reason is text)."""
+    if isinstance(cause, socket.gaierror):
+        return cause.errno == socket.EAI_NONAME
+    return isinstance(cause, (ssl.SSLCertVerificationError, http.client.InvalidURL, str))
+
+
+def _through(address: str) -> str:
+    """The proxy that the environment names for this address, without its user and password."""
+    parts = _split(address)
+    proxy = urllib.request.getproxies().get(parts.scheme)
+    if not proxy or urllib.request.proxy_bypass(parts.hostname or ""):
+        return ""
+    return f" (through the proxy {proxy.rpartition('@')[2]} of {parts.scheme}_proxy)"
 
 
 def _size(path: Path) -> int:
@@ -140,7 +174,7 @@ def _copy(response: _Response, part: Path, address: str, description: str) -> No
 @contextmanager
 def _open(address: str, start: int) -> Iterator[_Response]:
     """Open an address at byte ``start``, or at 0 if the server cannot resume."""
-    if is_url(address) and urlsplit(address).scheme != "file":
+    if is_url(address) and _split(address).scheme != "file":
         yield from _open_http(address, start)
         return
     path = as_path(address)
@@ -159,7 +193,8 @@ def _open_http(address: str, start: int) -> Iterator[_Response]:
     if start:
         headers["Range"] = f"bytes={start}-"
     try:
-        response = urllib.request.urlopen(urllib.request.Request(address, headers=headers), timeout=TIMEOUT)
+        opener = urllib.request.build_opener(_Redirects)
+        response = opener.open(urllib.request.Request(address, headers=headers), timeout=TIMEOUT)
     except urllib.error.HTTPError as error:
         with error:
             if error.code == 416:
@@ -183,12 +218,19 @@ def _open_http(address: str, start: int) -> Iterator[_Response]:
 
 def is_url(address: str) -> bool:
     """Whether an address is a URL rather than a path."""
-    return urlsplit(address).scheme in ("http", "https", "file")
+    return _split(address).scheme in ("http", "https", "file")
+
+
+def _split(address: str) -> SplitResult:
+    try:
+        return urlsplit(address)
+    except ValueError as error:
+        raise DataError(f"{address}: neither a URL nor a path ({error})") from error
 
 
 def as_path(address: str) -> Path:
     """The path of a file URL, or the path itself."""
-    return Path(unquote(urlsplit(address).path)) if is_url(address) else Path(address)
+    return Path(unquote(_split(address).path)) if is_url(address) else Path(address)
 
 
 def join(base: str, name: str) -> str:

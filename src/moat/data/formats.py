@@ -7,6 +7,7 @@ format, write one function with the decorator ``@reader``. The readers of encode
 
 import gzip
 import io
+import math
 import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
@@ -78,7 +79,11 @@ def svhn_mat(spec: Spec, files: Mapping[str, Path], size: int) -> Raw:
 def _read_mat(path: Path) -> Pair:
     import scipy.io  # Here, because it takes half a second and only SVHN needs it.
 
+    most = archives.unpacked_limit(path)
     try:
+        declared = {name: shape for name, shape, _ in scipy.io.whosmat(path)}
+        if any(math.prod(declared.get(name, ())) > most for name in ("X", "y")):
+            raise ValueError(f"X {declared.get('X')} and y {declared.get('y')} hold more than {most} numbers")
         content = scipy.io.loadmat(path, variable_names=["X", "y"])
         pixels, labels = content["X"], content["y"].reshape(-1)
     except KeyError as error:
@@ -103,18 +108,24 @@ def idx(spec: Spec, files: Mapping[str, Path], size: int) -> Raw:
 
 def _read_idx(path: Path, dimensions: int) -> np.ndarray:
     """Read an IDX array: bytes 0, 0, 8 (the type "unsigned byte"), number of dimensions; big-endian sizes; the data."""
+    start, most = 4 + 4 * dimensions, archives.unpacked_limit(path)
     try:
         with gzip.open(path) as stream:
-            content = stream.read()
+            header = stream.read(start)
+            if len(header) < start or header[:4] != bytes([0, 0, 8, dimensions]):
+                raise DataError(f"{path}: not an IDX file of unsigned bytes with {dimensions} dimension(s)")
+            shape = np.frombuffer(header, ">u4", dimensions, offset=4).tolist()
+            size = math.prod(shape)
+            # One byte more than there may be tells whether that is all.
+            content = stream.read(min(size, most) + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path}: not a whole gzip file ({error})") from error
-    start = 4 + 4 * dimensions
-    if len(content) < start or content[:4] != bytes([0, 0, 8, dimensions]):
-        raise DataError(f"{path}: not an IDX file of unsigned bytes with {dimensions} dimension(s)")
-    shape = np.frombuffer(content, ">u4", dimensions, offset=4).astype(int)
-    if len(content) - start != shape.prod():
-        raise DataError(f"{path}: holds {len(content) - start} bytes of data where its header says {shape.prod()}")
-    return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
+    if size == 0:
+        raise DataError(f"{path}: its header says {' x '.join(map(str, shape))}, which is no data")
+    if len(content) != size:
+        held = len(content) if len(content) < min(size, most) else f"more than {len(content) - 1}"
+        raise DataError(f"{path}: holds {held} bytes of data where its header says {size}")
+    return np.frombuffer(content, np.uint8).reshape(shape)
 
 
 @reader
@@ -128,6 +139,10 @@ def cifar_c(spec: Spec, files: Mapping[str, Path], size: int) -> Raw:
     }
     require(path, {"labels"}, arrays)
     labels = arrays.pop("labels")
+    if labels.ndim != 1 or labels.dtype.kind not in "iu" or len(labels) % 5:
+        raise DataError(f"{path}: member labels.npy is {labels.dtype} {labels.shape}; expected five blocks of labels")
+    if (labels.reshape(5, -1) != labels[: len(labels) // 5]).any():
+        raise DataError(f"{path}: member labels.npy: its five blocks, one per severity, differ")
     for name, array in arrays.items():
         if array.dtype != np.uint8 or array.ndim != 4 or len(array) != len(labels) or len(array) % 5:
             raise DataError(
@@ -150,10 +165,21 @@ def cifar_c(spec: Spec, files: Mapping[str, Path], size: int) -> Raw:
 
 
 def _read_npy(content: bytes, *, where: str) -> np.ndarray:
+    """Read an array. The size that its header says is compared in whole numbers, which do not overflow."""
+    stream = io.BytesIO(content)
     try:
-        return np.load(io.BytesIO(content), allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
-        raise DataError(f"{where}: not a plain .npy array ({error})") from error
+        version = np.lib.format.read_magic(stream)
+        read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, fortran, dtype = read_header(stream)
+        if dtype.hasobject:
+            raise ValueError("it holds Python objects")
+        size, held = math.prod(shape) * dtype.itemsize, len(content) - stream.tell()
+        if size != held:
+            raise ValueError(f"it holds {held} bytes of data where its header says {size}")
+        return np.frombuffer(content, dtype, offset=stream.tell()).reshape(shape, order="F" if fortran else "C")
+    # Of a hostile header numpy's parser raises almost any exception.
+    except Exception as error:
+        raise DataError(f"{where}: not a plain .npy array ({' '.join(str(error).split())})") from error
 
 
 @reader

@@ -9,6 +9,10 @@ from PIL import Image
 from moat.base.errors import DataError
 
 _MODES = {1: "L", 3: "RGB"}
+# Pillow knows more, of which some start other programs.
+_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
+# How much longer than wide an image may be: resized, its longer side grows with it.
+_MAX_RATIO = 100
 
 
 def decode(content: bytes, size: int, channels: int, *, where: str) -> np.ndarray:
@@ -23,12 +27,23 @@ def decode(content: bytes, size: int, channels: int, *, where: str) -> np.ndarra
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(content)) as image:
-                pixels = np.asarray(_fit(image.convert(_MODES[channels]), size))
+            with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
+                if max(image.size) > _MAX_RATIO * min(image.size):
+                    raise ValueError(f"{image.width} x {image.height} pixels: more than {_MAX_RATIO} times as long")
+                pixels = np.asarray(_fit(_eight_bits(image).convert(_MODES[channels]), size))
     # On corrupt content Pillow raises almost any exception.
     except Exception as error:
         raise DataError(f"{where}: corrupt image ({' '.join(str(error).split()) or type(error).__name__})") from error
     return pixels.reshape(size, size, channels)
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """An image of 16 bits a pixel scaled to 8, which Pillow would cut at 255; any other as it is."""
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
+        return Image.fromarray(np.round(np.asarray(image).astype(np.float64) / 257).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError(f"pixels of 32 bits (Pillow's mode {image.mode}), whose range is unknown")
+    return image
 
 
 def fit(images: np.ndarray, size: int, channels: int) -> np.ndarray:

@@ -12,6 +12,7 @@ from typing import Any
 
 from moat.base.errors import DataError
 from moat.base.files import hash_file, read_json
+from moat.data import archives
 
 NAME = "manifest.json"
 VERSION = 1
@@ -61,15 +62,14 @@ def describe_folder(path: Path) -> dict[str, Any]:
     """The manifest's entry for a local folder: its path, number of files, and one sha256 of all names and contents.
 
     Raises:
-        DataError: no such folder.
+        DataError: no such folder, or one that :func:`moat.data.archives.files` refuses.
     """
     if not path.is_dir():
         raise DataError(f"{path}: no such folder")
     digest, count = hashlib.sha256(), 0
-    for file in sorted(path.rglob("*")):
-        if file.is_file():
-            digest.update(f"{hash_file(file)}  {file.relative_to(path).as_posix()}\n".encode())
-            count += 1
+    for name, file in archives.files(path):
+        digest.update(f"{hash_file(file)}  {name}\n".encode())
+        count += 1
     return {"path": str(path), "files": count, "sha256": digest.hexdigest()}
 
 

@@ -6,6 +6,7 @@ pickle itself never creates or changes a numpy object.
 
 import io
 import pickle
+import pickletools
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import numpy as np
 from moat.base.errors import DataError
 
 _ARRAY_MODULES = ("numpy.core.multiarray", "numpy._core.multiarray")
+_MAX_TUPLES = 10_000
 _DTYPES = {"u1", "i1", "i2", "i4", "i8", "f4", "f8", "b1"}
 
 
@@ -69,6 +71,31 @@ class _RestrictedUnpickler(pickle.Unpickler):
         raise pickle.UnpicklingError(f"it asks for {module}.{name}; only numpy arrays and plain containers are read")
 
 
+def _check_operations(content: bytes) -> None:
+    """Refuse what makes a small pickle take all memory or never end, before any of it is done.
+
+    Tuples that hold one another twice over are endless work as the key of a dict, and a high number of a stored object
+    makes room for all those below it. CIFAR's pickles have neither, nor sets.
+    """
+    tuples, stored, last, count = set(), 0, "", 0
+    for operation, argument, _ in pickletools.genops(content):
+        name = operation.name
+        if name in ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"):
+            number = stored if argument is None else argument
+            stored += 1
+            if number > len(content):
+                raise pickle.UnpicklingError(f"an object stored as number {number}")
+            if last.startswith("TUPLE"):
+                tuples.add(number)
+            continue
+        count += name.startswith("TUPLE")
+        if name in ("GET", "BINGET", "LONG_BINGET") and argument in tuples or count > _MAX_TUPLES:
+            raise pickle.UnpicklingError("tuples inside tuples")
+        if name in ("DUP", "EMPTY_SET", "FROZENSET"):
+            raise pickle.UnpicklingError(f"the operation {name}")
+        last = name
+
+
 def load(content: bytes, *, where: str) -> dict[str, Any]:
     """Load a dict of numbers, strings, lists and numeric arrays that Python 2 or 3 has pickled. Keys become str.
 
@@ -79,6 +106,7 @@ def load(content: bytes, *, where: str) -> dict[str, Any]:
         DataError: not a pickle, not a dict, or not plain data.
     """
     try:
+        _check_operations(content)
         result = _RestrictedUnpickler(io.BytesIO(content), encoding="bytes").load()
         if not isinstance(result, dict):
             raise pickle.UnpicklingError(f"it holds a {type(result).__name__}, not a dict")

@@ -12,6 +12,8 @@ from moat.base.errors import ConfigError, MoatError
 
 # Seconds that `nvidia-smi -L` may take: it may have to load the driver first.
 DRIVER_TIMEOUT = 60.0
+# What names a device in CUDA_VISIBLE_DEVICES: a number, or (the beginning of) a UUID.
+_DEVICE_NAME = re.compile(r"[0-9]+|(GPU|MIG)-[0-9A-Za-z/_-]+")
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ def find(environ: Mapping[str, str] = os.environ) -> list[Gpu]:
     if chosen is not None and not _usable(_split(chosen)):
         return []
     listed = driver_gpus()
-    if chosen is None:
+    if chosen is None or not listed:
         return listed
     found = [_chosen(name, listed) for name in _usable(_split(chosen))]
     return _unique(found, "CUDA_VISIBLE_DEVICES", chosen)
@@ -86,14 +88,12 @@ def _split(text: str) -> list[str]:
 
 
 def _usable(names: list[str]) -> list[str]:
-    """The names that CUDA reads from the variable: those before the first invalid one."""
-    invalid = [index for index, name in enumerate(names) if name == "NoDevFiles" or name.startswith("-")]
+    """The names that CUDA reads from the variable: those before the first that names no device."""
+    invalid = [index for index, name in enumerate(names) if not _DEVICE_NAME.fullmatch(name)]
     return names[: invalid[0]] if invalid else names
 
 
 def _chosen(name: str, listed: list[Gpu]) -> Gpu:
-    if not listed:
-        return Gpu(name, name)
     if name.isdecimal():
         if int(name) >= len(listed):
             raise ConfigError(f"CUDA_VISIBLE_DEVICES: no GPU {name} here; allowed: 0 to {len(listed) - 1}")

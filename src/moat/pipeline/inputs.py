@@ -247,14 +247,26 @@ class Inputs:
         return [result_files(kind, scale, run, name)[0] for kind, run, name in results]
 
     # -- resources -------------------------------------------------------------
+    def prepare_memory(self, wildcards, attempt) -> int:
+        """MB for preparing a data set: twice its arrays, and the downloaded files, where images are read from those."""
+        spec = self.project.dataset(wildcards.dataset)
+        side = max(spec["image_size"], self.scale(wildcards.scale)["data"]["image_size"] or 0)
+        arrays = sum(spec.get("images", {}).values()) * side**2 * spec["channels"]
+        files = sum(file.get("size", 0) for file in spec["files"])
+        encoded = files if spec["format"] in ("image_folder", "tiny_imagenet") else 0
+        return self._capped("mem_mb", max(2000, 500 + (2 * arrays + encoded) // 10**6), attempt)
+
     def scaled_with_attempt(self, rule: str, resource: str) -> Callable[..., int]:
         """What the scale gives a rule; twice and three times that for its first retries, which may have lacked it."""
 
         def asked_for(wildcards, attempt):
-            most = self.config["max_resources"][resource] or float("inf")
-            return min(most, min(attempt, 3) * self.scale(wildcards.scale)["resources"][rule][resource])
+            return self._capped(resource, self.scale(wildcards.scale)["resources"][rule][resource], attempt)
 
         return asked_for
+
+    def _capped(self, resource: str, amount: int, attempt: int) -> int:
+        most = self.config["max_resources"][resource] or float("inf")
+        return min(most, min(attempt, 3) * amount)
 
 
 def run_of(wildcards) -> Run:

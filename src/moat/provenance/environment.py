@@ -21,6 +21,11 @@ _PACKAGES = (
     "matplotlib",
     "snakemake",
 )
+# What `git rev-parse --local-env-vars` lists, without the configuration.
+_OF_ANOTHER_REPOSITORY = {
+    *("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR", "GIT_OBJECT_DIRECTORY", "GIT_PREFIX"),
+    *("GIT_ALTERNATE_OBJECT_DIRECTORIES", "GIT_GRAFT_FILE", "GIT_NAMESPACE", "GIT_SHALLOW_FILE"),
+}
 
 
 def environment() -> dict[str, dict]:
@@ -29,9 +34,14 @@ def environment() -> dict[str, dict]:
 
 
 def git_commit(root: Path = Path(".")) -> str | None:
-    """The commit of ``root``, with ``+`` where the working tree differs from it; None without git."""
+    """The commit of ``root``, with ``+`` where the working tree differs from it.
+
+    None without git, and where ``root`` is not the top of a repository: then it lies in somebody else's, whose commit
+    tells nothing.
+    """
+    top = _output(["git", "-C", str(root), "rev-parse", "--show-toplevel"])
     commit = _output(["git", "-C", str(root), "rev-parse", "HEAD"])
-    if commit is None:
+    if commit is None or top is None or Path(top).resolve() != root.resolve():
         return None
     changed = _output(["git", "-C", str(root), "status", "--porcelain", "--untracked-files=no"])
     return commit + ("+" if changed else "")
@@ -81,7 +91,9 @@ def _cpu_name() -> str:
 
 
 def _output(command: list[str]) -> str | None:
+    # Inside a hook, git says where its own repository is.
+    environ = {name: value for name, value in os.environ.items() if name not in _OF_ANOTHER_REPOSITORY}
     try:
-        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+        return subprocess.run(command, check=True, capture_output=True, text=True, env=environ).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None

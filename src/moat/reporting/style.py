@@ -15,6 +15,8 @@ import matplotlib
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.text import Text
+from matplotlib.ticker import LogFormatter
 
 from moat.base.files import write_bytes, write_text
 
@@ -163,6 +165,16 @@ def applied() -> Iterator[Style]:
         yield Style()
 
 
+def _print_dollars(figure) -> None:
+    """Titles and labels are text, in which ``$`` starts no formula; only the numbers of a logarithmic axis are one."""
+    axes = [axis for each in figure.axes for axis in (each.xaxis, each.yaxis)]
+    logarithmic = [axis for axis in axes if isinstance(axis.get_major_formatter(), LogFormatter)]
+    formulas = {id(text) for axis in logarithmic for text in axis.findobj(Text) if text is not axis.label}
+    for text in figure.findobj(Text):
+        if id(text) not in formulas:
+            text.set_parse_math(False)
+
+
 def save(figure, content: pd.DataFrame, base: Path, *, title: str) -> list[Path]:
     """Write ``<base>.png`` (300 dpi), ``.pdf`` (vector) and ``.csv`` (what is drawn), without dates."""
     metadata = {
@@ -170,6 +182,7 @@ def save(figure, content: pd.DataFrame, base: Path, *, title: str) -> list[Path]
         "pdf": {"Creator": "moat", "Producer": "moat", "Title": title, "CreationDate": None, "ModDate": None},
     }
     written = []
+    _print_dollars(figure)
     for suffix, fields in metadata.items():
         buffer = io.BytesIO()
         figure.savefig(buffer, format=suffix, dpi=DPI, metadata=fields)

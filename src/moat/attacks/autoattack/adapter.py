@@ -102,6 +102,10 @@ class FlagLogger(logging.Logger):
         self.addHandler(_FlagHandler())
         self.propagate = False
 
+    def isEnabledFor(self, level: int) -> bool:
+        # Whoever switches logging off (logging.disable) does not mean the flags of a measurement.
+        return level >= self.level
+
 
 class _FlagHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:

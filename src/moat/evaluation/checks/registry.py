@@ -60,7 +60,7 @@ def names() -> list[str]:
 
 def titles() -> dict[str, str]:
     """The checks and what a model that passes shows: the first line of each one's docstring."""
-    return {name: function.__doc__.splitlines()[0] for name, function in _CHECKS.items()}
+    return {name: (function.__doc__ or name).splitlines()[0] for name, function in _CHECKS.items()}
 
 
 def run(name: str, evidence: Evidence) -> CheckResult:
