@@ -1,18 +1,26 @@
 """Anybody's model in ``evaluate`` and ``verify`` from Python: honest ones are measured, others end in one line."""
 
 import warnings
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import nn
 
 from moat import attacks
+from moat.attacks import resolve
 from moat.attacks.autoattack import local_graph
+from moat.attacks.parts.flags import collect
 from moat.base.errors import DataError
 from moat.evaluation import evaluate, verify
+from moat.evaluation.doubts import find_doubts
 from moat.evaluation.evidence import Budget
+from moat.evaluation.plan import make_plan
+from moat.evaluation.target import EvaluationTarget
 from moat.models import nets
+from moat.models.guard import guarded
 
 EPS = "8/255"
 CLEAN, SQUARE = {"attack": "none"}, {"attack": "square", "eps": EPS, "n_queries": 200}
@@ -159,6 +167,9 @@ def test_without_a_gradient_every_attack_runs_and_square_finds_the_rest(answer):
     assert correct["square"] < 24 and correct["aa"] < 24
     by = rows.loc[(rows["setting"] == "aa") & ~rows["correct"], "misclassified_by"]
     assert "square" in set(by)
+    with collect() as flags:
+        resolve("aa", SMALL_AA)(model, x, y)
+    assert {"zero-gradient", "square-stronger"} <= set(flags)
 
 
 @pytest.mark.parametrize(
@@ -214,7 +225,7 @@ LABELS = (torch.int8, torch.int16, torch.int32, torch.uint8, torch.int64)
 @pytest.mark.parametrize("name", ["fgsm", "pgd", "cw_inf", "cw_l2", "square", "aa"])
 def test_attacks_take_labels_of_any_whole_type(labelled, name, dtype):
     x, y = labelled
-    attack = attacks.resolve(name, ALL_ATTACKS[name] | ({"n_queries": 10} if "n_queries" in ALL_ATTACKS[name] else {}))
+    attack = resolve(name, ALL_ATTACKS[name] | ({"n_queries": 10} if "n_queries" in ALL_ATTACKS[name] else {}))
     found = [attack(Elsewhere(outside), x, each, torch.Generator().manual_seed(0)) for each in (y, y.to(dtype))]
     assert torch.equal(*found)
 
@@ -224,7 +235,7 @@ def test_attacks_take_labels_of_any_whole_type(labelled, name, dtype):
 def test_attacks_take_images_and_models_of_any_floating_type(labelled, name, dtype):
     x, y = labelled
     model, x = Elsewhere(outside).to(dtype), x.to(dtype)
-    found = attacks.resolve(name, ALL_ATTACKS[name])(model, x, y, torch.Generator().manual_seed(0))
+    found = resolve(name, ALL_ATTACKS[name])(model, x, y, torch.Generator().manual_seed(0))
     assert found.dtype == dtype and 0 < (found - x).abs().max() <= 8 / 255 + 0.01
 
 
@@ -260,6 +271,58 @@ def test_a_copy_that_cannot_be_made_is_told_once(labelled, caplog):
     )
     told = [record.message for record in caplog.records if "attacked as it is" in record.message]
     assert told == ["the model's fast copy has other logits; it is attacked as it is"]
+
+
+def doubts(model, correct, classes=10):
+    """What is said of 64 images, so many of which are correct: setting -> number."""
+    settings = {"clean": CLEAN, "pgd10": {**PGD, "steps": 10}, "square": SQUARE}
+    plan = make_plan("quick", {name: settings[name] for name in correct}, {}, model, {})
+    parts = [
+        pd.DataFrame({"setting": name, "index": range(64), "correct": np.arange(64) < number})
+        for name, number in correct.items()
+    ]
+    x = torch.randint(0, 256, (64, 8, 8, 1), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    names = [str(number) for number in range(classes)]
+    data = {
+        "indices": list(range(64)),
+        "classes": names,
+        "data_path": Path("digits"),
+        "data_sha256": "",
+        "batch_size": 64,
+    }
+    target = EvaluationTarget(model=model, run={}, x=x, y=torch.arange(64) % min(classes, 10), **data)
+    return find_doubts(target, plan, pd.concat(parts))
+
+
+ZERO = "the gradient is zero for 64 of 64 images: pgd10 cannot attack this model; run moat verify"
+ABOVE = (
+    "more images are correct under attack (pgd10 98.44%) than without (93.75%): "
+    "the attack does not work on this model; run moat verify"
+)
+CHANCE = (
+    "the clean accuracy, 9.38%, is at chance (10.00%): are the normalisation, the range of pixels (here [0, 1]) "
+    "and the order of the labels those of the training?"
+)
+OUTPUTS = "the model has 1000 outputs, the data 10 classes: are the labels the same?"
+PROBABILITIES = "the model returns probabilities, not logits: gradients vanish; leave out the softmax"
+
+
+@pytest.mark.parametrize(
+    ("answer", "correct", "said"),
+    [
+        (no_grad, {"clean": 62, "pgd10": 62}, [ZERO]),
+        (WITHOUT_GRADIENT["rounding"], {"clean": 60, "pgd10": 63}, [ZERO, ABOVE]),
+        (outside, {"clean": 6, "pgd10": 0}, [CHANCE]),
+        (lambda net, x: net(x).softmax(1), {"clean": 53, "pgd10": 9}, [PROBABILITIES]),
+        (lambda net, x: net(x).repeat(1, 100), {"clean": 50, "pgd10": 0}, [OUTPUTS]),
+        (outside, {"clean": 62, "pgd10": 62, "square": 62}, []),
+        (lambda net, x: net(x).log_softmax(1), {"clean": 62, "pgd10": 0}, []),
+        (no_grad, {"clean": 62, "square": 5}, []),
+    ],
+    ids=["no gradient", "rounding", "0 to 255", "softmax", "1000 outputs", "robust", "log-softmax", "only square"],
+)
+def test_what_plainly_did_not_work(answer, correct, said):
+    assert list(doubts(guarded(Elsewhere(answer).eval()), correct).values()) == said
 
 
 class Writes(nn.Module):

@@ -14,6 +14,7 @@ from moat.attacks.parts.objectives import make_objective, margin
 from moat.attacks.parts.steps import Randomness, ascend, ball, frozen, random_start_point
 from moat.attacks.parts.views import DETACHED, RouterScores, views_of
 from moat.base.errors import ConfigError
+from moat.models.guard import class_name
 from moat.models.moe.views import View
 
 PARAMETERS = {
@@ -66,7 +67,7 @@ def stages(model: torch.nn.Module, *, restarts: int, loss: str, **options) -> Ma
     """One attack per view, and the router flip where there are routes: name -> (model, x, y, generator) -> x_adv."""
     views = views_of(model)
     if len(views) == 1:
-        raise ConfigError(f"moe_adaptive: {type(model).__name__} has no experts and no router that are known")
+        raise ConfigError(f"moe_adaptive: {class_name(model)} has no experts and no router that are known")
     found = {name: _attack_on(view, restarts, loss, **options) for name, view in views.items()}
     if hasattr(model, "route_logits"):
         found["router-flip"] = _attack_after_flip(views, restarts, loss, **options)

@@ -18,6 +18,7 @@ from moat.attacks.parts.setting import Attack
 from moat.attacks.parts.spaces import PIXELS, Space, normalised_space
 from moat.attacks.parts.steps import Randomness, ascend
 from moat.base.errors import ConfigError, unknown_name
+from moat.models.guard import class_name
 from moat.models.nets.normalize import STATISTICS
 
 CORRECT = "correct"
@@ -103,7 +104,7 @@ class HarderSeverities:
 
 def _routed_pixels(model: nn.Module) -> Space:
     if not hasattr(model, "route_logits"):
-        raise ConfigError(f"advmoe-released: {type(model).__name__} has no router whose loss could be maximized")
+        raise ConfigError(f"advmoe-released: {class_name(model)} has no router whose loss could be maximized")
     return PIXELS
 
 

@@ -39,6 +39,11 @@ def behind(model: nn.Module) -> nn.Module:
     return model.module if isinstance(model, Guard) else model
 
 
+def class_name(model: nn.Module) -> str:
+    """The name of the model's class, for messages; of the model behind a guard."""
+    return type(behind(model)).__name__
+
+
 class Guard(nn.Module):
     """A model from elsewhere that cannot do harm.
 

@@ -15,6 +15,7 @@ from torch import nn
 
 from moat.attacks.parts.steps import Bounds, Randomness, ball, random_start_point
 from moat.base.errors import ConfigError, unknown_name
+from moat.models.guard import class_name
 from moat.models.nets.normalize import Normalize, make_normalize
 
 # A name of moat.models.nets.normalize.STATISTICS, a pair (mean, std), or the same as a recipe writes it,
@@ -105,10 +106,10 @@ def normalised_space(model: nn.Module, *, clip: str, statistics: Statistics = "m
         return Space(make_normalize(statistics, 3).to(device), clip)
     layers = [module for module in model.modules() if isinstance(module, Normalize)]
     if not layers:
-        raise ConfigError(f"{type(model).__name__} has no normalisation layer: it has no normalised space to attack in")
+        raise ConfigError(f"{class_name(model)} has no normalisation layer: it has no normalised space to attack in")
     for layer in layers[1:]:
         if not (torch.equal(layer.mean, layers[0].mean) and torch.equal(layer.std, layers[0].std)):
-            raise ConfigError(f"the parts of {type(model).__name__} normalise differently: there is no one space")
+            raise ConfigError(f"the parts of {class_name(model)} normalise differently: there is no one space")
     return Space(layers[0], clip)
 
 

@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from moat.base.errors import ConfigError
+from moat.models.guard import class_name
 from moat.models.moe.detached import detached_router
 from moat.models.moe.views import View
 
@@ -43,5 +44,5 @@ def view(model: nn.Module, name: str) -> nn.Module:
     """
     views = views_of(model)
     if name not in views:
-        raise ConfigError(f"{type(model).__name__} has no view {name!r}; it has {', '.join(views)}")
+        raise ConfigError(f"{class_name(model)} has no view {name!r}; it has {', '.join(views)}")
     return views[name].module

@@ -6,6 +6,7 @@ from torch import nn
 
 from moat.base.errors import ConfigError
 from moat.evaluation.probes._images import Images
+from moat.models.guard import class_name
 
 PARAMETERS = ("setting", "images")
 
@@ -17,7 +18,7 @@ def collect(model: nn.Module, images: Images) -> dict[str, np.ndarray]:
         ConfigError: the model has no router.
     """
     if not hasattr(model, "route_logits"):
-        raise ConfigError(f"a probe of kind routing needs a model with a router; {type(model).__name__} has none")
+        raise ConfigError(f"a probe of kind routing needs a model with a router; {class_name(model)} has none")
     clean, attacked, labels = [], [], []
     for batch in images.batches(model):
         with torch.no_grad():
