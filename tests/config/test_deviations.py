@@ -37,6 +37,13 @@ def test_what_is_said_of_the_selection_is_what_selects(method, scale):
         assert SELECTS.get(setting, setting) in said
 
 
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("scale", PROJECT.names("scales"))
+def test_what_is_said_of_the_precision_is_the_precision(method, scale):
+    wanted = resolve_recipe(PROJECT, scale, method)["precision"]
+    assert (of(method, scale=scale)["precision"] == SHARED["precision"]) == (wanted == "auto")
+
+
 def uses(**wanted):
     """A recipe that has these values (of ``model`` where they are not at the top)."""
 
