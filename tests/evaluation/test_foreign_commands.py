@@ -1,7 +1,9 @@
 """``moat evaluate --model`` and ``moat verify --model``: modules, factories and weights as people really bring them."""
 
 import json
+import logging
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -126,8 +128,14 @@ MODULES = {
     "syntax": "def make(:\n",
     "divides": "x = 1\ny = x / 0\n",
     "misses": "import a_module_that_nobody_has",
-    "moves": "import os, torch\nos.chdir('/')\ntorch.set_default_dtype(torch.float64)\ntorch.set_grad_enabled(False)\n"
-    "from elsewhere_nets import *\ndef make():\n    return Net().float()\n",
+    "moves": (
+        "import logging, os, signal, sys, torch\nos.chdir('/')\ntorch.set_default_dtype(torch.float64)\n"
+        "torch.set_grad_enabled(False)\ntorch.set_num_threads(2)\nlogging.disable(logging.CRITICAL)\n"
+        "torch.set_default_device('meta')\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        "sys.stdout = sys.stderr = open(os.devnull, 'w')\n"
+        "from elsewhere_nets import *\ndef make():\n    return Net().to_empty(device='cpu').float()\n"
+    ),
+    "strange": "class Strange(BaseException):\n    pass\nraise Strange('not an Exception')\n",
     "vision": "import torch, torchvision\ndef make():\n    return torchvision.models.resnet18(num_classes=10)\n",
 }
 
@@ -176,6 +184,7 @@ IMPORTS = {
     "elsewhere_syntax:make": "cannot be imported (SyntaxError: invalid syntax (elsewhere_syntax.py, line 1))",
     "elsewhere_divides:make": "the module cannot be imported (ZeroDivisionError: division by zero, in {}, line 2)",
     "elsewhere_misses:make": "(ModuleNotFoundError: No module named 'a_module_that_nobody_has', in {}, line 1)",
+    "elsewhere_strange:make": "the module cannot be imported (Strange: not an Exception, in {}, line 3)",
     "elsewhere_nets:mak": "module 'elsewhere_nets' ({}) has no attribute 'mak'",
     "elsewhere_nets:needs": "the factory fails (TypeError: needs() missing 1 required positional argument: 'argument')",
     "elsewhere_nets:key_error": "the factory fails (KeyError: 'net', in {}, line ",
@@ -199,11 +208,29 @@ def test_a_factory_that_cannot_be_had_is_one_line(run, place, command, model, wo
 
 
 def test_arguments_are_moats_own_and_the_process_stays_as_it_is(run):
-    arguments, folder = list(sys.argv), Path.cwd()
+    def process():
+        of_torch = (
+            torch.get_default_dtype(),
+            torch.get_default_device(),
+            torch.is_grad_enabled(),
+            torch.get_num_threads(),
+        )
+        handler = signal.getsignal(signal.SIGTERM).__qualname__
+        return (
+            list(sys.argv),
+            Path.cwd(),
+            sys.stdout,
+            sys.stderr,
+            os._exit,
+            logging.root.manager.disable,
+            handler,
+            of_torch,
+        )
+
     assert run("elsewhere_looks:make")[0] == 0
-    assert run("elsewhere_moves:make")[0] == 0
-    assert (sys.argv, Path.cwd()) == (arguments, folder)
-    assert torch.get_default_dtype() == torch.float32 and torch.is_grad_enabled() and os._exit.__module__ == "posix"
+    before = process()
+    code, _, line = run("elsewhere_moves:make")
+    assert code == 0 and "warning: the clean accuracy" in line and process() == before
 
 
 def test_a_module_that_ends_python_leaves_an_exit_code(place, project, tmp_path):

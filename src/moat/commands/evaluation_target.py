@@ -79,7 +79,7 @@ def load_transfer_models(runs: Mapping[str, FinishedRun], device: torch.device) 
 # -- a model from elsewhere --------------------------------------------------------
 def _load_foreign(given: ForeignModel, device: torch.device) -> tuple[nn.Module, dict[str, str]]:
     if not given.weights.is_file():
-        raise DataError(f"{given.weights}: no such file")
+        raise DataError(f"{given.weights}: {'a folder, not a file' if given.weights.is_dir() else 'no such file'}")
     model = foreign_model.build(given.factory)
     foreign_model.load_weights(model, given.weights)
     hashes = {"model_sha256": hash_file(given.weights), "code_sha256": foreign_model.code_hash(given.factory)}

@@ -6,9 +6,12 @@ All of it is other people's code and files. Whatever they do instead becomes one
 import contextlib
 import hashlib
 import importlib
+import logging
 import os
 import pickle
+import signal
 import sys
+import threading
 import traceback
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -97,13 +100,13 @@ def _run(function: Callable[[], Any], what: str, name: str) -> Any:
     try:
         with _process_as_it_is(name):
             return function()
-    except Stopped:
+    except (Stopped, KeyboardInterrupt):
         raise
     except SystemExit as error:
         raise ConfigError(f"{what}: it ends Python (sys.exit({error.code!r}){_place(error)})") from error
     except MoatError as error:
         raise ConfigError(f"{what} ({error}{_place(error)})") from error
-    except Exception as error:
+    except BaseException as error:
         raise ConfigError(f"{what} ({in_one_line(error)}{_place(error)})") from error
 
 
@@ -111,11 +114,14 @@ def _run(function: Callable[[], Any], what: str, name: str) -> Any:
 def _process_as_it_is(name: str) -> Iterator[None]:
     """Nothing of the process is other inside the block than in a program ``name``, or other after it than before.
 
-    Such are the arguments, which a parser would take for its own, the working directory, torch's default type and
-    gradient mode; and ``os._exit``, which would end a command with the exit code of success, is ``sys.exit``.
+    Such are the arguments, which a parser would take for its own, the output, the working directory, the handlers of
+    signals, the log's level, and torch's threads and defaults. ``os._exit``, which would end a command with the exit
+    code of success, is ``sys.exit`` inside the block.
     """
-    arguments, folder, process, leave = sys.argv, os.getcwd(), os.getpid(), os._exit
-    dtype, gradients = torch.get_default_dtype(), torch.is_grad_enabled()
+    arguments, output, folder, process, leave = sys.argv, (sys.stdout, sys.stderr), os.getcwd(), os.getpid(), os._exit
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    disabled, threads, gradients = logging.root.manager.disable, torch.get_num_threads(), torch.is_grad_enabled()
+    dtype, device = torch.get_default_dtype(), torch.get_default_device()
 
     def exit_here(code: int) -> None:
         if os.getpid() != process:
@@ -127,9 +133,19 @@ def _process_as_it_is(name: str) -> Iterator[None]:
         yield
     finally:
         sys.argv, os._exit = arguments, leave
+        sys.stdout, sys.stderr = output
         os.chdir(folder)
-        torch.set_default_dtype(dtype)
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in handlers.items():
+                # None: a handler that is not Python's.
+                if handler is not None:
+                    signal.signal(number, handler)
+        logging.disable(disabled)
+        torch.set_num_threads(threads)
         torch.set_grad_enabled(gradients)
+        torch.set_default_dtype(dtype)
+        if torch.get_default_device() != device:
+            torch.set_default_device(device)
 
 
 def _place(error: BaseException) -> str:

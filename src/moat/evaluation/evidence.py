@@ -15,7 +15,7 @@ from moat.attacks.parts.setting import Attack
 from moat.evaluation.protocols import refuse_replicas
 from moat.evaluation.runner import as_attack, classify, device_of, evaluate, images
 from moat.evaluation.statistics import accuracy
-from moat.models.moe.detached import detached_router
+from moat.models.moe.detached import can_detach_router, detached_router
 
 # Radii of the sweep as multiples of eps, and the largest one in pixel units, at which no model can be robust.
 SWEEP_FACTORS = (0.5, 2.0)
@@ -33,7 +33,7 @@ DETACHED = ", router detached"
 
 def has_router(model: nn.Module) -> bool:
     """Whether the model's router is a module of its own, so that its scores can be detached."""
-    return isinstance(getattr(model, "router", None), nn.Module)
+    return can_detach_router(model)
 
 
 def on_detached(setting: Mapping[str, Any]) -> Attack:

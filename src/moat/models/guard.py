@@ -116,11 +116,11 @@ class Guard(nn.Module):
             # Sets nothing but restores the mode afterwards, whatever the model sets.
             with torch.set_grad_enabled(torch.is_grad_enabled()):
                 return function()
-        except (MoatError, Stopped, torch.OutOfMemoryError):
+        except (MoatError, Stopped, KeyboardInterrupt, torch.OutOfMemoryError):
             raise
         except SystemExit as error:
             raise DataError(f"{where} ends Python (sys.exit({error.code!r}))") from error
-        except Exception as error:
+        except BaseException as error:
             raise DataError(f"{where} fails ({in_one_line(error)})") from error
 
 

@@ -5,7 +5,7 @@ from torch import nn
 
 from moat.base.errors import ConfigError
 from moat.models.guard import class_name
-from moat.models.moe.detached import detached_router
+from moat.models.moe.detached import can_detach_router, detached_router
 from moat.models.moe.views import View
 
 STRAIGHT, DETACHED = "straight-through", "detached"
@@ -29,7 +29,7 @@ def views_of(model: nn.Module) -> dict[str, View]:
     Its own are those of ``attack_views() -> {name: module or View}``, where it has that method.
     """
     found: dict[str, nn.Module | View] = {STRAIGHT: model}
-    if isinstance(getattr(model, "router", None), nn.Module):
+    if can_detach_router(model):
         found[DETACHED] = detached_router(model)
     if hasattr(model, "attack_views"):
         found |= model.attack_views()

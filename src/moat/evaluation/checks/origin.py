@@ -15,6 +15,7 @@ from moat.evaluation.checks.registry import Finding, check, not_applicable, with
 from moat.evaluation.evidence import DETACHED, Evidence
 from moat.evaluation.runner import as_attack, classify, device_of, evaluate, images
 from moat.evaluation.statistics import accuracy, wilson
+from moat.models.outputs import predicted_class
 
 # The probability that a random test image has a larger margin than a random held-out one: 1/2 if nothing sets them
 # apart, up to about 0.53 where the official test split is a little easier (SVHN).
@@ -160,7 +161,8 @@ def _survivors(evidence: Evidence, x: torch.Tensor, y: torch.Tensor, attacks: Se
         correct = torch.ones_like(labels, dtype=torch.bool)
         for attack in attacks:
             draws = generator(evidence.seed, 0, "validation", number, device)
-            correct &= classify(evidence.model, attack(evidence.model, batch, labels, draws)).argmax(1) == labels
+            logits = classify(evidence.model, attack(evidence.model, batch, labels, draws))
+            correct &= predicted_class(logits) == labels
         survivors += int(correct.sum())
     return survivors
 

@@ -6,6 +6,7 @@ from moat.data.seeding import generator
 from moat.evaluation.checks.chance import upper_limit
 from moat.evaluation.checks.registry import Finding, check, within
 from moat.evaluation.evidence import Evidence
+from moat.models.outputs import predicted_class
 
 # Relative to the largest logit. Other batch sizes may use other convolution kernels, which round differently.
 REPEAT_TOLERANCE = 1e-4
@@ -28,7 +29,7 @@ def determinism(evidence: Evidence) -> Finding:
     scale = evidence.logits.abs().max().clamp(min=1e-12)
     values = {name: float((logits - evidence.logits).abs().max() / scale) for name, logits in again.items()}
     limits = {name: REPEAT_TOLERANCE if name == "repeated" else REGROUP_TOLERANCE for name in values}
-    flips = max(int((logits.argmax(1) != evidence.logits.argmax(1)).sum()) for logits in again.values())
+    flips = max(int((predicted_class(logits) != predicted_class(evidence.logits)).sum()) for logits in again.values())
     passed = within(values, limits)
     message = f"logits differ by up to {max(values.values()):.2g} of the largest; {flips} of {n} predictions change"
     if not passed:

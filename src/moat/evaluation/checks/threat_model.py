@@ -9,6 +9,7 @@ from moat.attacks.parts.setting import Attack
 from moat.data.seeding import generator
 from moat.evaluation.checks.registry import Finding, check, within
 from moat.evaluation.evidence import Evidence
+from moat.models.outputs import predicted_class
 
 LINF_TOLERANCE = 1e-6
 # Two ways of adding up the same fraction.
@@ -39,7 +40,7 @@ def threat_model(evidence: Evidence) -> Finding:
         short = claimed_steps(name, attack) - len(passes)
         if short > missing and attack.parameters.get("attack") in ONE_PASS_PER_STEP:
             missing, lacking = short, f"; {name} makes {len(passes)} passes through the model"
-    recomputed = (evidence.logits.argmax(1) == evidence.y.cpu()).double().mean().item()
+    recomputed = (predicted_class(evidence.logits) == evidence.y.cpu()).double().mean().item()
     values = {
         "over_eps": over_eps,
         "outside_pixels": outside,

@@ -27,6 +27,12 @@ class DetachedRouter(nn.Module):
         return self.model.route_logits(x)
 
 
+def can_detach_router(model: nn.Module) -> bool:
+    """Whether the model's router is a module of its own that takes hooks, so that its scores can be detached."""
+    router = getattr(model, "router", None)
+    return isinstance(router, nn.Module) and not isinstance(router, torch.jit.ScriptModule)
+
+
 def detached_router(model: nn.Module) -> DetachedRouter:
     """``model``, which has a module ``.router``, without gradients through the router."""
     return DetachedRouter(model)
