@@ -8,7 +8,7 @@
     published_line            the line of config/published/<study>.csv that states it, or None
     measured                  {value, low, high} under the correct protocol, or None
     compared                  of how many cells, or pairs, ``measured`` is the one that decides; None: it is their mean
-    protocol, explained       the alternative protocol that may explain the claim; {value, low, high} under it, or None
+    protocol, explained       the alternative protocols that may explain it; {value, low, high} under them, or None
     explanation               in words, what may explain a difference
     explanation_status        whether it is one: see :func:`_explanation_status`
     verdict                   as of a cell: reproduced, explained, above, below, unverified, not-run
@@ -18,7 +18,7 @@
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -85,8 +85,10 @@ def _claim(project: Project, grid: Grid, name: str, spec, rows: Rows, comparable
     band, stated, line = _stated(project, name, spec, unit)
     cells = {role: chosen(grid, name, spec, role) for role in ("of", "against")}
     pairs = _pairs(name, spec, cells)
-    measured, missing = _number(spec, pairs, rows, CORRECT, band)
-    explained = _number(spec, pairs, rows, spec["protocol"], band)[0] if "protocol" in spec else None
+    protocols = spec.get("protocol", [])
+    protocols = [protocols] if isinstance(protocols, str) else protocols
+    measured, missing = _number(spec, pairs, rows, [CORRECT], band)
+    explained = _number(spec, pairs, rows, protocols, band)[0] if protocols else None
     if measured is None:
         verdict, reasons = "not-run", [missing]
     else:
@@ -97,7 +99,7 @@ def _claim(project: Project, grid: Grid, name: str, spec, rows: Rows, comparable
         if any(reason not in REMARKS for reason in reasons):
             verdict = "unverified"
         elif verdict in ("above", "below") and explained is not None and band.verdict(explained) == "reproduced":
-            verdict = verdict if _distrusted(pairs, rows, spec["protocol"]) else "explained"
+            verdict = verdict if _distrusted(pairs, rows, protocols) else "explained"
     return {
         "id": name,
         "study": spec["study"],
@@ -108,7 +110,7 @@ def _claim(project: Project, grid: Grid, name: str, spec, rows: Rows, comparable
         "published_line": line,
         "measured": measured and vars(measured),
         "compared": len(pairs) if spec.get("over") == "each" else None,
-        "protocol": spec.get("protocol"),
+        "protocol": " or ".join(protocols) or None,
         "explained": explained and vars(explained),
         "explanation": spec["explanation"],
         "explanation_status": _explanation_status(verdict, explained),
@@ -201,20 +203,20 @@ def _pairs(name: str, spec, cells: Mapping[str, list[Cell]]) -> list[tuple[Cell,
     )
 
 
-def _number(spec, pairs, rows: Rows, protocol: str, band: Band) -> tuple[Number | None, str | None]:
-    """The claim's number under a protocol; or None and what is missing.
+def _number(spec, pairs, rows: Rows, protocols: Sequence[str], band: Band) -> tuple[Number | None, str | None]:
+    """The claim's number, each cell's under the first of the protocols that it has; or None and what is missing.
 
-    Under an alternative protocol, a cell that it does not change (clean accuracy) counts with its correct number, but
-    at least one must have been measured under it.
+    Under alternative protocols, a cell that none of them changes (clean accuracy) counts with its correct number, but
+    at least one must have been measured under them.
     """
     numbers: list[list[Number]] = []
     seen = False
     for pair in pairs:
         numbers.append([])
         for cell in pair:
-            declared = any(each.protocol == protocol for each in cell.each())
-            row = rows.get(_key(cell, protocol if declared else CORRECT))
-            seen |= declared
+            protocol = _protocol_of(cell, protocols)
+            row = rows.get(_key(cell, protocol or CORRECT))
+            seen |= protocol is not None
             if row is None or row["measured"] is None:
                 return None, f"{cell.study}-{cell.table}: {cell.row} x {cell.column} is not measured"
             numbers[-1].append(Number(row["measured"], row["ci_low"], row["ci_high"]))
@@ -225,9 +227,16 @@ def _number(spec, pairs, rows: Rows, protocol: str, band: Band) -> tuple[Number 
     return OVER[spec.get("over", "mean")](QUANTITIES[spec["quantity"]](of, against), band), None
 
 
-def _distrusted(pairs, rows: Rows, protocol: str) -> bool:
-    """Whether a number under an alternative protocol must not be taken at face value."""
-    failed = (rows.get(_key(cell, protocol), {}).get("checks_failed") for pair in pairs for cell in pair)
+def _protocol_of(cell: Cell, protocols: Sequence[str]) -> str | None:
+    """The first of the protocols under which a cell is declared."""
+    declared = {each.protocol for each in cell.each()}
+    return next((protocol for protocol in protocols if protocol in declared), None)
+
+
+def _distrusted(pairs, rows: Rows, protocols: Sequence[str]) -> bool:
+    """Whether a number under alternative protocols must not be taken at face value."""
+    used = ((cell, _protocol_of(cell, protocols)) for pair in pairs for cell in pair)
+    failed = (rows.get(_key(cell, protocol), {}).get("checks_failed") for cell, protocol in used if protocol)
     return any(reason not in REMARKS for names in failed if names for reason in names.split(";"))
 
 
