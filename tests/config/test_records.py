@@ -1,6 +1,7 @@
 """What is stale of the records of a scale: by another recipe, suite, budget or scale, or by other models."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -133,6 +134,22 @@ def test_what_was_measured_on_a_run_that_was_trained_again_is_stale(project):
     assert (records.stale_evaluation(LAST, "quick"), records.stale_checks(LAST)) == (["model"], ["model"])
     measure(project, TRADES, sha="b")
     assert stale(project) == {}
+
+
+@pytest.mark.parametrize(
+    ("there", "status"), [(("best", "last"), "done"), (("best",), "missing"), (("last",), "missing"), ((), "missing")]
+)
+def test_a_run_without_the_weights_that_are_to_be_measured_is_trained_again(project, there, status):
+    """Its evaluations are missing, those of the best and those of the last epoch."""
+    best = Run("digits", "resnet18", "fgsm-at", 0)
+    train(project, best)
+    for weights in there:
+        run = replace(best, weights=weights)
+        (project.root / paths.weights(SCALE, run)).write_bytes(b"\2\0\0\0\0\0\0\0{}")
+    entries = plan(project, build_grid(project, SCALE, ["dwf"]))
+    assert [entry["status"] for entry in entries if (entry["kind"], entry.get("method")) == ("run", "fgsm-at")] == [
+        status
+    ]
 
 
 def test_examples_transferred_from_a_run_that_was_trained_again_are_stale(project):

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from moat.attacks import pgd
 from moat.attacks.parts.setting import Attack
 from moat.base.errors import DataError
-from moat.evaluation import verify
+from moat.evaluation import evaluate, verify
 from moat.evaluation.checks import registry
 from moat.evaluation.evidence import Budget, Evidence, Origin
 from moat.models import nets
@@ -289,6 +289,23 @@ def test_images_normalised_by_the_loader_are_refused():
 def test_the_defence_shows():
     worst = {name: verified(globals()[name]()).worst_case_accuracy for name in ("undefended", "defended")}
     assert worst["undefended"] + 0.1 < worst["defended"]
+
+
+def test_the_accuracy_on_record_of_a_routed_net_is_the_worst_of_both_gradients():
+    """A router whose scores are loud misleads the full gradient, by which the net would seem far better."""
+    model = WithRouter(routed(), wrap=lambda scores: 1e3 * scores).eval()
+    x, y = held_out()
+    setting = {"attack": "pgd", "eps": EPS, "step_size": EPS / 4, "steps": 5}
+    rows = evaluate(model, x, y, {"full": setting, "detached": {**setting, "view": "detached"}}, batch_size=100)
+    correct = rows.pivot(index="index", columns="setting", values="correct")
+    worst, full = float(correct.all(axis=1).mean()), float(correct["full"].mean())
+    assert full > worst + 0.2
+    x, y = images()
+    for recorded, differs in ((worst, False), (full, True)):
+        run = {**record(), "validation_attack": setting, "best_validation_accuracy": recorded}
+        origin = replace(ORIGINS["recorded"](), run=run)
+        result = registry.run("provenance", Evidence(model, x[TEST], y[TEST], EPS, 100, 0, origin=origin))
+        assert ("validation accuracy" in result.message) == differs, result.message
 
 
 @pytest.mark.parametrize(
