@@ -162,6 +162,17 @@ def test_the_packages_warnings_are_flags(change, expected, caplog):
     assert not caplog.records
 
 
+def test_flags_do_not_depend_on_whether_logging_is_on():
+    model, x = Toy(lambda model, x, z: z.softmax(1)), torch.rand(4, 3, 8, 8)
+    logging.disable(logging.CRITICAL)
+    try:
+        with collect() as flags:
+            attacks.autoattack(model, x, predictions(model, x), eps=0.01, n_iter=2, n_queries=2)
+    finally:
+        logging.disable(logging.NOTSET)
+    assert "probabilities" in flags
+
+
 @pytest.mark.parametrize(("misclassified", "flagged"), [(0, False), (2, False), (3, True)])
 def test_square_that_succeeds_where_gradients_did_not_is_a_flag(misclassified, flagged):
     with collect() as flags:

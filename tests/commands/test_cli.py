@@ -3,12 +3,15 @@
 import dataclasses
 import importlib
 import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+import moat
 import moat.commands
 from moat.commands import doctor
 from moat.commands.cli import SUBCOMMANDS, main
@@ -17,6 +20,9 @@ ROOT = Path(__file__).parents[2]
 HEAVY = ("torch", "pandas", "numpy", "matplotlib", "sklearn", "jsonschema")
 # Commands without a GPU to lease import what they work with at once.
 QUICK = sorted(SUBCOMMANDS.keys() - {"draw", "report", "tabulate"})
+
+# A figure without results, which says so.
+DRAWN = ["--scale", "quickstart", "--study", "dwf", "--figure", "figure6"]
 
 HELP = """
 import sys
@@ -214,3 +220,31 @@ def test_doctor_tells_a_mirror_that_is_not_there(tmp_path, monkeypatch, capsys, 
         mirror.mkdir()
     assert main(["--project", str(ROOT), "doctor"]) == 0
     assert f"{mirror}: {said}" in capsys.readouterr().out
+
+
+# -- variables that other programs set --------------------------------------------------
+@pytest.mark.parametrize(
+    ("variables", "command"),
+    [
+        ({"PYTHONOPTIMIZE": "2"}, ["--help"]),
+        ({"PYTHONOPTIMIZE": "2"}, ["list", "checks"]),
+        ({"PYTHONOPTIMIZE": "2"}, ["fetch", "--help"]),
+        ({"PYTHONOPTIMIZE": "2"}, ["fetch", "digits", "--into", "{out}"]),
+        # What a notebook's `!moat …` inherits, where matplotlib_inline is not installed; and a misspelt one.
+        ({"MPLBACKEND": "module://matplotlib_inline.backend_inline"}, ["draw", *DRAWN]),
+        ({"MPLBACKEND": "TkAggg"}, ["draw", *DRAWN]),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_command_works_whatever_the_environment_says(tmp_path, variables, command):
+    if "draw" in command:
+        shutil.copytree(ROOT / "config", tmp_path / "config")
+        shutil.copytree(ROOT / "workflow/schemas", tmp_path / "workflow/schemas")
+        command = ["--project", str(tmp_path), *command]
+    command = [word.format(out=tmp_path / "out") for word in command]
+    root = Path(moat.__file__).parents[1]
+    environment = {**os.environ, **variables, "PYTHONPATH": str(root), "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "moat", *command], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr

@@ -25,6 +25,7 @@ from small_data import (
 
 from moat.base.errors import DataError
 from moat.commands.cli import main
+from moat.data import images
 from moat.data.datasets import load
 from moat.data.splits import hold_out, stratified_order, subset
 
@@ -432,3 +433,72 @@ def test_real_cifar_c_is_of_the_real_test_images(real_mirror, tmp_path):
     rows = corrupted.columns["corruption"] == noise
     by_severity = [distance[rows & (corrupted.columns["severity"] == s)].mean().item() for s in range(1, 6)]
     assert by_severity == sorted(by_severity) and by_severity[0] > 1
+
+
+# -- folders of images as they are found ------------------------------------------------
+def in_folder(workplace, **changes):
+    for name, content in folder_members().items():
+        (workplace.root / name).parent.mkdir(parents=True, exist_ok=True)
+        (workplace.root / name).write_bytes(content)
+    workplace.dataset("cifar10-jpeg", files=[], folder="pictures", num_classes=2, image_size=8, **changes)
+    return workplace.root / "pictures"
+
+
+def test_links_inside_a_folder_of_images_are_followed(workplace):
+    pictures = in_folder(workplace)
+    (pictures / "all").mkdir()
+    (pictures / "test/b").rename(pictures / "all/b")
+    (pictures / "test/b").symlink_to("../all/b")
+    (pictures / "train").rename(pictures / "all/training")
+    (pictures / "train").symlink_to(pictures / "all/training")
+    (pictures / "test/a/000.png").rename(pictures / "all/first.png")
+    (pictures / "test/a/000.png").symlink_to("../../all/first.png")
+    data = prepared(workplace, "--validation", "2")
+    assert torch.bincount(data.splits["test"].labels).tolist() == [6, 6]
+    assert len(data.splits["train"].labels) == 10
+    assert json.loads((workplace.into / "manifest.json").read_text())["folder"]["files"] > 24
+
+
+def test_a_change_behind_a_link_is_noticed(workplace):
+    pictures = in_folder(workplace)
+    (pictures / "other").mkdir()
+    (pictures / "test/a/000.png").rename(pictures / "other/first.png")
+    (pictures / "test/a/000.png").symlink_to("../../other/first.png")
+    assert workplace.fetch() == 0
+    (pictures / "other/first.png").write_bytes(folder_members(count=7)["pictures/train/b/006.png"])
+    assert workplace.prepare("--validation", "2") == 3
+
+
+def test_names_that_begin_with_a_dot_are_no_data(workplace):
+    pictures = in_folder(workplace)
+    for name in ("train/.ipynb_checkpoints/x.png", "train/a/._000.png", ".DS_Store", "train/.#a"):
+        (pictures / name).parent.mkdir(exist_ok=True)
+        (pictures / name).write_bytes(b"\0")
+    (pictures / "train/a/.#001.png").symlink_to("me@host.12:170")
+    assert prepared(workplace, "--validation", "2").classes == ["a", "b"]
+
+
+@pytest.mark.parametrize("mac", [False, True])
+def test_what_macos_puts_beside_the_members_of_an_archive_is_left_out(workplace, mac):
+    members = cifar_c_members()
+    if mac:
+        members |= {"CIFAR-10-C/._labels.npy": b"\0\5\x16\7", "CIFAR-10-C/._fog.npy": b"\0\5\x16\7"}
+    workplace.publish({"CIFAR-10-C.tar": tar(members, "w")})
+    workplace.dataset("cifar10-c")
+    assert prepared(workplace, splits=("test",)).metadata["corruptions"] == ["blur", "fog"]
+
+
+def sixteen(values) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(np.asarray(values, np.uint16)).save(stream, "PNG")
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_sixteen_bits_are_scaled_to_eight(channels):
+    """A gradient from black to white, and 257 times every value of eight bits, which is that value."""
+    gradient = np.linspace(0, 65535, 256).reshape(16, 16)
+    found = images.decode(sixteen(gradient), 16, channels, where="x")
+    assert np.abs(found[..., 0].astype(float) - gradient / 257).max() <= 0.5 + 1e-9
+    exact = images.decode(sixteen(np.arange(256).reshape(16, 16) * 257), 16, channels, where="x")
+    assert (exact == np.arange(256).reshape(16, 16, 1)).all()

@@ -213,6 +213,9 @@ def test_a_divided_device_is_its_instances():
         ({"CUDA_VISIBLE_DEVICES": "GPU-cc"}, ["GPU-cccc"]),
         ({"CUDA_VISIBLE_DEVICES": "0,-1,1"}, ["GPU-aaaa"]),
         ({"CUDA_VISIBLE_DEVICES": "NoDevFiles"}, []),
+        ({"CUDA_VISIBLE_DEVICES": "0,none,1"}, ["GPU-aaaa"]),
+        ({"CUDA_VISIBLE_DEVICES": "all"}, []),
+        ({"CUDA_VISIBLE_DEVICES": "MIG-b1"}, ["MIG-b1"]),
         ({"MOAT_GPUS": "x, y"}, ["x", "y"]),
         ({"MOAT_GPUS": "", "CUDA_VISIBLE_DEVICES": "0"}, []),
     ],
@@ -225,6 +228,12 @@ def test_devices_come_from_the_environment_or_the_driver(tmp_path, monkeypatch, 
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     assert [gpu.name for gpu in gpus.find(environ)] == found
+
+
+@pytest.mark.parametrize("chosen", ["0", "0,1", "7", "GPU-aaaa", "MIG-b1", "cuda", "", "-1"])
+def test_without_a_driver_no_variable_makes_a_gpu(monkeypatch, chosen):
+    monkeypatch.setattr(gpus, "driver_gpus", list)
+    assert gpus.find({"CUDA_VISIBLE_DEVICES": chosen}) == []
 
 
 @pytest.mark.parametrize(

@@ -212,6 +212,23 @@ def test_resources_grow_for_the_first_retries_up_to_the_most_there_is(most, aske
 
 
 @pytest.mark.parametrize(
+    ("scale", "dataset", "asked"),
+    [
+        # Twice the arrays: 950,000 and 60,000 images of 32x32, 110,000 of 64x64 and the archive that holds them.
+        ("paper", "cifar10-c", 500 + 2 * 950_000 * 3072 // 10**6),
+        ("paper", "cifar10", 2000),
+        ("paper", "tiny-imagenet", 500 + (2 * 110_000 * 12_288 + 248_100_043) // 10**6),
+        ("quickstart", "digits", 2000),
+    ],
+)
+def test_preparing_asks_for_memory_by_the_size_of_the_data(scale, dataset, asked):
+    for most, attempts in ((None, [1, 2, 3, 3]), (3000, [1, 2, 3, 3])):
+        inputs = Inputs(Project(ROOT), {**CONFIG, "max_resources": {"mem_mb": most, "runtime": None}})
+        found = [inputs.prepare_memory(wildcards(scale, dataset), attempt) for attempt in (1, 2, 3, 4)]
+        assert found == [min(times * asked, most or 10**9) for times in attempts]
+
+
+@pytest.mark.parametrize(
     ("content", "refresh", "why"),
     [
         (None, "stale", None),

@@ -2,6 +2,7 @@
 
 import os
 import time
+from pathlib import Path
 
 from moat.pipeline.snakemake_repair import clamp_future_mtimes
 
@@ -16,3 +17,17 @@ def test_times_in_the_future_become_now(tmp_path):
         os.utime(path, (moment, moment))
     assert clamp_future_mtimes(tmp_path) == [ahead]
     assert ahead.stat().st_mtime <= time.time() + 1 and past.stat().st_mtime == 1_000_000_000
+
+
+def test_a_file_that_may_not_be_changed_is_a_warning(tmp_path, monkeypatch, caplog):
+    """Another user's. What vanishes meanwhile, and a link that leads nowhere, are nothing."""
+    (tmp_path / "theirs").touch()
+    os.utime(tmp_path / "theirs", (time.time() + 3 * DAY,) * 2)
+    (tmp_path / "link").symlink_to("gone")
+
+    def utime(path: Path, times):
+        raise PermissionError(1, "Operation not permitted", str(path))
+
+    monkeypatch.setattr(os, "utime", utime)
+    assert clamp_future_mtimes(tmp_path) == []
+    assert "theirs" in caplog.text and "another user's" in caplog.text and len(caplog.records) == 1

@@ -1,9 +1,12 @@
 """Jobs done by forks of a warm process: they end, print and die as commands do that do their work themselves."""
 
 import os
+import shutil
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -11,6 +14,7 @@ import pytest
 
 import moat
 from moat.pipeline.warm import VARIABLE
+from moat.pipeline.warm import start as warm_start
 
 PYTHON_PATH = Path(moat.__file__).parent.parent
 
@@ -172,3 +176,27 @@ def test_a_server_of_older_sources_takes_no_jobs(tmp_path):
     finally:
         process.kill()
         process.wait()
+
+
+@pytest.mark.parametrize("length", [60, 120, 250])
+def test_a_long_folder_for_temporary_files_does_not_matter(tmp_path, monkeypatch, length):
+    folder = tmp_path
+    while len(str(folder)) < length:
+        folder = folder / ("a" * 40)
+    folder.mkdir(parents=True, exist_ok=True)
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    path = warm_start._socket_path()
+    try:
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(path))
+        assert path.parent.stat().st_mode & 0o077 == 0
+    finally:
+        shutil.rmtree(path.parent)
+
+
+def test_where_no_folder_is_short_enough_jobs_start_cold_and_nothing_is_left(tmp_path, monkeypatch):
+    monkeypatch.setattr(warm_start, "_LONGEST", 10)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.delenv(VARIABLE, raising=False)
+    assert warm_start.start() is False
+    assert VARIABLE not in os.environ and list(tmp_path.iterdir()) == []

@@ -1,5 +1,6 @@
 """Every kind of figure: its CSV holds the numbers that one recomputes, and what is missing is said."""
 
+import io
 import math
 import os
 import re
@@ -9,12 +10,13 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.text import Text
 from reporting_tree import edit_yaml
 
 from moat.base.plugins import figure_kinds
 from moat.config.grid import build_grid
 from moat.config.project import Project
-from moat.reporting import figures, labels
+from moat.reporting import figures, labels, style
 from moat.reporting.figures import routing
 
 DATA = {"axis": "dataset", "points": [{"label": "CIFAR-10", "dataset": "cifar10"}]}
@@ -470,3 +472,33 @@ def test_drawing_needs_no_torch(tree, declare, project):
     code = f"import sys; from moat.commands.cli import main; {run}; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert done.stdout.split()[-1] == "False"
+
+
+@pytest.mark.parametrize("label", ["costs $5 or $10", r"$\bm{x}$", r"\$ 100 % \n", "$$"])
+def test_a_dollar_in_a_label_is_a_dollar(tree, declare, draw, label):
+    """In the title, in a legend and at an axis; a formula that is none must not stop the drawing."""
+    fill(tree)
+    methods = {"axis": "method", "points": [{"label": label, "method": "standard"}, METHODS["points"][1]]}
+    for kind, changes in (
+        ("grouped_bars", {"lines": [DATA, NET, methods, ATTACKS], "title": label}),
+        ("weight_distributions", {"lines": [DATA, NET, methods], "title": label}),
+    ):
+        declare(kind, **changes)
+        draw()
+
+
+def test_only_the_numbers_of_a_logarithmic_axis_are_formulas():
+    with style.applied() as drawing:
+        figure, axes = drawing.new(1, 2)
+        axes[0, 0].set_yscale("log")
+        axes[0, 0].plot([1, 2], [1, 1000], label="$a$")
+        axes[0, 1].bar(["$b$", "$c$"], [1, 2])
+        for each in axes[0]:
+            each.set_ylabel("$d$")
+        drawing.legend(figure)
+        style._print_dollars(figure)
+        figure.savefig(io.BytesIO())
+        formulas = {
+            text.get_text() for text in figure.findobj(Text) if text.get_parse_math() and "$" in text.get_text()
+        }
+    assert formulas and all(text.startswith(r"$\mathdefault{10^") for text in formulas)
