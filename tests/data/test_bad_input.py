@@ -244,6 +244,14 @@ def _nested_key(depth: int) -> bytes:
     return b"\x80\x02})q\x00" + pairs + b"K\x01s."
 
 
+def _long_name(size: int) -> bytes:
+    """A tar whose first member is a name of so many zero bytes."""
+    info = tarfile.TarInfo("././@LongLink")
+    info.type, info.size = tarfile.GNUTYPE_LONGNAME, size
+    head = info.tobuf(tarfile.GNU_FORMAT)
+    return gzip.compress(head) + gzip.compress(bytes(1 << 20)) * (size >> 20)
+
+
 def _batch(**changes) -> dict[str, bytes]:
     batch = {"data": np.zeros((4, 3072), np.uint8), "labels": [0, 1, 2, 3]} | changes
     return {"data_batch_2": pickle.dumps(batch, protocol=2)}
@@ -262,6 +270,7 @@ CIFAR_CASES = {
     "symbolic link": (_cifar({"data_batch_1": _link("/etc/passwd")}), ["data_batch_1", "link"]),
     "hard link": (_cifar({"other": _link("data_batch_1", tarfile.LNKTYPE)}), ["other", "link"]),
     "pipe": (_cifar({"other": _link("", tarfile.FIFOTYPE)}), ["other", "special file"]),
+    "a name of 3 GB": ({ARCHIVE: _long_name(3 << 30)}, ["a header of 3221225472 bytes"]),
     "no pickle": (_cifar({"test_batch": b"\x80\x02nonsense"}), ["test_batch", "refused pickle"]),
     "pickle of a list": (_cifar({"test_batch": pickle.dumps([1])}), ["test_batch", "not a dict"]),
     "pickled objects": (_cifar(_batch(data=np.array([object], object))), ["data_batch_2", "refused pickle"]),
@@ -594,6 +603,7 @@ def test_description_without_files_or_folder(workplace, capsys):
         ("svhn", OTHER_CASES["mat: 3 GB in 3 MB"][1]),
         ("cifar10-c", OTHER_CASES["c: 2^64 bytes"][1]),
         ("cifar10", CIFAR_CASES["a number that makes room"][0]),
+        ("cifar10", CIFAR_CASES["a name of 3 GB"][0]),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

@@ -17,7 +17,7 @@ from moat.base.errors import DataError
 #: What the standard library raises for a truncated archive, or for a file that is no archive.
 BROKEN = (
     *(tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError),
-    *(EOFError, OSError, NotImplementedError, ValueError),
+    *(EOFError, OSError, NotImplementedError, ValueError, MemoryError),
 )
 
 Member = tuple[str, Callable[[], bytes]]
@@ -105,7 +105,7 @@ def _guarded(path: Path, name: str, read: Callable[[], bytes]) -> bytes:
 
 
 def _tar_members(path: Path) -> Iterator[tuple[str, int, Callable[[], bytes]]]:
-    with tarfile.open(path, "r|*") as archive:
+    with tarfile.open(path, "r|*", tarinfo=_TarInfo) as archive:
         for member in archive:
             _check_name(path, member.name)
             if member.isdir():
@@ -113,6 +113,15 @@ def _tar_members(path: Path) -> Iterator[tuple[str, int, Callable[[], bytes]]]:
             if not member.isreg():
                 raise DataError(f"{path}: member {member.name!r} is a link or a special file; refused")
             yield member.name, member.size, lambda member=member: archive.extractfile(member).read()
+
+
+class _TarInfo(tarfile.TarInfo):
+    """A member whose long name, or other header that is read whole, is no longer than names are."""
+
+    def _proc_member(self, archive):
+        if self.size > 1 << 20 and not (self.isreg() or self.isdir()):
+            raise tarfile.ReadError(f"a header of {self.size} bytes")
+        return super()._proc_member(archive)
 
 
 def _zip_members(path: Path) -> Iterator[tuple[str, int, Callable[[], bytes]]]:

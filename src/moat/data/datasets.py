@@ -257,5 +257,5 @@ def _read(path: Path, splits: Sequence[str]) -> tuple[dict[str, Any], dict[str, 
                     own = tensors[split] if column in ("images", "labels") else tensors[split]["columns"]
                     own[column] = stream.get_tensor(name)
             return metadata, tensors
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError, TypeError, LookupError, RecursionError) as error:
         raise DataError(f"{path}: not a whole safetensors file ({error})") from error

@@ -82,8 +82,9 @@ def _read_mat(path: Path) -> Pair:
     most = archives.unpacked_limit(path)
     try:
         declared = {name: shape for name, shape, _ in scipy.io.whosmat(path)}
-        if any(math.prod(declared.get(name, ())) > most for name in ("X", "y")):
-            raise ValueError(f"X {declared.get('X')} and y {declared.get('y')} hold more than {most} numbers")
+        # Of up to eight bytes each.
+        if any(math.prod(declared.get(name, ())) > most // 8 for name in ("X", "y")):
+            raise ValueError(f"X {declared.get('X')} and y {declared.get('y')} hold more than {most // 8} numbers")
         content = scipy.io.loadmat(path, variable_names=["X", "y"])
         pixels, labels = content["X"], content["y"].reshape(-1)
     except KeyError as error:

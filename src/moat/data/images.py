@@ -40,7 +40,7 @@ def decode(content: bytes, size: int, channels: int, *, where: str) -> np.ndarra
 def _eight_bits(image: Image.Image) -> Image.Image:
     """An image of 16 bits a pixel scaled to 8, which Pillow would cut at 255; any other as it is."""
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
-        return Image.fromarray(np.round(np.asarray(image).astype(np.float64) / 257).astype(np.uint8))
+        return Image.fromarray(((np.asarray(image).astype(np.uint32) + 128) // 257).astype(np.uint8))
     if image.mode in ("I", "F"):
         raise ValueError(f"pixels of 32 bits (Pillow's mode {image.mode}), whose range is unknown")
     return image
