@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from moat.base.errors import ConfigError, unknown_name
-from moat.base.plugins import attack_families, attack_parameters
+from moat.base.plugins import attack_families, attack_parameters, written
 from moat.config import schema
 from moat.config.method_schema import in_json_schema
 
@@ -32,6 +32,10 @@ def check(settings: Mapping[str, Mapping[str, Any]], root: Path, *, source: str 
     """
     shared = root / "workflow" / "schemas" / "attacks.schema.yaml"
     modified = shared.stat().st_mtime_ns
+    # A plan asks for all settings thousands of times.
+    everything = f"{shared} {modified} {written()} {json.dumps(settings, default=repr)}"
+    if everything in _VALID:
+        return
     of_a_file = _validator(shared, modified, None)
     families = attack_families()
     declarations = functools.cache(attack_parameters)
@@ -53,6 +57,7 @@ def check(settings: Mapping[str, Mapping[str, Any]], root: Path, *, source: str 
                 own = f"; {family} declares its own in {where}" if fault.validator == "additionalProperties" else ""
                 raise ConfigError(f"{source}: {schema.explain(fault)}{own}")
             _VALID.add(known)
+    _VALID.add(everything)
 
 
 @functools.cache

@@ -14,16 +14,21 @@ def transfer_kinds(project: Project, suite: str) -> tuple[str, ...]:
     return tuple(sorted(kinds - {None}))
 
 
-def transfer_runs(project: Project, suite: str, run: Run, runs: Iterable[Run]) -> dict[str, Run]:
+def transfer_runs(
+    project: Project, suite: str, run: Run, runs: Iterable[Run], kinds: Iterable[str] | None = None
+) -> dict[str, Run]:
     """Kind -> the run to transfer from, out of ``runs``, which are trained anyway; a kind without one is left out.
 
     "seed": the next seed of the same method; if there is only one, the same seed of the first other method in the
     suite's ``transfer_methods``. "arch": the same method and seed on the first other net.
 
+    Args:
+        kinds: those of the suite, where they are known already.
+
     Raises:
         ConfigError: ``transfer_methods`` names a method that does not exist.
     """
-    kinds = transfer_kinds(project, suite)
+    kinds = transfer_kinds(project, suite) if kinds is None else kinds
     if not kinds:
         return {}
     best = (other for other in runs if other.weights == "best")

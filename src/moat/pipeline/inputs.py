@@ -157,10 +157,11 @@ class Inputs:
         return _named("--transfer-from", self._transfers(wildcards))
 
     def _transfers(self, wildcards) -> dict[str, Path]:
-        if not self._transfer_kinds(wildcards.suite):
+        kinds = self._transfer_kinds(wildcards.suite)
+        if not kinds:
             return {}
         shown = self.grid(wildcards.scale).checks
-        found = transfer_runs(self.project, wildcards.suite, run_of(wildcards), shown)
+        found = transfer_runs(self.project, wildcards.suite, run_of(wildcards), shown, kinds)
         return {kind: paths.run_dir(wildcards.scale, run) for kind, run in found.items()}
 
     @functools.cache  # noqa: B019

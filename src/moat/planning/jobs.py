@@ -14,7 +14,7 @@ from moat.config import paths
 from moat.config.grid import Evaluation, Grid, Probe, Run
 from moat.config.project import Project
 from moat.config.recipes import resolve_recipe
-from moat.config.transfer import transfer_runs
+from moat.config.transfer import transfer_kinds, transfer_runs
 from moat.planning.cost import (
     Work,
     checks_passes,
@@ -127,6 +127,10 @@ class Workload:
         )
         return Work(evaluate=passes, unknown=self._unknown(settings))
 
+    @functools.cache  # noqa: B019
+    def transfer_kinds(self, suite: str) -> tuple[str, ...]:
+        return transfer_kinds(self.project, suite)
+
     def checks(self, dataset: str) -> Work:
         """The work of the checks on one model, in passes."""
         checks, budget = self.planner["checks"], self.scale.get("checks", {})
@@ -198,7 +202,8 @@ def _passes(load: Workload, grid: Grid) -> Iterator[tuple]:
         yield run_path(scale, run), "run", run, None, needs, load.training(run.dataset, run.method)
     for each in grid.evaluations:
         work = load.evaluation(each.run.dataset, each.suite, each.run.method)
-        surrogates = transfer_runs(load.project, each.suite, each.run, grid.checks).values()
+        kinds = load.transfer_kinds(each.suite)
+        surrogates = transfer_runs(load.project, each.suite, each.run, grid.checks, kinds).values()
         needs = tuple(run_path(scale, run) for run in (each.run, *surrogates))
         yield evaluation_path(scale, each), "evaluation", each.run, each.suite, needs, work
     for run in grid.checks:
