@@ -80,7 +80,8 @@ def test_every_attacked_cell_of_a_routed_net_has_both_gradients_and_no_dense_one
         name, *twin = cell.settings
         # SoE is a mixture, too; its choice of an expert has no gradient, and the twin does not apply.
         assert twin == ([f"{name}_det"] if cell.method in {*ROUTED, "soe"} else []), cell
-        assert all(each.settings[0] == f"{name}_norm" and len(each.settings) == 1 for each in cell.alternatives)
+        # The flawed protocols follow the model's own gradient.
+        assert all(len(each.settings) == 1 and "_det" not in each.settings[0] for each in cell.alternatives)
 
 
 def test_clean_images_and_worst_cases_stay_as_they_are():
