@@ -15,7 +15,7 @@ from torch.nn import functional as F
 import moat.methods
 from moat.base import plugins
 from moat.config.project import Project
-from moat.config.recipes import merge
+from moat.config.recipes import merge, resolve_run
 from moat.methods.base import AdversarialMethod, Step
 from moat.methods.dwf_expert_fgsm import draw_one
 from moat.models.nets.normalize import STATISTICS
@@ -350,6 +350,22 @@ def in_float64(monkeypatch):
     torch.set_num_threads(1)
     narrow = torch.Tensor.float
     monkeypatch.setattr(torch.Tensor, "float", lambda self: self if self.dtype == torch.float64 else narrow(self))
+
+
+@pytest.mark.parametrize("scale", ["quickstart", "mini", "paper"])
+def test_a_variant_starts_from_runs_of_its_own_space(scale):
+    """At every scale, also where the scale overrides what the recipe that it extends starts from."""
+    seen = set()
+    for name in PROJECT.names("methods"):
+        if "attack_space" not in PROJECT.method(name):
+            continue
+        run = resolve_run(PROJECT, scale, dataset="digits", arch="resnet18", method=name, seed=0)
+        for start in run["recipe"].get("initialize_from", ()):
+            recipe = PROJECT.method(start["method"])
+            if recipe["class"] in BOOK:
+                assert recipe.get("attack_space") == run["recipe"]["attack_space"], (name, start)
+                seen.add(name)
+    assert seen == {"dwf-normalised", "pgd-at-sparse-tiny-released"}
 
 
 def test_these_are_all_that_attack():
