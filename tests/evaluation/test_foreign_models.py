@@ -264,6 +264,19 @@ def test_torchscript(labelled):
     assert verify(script, x[:6], y[:6], budget=Budget(steps=2, queries=5)).n == 6
 
 
+@pytest.mark.parametrize("measure", ["evaluate", "verify"])
+def test_a_model_that_fails_only_with_a_gradient_is_one_line(labelled, measure):
+    x, y = labelled
+    model = Elsewhere(lambda net, x: net(torch.from_numpy(x.numpy())))
+    with pytest.raises(
+        DataError, match=r"\(24, 1, 8, 8\) in \[0, 1\], the model fails \(RuntimeError: Can't call numpy"
+    ):
+        if measure == "evaluate":
+            evaluate(model, x, y, {"clean": CLEAN, "pgd": PGD}, batch_size=24)
+        else:
+            verify(model, x, y)
+
+
 def test_a_copy_that_cannot_be_made_is_told_once(labelled, caplog):
     x, y = labelled
     verify(

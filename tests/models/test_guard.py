@@ -48,6 +48,10 @@ FAILS = {
     "list": (lambda net, x: [net(x)], "returns a list; logits (4, classes) are needed"),
     "dict": (lambda net, x: {"logits": net(x)}, "returns a dict; logits (4, classes) are needed"),
     "numpy": (lambda net, x: net(x).detach().numpy(), "returns a ndarray; logits (4, classes) are needed"),
+    "sparse": (
+        lambda net, x: net(x).to_sparse(),
+        "returns a tensor of layout torch.sparse_coo; logits (4, classes) are needed",
+    ),
     "nothing": (lambda net, x: None, "returns None; logits (4, classes) are needed"),
     "classes": (lambda net, x: net(x).argmax(1), "returns int64 (4,); logits (4, classes) are needed"),
     "one by one": (lambda net, x: net(x)[..., None, None], "returns (4, 10, 1, 1); logits (4, classes) are needed"),
@@ -133,6 +137,16 @@ def test_a_model_without_a_gradient_has_the_gradient_zero(answer):
     assert torch.equal(gradient, torch.zeros_like(x))
 
 
+class Own(torch.Tensor):
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        return NotImplemented
+
+
+def test_its_output_is_a_plain_tensor():
+    assert type(Guard(Elsewhere(lambda net, x: net(x).detach().as_subclass(Own)))(X)) is torch.Tensor
+
+
 def test_its_output_is_a_copy():
     kept = torch.zeros(4, 10)
     model = Guard(Elsewhere(lambda net, x: kept.copy_(net(x).detach())))
@@ -151,6 +165,23 @@ def test_exactly_what_moat_did_not_write_is_guarded():
         assert is_foreign(foreign) and behind(guarded(foreign)) is foreign
     guard = guarded(Elsewhere())
     assert guarded(guard) is guard and guard.name == "Elsewhere"
+
+
+def raises_views():
+    raise KeyError("views")
+
+
+class FailingProperty(Elsewhere):
+    @property
+    def route_logits(self):
+        raise ValueError("not built yet")
+
+
+def test_a_property_that_fails_is_one_line():
+    with pytest.raises(
+        DataError, match="FailingProperty: the attribute 'route_logits' fails .ValueError: not built yet"
+    ):
+        hasattr(Guard(FailingProperty()), "route_logits")
 
 
 class Routed(Elsewhere):
@@ -175,6 +206,9 @@ def test_other_attributes_are_the_models_and_what_takes_images_is_guarded():
         torch.testing.assert_close(views_of(model)["second"].module(x), model.experts[1].net(0 * X))
         torch.testing.assert_close(views_of(model)["detached"].module(x), model(x))
     assert torch.equal(x, X)
+    model.module.attack_views = raises_views
+    with pytest.raises(DataError, match=r"Routed: attack_views\(\) fails \(KeyError: 'views'\)"):
+        views_of(model)
     model.module.attack_views = lambda: {"first": "a string"}
     with pytest.raises(DataError, match="Routed, view first: a torch.nn.Module is needed, not a str"):
         model.attack_views()

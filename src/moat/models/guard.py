@@ -14,6 +14,7 @@ from moat.models.outputs import with_gradient
 
 # Parts of moat's own nets come from these packages.
 OWN = ("moat", "torch", "torchvision", "timm")
+_MISSING = object()
 # Longer messages of other people's code are cut.
 LONGEST = 300
 
@@ -79,7 +80,10 @@ class Guard(nn.Module):
             module = self.__dict__.get("_modules", {}).get("module")
             if module is None or name.startswith("__"):
                 raise
-        found = getattr(module, name)
+        # A property may fail, too.
+        found = self._run(lambda: getattr(module, name, _MISSING), f"{self.name}: the attribute {name!r}")
+        if found is _MISSING:
+            raise AttributeError(f"{self.name} has no attribute {name!r}")
         if name == "route_logits":
             return functools.partial(self._call, found, what="route_logits", noun="scores", columns="experts", least=1)
         return functools.partial(self._views, found) if name == "attack_views" else found
@@ -99,8 +103,12 @@ class Guard(nn.Module):
         where = f"{self.name}: given images {_described(x)} in [0, 1], {what}"
         given = x.clone(memory_format=torch.contiguous_format)
         found = self._run(functools.partial(function, given), where)
+        if isinstance(found, torch.Tensor) and type(found) is not torch.Tensor:
+            # Subclasses have ideas of their own about operators.
+            with torch._C.DisableTorchFunctionSubclass():
+                found = found.as_subclass(torch.Tensor)
         needed = f"{noun} ({len(x)}, {columns}) are needed"
-        if not isinstance(found, torch.Tensor) or not found.is_floating_point():
+        if not isinstance(found, torch.Tensor) or found.layout != torch.strided or not found.is_floating_point():
             raise DataError(f"{where} returns {_described(found)}; {needed}")
         if len(x) and (found.ndim != 2 or len(found) != len(x)):
             raise DataError(f"{where} returns {tuple(found.shape)}; {needed}")
@@ -137,10 +145,12 @@ def in_one_line(error: BaseException) -> str:
 
 def _described(value: object) -> str:
     """``float32 (2, 3, 8, 8)`` for a tensor, ``a tuple`` for a tuple."""
-    if isinstance(value, torch.Tensor):
+    if isinstance(value, torch.Tensor) and value.layout == torch.strided:
         return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
     if value is None:
         return "None"
+    if isinstance(value, torch.Tensor):
+        return f"a tensor of layout {value.layout}"
     kind = type(value).__name__
     return f"{'an' if kind[0] in 'aeiouAEIOU' else 'a'} {kind}"
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from moat.base.errors import MoatError
+from moat.base.errors import DataError, MoatError
 from moat.evaluation.evidence import Evidence
 
 State = Literal["passed", "failed", "not-applicable"]
@@ -64,9 +64,15 @@ def titles() -> dict[str, str]:
 
 
 def run(name: str, evidence: Evidence) -> CheckResult:
-    """Run one check. If the model makes the measurement impossible (NaN gradients, say), the check has failed."""
+    """Run one check. If the model makes the measurement impossible (NaN gradients, say), the check has failed.
+
+    Raises:
+        DataError: the model itself fails or returns no logits, which is no finding about its robustness.
+    """
     try:
         passed, value, limit, message = _CHECKS[name](evidence)
+    except DataError:
+        raise
     except MoatError as error:
         passed, value, limit, message = False, {}, {}, f"could not be measured: {error}"
     state: State = "not-applicable" if passed is None else "passed" if passed else "failed"
