@@ -1,5 +1,6 @@
 """The environments agree: one set of versions, that of the lock file."""
 
+import os
 import re
 import subprocess
 import sys
@@ -85,3 +86,17 @@ def test_the_container_copies_what_there_is_and_installs_under_the_lock():
     sources = [name for line in copied if line.strip() for name in line.split()[:-1]]
     assert "envs/requirements.lock" in sources and all((ROOT / name).exists() for name in sources)
     assert "-c /opt/moat/envs/requirements.lock" in text
+
+
+@pytest.mark.parametrize(
+    "variables", [{"PIP_USER": "1"}, {"PIP_TARGET": "/x", "PIP_PREFIX": "/x", "PIP_ROOT": "/x"}, {}]
+)
+def test_pip_installs_into_the_virtual_environment_whatever_the_user_has_set(variables):
+    """pip ends with an error for --user in a virtual environment; a variable comes before pip.conf."""
+    target = "shown: ; @env"
+    done = subprocess.run(
+        ["make", "--no-print-directory", "--eval", target, "shown"],
+        cwd=ROOT, env={**os.environ, **variables}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    pip = {line for line in done.stdout.splitlines() if line.startswith(("PIP_USER", "PIP_T", "PIP_P", "PIP_R"))}
+    assert pip == {"PIP_USER=0"}

@@ -15,6 +15,7 @@ import moat
 import moat.commands
 from moat.commands import doctor
 from moat.commands.cli import SUBCOMMANDS, main
+from moat.config.project import Project
 
 ROOT = Path(__file__).parents[2]
 HEAVY = ("torch", "pandas", "numpy", "matplotlib", "sklearn", "jsonschema")
@@ -248,3 +249,43 @@ def test_a_command_works_whatever_the_environment_says(tmp_path, variables, comm
         [sys.executable, "-m", "moat", *command], cwd=ROOT, env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
+
+
+# -- what moat doctor says about this machine ---------------------------------------------
+def findings(examiner, project) -> list[tuple[str, str, str]]:
+    return [(each.name, each.state, each.message) for each in examiner(project)]
+
+
+def test_doctor_tells_a_repository_that_git_does_not_read(tmp_path, monkeypatch):
+    shutil.copytree(ROOT / "config", tmp_path / "config")
+    project = Project(tmp_path)
+    assert doctor._commit(project).state == "ok"
+    for arguments in (
+        ["init"],
+        ["-c", "user.name=x", "-c", "user.email=x@x.org", "commit", "--allow-empty", "-m", "x"],
+    ):
+        subprocess.run(["git", "-C", str(tmp_path), *arguments], check=True, capture_output=True)
+    assert doctor._commit(project).state == "ok"
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
+    found = doctor._commit(project)
+    assert found.state == "problem" and "dubious ownership" in found.message
+
+
+def test_doctor_tells_a_file_system_without_locks(monkeypatch):
+    assert {state for _, state, _ in findings(doctor._locks, Project(ROOT))} == {"ok"}
+    monkeypatch.setattr("moat.base.locks.missing", lambda folder: "No locks available")
+    told = findings(doctor._locks, Project(ROOT))
+    assert told and all(state == "problem" and "No locks available" in message for _, state, message in told)
+
+
+def test_doctor_tells_what_a_user_without_a_name_needs(monkeypatch):
+    def unknown(uid):
+        raise KeyError(f"getpwuid(): uid not found: {uid}")
+
+    monkeypatch.setattr("moat.commands.doctor.pwd.getpwuid", unknown)
+    for name in ("USER", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    assert [state for _, state, _ in findings(doctor._user, Project(ROOT))] == ["problem"]
+    monkeypatch.setenv("USER", "me")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/tmp")
+    assert [state for _, state, _ in findings(doctor._user, Project(ROOT))] == ["ok"]

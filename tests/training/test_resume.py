@@ -12,6 +12,7 @@ import torch
 
 from moat.base.errors import Interrupted
 from moat.base.files import hash_file, read_json, write_bytes
+from moat.commands.cli import main
 from moat.training import checkpoint, engine
 from moat.training.checkpoint import Checkpoints
 
@@ -234,3 +235,15 @@ def test_a_full_disk_keeps_the_checkpoint_before(tmp_path, monkeypatch):
         checkpoints.save({"epoch": 2})
     monkeypatch.undo()
     assert checkpoints.load() == {"epoch": 1}
+
+
+@pytest.mark.parametrize("place", ["/proc/work", "{out}-file/work"])
+def test_a_folder_that_cannot_hold_checkpoints_is_named_with_the_option_for_another(prepared, tmp_path, capsys, place):
+    out = tmp_path / "run"
+    Path(f"{out}-file").write_text("")
+    work = place.format(out=out)
+    arguments = prepared.arguments(out)
+    arguments[arguments.index("--work") + 1] = work
+    assert main(arguments) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1 and f"{work}/" in said[0] and "--work names another folder" in said[0]

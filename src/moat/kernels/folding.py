@@ -6,6 +6,7 @@ copy gives the model's logits and input gradients up to rounding, in about half 
 
 import copy
 import logging
+import weakref
 from collections.abc import Iterator
 
 import torch
@@ -52,15 +53,26 @@ def for_attack(model: nn.Module, example: torch.Tensor | None = None, *, dtype: 
     try:
         copied = AttackCopy(behind(model)).refresh()
     except Exception as error:  # Copying calls other people's __deepcopy__ and forward.
-        log.warning("the model cannot be copied (%s); it is attacked as it is%s", error, _in_its_precision(dtype))
+        _warn_once(model, f"the model cannot be copied ({error}); it is attacked as it is{_in_its_precision(dtype)}")
         return model
     shown = model.around(copied) if isinstance(model, Guard) else copied
     if example is not None and not have_same_logits(model, shown, example):
-        log.warning("the model's fast copy has other logits; it is attacked as it is%s", _in_its_precision(dtype))
+        _warn_once(model, f"the model's fast copy has other logits; it is attacked as it is{_in_its_precision(dtype)}")
         return model
     if dtype is not None:
         lower_precision(copied, dtype)
     return shown
+
+
+# Models that something was said about. Every check and attack asks for a copy of its own.
+_told: weakref.WeakKeyDictionary[nn.Module, set[str]] = weakref.WeakKeyDictionary()
+
+
+def _warn_once(model: nn.Module, message: str) -> None:
+    said = _told.setdefault(behind(model), set())
+    if message not in said:
+        said.add(message)
+        log.warning("%s", message)
 
 
 class AttackCopy:
