@@ -96,6 +96,27 @@ def test_a_change_makes_again_what_depends_on_it_and_nothing_else(workflow, file
     assert workflow.planned() == again
 
 
+def test_where_a_surrogate_is_trained_again_only_transferred_examples_are_made_again(workflow):
+    evaluations = [
+        f"results/tiny/evaluations/digits/lenet5/pgd-at/seed0/{suite}.parquet" for suite in ("quick", "transfer")
+    ]
+    assert workflow.planned(*evaluations) == {"transfer": 1}
+    assert workflow.snakemake(*evaluations).returncode == 0
+    record = json.loads((workflow.root / evaluations[1]).with_suffix(".json").read_text())
+    assert record["settings"]["transfer_seed"]["source"]["method"] == "trades"
+    assert workflow.planned(*evaluations) == {}
+    workflow.edit("config/methods/trades.yaml", "beta: 6.0", "beta: 3.0")
+    assert workflow.planned(*evaluations) == {"train": 1, "transfer": 1}
+
+
+def test_a_warm_job_writes_down_what_it_used(finished):
+    """Snakemake would have seen the thin client of a warm start."""
+    for path in (finished.root / "results/tiny").rglob("*.json"):
+        record = json.loads(path.read_text())
+        if path.parent.name == "seed0" or "checks" in path.parts:
+            assert record["cpu_seconds"] > 0 and record["peak_host_memory_bytes"] > 64 * 2**20, path
+
+
 def test_a_touched_file_with_the_same_content_makes_nothing_again(workflow):
     for name in ("pgd-at/seed0/model.safetensors", "pgd-at/seed0/run.json"):
         (workflow.root / RUNS / name).touch()
