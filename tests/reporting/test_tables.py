@@ -282,7 +282,7 @@ def test_counts_of_verdicts():
 
 
 def test_outcomes_of_published_numbers():
-    """Explanations stand behind their cell and are not counted, nor are words, nor what nobody published."""
+    """Explanations stand behind their cell and are not counted, nor are words, settings, and what nobody published."""
     cells = [("reproduced", 1.0), ("explained", 2.0), ("above", 3.0), ("below", 4.0), ("unverified", 5.0)]
     cells += [("not-run", 6.0), ("reproduced", "Hard"), ("not-run", None), ("below", 7.0)]
     content = [
@@ -290,6 +290,8 @@ def test_outcomes_of_published_numbers():
         for n, (verdict, published) in enumerate(cells)
     ]
     content.insert(2, {**content[1], "verdict": "reproduced", "protocol": "advmoe-released"})
+    # A setting that is written as a number.
+    content.append({**content[0], "column": "lr", "published": 0.01, "metric": "recipe_property(lr)"})
     assert count_published(frame(content)) == {
         **{"reproduced": 1, "explained": 1, "contradicted": 3, "unverified": 1, "not run": 1}
     }

@@ -177,10 +177,11 @@ def count_verdicts(content: pd.DataFrame) -> dict[str, int]:
 def count_published(content: pd.DataFrame) -> dict[str, int]:
     """What became of the published numbers: outcome -> cells, by :data:`OUTCOMES`.
 
-    Words are not counted: our code took the kind of each mixture from its paper.
+    Words are not counted, nor are settings: our code and recipes took them from the papers.
     """
     cells = correct_rows(content)
-    numbers = pd.to_numeric(cells["published"], errors="coerce").notna()
+    taken = cells["metric"].fillna("").astype(str).str.match(r"\w+_property\(")
+    numbers = pd.to_numeric(cells["published"], errors="coerce").notna() & ~taken
     counts = cells[numbers]["verdict"].value_counts()
     return {name: sum(int(counts.get(verdict, 0)) for verdict in kinds) for name, kinds in OUTCOMES.items()}
 
