@@ -231,7 +231,8 @@ def test_an_evaluation_has_the_same_rows_whoever_made_the_images(undefended, pic
     target = EvaluationTarget(undefended, {}, images, labels, indices, [], tmp_path / "x.safetensors", "a" * 64, 16)
     tables, records = [], []
     for folder in (None, tmp_path / "kept", tmp_path / "kept"):
-        plan = with_images(make_plan("s", suite, {}, undefended, {}), target, folder, sources={"corruptions": "1"})
+        plan = make_plan("s", suite, {}, undefended, {})
+        plan = with_images(plan, target, folder, sources=lambda: {"corruptions": "1"})
         tables.append(evaluate(undefended, images, labels, plan.settings, batch_size=16, indices=indices))
         records.append(plan.record)
     # A setting of another name has other random numbers.

@@ -42,8 +42,9 @@ class Remembered:
         """The value of a file whose key is ``key``; None where there is none."""
         if self._values is None:
             self._values = self._read()
-        found = self._new.get(name := str(path.absolute())) or self._values.get(name)
-        return found[1] if found and found[0] == key else None
+        name = str(path.absolute())
+        known, value = self._new.get(name) or self._values.get(name) or (None, None)
+        return value if known == key else None
 
     def put(self, path: Path, key: list[Any], value: Any) -> None:
         """Keep a JSON value of a file until :meth:`save`."""

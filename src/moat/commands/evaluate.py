@@ -136,7 +136,7 @@ def run(request: Request) -> None:
         target = evaluation_target.load(request.target, device)
         others = evaluation_target.load_transfer_models(request.transfer_from, device)
         plan = make_plan(request.suite, request.settings, request.worst_cases, target.model, others)
-        plan = corrupted.with_images(plan, target, CORRUPTED, sources=staleness.corruptions_hash())
+        plan = corrupted.with_images(plan, target, CORRUPTED, sources=staleness.corruptions_hash)
         for name, reason in plan.not_applicable.items():
             print(f"{name}: not applicable, {reason}", flush=True)
         attacks = staleness.attacks_of({"settings": plan.record})

@@ -35,13 +35,17 @@ def is_corruption(attack: Attack) -> bool:
 
 
 def with_images(
-    plan: SuitePlan, target: EvaluationTarget, folder: Path | None = None, *, sources: Mapping[str, str] | None = None
+    plan: SuitePlan,
+    target: EvaluationTarget,
+    folder: Path | None = None,
+    *,
+    sources: Callable[[], Mapping[str, str]] = dict,
 ) -> SuitePlan:
     """The plan with corruptions on published images, if their prepared file lies beside the target's dataset.
 
     Args:
         folder: where images that are generated instead are kept for the next evaluation of them; None: nowhere.
-        sources: hashes of the code that generates them.
+        sources: returns hashes of the code that generates them.
     """
     if not any(map(is_corruption, plan.settings.values())):
         return plan
@@ -50,7 +54,7 @@ def with_images(
         n = len(target.indices)
         log.warning("%s lacks %d of %d images: corruptions are generated instead", official.path, missing, n)
         official = None
-    kept = {} if folder is None else _generated(plan, target, folder, sources or {})
+    kept = {} if folder is None else _generated(plan, target, folder, sources())
     settings = prepared(plan.settings, official, kept, labels=target.y.tolist(), indices=target.indices)
     record = {name: dict(attack.parameters) for name, attack in settings.items()}
     return dataclasses.replace(plan, settings=settings, record={**plan.record, **record})
