@@ -87,7 +87,7 @@ def test_a_second_call_does_nothing(finished):
         # What shows a stale result says so, and nothing else is made again.
         ("src/moat/attacks/fgsm.py", "import torch\n", "import torch\n\nEXTRA = 1\n", EVERYTHING_SHOWN),
         ("src/moat/training/engine.py", "", "# a comment\n", {}),
-        ("workflow/rules/train.smk", "--threads {threads}", "--threads  {threads}", {}),
+        ("workflow/rules/train.smk", "--threads {threads:q}", "--threads  {threads:q}", {}),
     ],
     ids=lambda value: value if isinstance(value, str) and value.startswith(("config", "src", "workflow")) else None,
 )

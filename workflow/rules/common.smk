@@ -27,7 +27,7 @@ if config["data"]["mirror"] and not os.environ.get("MOAT_MIRROR"):
 # A signal to all of a job reaches its shell, too: it waits until the command has saved its work, and ends as that does.
 exports = "; ".join(f"export {name}={shlex.quote(str(value))}" for name, value in environment.items())
 binaries = shlex.quote(os.path.dirname(sys.executable))
-shell.prefix("trap : TERM; {exports}; export PATH={binaries}:$PATH; ")
+shell.prefix("trap : TERM; " + "{exports}; export PATH={binaries}:$PATH; ")
 
 # What the SLURM plugin asks; it stands in for a sacct that does not answer.
 os.environ.update(PATH=os.pathsep.join([f"{workflow.basedir}/workflow/profiles/slurm/bin", *os.get_exec_path()]))
