@@ -103,7 +103,7 @@ def test_an_attack_called_by_itself_guards_the_model_too(labelled, attack):
 
 
 def test_moats_own_models_that_change_their_input_are_refused(labelled):
-    model = nets.build("lenet5", 10, image_size=16, in_channels=1)
+    model = nets.build("lenet5", 10, image_size=16, in_channels=1, normalize=None)
     model.forward = lambda x: x.sub_(0.5).flatten(1)[:, :10]
     x = torch.rand(4, 1, 16, 16)
     with pytest.raises(DataError, match="the model changes its input, in place; let it work on a copy"):
