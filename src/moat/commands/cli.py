@@ -23,7 +23,7 @@ SUBCOMMANDS = {
     "list": "list methods, attacks, datasets, suites, scales or checks",
     "plan": "show what is done, missing or stale, what the missing costs, and what a budget buys",
     "prepare": "turn fetched files into one file of tensors",
-    "probe": "extract weights, router scores, features or heat maps from one model, for figures",
+    "probe": "extract weights, router scores, features or heat maps from one model, for tables and figures",
     "pull": "get models and results through DVC",
     "report": "write the page with all results",
     "tabulate": "make tables from the evaluations",

@@ -44,7 +44,7 @@ def _rules(grid: Grid, results: Results, contents: Mapping[str, list[Mapping[str
         ("train", "trained models", [paths.run_dir(scale, run) / "run.json" for run in grid.runs]),
         ("evaluate", "evaluations", [paths.evaluation(scale, each.run, each.suite) for each in grid.evaluations]),
         ("verify", "checks", [paths.checks(scale, run) for run in grid.checks]),
-        ("probe", "model internals for figures", [paths.probe(scale, each.run, each.name) for each in grid.probes]),
+        ("probe", "model internals", [paths.probe(scale, each.run, each.name) for each in grid.probes]),
         ("tabulate", "tables", [Path(f"{paths.table(scale, t.study, t.name)}.csv") for t in grid.tables]),
         ("draw", "figures", [Path(f"{paths.figure(scale, f.study, f.name)}.png") for f in grid.figures]),
     ]

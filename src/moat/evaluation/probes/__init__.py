@@ -1,4 +1,4 @@
-"""Probes: arrays taken from a trained model for figures that show more than accuracies. One module per kind.
+"""Probes: arrays taken from a trained model for tables and figures that show more than accuracies. One module per kind.
 
 A module has ``PARAMETERS``, the parameters that its entries in ``config/probes.yaml`` may have, and a function
 ``collect(model, images, **parameters)`` that returns name -> numpy array. ``images`` is an :class:`Images`, made from
