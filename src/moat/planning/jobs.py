@@ -164,11 +164,13 @@ def prepared_images(path: Path) -> dict[str, int]:
     try:
         with open(path, "rb") as stream:
             header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
+        if not isinstance(header, dict):
+            raise ValueError("its header is no mapping")
         return {
             split: header[f"{split}.images"]["shape"][0] if f"{split}.images" in header else 0
             for split in ("train", "val", "test")
         }
-    except (ValueError, KeyError, TypeError, IndexError, OverflowError, MemoryError) as error:
+    except (ValueError, KeyError, TypeError, IndexError, OverflowError, MemoryError, RecursionError) as error:
         raise DataError(f"{path}: not a prepared data set ({error}); `moat prepare` makes it") from error
 
 
