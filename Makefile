@@ -19,7 +19,7 @@ LIMIT  := $(if $(filter-out 0,$(GPUS)),--resources gpu=$(GPUS))
 export PIP_USER := 0
 unexport PIP_TARGET PIP_PREFIX PIP_ROOT
 
-.PHONY: quickstart mini repro pull test test-long faults lint format clean
+.PHONY: quickstart mini repro pull test test-long test-isa faults lint format clean
 
 quickstart: $(BUILT)
 	$(BIN)/snakemake --cores all $(LIMIT) --config scale=quickstart
@@ -42,6 +42,14 @@ test: $(BUILT) $(DVC)
 # Whole pipelines, through DVC and through a dozen injected faults: some minutes more.
 test-long: $(BUILT) $(DVC)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile -m long
+
+# The tests of what computes numbers, once more as on a processor without AVX-512. With ISA=default PyTorch uses no AVX
+# either, and convolutions are its own.
+ISA     ?= avx2
+NUMERIC := attacks evaluation kernels methods models training
+test-isa: $(BUILT)
+	OMP_NUM_THREADS=1 ATEN_CPU_CAPABILITY=$(ISA) ONEDNN_MAX_CPU_ISA=AVX2 \
+	  $(BIN)/pytest -n auto --dist loadfile $(NUMERIC:%=tests/%)
 
 # More faults: make faults N=200 SEED=1
 N    ?= 200
