@@ -84,7 +84,9 @@ def project_modules(package: str) -> dict[str, Path]:
 
 def written() -> tuple[tuple[str, int], ...]:
     """The project's plug-ins and when each was written: what is imported, or remembered, of them is of these."""
-    files = [*visible(project_folder(), "*/*.py"), *visible(project_folder(), "*/*/*.py")]
+    folder = project_folder()
+    # A plan asks tens of thousands of times, and most projects have none.
+    files = [*visible(folder, "*/*.py"), *visible(folder, "*/*/*.py")] if folder.is_dir() else []
     return tuple((str(path.resolve()), path.stat().st_mtime_ns) for path in files)
 
 

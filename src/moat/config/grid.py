@@ -4,9 +4,11 @@ Every cell names a run and a measurement. Runs, evaluations and checks that seve
 share are listed once; what a cell's run starts from (``initialize_from:`` in its recipe) is added.
 """
 
+import functools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 from moat.base.errors import ConfigError, unknown_name
 from moat.config.grid_types import Cell, Evaluation, Figure, Line, Probe, Run, Table, unique
@@ -72,30 +74,43 @@ def build_grid(project: Project, scale: str, studies: Iterable[str]) -> Grid:
 
 def initial_runs(project: Project, scale: str, run: Run) -> dict[str, Run]:
     """The runs that ``run`` starts from at ``scale``: name in the recipe -> run (same data and net)."""
-    recipe = resolve_recipe(project, scale, run.method)
-    seed = 0 if recipe.get("reuse_experts") else run.seed
+    return _started_from(run, *_starts(project, scale, run.method))
+
+
+def _starts(project: Project, scale: str, method: str) -> tuple[bool, list[dict[str, Any]]]:
+    """Whether all seeds of a method start from the same runs, and its entries of ``initialize_from``."""
+    recipe = resolve_recipe(project, scale, method)
+    starts = recipe.get("initialize_from", [])
+    reused = bool(recipe.get("reuse_experts"))
+    return reused, [{**each, "method": simplest(project, scale, each["method"])} for each in starts]
+
+
+def _started_from(run: Run, reused: bool, starts: Iterable[Mapping[str, Any]]) -> dict[str, Run]:
+    seed = 0 if reused else run.seed
     return {
         # The fixed seed; else the given one, or, where there are several replicas, one of its own for each of them.
         each["name"]: Run(
             run.dataset,
             run.arch,
-            simplest(project, scale, each["method"]),
+            each["method"],
             each.get("seed", seed * each.get("replicas", 1) + each.get("replica", 0)),
         )
-        for each in recipe.get("initialize_from", [])
+        for each in starts
     }
 
 
 def _with_initial_runs(project: Project, scale: str, runs: Iterable[Run]) -> dict[Run, dict[str, Run]]:
     """Every run and all that they start from, each after the runs that it starts from."""
     ordered: dict[Run, dict[str, Run]] = {}
+    # Hundreds of runs are of a few dozen methods.
+    starts_of = functools.cache(functools.partial(_starts, project, scale))
 
     def visit(run: Run, path: tuple[Run, ...]) -> None:
         if run in path:
             where = f"config/methods/{run.method}.yaml: initialize_from"
             raise ConfigError(f"{where}: the run would start from itself, through {path[-1].method}")
         if run not in ordered:
-            starts = initial_runs(project, scale, run)
+            starts = _started_from(run, *starts_of(run.method))
             for other in starts.values():
                 visit(other, (*path, run))
             ordered[run] = starts

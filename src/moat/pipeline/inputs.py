@@ -98,7 +98,8 @@ class Inputs:
 
     @functools.cache  # noqa: B019
     def _initial_runs(self, scale: str, run: Run) -> dict[str, Run]:
-        return initial_runs(self.project, scale, run)
+        starts = self.grid(scale).initialize_from.get(run)
+        return initial_runs(self.project, scale, run) if starts is None else dict(starts)
 
     # -- evaluations, checks, probes -----------------------------------------
     def run_files(self, wildcards) -> dict[str, Path]:
