@@ -2,7 +2,7 @@
 
 import doctest
 import inspect
-import shutil
+import math
 import sys
 from pathlib import Path
 
@@ -14,9 +14,11 @@ from moat.attacks import resolve
 from moat.attacks.parts.arguments import check_parameters
 from moat.base import plugins
 from moat.base.errors import ConfigError
-from moat.config import attack_schema
+from moat.config import attack_schema, schema
+from moat.config.method_schema import in_json_schema
 from moat.config.project import Project
 from moat.evaluation import evaluate
+from project_copy import copy_project
 
 PROJECT = Project(Path(__file__).parents[2])
 ALL = PROJECT.attacks()
@@ -270,6 +272,34 @@ def test_a_family_declares_the_keywords_of_its_function(family):
     check_parameters({name: declared[name].allowed for name in defaults}, **defaults)
 
 
+@pytest.mark.parametrize(
+    ("allowed", "good", "bad"),
+    [
+        ({"type": "boolean"}, [True, False], [1, "true", None]),
+        ({"type": "number", "minimum": 0, "maximum": 2}, [0, 0.5, 2], [-1, 2.5, math.nan, "1"]),
+        ({"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1}, [0.5], [0, 1]),
+        ({"type": "integer", "maximum": 4}, [-3, 4], [5, 1.0, True]),
+        ({"type": ["integer", "null"], "minimum": 1}, [1, None], [0, "1"]),
+        ({"type": "distance"}, [0, 8 / 255, 1], [-0.1, 8]),
+        ({"type": "count"}, [1, 100], [0, 1.0]),
+        ({"type": "string", "pattern": "^a"}, ["ab"], ["ba", 1]),
+        ({"enum": ["up", 2]}, ["up", 2], ["down"]),
+        ({"type": "array", "items": {"type": "count"}, "minItems": 1, "maxItems": 2}, [[1], [1, 2]], [[], [0], 1]),
+        ({"type": "object", "properties": {"low": {"type": "number"}}}, [{"low": 1}], [{}, {"lo": 1}, {"low": "1"}]),
+    ],
+    ids=str,
+)
+def test_a_plan_and_the_function_read_a_declaration_alike(allowed, good, bad):
+    shared = schema.read_yaml(PROJECT.root / "workflow/schemas/attacks.schema.yaml")
+    planned = schema.validator(in_json_schema(allowed, shared["$defs"], "a test"))
+    for value in good:
+        check_parameters({"it": allowed}, it=value)
+    for value in bad:
+        with pytest.raises(ConfigError, match="it: .* is not allowed; ."):
+            check_parameters({"it": allowed}, it=value)
+    assert all(map(planned.is_valid, good)) and not any(map(planned.is_valid, bad))
+
+
 def test_the_manuals_examples_run():
     examples = doctest.DocTestParser().get_doctest(attacks.__doc__, {}, "moat.attacks", None, None)
     assert len(examples.examples) > 8
@@ -295,9 +325,8 @@ def shift(model, x, y, *, eps, direction="up"):
 @pytest.fixture
 def project(tmp_path):
     """A project with an attack of its own, in one file and one entry of attacks.yaml."""
-    shutil.copytree(PROJECT.root / "config", tmp_path / "config")
-    shutil.copytree(PROJECT.root / "workflow" / "schemas", tmp_path / "workflow" / "schemas")
-    (tmp_path / "plugins" / "attacks").mkdir(parents=True)
+    copy_project(tmp_path)
+    (tmp_path / "plugins" / "attacks").mkdir(parents=True, exist_ok=True)
     (tmp_path / "plugins" / "attacks" / "shift.py").write_text(SHIFT)
     with open(tmp_path / "config" / "attacks.yaml", "a") as stream:
         stream.write('darker: {attack: shift, eps: "16/255", direction: down}\n')

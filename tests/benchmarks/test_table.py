@@ -25,6 +25,7 @@ import train
 from benchlib import command, masked, narrow, records, trained
 from moat import models
 from moat.kernels import winograd
+from project_copy import copy_project
 
 ROOT = Path(__file__).parents[2]
 TINY = ("--repeats", "2", "--json")
@@ -32,8 +33,7 @@ TINY = ("--repeats", "2", "--json")
 
 @pytest.fixture
 def project(tmp_path):
-    shutil.copytree(ROOT / "config", tmp_path / "config", ignore=shutil.ignore_patterns("calibration"))
-    shutil.copytree(ROOT / "workflow" / "schemas", tmp_path / "workflow" / "schemas")
+    copy_project(tmp_path)
     (tmp_path / "benchmarks").mkdir()
     shutil.copy(ROOT / records.TARGETS, tmp_path / records.TARGETS)
     return tmp_path

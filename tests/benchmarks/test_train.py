@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +14,7 @@ from benchlib import command
 from moat.config.project import Project
 from moat.machine import devices, locks
 from moat.planning.rates import Rates
+from project_copy import copy_project
 
 ROOT = Path(__file__).parents[2]
 QUICK = ("--scale", "quickstart", "--dataset", "digits", "--batch-size", "4", "--repeats", "2", "--warm-up", "1")
@@ -22,8 +22,7 @@ QUICK = ("--scale", "quickstart", "--dataset", "digits", "--batch-size", "4", "-
 
 @pytest.fixture
 def project(tmp_path):
-    shutil.copytree(ROOT / "config", tmp_path / "config", ignore=shutil.ignore_patterns("calibration"))
-    shutil.copytree(ROOT / "workflow" / "schemas", tmp_path / "workflow" / "schemas")
+    copy_project(tmp_path)
     # LeNet-5 is the fastest net, and needs larger images than the digits are.
     scale = tmp_path / "config" / "scales" / "quickstart.yaml"
     scale.write_text(scale.read_text().replace("image_size: 8", "image_size: 16"))

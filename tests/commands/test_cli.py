@@ -4,7 +4,6 @@ import dataclasses
 import importlib
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +15,7 @@ import moat.commands
 from moat.commands import doctor
 from moat.commands.cli import SUBCOMMANDS, main
 from moat.config.project import Project
+from project_copy import copy_project
 
 ROOT = Path(__file__).parents[2]
 HEAVY = ("torch", "pandas", "numpy", "matplotlib", "sklearn", "jsonschema")
@@ -239,8 +239,7 @@ def test_doctor_tells_a_mirror_that_is_not_there(tmp_path, monkeypatch, capsys, 
 )
 def test_a_command_works_whatever_the_environment_says(tmp_path, variables, command):
     if "draw" in command:
-        shutil.copytree(ROOT / "config", tmp_path / "config")
-        shutil.copytree(ROOT / "workflow/schemas", tmp_path / "workflow/schemas")
+        copy_project(tmp_path)
         command = ["--project", str(tmp_path), *command]
     command = [word.format(out=tmp_path / "out") for word in command]
     root = Path(moat.__file__).parents[1]
@@ -257,7 +256,7 @@ def findings(examiner, project) -> list[tuple[str, str, str]]:
 
 
 def test_doctor_tells_a_repository_that_git_does_not_read(tmp_path, monkeypatch):
-    shutil.copytree(ROOT / "config", tmp_path / "config")
+    copy_project(tmp_path)
     project = Project(tmp_path)
     assert doctor._commit(project).state == "ok"
     for arguments in (

@@ -1,6 +1,5 @@
 """What recipes and data sets say they decided: inherited by topic, standing where it applies, true of the recipe."""
 
-import shutil
 from pathlib import Path
 
 import pytest
@@ -8,6 +7,7 @@ import yaml
 
 from moat.config.project import Project
 from moat.config.recipes import deviations, digest, resolve_recipe, resolve_run
+from project_copy import copy_project
 
 ROOT = Path(__file__).parents[2]
 PROJECT = Project(ROOT)
@@ -80,8 +80,7 @@ def test_topics_of_datasets_are_not_those_of_recipes():
 
 @pytest.fixture
 def project(tmp_path):
-    for folder in ("config", "workflow/schemas"):
-        shutil.copytree(ROOT / folder, tmp_path / folder)
+    copy_project(tmp_path)
     return Project(tmp_path)
 
 

@@ -11,6 +11,7 @@ from moat.base.errors import ConfigError
 from moat.base.numbers import parse_number
 from moat.config import schema
 from moat.config.project import Project
+from project_copy import copy_project
 
 ROOT = Path(__file__).parents[2]
 SCHEMAS = sorted((ROOT / "workflow/schemas").glob("*.yaml"))
@@ -18,8 +19,7 @@ SCHEMAS = sorted((ROOT / "workflow/schemas").glob("*.yaml"))
 
 @pytest.fixture
 def own(tmp_path) -> Project:
-    shutil.copytree(ROOT / "config", tmp_path / "config")
-    shutil.copytree(ROOT / "workflow/schemas", tmp_path / "workflow/schemas")
+    copy_project(tmp_path)
     return Project(tmp_path)
 
 
@@ -44,7 +44,7 @@ def test_a_file_whose_name_is_not_allowed_is_told_when_it_is_asked_for(own):
 @pytest.mark.parametrize("package", ["methods", "attacks", "models"])
 def test_what_editors_put_beside_a_plug_in_is_none(own, package):
     folder = own.root / "plugins" / package
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / ".#mine.py").symlink_to("me@host.12:170")
     (folder / "._mine.py").write_bytes(b"\x00\x05\x16\x07")
     plugins.use_project(own.root)

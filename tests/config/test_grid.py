@@ -16,6 +16,7 @@ from moat.config.grid import Run, build_grid, initial_runs
 from moat.config.project import Project
 from moat.planning.status import plan
 from moat.provenance.staleness import hash_parts
+from project_copy import copy_project
 
 ROOT = Path(__file__).parents[2]
 
@@ -40,8 +41,7 @@ METRICS = axis("metric", {"label": "Std", "settings": ["clean"]}, {"label": "Adv
 
 @pytest.fixture
 def project(tmp_path):
-    shutil.copytree(ROOT / "config", tmp_path / "config")
-    shutil.copytree(ROOT / "workflow" / "schemas", tmp_path / "workflow" / "schemas")
+    copy_project(tmp_path)
     shutil.rmtree(tmp_path / "config" / "studies")
     (tmp_path / "config" / "studies").mkdir()
     return Project(tmp_path)
@@ -84,6 +84,17 @@ def test_a_scale_substitutes_data_and_says_so(project):
     for cell in grid.tables[0].cells:
         assert cell.substitutes == (("dataset", "cifar10"),)
         assert cell.row.startswith("digits (for CIFAR-10) / ResNet-18")
+
+
+@pytest.mark.parametrize(
+    ("label", "shown"),
+    [("CIFAR-10 / Balanced", "digits (for CIFAR-10) / Balanced"), ("Balanced", "Balanced (digits)")],
+)
+def test_the_label_of_a_method_on_a_data_set_is_not_taken_for_the_data_sets(project, label, shown):
+    both = axis("row", {"label": label, "dataset": "cifar10", "method": "trades"})
+    declare(project, "a", study(one=table([both, NET], [METRICS])))
+    (table_,) = build_grid(project, "quickstart", ["a"]).tables
+    assert {cell.row for cell in table_.cells} == {f"{shown} / ResNet-18"}
 
 
 def test_what_a_scale_leaves_out_is_not_run_and_says_why(project):

@@ -1,6 +1,5 @@
 """Rows of the weights of the last epoch: which tables have them at which scale, and what they ask for."""
 
-import shutil
 from pathlib import Path
 
 import pytest
@@ -12,6 +11,7 @@ from moat.config.grid import Run, build_grid
 from moat.config.project import Project
 from moat.config.transfer import transfer_runs
 from moat.reporting import claims
+from project_copy import copy_project
 
 ROOT = Path(__file__).parents[2]
 PAPERS = ["dramoe", "dwf", "mocse", "hybrid"]
@@ -101,8 +101,7 @@ def test_a_claim_is_about_the_best_epoch(paper):
 @pytest.fixture
 def expand(tmp_path):
     """The grid of a study, in a copy of the project in which scale and study are changed."""
-    shutil.copytree(ROOT / "config", tmp_path / "config")
-    shutil.copytree(ROOT / "workflow" / "schemas", tmp_path / "workflow" / "schemas")
+    copy_project(tmp_path)
 
     def change(file, by):
         path = tmp_path / "config" / file

@@ -1,7 +1,6 @@
 """config/README.md is true: its example is a study that works, and it has every key of every file."""
 
 import re
-import shutil
 from pathlib import Path
 
 import pytest
@@ -9,6 +8,7 @@ import yaml
 
 from moat.config.grid import build_grid
 from moat.config.project import Project
+from project_copy import copy_project
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "config" / "README.md").read_text()
@@ -49,8 +49,7 @@ def keys(schema) -> set[str]:
 @pytest.fixture
 def example(tmp_path):
     """A copy of the project's configuration with the README's study in it."""
-    shutil.copytree(ROOT / "config", tmp_path / "config")
-    shutil.copytree(ROOT / "workflow" / "schemas", tmp_path / "workflow" / "schemas")
+    copy_project(tmp_path)
     (tmp_path / "config" / "studies" / "example.yaml").write_text(block("yaml"))
     (tmp_path / "config" / "published" / "example.csv").write_text(block("csv"))
     return Project(tmp_path)

@@ -1,6 +1,5 @@
 """What is stale of the records of a scale: by another recipe, suite, budget or scale, or by other models."""
 
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from moat.config.project import Project
 from moat.config.records import Records
 from moat.planning.status import plan
 from moat.provenance.staleness import describe
+from project_copy import copy_project
 
 ROOT = Path(__file__).parents[2]
 SCALE = "quickstart"
@@ -53,8 +53,7 @@ def measure(project: Project, run: Run, sha: str = "a") -> None:
 @pytest.fixture
 def project(tmp_path) -> Project:
     """A project in which TRADES and standard training are trained and measured."""
-    shutil.copytree(ROOT / "config", tmp_path / "config")
-    shutil.copytree(ROOT / "workflow" / "schemas", tmp_path / "workflow" / "schemas")
+    copy_project(tmp_path)
     project = Project(tmp_path)
     for run in (TRADES, STANDARD):
         train(project, run)

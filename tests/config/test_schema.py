@@ -1,6 +1,5 @@
 """YAML files: what is wrong is named, with the file, the key and what is allowed."""
 
-import shutil
 from pathlib import Path
 
 import pytest
@@ -12,6 +11,7 @@ from moat.config.grid import build_grid
 from moat.config.project import Project
 from moat.config.recipes import digest, merge, resolve_recipe, resolve_run
 from moat.config.schema import read_yaml
+from project_copy import copy_project
 
 ROOT = Path(__file__).parents[2]
 
@@ -19,8 +19,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture
 def project(tmp_path):
     """A copy of the project's own configuration, to be spoilt."""
-    shutil.copytree(ROOT / "config", tmp_path / "config")
-    shutil.copytree(ROOT / "workflow" / "schemas", tmp_path / "workflow" / "schemas")
+    copy_project(tmp_path)
     return Project(tmp_path)
 
 

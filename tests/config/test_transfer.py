@@ -1,6 +1,5 @@
 """Which run of the grid an evaluation's transferred examples are made on."""
 
-import shutil
 from pathlib import Path
 
 import pytest
@@ -10,6 +9,7 @@ from moat.base.errors import ConfigError
 from moat.config.grid_types import Run
 from moat.config.project import Project
 from moat.config.transfer import transfer_kinds, transfer_runs
+from project_copy import copy_project
 
 ROOT = Path(__file__).parents[2]
 
@@ -44,8 +44,7 @@ def test_the_suites_that_transfer(suite, kinds):
 
 
 def test_an_unknown_method_is_named(tmp_path):
-    for folder in ("config", "workflow/schemas"):
-        shutil.copytree(ROOT / folder, tmp_path / folder)
+    copy_project(tmp_path)
     suites = yaml.safe_load((ROOT / "config/suites.yaml").read_text())
     suites["transfer"]["transfer_methods"] = ["trade"]
     (tmp_path / "config/suites.yaml").write_text(yaml.safe_dump(suites))

@@ -1,6 +1,5 @@
 """The twins of attack settings, without the gradient through a router: what they are, and which cells need them."""
 
-import shutil
 from pathlib import Path
 
 import pytest
@@ -9,6 +8,7 @@ import yaml
 from moat.base.errors import ConfigError
 from moat.config.grid import build_grid
 from moat.config.project import Project
+from project_copy import copy_project
 
 ROOT = Path(__file__).parents[2]
 PROJECT = Project(ROOT)
@@ -35,8 +35,7 @@ def test_what_has_no_gradient_of_its_own_model_has_no_twin(name):
 @pytest.fixture
 def edited(tmp_path):
     """A copy of the project of which one file is changed."""
-    shutil.copytree(ROOT / "config", tmp_path / "config")
-    shutil.copytree(ROOT / "workflow" / "schemas", tmp_path / "workflow" / "schemas")
+    copy_project(tmp_path)
 
     def edit(file, change):
         path = tmp_path / "config" / file

@@ -1,7 +1,6 @@
 """Small nets on real digits: one trained as usual, one trained against PGD; and a project with a run in it."""
 
 import os
-import shutil
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,7 @@ from torch.nn import functional as F
 from moat.attacks import pgd
 from moat.commands.cli import main
 from moat.models import nets
+from project_copy import copy_project
 
 ROOT = Path(__file__).parents[2]
 SCALE = {
@@ -90,8 +90,7 @@ def test_images(digits):
 def project(tmp_path_factory):
     """A project with a tiny scale, digits prepared and one run trained in it; tests may add files only."""
     root = tmp_path_factory.mktemp("project")
-    shutil.copytree(ROOT / "config", root / "config")
-    shutil.copytree(ROOT / "workflow" / "schemas", root / "workflow" / "schemas")
+    copy_project(root)
     (root / "config" / "scales" / "tiny.yaml").write_text(yaml.safe_dump(SCALE))
     suites = yaml.safe_load((root / "config" / "suites.yaml").read_text())
     (root / "config" / "suites.yaml").write_text(yaml.safe_dump(suites | SUITES))

@@ -13,18 +13,23 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import torch
+import yaml
 from journals import lose
 from safetensors.torch import load_file, save_file
 
 import moat
 from moat.base.errors import ConfigError
 from moat.base.files import hash_file, read_json, write_json
-from moat.commands import foreign_model
-from moat.commands.cli import main
+from moat.commands import foreign_model, verify
+from moat.commands.cli import build_parser, main
+from moat.config.project import Project
+from moat.config.recipes import digest, resolve_checks
+from moat.config.schema import read_yaml
 from moat.data import datasets
 from moat.evaluation import statistics
 from moat.evaluation.evidence import Budget
 from moat.models import nets
+from project_copy import copy_project
 
 
 @pytest.fixture
@@ -111,8 +116,11 @@ def test_finished_settings_of_something_else_are_not_used(inside, capsys, change
 # A shell that starts these tests in the background lets its children ignore Ctrl-C.
 AS_FROM_A_TERMINAL = """
 import signal, sys
-from moat.commands import foreign_model
-from moat.commands.cli import main
+from moat.commands import foreign_model, verify
+from moat.commands.cli import build_parser, main
+from moat.config.project import Project
+from moat.config.recipes import digest, resolve_checks
+from moat.config.schema import read_yaml
 signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.exit(main())
 """
@@ -135,6 +143,28 @@ def test_a_stopped_evaluation_loses_one_setting_at_most(inside, number, code):
     uninterrupted = inside / "uninterrupted" / "dramoe.parquet"
     evaluate(uninterrupted, "--run", "run", suite="dramoe")
     pd.testing.assert_frame_equal(pd.read_parquet(out), pd.read_parquet(uninterrupted))
+
+
+@pytest.mark.parametrize(
+    ("checks", "typed", "made"),
+    [
+        ({"limit": 9, "steps": 3, "queries": 7}, [], {}),
+        ({"steps": 3}, [], {}),
+        ({}, [], {}),
+        ({"limit": 9, "steps": 3, "queries": 7}, ["--steps", "5"], {"steps": 5}),
+        ({"limit": 9}, ["--limit", "6"], {"limit": 6}),
+    ],
+)
+def test_checks_of_a_run_spend_what_its_scale_says(project, tmp_path, checks, typed, made):
+    """So they are not stale as soon as they are made."""
+    copy_project(tmp_path, of=project)
+    scale = read_yaml(project / "config/scales/tiny.yaml") | {"checks": checks}
+    (tmp_path / "config/scales/tiny.yaml").write_text(yaml.safe_dump(scale))
+    options = ["--run", str(project / "run"), "--data", str(project / "digits.safetensors"), "--out", "c.json", *typed]
+    asked = verify.request(build_parser().parse_args(["--project", str(tmp_path), "verify", *options]))
+    wanted = resolve_checks(Project(tmp_path), "tiny") | made
+    assert asked.recipe_digest == digest(wanted)
+    assert {**asked.budget, "limit": asked.target.limit}.items() <= wanted.items()
 
 
 def test_checks_of_a_run(inside, capsys):
@@ -238,6 +268,7 @@ def test_wrong_usage_is_one_line_with_its_exit_code(inside, capsys, options, cod
 
 LARGER = """
 import torch
+import yaml
 from torch import nn
 
 class Refuses(nn.Module):

@@ -16,6 +16,7 @@ from moat.base.files import read_json
 from moat.commands.cli import main
 from moat.data import datasets
 from moat.models import nets
+from project_copy import copy_project
 
 PAGE = (Path(__file__).parents[2] / "docs" / "evaluate-your-own-model.md").read_text()
 
@@ -27,8 +28,7 @@ def blocks(language):
 
 @pytest.fixture
 def folder(project, tmp_path, monkeypatch):
-    for part in ("config", "workflow"):
-        shutil.copytree(project / part, tmp_path / part)
+    copy_project(tmp_path, of=project)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     return tmp_path

@@ -189,8 +189,8 @@ def collapsed():
 
 
 PATHOLOGIES = {
-    "hard routing whose gate blocks gradients": Case(lambda: WithRouter(routed(), follow=False), {"gradient"}),
-    "a noisy gate left on": Case(lambda: WithRouter(routed(), noise), {"determinism", "autoattack-flags"}),
+    "hard routing that blocks gradients": Case(lambda: WithRouter(routed(), follow=False), {"gradient"}),
+    "a router whose noise is left on": Case(lambda: WithRouter(routed(), noise), {"determinism", "autoattack-flags"}),
     "a quantised router": Case(lambda: WithRouter(routed(), before=quantise), {"gradient"}),
     "a NaN router": Case(lambda: WithRouter(routed(), lambda scores: scores * torch.nan), {"router"}),
     "a router that uses one expert": Case(collapsed, {"router"}),

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -30,6 +29,7 @@ from moat.evaluation.records import evaluate_by_setting, summarize
 from moat.evaluation.robustbench import entry
 from moat.evaluation.statistics import accuracy
 from moat.provenance import staleness
+from project_copy import copy_project
 
 ROOT = Path(__file__).parents[2]
 CLEAN = {"attack": "none"}
@@ -277,8 +277,7 @@ def test_wrong_keys_about_what_is_attacked(setting, words, undefended, test_imag
     [({"ab": {"limit": 3}}, ["attacks", "'ab'", "aa"]), ({"aa": {"limitt": 3}}, ["aa", "'limitt'", "tiny"])],
 )
 def test_a_scales_changes_are_checked(override, words, tmp_path):
-    for folder in ("config", "workflow/schemas"):
-        shutil.copytree(ROOT / folder, tmp_path / folder)
+    copy_project(tmp_path)
     scale = yaml.safe_load((ROOT / "config/scales/mini.yaml").read_text())
     (tmp_path / "config/scales/tiny.yaml").write_text(yaml.safe_dump({**scale, "attacks": override}))
     with pytest.raises(ConfigError) as caught:

@@ -13,7 +13,7 @@ from moat.methods.hybrid import balance, epsilon_fraction, hybrid_loss
 
 @pytest.fixture
 def seen(monkeypatch):
-    """Makes a method tell what it minimises instead of minimising it."""
+    """Makes a method tell what it minimizes instead of minimizing it."""
 
     def watch(method):
         losses, inputs = [], []
@@ -54,7 +54,7 @@ def trades(p, q, y):
     return cross_entropy(p, y) + 6 * sum(kl(p, q)) / len(y)
 
 
-# What is minimised, from p = softmax(F(x)), q = softmax(F(x')) and the labels.
+# What is minimized, from p = softmax(F(x)), q = softmax(F(x')) and the labels.
 LOSSES = {
     "standard": lambda p, q, y: cross_entropy(p, y),
     "pgd-at": lambda p, q, y: cross_entropy(q, y),
@@ -72,7 +72,7 @@ LOSSES = {
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_what_is_minimised_is_the_formula(tiny, seen, name):
+def test_what_is_minimized_is_the_formula(tiny, seen, name):
     method, (x, y) = tiny.method(name), tiny.batch()
     # A head that is sure of something: with the small initial weights all terms would be alike.
     torch.nn.init.normal_(method.model.head.weight, std=0.5, generator=torch.Generator().manual_seed(1))

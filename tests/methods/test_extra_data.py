@@ -1,7 +1,6 @@
 """Trainings with extra images and with AutoAugment, and DWF's attacks in normalised space."""
 
 import copy
-import shutil
 
 import numpy as np
 import pandas as pd
@@ -17,6 +16,7 @@ from moat.methods.dwf_expert_fgsm import draw_one
 from moat.training import engine
 from moat.training.run_record import read_run
 from moat.training.runs import Run
+from project_copy import copy_project
 
 
 def extra_file(root, data, name="extra.npz", count=40):
@@ -29,8 +29,7 @@ def extra_file(root, data, name="extra.npz", count=40):
 @pytest.fixture
 def project(tiny, tmp_path):
     """The tiny project with a file of extra images, and recipes that name it or not."""
-    shutil.copytree(tiny.root / "config", tmp_path / "config")
-    shutil.copytree(tiny.root / "workflow", tmp_path / "workflow")
+    copy_project(tmp_path, of=tiny.root)
     return Tiny(tmp_path, tiny.data)
 
 

@@ -1,7 +1,6 @@
 """Every registered method at a size at which a training takes a second: 64 digits of 8x8 pixels, a net of 4 to 32
 channels, short attacks. The runs that a method starts from are trained first, at the same size."""
 
-import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from moat.data import datasets
 from moat.methods.base import Method, Step
 from moat.training import runs
 from moat.training.models import model_options
+from project_copy import copy_project
 
 ROOT = Path(__file__).parents[2]
 ARCH = "resnet18"
@@ -121,8 +121,7 @@ class Tiny:
 
 def prepared(root: Path) -> Tiny:
     """The tiny project in an empty folder, its digits fetched and prepared."""
-    shutil.copytree(ROOT / "config", root / "config")
-    shutil.copytree(ROOT / "workflow" / "schemas", root / "workflow" / "schemas")
+    copy_project(root)
     (root / "config" / "scales" / "tiny.yaml").write_text(yaml.safe_dump(TINY))
     project, data = ["--project", str(root)], root / "digits.safetensors"
     assert main([*project, "fetch", "digits", "--into", str(root / "files")]) == 0

@@ -1,7 +1,6 @@
 """The nets of torchvision and timm: what is the library's, what was changed, and that they train."""
 
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -24,6 +23,7 @@ from moat.methods.base import Step
 from moat.models import nets
 from moat.models.nets.classifier import scale_channels
 from moat.models.nets.zoo import NETS
+from project_copy import copy_project
 
 ROOT = Path(__file__).parents[2]
 VISION = library("torchvision.models", user="the test")
@@ -206,8 +206,7 @@ def test_one_training_step(name, method):
 
 
 def test_plan_accepts_every_net(tmp_path, capsys):
-    for folder in ("config", "workflow/schemas"):
-        shutil.copytree(ROOT / folder, tmp_path / folder)
+    copy_project(tmp_path)
     study = yaml.safe_load((ROOT / "config/studies/unified.yaml").read_text())
     (arch,) = [axis for axis in study["tables"]["leaderboard"]["rows"] if axis["axis"] == "arch"]
     arch["points"] = [{"label": name, "arch": name} for name in NAMES]

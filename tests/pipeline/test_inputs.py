@@ -2,7 +2,6 @@
 
 import re
 import shlex
-import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,6 +13,7 @@ from moat.base.files import write_json
 from moat.config.grid import Run
 from moat.config.project import Project
 from moat.pipeline.inputs import Inputs, inputs_of, one_of
+from project_copy import copy_project
 
 ROOT = Path(__file__).parents[2]
 CONFIG = {"scale": "quickstart", "studies": ["unified", "dramoe", "dwf"], "refresh": "never"}
@@ -29,8 +29,7 @@ def inputs() -> Inputs:
 @pytest.fixture
 def own(tmp_path) -> Project:
     """A project to be changed."""
-    shutil.copytree(ROOT / "config", tmp_path / "config")
-    shutil.copytree(ROOT / "workflow" / "schemas", tmp_path / "workflow" / "schemas")
+    copy_project(tmp_path)
     return Project(tmp_path)
 
 

@@ -1,6 +1,5 @@
 """The cost model: passes through the net as declared, against the multiply-adds that the code really runs."""
 
-import shutil
 from pathlib import Path
 
 import pytest
@@ -32,6 +31,7 @@ from moat.planning.cost import (
 )
 from moat.planning.jobs import Workload, jobs_of, prepared_images
 from moat.planning.macs import SHIPPED, Net, count, describe, macs_of, nets_of_studies
+from project_copy import copy_project
 
 ROOT = Path(__file__).parents[2]
 PROJECT = Project(ROOT)
@@ -193,8 +193,7 @@ def test_a_method_without_a_cost_is_assumed_to_use_its_attacks(recipe, passes):
 
 @pytest.mark.parametrize("part", ["attacks: {atack: 1}", "validations: [atack]"])
 def test_a_cost_of_an_attack_that_the_recipe_does_not_have_is_refused(tmp_path, part):
-    for name in ("config", "workflow/schemas"):
-        shutil.copytree(ROOT / name, tmp_path / name)
+    copy_project(tmp_path)
     path = tmp_path / "config" / "methods" / "pgd-at.yaml"
     path.write_text(path.read_text().replace("cost: {attacks: {attack: 1}", f"cost: {{{part}"))
     with pytest.raises(ConfigError, match=r"pgd-at.yaml: cost.\w+: unknown key 'atack' \(did you mean 'attack'"):
@@ -262,8 +261,7 @@ def test_an_unknown_net_is_counted_once():
 # -- work ----------------------------------------------------------------------
 def test_cost_and_counts_decide_no_result(tmp_path):
     """They may be corrected without anything being trained or prepared again."""
-    for name in ("config", "workflow/schemas"):
-        shutil.copytree(ROOT / name, tmp_path / name)
+    copy_project(tmp_path)
 
     def digests():
         project = Project(tmp_path)

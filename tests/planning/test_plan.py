@@ -24,6 +24,7 @@ from moat.planning.jobs import Job, Workload, jobs_of
 from moat.planning.macs import Net
 from moat.planning.rates import Observation, Rates, match, precision_of
 from moat.planning.report import duration
+from project_copy import copy_project
 
 ROOT = Path(__file__).parents[2]
 STUDIES = ["small"]
@@ -64,8 +65,7 @@ MACS = 555_422_720
 
 @pytest.fixture
 def project(tmp_path):
-    shutil.copytree(ROOT / "config", tmp_path / "config", ignore=shutil.ignore_patterns("calibration"))
-    shutil.copytree(ROOT / "workflow" / "schemas", tmp_path / "workflow" / "schemas")
+    copy_project(tmp_path)
     (tmp_path / "config" / "studies" / "small.yaml").write_text(yaml.safe_dump(STUDY))
     return Project(tmp_path)
 

@@ -4,7 +4,6 @@ The files are in ``project/`` beside this one; a project is a copy of this one's
 """
 
 import json
-import shutil
 import sys
 from pathlib import Path
 
@@ -18,7 +17,9 @@ from moat.base.errors import ConfigError
 from moat.commands.cli import main
 from moat.config.project import Project
 from moat.models import nets
+from moat.planning import report
 from moat.training.models import load_model
+from project_copy import copy_project
 
 ROOT = Path(__file__).parents[2]
 OWN = Path(__file__).parent / "project"
@@ -40,8 +41,7 @@ def leave_no_plugin_behind():
 
 def make(root: Path) -> Path:
     """A project in an empty folder: this one's configuration, and the plug-ins."""
-    shutil.copytree(ROOT / "config", root / "config", ignore=shutil.ignore_patterns("calibration"))
-    shutil.copytree(ROOT / "workflow" / "schemas", root / "workflow" / "schemas")
+    copy_project(root)
     for path in (path for path in OWN.rglob("*") if path.is_file() and "__pycache__" not in path.parts):
         target = root / path.relative_to(OWN)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -102,6 +102,8 @@ def test_a_plan_after_all_is_done_finds_nothing_to_do(finished, capsys):
     planned = plan(finished, capsys)
     assert statuses(planned, "run") == {method: ("done", []) for method in METHODS}
     assert statuses(planned, "evaluation") == statuses(planned, "check") == statuses(planned, "run")
+    # Nothing that nobody declares a cost for is left to be assumed.
+    assert planned["unknown_costs"] == [] and not any("unknown cost" in line for line in report.lines(planned))
 
 
 def test_a_run_says_what_it_was_told(finished):

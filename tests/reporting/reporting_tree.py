@@ -10,6 +10,8 @@ import pandas as pd
 import safetensors.numpy
 import yaml
 
+from project_copy import copy_project
+
 ROOT = Path(__file__).resolve().parents[2]
 CLASSES = 10
 SUITES = {
@@ -32,14 +34,13 @@ CHECKS = ["threat-model", "monotone-epsilon"]
 
 def make_project(folder: Path) -> Path:
     """A copy of the project's own configuration with two small studies, to be changed at will."""
-    shutil.copytree(ROOT / "config", folder / "config")
+    copy_project(folder)
     shutil.rmtree(folder / "config" / "studies")
     shutil.copytree(Path(__file__).parent / "studies", folder / "config" / "studies")
     shutil.copy(Path(__file__).parent / "claims.yaml", folder / "config" / "claims.yaml")
     edit_yaml(folder / "config/config.yaml", lambda content: content.update(studies=["unified", "dramoe"]))
     few = {"dataset": ["digits"], "arch": ["resnet18"], "method": ["standard", "pgd-at", "trades"]}
     edit_yaml(folder / "config/scales/quickstart.yaml", lambda content: content.update(include=few))
-    shutil.copytree(ROOT / "workflow" / "schemas", folder / "workflow" / "schemas")
     return folder
 
 

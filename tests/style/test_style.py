@@ -61,6 +61,19 @@ def test_rules_are_short_and_call_the_command_only():
     assert len((ROOT / "workflow" / "rules" / "common.smk").read_text().splitlines()) <= 70
 
 
+def test_tests_copy_the_project_with_its_plugins():
+    """A configuration whose recipes name the user's plug-ins is none without them."""
+    own = re.compile(r"""copytree\(.*\bconfig["']\)?,|for \w+ in \("config", "workflow""")
+    found = [
+        f"{path.relative_to(ROOT)}: {line.strip()}"
+        for path in sorted((ROOT / "tests").rglob("*.py"))
+        for line in path.read_text().splitlines()
+        if own.search(line) and path.name not in ("project_copy.py", "test_style.py")
+    ]
+    # A wheel is built without plug-ins.
+    assert [line for line in found if not line.startswith("tests/test_wheel.py")] == []
+
+
 def test_the_command_line_starts_without_torch():
     code = """if True:
         import sys

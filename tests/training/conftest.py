@@ -11,6 +11,7 @@ import yaml
 
 from moat.commands.cli import main
 from moat.training.checkpoint import Checkpoints
+from project_copy import copy_project
 
 ROOT = Path(__file__).parents[2]
 TINY = {
@@ -65,8 +66,7 @@ class Tiny:
 @pytest.fixture(scope="session")
 def prepared(tmp_path_factory) -> Tiny:
     root = tmp_path_factory.mktemp("tiny")
-    shutil.copytree(ROOT / "config", root / "config")
-    shutil.copytree(ROOT / "workflow" / "schemas", root / "workflow" / "schemas")
+    copy_project(root)
     (root / "config" / "scales" / "tiny.yaml").write_text(yaml.safe_dump(TINY))
     project = ["--project", str(root)]
     assert main([*project, "fetch", "digits", "--into", str(root / "files")]) == 0

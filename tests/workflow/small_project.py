@@ -13,6 +13,8 @@ from typing import Any
 
 import yaml
 
+from project_copy import copy_project
+
 ROOT = Path(__file__).parents[2]
 
 SCALE = {
@@ -106,8 +108,9 @@ class Workflow:
 def make(root: Path, *, scale: Mapping[str, Any] = SCALE, studies: Mapping[str, Any]) -> Workflow:
     """A copy of this project whose only studies are these, at the scale ``tiny``."""
     root.mkdir(parents=True)
-    for name in ("workflow", "config", "src"):
+    for name in ("workflow", "src"):
         shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
+    copy_project(root)
     shutil.copy(ROOT / "Snakefile", root)
     (root / "profiles").symlink_to("workflow/profiles")
     (root / "config/scales/tiny.yaml").write_text(yaml.safe_dump(dict(scale)))

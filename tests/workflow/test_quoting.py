@@ -18,6 +18,7 @@ from moat.config.grid import build_grid
 from moat.config.project import Project
 from moat.config.recipes import resolve_recipe
 from moat.pipeline.inputs import Inputs
+from project_copy import copy_project
 
 HOSTILE = [
     "$(touch PWNED)",
@@ -110,8 +111,7 @@ def test_a_workflow_runs_with_a_folder_and_a_mirror_of_any_name(tmp_path):
 @pytest.fixture(scope="module")
 def own(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("own")
-    shutil.copytree(ROOT / "config", root / "config")
-    shutil.copytree(ROOT / "workflow/schemas", root / "workflow/schemas")
+    copy_project(root)
     return root
 
 

@@ -29,7 +29,7 @@ exports = "; ".join(f"export {name}={shlex.quote(str(value))}" for name, value i
 binaries = shlex.quote(os.path.dirname(sys.executable))
 shell.prefix("trap : TERM; " + "{exports}; export PATH={binaries}:$PATH; ")
 
-# What the SLURM plugin asks; it stands in for a sacct that does not answer.
+# The sacct that the SLURM plugin asks: a wrapper that answers where the real one does not.
 os.environ.update(PATH=os.pathsep.join([f"{workflow.basedir}/workflow/profiles/slurm/bin", *os.get_exec_path()]))
 
 RUN = paths.run_dir("{scale}", RUN_WILDCARDS)

@@ -52,7 +52,7 @@ pgd_targeted      target margin x random start x several steps, class after clas
 moe_adaptive      pgd against every view of a mixture, and after its route was flipped
 ================  ==========================================================================
 
-``cw_l2`` minimises a distance with Adam, ``square`` searches at random, ``autoattack`` runs the four attacks of the
+``cw_l2`` minimizes a distance with Adam, ``square`` searches at random, ``autoattack`` runs the four attacks of the
 package of that name in turn, ``none`` and ``corruption`` attack nothing. Early-stopped PGD, which some trainings are
 made of, is in parts/early_stopped.py.
 

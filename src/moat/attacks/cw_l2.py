@@ -34,7 +34,7 @@ def cw_l2(
     steps: int = 50,
     lr: float = 0.01,
 ) -> torch.Tensor:
-    """Minimise |x' - x|^2 + c * max(z_y - max_{k != y} z_k, -kappa) over x' = (tanh(w) + 1) / 2 with Adam.
+    """Minimize |x' - x|^2 + c * max(z_y - max_{k != y} z_k, -kappa) over x' = (tanh(w) + 1) / 2 with Adam.
 
     Each example keeps the misclassified image that was nearest in L2 over all steps, or else is returned as it is.
     Examples do not influence each other, and nothing stops early.

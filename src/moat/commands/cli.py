@@ -21,7 +21,7 @@ SUBCOMMANDS = {
     "evaluate": "attack one model with a suite; resumable",
     "fetch": "download a dataset's files and verify them",
     "list": "list methods, attacks, datasets, suites, scales or checks",
-    "plan": "show what is done, missing or stale, what the missing costs, and what a budget buys",
+    "plan": "show what is done, missing or stale, what the missing costs, and what fits into a budget",
     "prepare": "turn fetched files into one file of tensors",
     "probe": "extract weights, router scores, features or heat maps from one model, for tables and figures",
     "pull": "get models and results through DVC",

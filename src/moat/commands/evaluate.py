@@ -86,19 +86,24 @@ def request(arguments: Namespace) -> Request:
     # The scale of a run from elsewhere may be unknown here: its suite is then as declared.
     scale = arguments.scale or target.record.get("scale")
     scale = scale if scale in project.names("scales") else None
+    if scale:
+        resolved = resolve_evaluation(project, scale, arguments.suite)
+    else:
+        settings, worst_cases = project.attack_settings(arguments.suite), project.worst_cases(arguments.suite)
+        resolved = {"settings": settings, "worst_case": worst_cases}
     asked = {"limit": target.limit, "batch_size": target.batch_size}
     wants_recipe = arguments.robustbench is not None and target.record
     return Request(
         target=target,
         suite=arguments.suite,
-        settings=project.attack_settings(arguments.suite, scale),
-        worst_cases=project.worst_cases(arguments.suite, scale),
+        settings=resolved["settings"],
+        worst_cases=resolved.get("worst_case", {}),
         transfer_from=_transfer_from(arguments.transfer_from, target.record.get("arch")),
         out=arguments.out,
         journal=arguments.journal or in_work(arguments.out.with_suffix(".journal")),
         robustbench=arguments.robustbench,
         recipe=project.method(target.record["method"]) if wants_recipe else {},
-        recipe_digest=digest({**resolve_evaluation(project, scale, arguments.suite), **asked}) if scale else None,
+        recipe_digest=digest({**resolved, **asked}) if scale else None,
         device=arguments.device,
         threads=arguments.threads,
     )
@@ -145,7 +150,7 @@ def run(request: Request) -> None:
         measured = []
         for each in records.evaluate_suite(target, plan, journal=request.journal, sources=sources):
             measured.append(each)
-            usage.add(each.kept_cpu_seconds)
+            usage.add(each.earlier_cpu_seconds)
             _print(each.name, records.summarize(each.rows, [each.name])[each.name], each)
         content = records.write_evaluation(request.out, target, plan, measured, made_by, usage)
         for warning in content["warnings"].values():
@@ -155,7 +160,7 @@ def run(request: Request) -> None:
 
 
 def _print(name: str, found: Mapping[str, float], measured) -> None:
-    when = "measured before" if measured.kept else f"{measured.seconds:.1f} s"
+    when = "measured before" if measured.measured_before else f"{measured.seconds:.1f} s"
     print(f"{name}: {100 * found['accuracy']:.2f} % of {found['n']} correct ({when})", flush=True)
     for flag, message in measured.flags.items():
         print(f"{name}: flag {flag}: {message}", flush=True)

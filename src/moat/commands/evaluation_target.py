@@ -89,10 +89,10 @@ def _load_foreign(given: ForeignModel, device: torch.device) -> tuple[nn.Module,
 
 
 # -- examples ----------------------------------------------------------------------
-def held_out_examples(path: Path, most: int) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """At most ``most`` images and labels of the training set that were not trained with; None where there are none."""
+def held_out_examples(path: Path, limit: int) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """At most ``limit`` images and labels of the training set that were not trained with; None where there are none."""
     try:
         split = datasets.load(path, splits=("val",)).splits["val"]
     except DataError:
         return None
-    return (split.images[:most], split.labels[:most]) if len(split.labels) else None
+    return (split.images[:limit], split.labels[:limit]) if len(split.labels) else None

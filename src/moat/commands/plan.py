@@ -45,12 +45,14 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--hardware", default="auto", metavar="X", help="an entry of config/planner.yaml (default: this machine's)"
     )
-    parser.add_argument("--budget-gpu-hours", type=float, metavar="H", help="choose the cells that H GPU-hours buy")
+    parser.add_argument(
+        "--budget-gpu-hours", type=float, metavar="H", help="choose the cells that fit into H GPU-hours"
+    )
     parser.add_argument(
         "--targets",
         type=Path,
         metavar="FILE",
-        help="write what the budget buys into this file; the command reads it",
+        help="write the chosen targets into this file; the command reads it",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
 

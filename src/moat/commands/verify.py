@@ -17,7 +17,7 @@ from moat.base.numbers import parse_number
 from moat.commands.options import FinishedRun, TargetRequest, add_target_arguments, target_request
 from moat.config import bands
 from moat.config.project import Project
-from moat.config.recipes import CHECKED_IMAGES, digest
+from moat.config.recipes import CHECKED_IMAGES, digest, resolve_checks
 from moat.machine import devices
 from moat.machine.usage import Usage
 from moat.provenance import environment, staleness
@@ -35,7 +35,7 @@ class Request:
 
     Attributes:
         eps: radius in pixel units.
-        budget: what may be spent on each example, as far as it was given: steps, queries.
+        budget: what may be spent on each example, as far as it was given, or the run's scale says: steps, queries.
         claims: the suite's settings that the checks examine: name -> setting.
         training: what is known about a finished run, for :class:`moat.evaluation.evidence.Origin`: its record, and the
             band of known accuracies or why there is none.
@@ -60,8 +60,10 @@ class Request:
 def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--out", required=True, type=Path, metavar="FILE", help="the checks' findings (.json)")
     parser.add_argument("--eps", default="8/255", help="radius in pixel units (default: 8/255)")
-    parser.add_argument("--steps", type=int, metavar="N", help="PGD steps (default: 10; doubled once)")
-    parser.add_argument("--queries", type=int, metavar="N", help="of the black-box attack (default: 100)")
+    parser.add_argument("--steps", type=int, metavar="N", help="PGD steps, doubled once (default: the scale's, or 10)")
+    parser.add_argument(
+        "--queries", type=int, metavar="N", help="of the black-box attack (default: the scale's or 100)"
+    )
     parser.add_argument("--suite", help="its attacks are checked, too: are they as strong as they should be?")
     parser.add_argument("--transfer-from", type=Path, metavar="DIR", help="another run, whose examples are tried")
     add_target_arguments(parser)
@@ -72,14 +74,16 @@ def request(arguments: Namespace) -> Request:
     if not 0 < eps <= 1:
         raise ConfigError(f"--eps {arguments.eps}: allowed: above 0, at most 1 (pixels are in [0, 1])")
     project = Project(arguments.project)
-    target = target_request(arguments, at_most=CHECKED_IMAGES)
+    of_scale = _checks_of_scale(project, read_run(arguments.run_dir) if arguments.run_dir else {})
+    target = target_request(arguments, at_most=of_scale["limit"])
     training: dict[str, Any] = {}
     if target.record:
         band, reason = bands.find(project, target.record)
         training = {"run": target.record, "band": band, "no_band": reason}
     other = arguments.transfer_from
     given = {"steps": arguments.steps, "queries": arguments.queries}
-    budget = {key: value for key, value in given.items() if value is not None}
+    given = {key: value for key, value in given.items() if value is not None}
+    budget = {key: of_scale[key] for key in ("steps", "queries") if key in of_scale} | given
     # As moat.config.recipes.resolve_checks has it; no scale asks for a suite's claims.
     asked = {"eps": eps, "limit": target.limit, "batch_size": target.batch_size, **budget}
     return Request(
@@ -95,6 +99,12 @@ def request(arguments: Namespace) -> Request:
         device=arguments.device,
         threads=arguments.threads,
     )
+
+
+def _checks_of_scale(project: Project, record: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What the scale of a run lets its checks spend; the scale of a run from elsewhere may be unknown here."""
+    scale = record.get("scale")
+    return resolve_checks(project, scale) if scale in project.names("scales") else {"limit": CHECKED_IMAGES}
 
 
 def _claims(settings: Mapping[str, Mapping[str, Any]], eps: float) -> dict[str, Mapping[str, Any]]:

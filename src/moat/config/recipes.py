@@ -104,14 +104,14 @@ def _content(project: Project, scale: str, method: str, path: tuple[str, ...]) -
     return {key: value for key, value in content.items() if key not in ("role", "extends", "version")}
 
 
-def _with_fewer_steps(recipe: Mapping[str, Any], most: int) -> dict[str, Any]:
-    """Attacks of training with more than ``most`` steps take that many, longer ones: together as far as before."""
+def _with_fewer_steps(recipe: Mapping[str, Any], max_steps: int) -> dict[str, Any]:
+    """Attacks of training with more than ``max_steps`` steps take that many, longer ones: together as far as before."""
     shortened = {}
     for key in method_schema.of_type(recipe, "attack"):
         attack = recipe[key]
-        if attack["steps"] > most:
-            step_size = parse_number(attack["step_size"], where=f"{key}.step_size") * attack["steps"] / most
-            shortened[key] = {**attack, "steps": most, "step_size": step_size}
+        if attack["steps"] > max_steps:
+            step_size = parse_number(attack["step_size"], where=f"{key}.step_size") * attack["steps"] / max_steps
+            shortened[key] = {**attack, "steps": max_steps, "step_size": step_size}
     return {**recipe, **shortened}
 
 

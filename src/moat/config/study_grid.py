@@ -176,10 +176,10 @@ class Expander:
     def _measured(self, bound: Mapping[str, Any], place: Mapping[str, Any], published: Published, where: str) -> Cell:
         """The cell under one protocol."""
         bound, substitutes = dict(bound), list(bound.get("replaces", {}).items())
-        for kind, stand_ins in self.scale.get("substitute", {}).items():
+        for kind, replaced_by in self.scale.get("substitute", {}).items():
             original = bound.get(kind)
-            if original in stand_ins:
-                bound[kind] = stand_ins[original]
+            if original in replaced_by:
+                bound[kind] = replaced_by[original]
                 substitutes.append((kind, original))
         measure, known = bound["measure"], plugins.measures()
         if measure not in known:
@@ -251,15 +251,18 @@ class Expander:
                 raise ConfigError(f"{where}: " + unknown_name(bound[kind], names, what=kind))
 
     def _label(self, points: Points) -> str:
-        """The points' labels; a stand-in is never printed as what it stands in for."""
+        """The points' labels; a substitute is never printed as what it replaces."""
         return " / ".join(filter(None, (self._shown(point) for _, point in points)))
 
     def _shown(self, point: Mapping[str, Any]) -> str:
-        for kind, stand_ins in self.scale.get("substitute", {}).items():
-            if point.get(kind) in stand_ins:
+        for kind, substitutes in self.scale.get("substitute", {}).items():
+            if point.get(kind) in substitutes:
                 # A label such as CIFAR-10 / VGG-19 names several things; the first is the one that is replaced.
                 replaced, *rest = point["label"].split(" / ")
-                return " / ".join([f"{stand_ins[point[kind]]} (for {replaced})", *rest])
+                if not rest and any(other in point for other in self.names if other != kind):
+                    # One word for several things names none of them in particular: Balanced, a method on a data set.
+                    return f"{replaced} ({substitutes[point[kind]]})"
+                return " / ".join([f"{substitutes[point[kind]]} (for {replaced})", *rest])
         return point["label"]
 
 

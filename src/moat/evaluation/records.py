@@ -40,16 +40,16 @@ class Measured:
 
     Attributes:
         seconds: how long measuring them took, now or before.
-        kept: whether all of them were measured before, and read from the journal.
-        kept_cpu_seconds: CPU time of those that were.
+        measured_before: whether all of them were, and read from the journal.
+        earlier_cpu_seconds: CPU time of those that were.
         flags: what the attack noticed about the model: name of the flag -> message.
     """
 
     name: str
     rows: pd.DataFrame
     seconds: float
-    kept: bool
-    kept_cpu_seconds: float
+    measured_before: bool
+    earlier_cpu_seconds: float
     flags: Mapping[str, str]
 
 
@@ -58,20 +58,20 @@ class _ShardCache:
 
     Attributes:
         seconds: how long the shards took to measure, now or before.
-        kept: whether all of them were measured before; kept_cpu_seconds: CPU time of those that were.
+        measured_before: whether all of them were; earlier_cpu_seconds: CPU time of those that were.
     """
 
     def __init__(self, journal: Journal, identity: Mapping[str, Any]):
         self.journal, self.identity = journal, identity
-        self.seconds = self.kept_cpu_seconds = 0.0
-        self.kept = True
+        self.seconds = self.earlier_cpu_seconds = 0.0
+        self.measured_before = True
 
     def __call__(self, shard: str, depends_on: Mapping[str, Any], measure) -> tuple[pd.DataFrame, dict[str, str]]:
         entry, before = self.journal.shard({"identity": self.identity, "part": shard, **depends_on}, measure)
         self.seconds += entry.seconds
         if before:
-            self.kept_cpu_seconds += entry.cpu_seconds
-        self.kept = self.kept and before
+            self.earlier_cpu_seconds += entry.cpu_seconds
+        self.measured_before = self.measured_before and before
         return entry.rows, entry.flags
 
 
@@ -112,7 +112,7 @@ def evaluate_by_setting(
                 else:
                     rows = measurement.worst_case(name, worst_case[name], tables)
             flags = measurement.flags.get(name, {})
-            yield Measured(name, rows, cache.seconds, cache.kept, cache.kept_cpu_seconds, flags)
+            yield Measured(name, rows, cache.seconds, cache.measured_before, cache.earlier_cpu_seconds, flags)
         opened.tidy()
 
 

@@ -48,7 +48,7 @@ def for_attack(model: nn.Module, example: torch.Tensor | None = None, *, dtype: 
             calls ``view`` on a convolution's output: it fails on the copy's memory format.)
         dtype: of the convolutions, e.g. ``torch.bfloat16``; the copy still takes and returns float32, and its linear
             layers and router stay in float32. A gradient then differs by about a hundredth of its length: attack with
-            this copy and judge with the model, so that whatever is found counts only if it holds there.
+            this copy and classify the examples with the model: only what fools that one counts.
     """
     try:
         copied = AttackCopy(behind(model)).refresh()
@@ -207,7 +207,7 @@ def have_same_logits(model: nn.Module, copied: nn.Module, example: torch.Tensor)
     try:
         theirs = model.eval()(example)
     except MoatError:
-        # A model that refuses the images will say so where it is judged.
+        # A model that refuses the images says so where it classifies the attacked ones.
         return True
     finally:
         for module, training in modes:

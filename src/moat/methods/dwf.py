@@ -12,7 +12,7 @@ from moat.models.precision import at_least_float32
 
 
 class Dwf(AdversarialMethod, PretrainedExperts):
-    """Minimise CE of the whole mixture on [x, x_FGSM, x_PGD], both attacks against the whole mixture.
+    """Minimize CE of the whole mixture on [x, x_FGSM, x_PGD], both attacks against the whole mixture.
 
     The experts come from runs of their own, with other seeds; gate and all experts move.
     """

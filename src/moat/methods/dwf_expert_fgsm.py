@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 class DwfExpertFgsm(AdversarialMethod):
-    """Minimise CE(F(x + eps * sign(dCE/dx)), y), eps drawn once per batch; no random start and no clean term."""
+    """Minimize CE(F(x + eps * sign(dCE/dx)), y), eps drawn once per batch; no random start and no clean term."""
 
     PARAMETERS = {
         "fgsm_attack.eps": {

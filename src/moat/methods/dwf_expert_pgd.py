@@ -15,7 +15,7 @@ from moat.methods.dwf_expert_fgsm import draw_one
 
 
 class DwfExpertPgd(AdversarialMethod):
-    """Minimise CE(F(x'), y), x' from PGD whose number of steps is drawn once per batch; no clean term."""
+    """Minimize CE(F(x'), y), x' from PGD whose number of steps is drawn once per batch; no clean term."""
 
     PARAMETERS = {
         "pgd_attack.eps": {"type": "distance", "description": "radius of the ball"},

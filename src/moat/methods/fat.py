@@ -11,7 +11,7 @@ from moat.methods.base import AdversarialMethod, Step, accuracy
 
 
 class Fat(AdversarialMethod):
-    """Minimise CE(F(x'), y), where each x' increases the CE until ``tau`` steps after it is misclassified.
+    """Minimize CE(F(x'), y), where each x' increases the CE until ``tau`` steps after it is misclassified.
 
     tau grows with training: it is the number of ``friendly.tau_milestones`` that are passed.
     """

@@ -9,7 +9,7 @@ from moat.methods.fat import Fat
 
 
 class FatTrades(Fat):
-    """Minimise CE(F(x), y) + beta * KL(F(x) || F(x')), where x' increases the KL as long as FAT lets it."""
+    """Minimize CE(F(x), y) + beta * KL(F(x) || F(x')), where x' increases the KL as long as FAT lets it."""
 
     PARAMETERS = {"loss.beta": {"type": "number", "minimum": 0, "description": "weight of the KL divergence"}}
 

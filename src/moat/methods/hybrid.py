@@ -12,7 +12,7 @@ from moat.methods.base import AdversarialMethod, Step, accuracy
 
 
 class Hybrid(AdversarialMethod):
-    """Minimise alpha * CE(F(x), y) + (1 - alpha) * CE(F(x'), y), with x' from a ball that grows with the epochs.
+    """Minimize alpha * CE(F(x), y) + (1 - alpha) * CE(F(x'), y), with x' from a ball that grows with the epochs.
 
     After each epoch, alpha = Acc_adv / (Acc_adv + Acc_clean) on the held-out images: the worse the net does
     under attack, the more the attacked images count.

@@ -8,7 +8,7 @@ from moat.methods.base import AdversarialMethod, Step, accuracy
 
 
 class Mart(AdversarialMethod):
-    """Minimise BCE(F(x'), y) + beta * KL(F(x) || F(x')) * (1 - p_y(x)), where x' maximises CE(F(x'), y) in the ball.
+    """Minimize BCE(F(x'), y) + beta * KL(F(x) || F(x')) * (1 - p_y(x)), where x' maximizes CE(F(x'), y) in the ball.
 
     Nothing is detached: the weight 1 - p_y(x) of the KL passes a gradient on, too.
     """

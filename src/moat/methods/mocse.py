@@ -8,7 +8,7 @@ from moat.models.precision import at_least_float32
 
 
 class Mocse(Method):
-    """Minimise CE(F(x), y) + w * mean_n BCE_n, BCE_n the loss of expert n on whether an image is of class n."""
+    """Minimize CE(F(x), y) + w * mean_n BCE_n, BCE_n the loss of expert n on whether an image is of class n."""
 
     MIXTURE = "mocse"
     PARAMETERS = {"loss.binary": {"type": "number", "minimum": 0, "description": "weight of the experts' mean BCE"}}

@@ -8,7 +8,7 @@ from moat.methods.mocse import Mocse
 
 
 class MocseAt(AdversarialMethod, Mocse):
-    """The loss of MoCSE at x', which maximises the cross-entropy of the aggregated scores inside the ball."""
+    """The loss of MoCSE at x', which maximizes the cross-entropy of the aggregated scores inside the ball."""
 
     PARAMETERS = {"attack": {"type": "attack", "description": "PGD on the aggregated class scores"}}
 

@@ -8,7 +8,7 @@ from moat.methods.base import AdversarialMethod, Step, accuracy
 
 
 class PgdAt(AdversarialMethod):
-    """Minimise CE(F(x'), y), where x' maximises it inside the L-infinity ball."""
+    """Minimize CE(F(x'), y), where x' maximizes it inside the L-infinity ball."""
 
     PARAMETERS = {"attack": {"type": "attack", "description": "PGD on the cross-entropy"}}
 

@@ -8,7 +8,7 @@ from moat.methods.base import AdversarialMethod, Step, accuracy
 
 
 class HalfBatch(AdversarialMethod):
-    """Minimise CE on a batch whose first half is attacked, by x' that maximise it, and whose rest is clean.
+    """Minimize CE on a batch whose first half is attacked, by x' that maximize it, and whose rest is clean.
 
     The engine has shuffled the images, so which ones come first is a fresh draw in every epoch.
     """

@@ -13,7 +13,7 @@ from moat.models.moe import detached_router
 
 
 class PgdAtMoe(MoeMethod):
-    """Minimise CE(F(x), y) + beta * KL(F(x) || F(x')) over all parameters; x' maximises the KL inside the ball.
+    """Minimize CE(F(x), y) + beta * KL(F(x) || F(x')) over all parameters; x' maximizes the KL inside the ball.
 
     The router learns through the straight-through gradient of the selected scores alone.
     """

@@ -16,7 +16,7 @@ from moat.models.moe.soe import confidence, most_confident
 
 
 class Soe(AdversarialMethod):
-    """Minimise L(x) + L(x'), L = mean_x sum_i omega_i CE(z_i, y) + lambda * (calibration loss of the confidences).
+    """Minimize L(x) + L(x'), L = mean_x sum_i omega_i CE(z_i, y) + lambda * (calibration loss of the confidences).
 
     The training has phases. A phase decides which model x' attacks (each expert alone, or the ensemble) and which
     expert gets the largest weight omega (the one with the lowest loss, or the most confident one).

@@ -15,7 +15,7 @@ from moat.models.precision import at_least_float32
 
 
 class Sramoe(AdversarialMethod, PretrainedExperts):
-    """Minimise CE(F(x), y) + CE(F(x'), y) over the router of F = w_c E_clean + w_a E_adv, x' attacks the whole F."""
+    """Minimize CE(F(x), y) + CE(F(x'), y) over the router of F = w_c E_clean + w_a E_adv, x' attacks the whole F."""
 
     MIXTURE = "sramoe"
     PARAMETERS = {"attack": {"type": "attack", "description": "PGD on the whole mixture, router included"}}

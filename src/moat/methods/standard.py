@@ -7,7 +7,7 @@ from moat.methods.base import Method, Step, accuracy
 
 
 class Standard(Method):
-    """Minimise CE(F(x), y)."""
+    """Minimize CE(F(x), y)."""
 
     def update(self, x: torch.Tensor, y: torch.Tensor, step: Step) -> dict[str, torch.Tensor]:
         logits = self.logits(x)

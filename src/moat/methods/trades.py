@@ -8,7 +8,7 @@ from moat.methods.base import AdversarialMethod, Step, accuracy
 
 
 class Trades(AdversarialMethod):
-    """Minimise CE(F(x), y) + beta * KL(F(x) || F(x')), where x' maximises the KL inside the ball.
+    """Minimize CE(F(x), y) + beta * KL(F(x) || F(x')), where x' maximizes the KL inside the ball.
 
     The gradient flows through both arguments of the KL, as in the official code.
     """

@@ -267,8 +267,8 @@ class Inputs:
         return asked_for
 
     def _capped(self, resource: str, amount: int, attempt: int) -> int:
-        most = self.config["max_resources"][resource] or float("inf")
-        return min(most, min(attempt, 3) * amount)
+        limit = self.config["max_resources"][resource] or float("inf")
+        return min(limit, min(attempt, 3) * amount)
 
 
 def run_of(wildcards) -> Run:

@@ -25,12 +25,14 @@ def describe(grid: Grid, made: Estimate, *, studies: Sequence[str], machines: in
     """
     missing = made.costs()
     timed = made.schedule(missing, machines)
-    jobs, by_source = [], Counter()
+    jobs, by_source, unknown = [], Counter(), set()
     for entry in map(dict, made.entries):
         # Tables and figures take no time.
         if (path := entry["path"]) in made.jobs:
             entry |= {"gpu_hours": made.seconds[path] / 3600, "estimated_from": made.sources[path]}
             entry["unknown_cost"] = bool(made.jobs[path].work.unknown)
+            # What is done costs nothing any more.
+            unknown |= made.jobs[path].work.unknown if entry["status"] != "done" else set()
         jobs.append(entry)
     for path, hours in missing.items():
         by_source[made.sources[path]] += hours
@@ -44,7 +46,7 @@ def describe(grid: Grid, made: Estimate, *, studies: Sequence[str], machines: in
         "gpu_hours": sum(missing.values()),
         "stale_gpu_hours": sum(made.costs(["stale"]).values()),
         "rests_on": {source: by_source[source] for source in SOURCES if source in by_source},
-        "unknown_costs": sorted(frozenset().union(*(job.work.unknown for job in made.jobs.values()))),
+        "unknown_costs": sorted(unknown),
         "makespan_hours": timed.makespan / 3600,
         "lower_bound_hours": timed.lower_bound / 3600,
         "critical_path": [{"path": path, "hours": made.seconds[path] / 3600} for path in timed.critical_path],

@@ -36,7 +36,7 @@ def _row(claim: Mapping[str, Any]) -> dict[str, Any]:
         **{f"explained{end}": explained.get(key) for end, key in (("", "value"), ("_low", "low"), ("_high", "high"))},
         "reasons": ";".join(claim["reasons"]),
         "explanation": explanation(claim),
-        "evidence": evidence(claim, most=len(claim["evidence"])),
+        "evidence": evidence(claim, limit=len(claim["evidence"])),
     }
 
 
@@ -95,8 +95,8 @@ def decides(claim: Mapping[str, Any]) -> str:
     return f" (decides, of {claim['compared']})" if claim["compared"] else ""
 
 
-def evidence(claim: Mapping[str, Any], most: int = 3) -> str:
+def evidence(claim: Mapping[str, Any], limit: int = 3) -> str:
     """The cells; of many the first few and how many more there are."""
     places = [f"{each['id']}: {each['row']} x {each['column']}" for each in claim["evidence"]]
-    more = [f"and {len(places) - most} more cells"] if len(places) > most + 1 else []
-    return "; ".join([*(places[:most] if more else places), *more])
+    more = [f"and {len(places) - limit} more cells"] if len(places) > limit + 1 else []
+    return "; ".join([*(places[:limit] if more else places), *more])

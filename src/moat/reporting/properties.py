@@ -30,25 +30,25 @@ def _build(project: Project, name: str) -> Method:
         model = kind.build(arch=_ARCH, num_classes=_CLASSES, options=options)
     if not hasattr(model, "experts") or not hasattr(model, "route_logits"):
         raise ConfigError(
-            f"config/methods/{name}.yaml: not a mixture of experts with a gate, so it has no such property"
+            f"config/methods/{name}.yaml: not a mixture of experts with a router, so it has no such property"
         )
     return kind(model, recipe)
 
 
 def gating(method: Method) -> str:
-    """Hard: one expert is heard, and by how much it leads changes nothing. Soft: a weighted sum."""
+    """Hard: one expert computes the output, and its lead in the scores changes nothing. Soft: a weighted sum."""
     model = method.model.eval()
     x = torch.rand(_IMAGES, 3, _SMALL["image_size"], _SMALL["image_size"], generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        heard = model(x)
+        output = model(x)
         if isinstance(getattr(model, "router", None), nn.Module):
             hook = model.router.register_forward_hook(lambda module, inputs, scores: 3 * scores)
             try:
-                return "Hard" if torch.equal(model(x), heard) else "Soft"
+                return "Hard" if torch.equal(model(x), output) else "Soft"
             finally:
                 hook.remove()
         alone = torch.stack([expert(x) for expert in model.experts])
-    return "Hard" if torch.isclose(alone, heard).all(2).any(0).all() else "Soft"
+    return "Hard" if torch.isclose(alone, output).all(2).any(0).all() else "Soft"
 
 
 def topology(method: Method) -> str:
@@ -69,7 +69,7 @@ def training(method: Method) -> str:
 
 
 def activation(method: Method) -> str:
-    """Fractional: all experts are heard, each by its weight. Single: one whole net. Sparse: one part of each layer."""
+    """Fractional: all experts, each by its weight. Single: one whole net. Sparse: one part of each layer."""
     if gating(method) == "Soft":
         return "Fractional"
     return "Single" if isinstance(method.model.experts, nn.Module) else "Sparse"

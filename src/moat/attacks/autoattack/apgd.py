@@ -48,7 +48,7 @@ class DropBrokenMixin:
     """``attack_single_run`` of the package's APGD, for L-infinity and one gradient per step."""
 
     def attack_single_run(self, x: torch.Tensor, y: torch.Tensor, x_init=None):
-        """(examples, which were not broken, None, examples) as ``perturb`` of the package takes them.
+        """(examples, which of them still withstand, None, examples) as ``perturb`` of the package takes them.
 
         Each example is its first success, or else where its loss was highest.
         """

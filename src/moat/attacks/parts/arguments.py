@@ -1,8 +1,7 @@
 """What every attack does with its arguments: checks them, and guards and freezes the model while it runs."""
 
 import functools
-import math
-import re
+import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -10,22 +9,29 @@ import torch
 
 from moat.attacks.parts.steps import frozen
 from moat.base.errors import ConfigError
+from moat.config import schema
 from moat.models.guard import guarded
 
 Parameters = Mapping[str, Mapping[str, Any]]
 
-# The types of a declaration -> which values are of it, and how a message says that.
-_TYPES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
-    "distance": (
-        lambda value: _is_number(value) and 0 <= value <= 1,
-        "a number from 0 to 1 (pixels are in [0,1]: write 8/255)",
-    ),
-    "count": (lambda value: _is_whole(value) and value >= 1, "a whole number from 1"),
-    "integer": (lambda value: _is_whole(value), "a whole number"),
-    "number": (lambda value: _is_number(value), "a number"),
-    "string": (lambda value: isinstance(value, str), "a text"),
-    "null": (lambda value: value is None, "null"),
+# The types that JSON Schema does not have.
+_OWN_TYPES: Mapping[str, Mapping[str, Any]] = {
+    "distance": {"type": "number", "minimum": 0, "maximum": 1},
+    "count": {"type": "integer", "minimum": 1},
 }
+# How a message says a type.
+_TYPES_IN_WORDS = {
+    "distance": "a number from 0 to 1 (pixels are in [0,1]: write 8/255)",
+    "count": "a whole number from 1",
+    "integer": "a whole number",
+    "number": "a number",
+    "string": "a text",
+    "boolean": "true or false",
+    "array": "a list",
+    "object": "a mapping",
+}
+# Words of a declaration that limit no value.
+_NO_LIMITS = ("default", "required", "follows", "description")
 
 
 def attack(parameters: Parameters) -> Callable[[Callable[..., torch.Tensor]], Callable[..., torch.Tensor]]:
@@ -35,8 +41,8 @@ def attack(parameters: Parameters) -> Callable[[Callable[..., torch.Tensor]], Ca
     :class:`moat.models.guard.Guard`, and the model is frozen while the function runs.
 
     Args:
-        parameters: keyword -> what it may be, in words of JSON Schema: ``type`` (also "distance": a number from 0 to
-            1, and "count": a whole number from 1), ``enum``, ``minimum``, ``pattern``, ``description``.
+        parameters: keyword -> what it may be, in the words of JSON Schema; ``type`` may also be "distance" (a number
+            from 0 to 1) or "count" (a whole number from 1).
 
     The decorated function raises ConfigError for a parameter that is not allowed, ValueError for images outside [0,1]
     or labels that do not fit.
@@ -63,26 +69,49 @@ def check_parameters(parameters: Parameters, **values: Any) -> None:
         ConfigError: names the parameter, the value and what is allowed.
     """
     for key, value in values.items():
-        allowed = parameters[key]
-        types = allowed.get("type", [])
-        types = [types] if isinstance(types, str) else types
-        refused = (
-            (types and not any(_TYPES[name][0](value) for name in types))
-            or ("enum" in allowed and value not in allowed["enum"])
-            or ("minimum" in allowed and _is_number(value) and value < allowed["minimum"])
-            or ("pattern" in allowed and isinstance(value, str) and not re.search(allowed["pattern"], value))
-        )
-        if refused:
-            raise ConfigError(f"{key}: {value!r} is not allowed; {_in_words(allowed, types)}")
+        checked_by = _validator(json.dumps(parameters[key], sort_keys=True))
+        plain = list(value) if isinstance(value, tuple) else value
+        if not checked_by.is_valid(plain):
+            said = _in_words(parameters[key]) or schema.find_fault(plain, checked_by).message
+            raise ConfigError(f"{key}: {value!r} is not allowed; {said}")
 
 
-def _in_words(allowed: Mapping[str, Any], types: Sequence[str]) -> str:
+# An attack is called for every batch.
+@functools.cache
+def _validator(declaration: str):
+    return schema.validator(_in_json_schema(json.loads(declaration)))
+
+
+def _in_json_schema(allowed: Mapping[str, Any]) -> dict[str, Any]:
+    """A declaration in the words of JSON Schema alone, moat's own types written out."""
+    found = {key: value for key, value in allowed.items() if key not in (*_NO_LIMITS, "type")}
+    if types := _types(allowed):
+        found["anyOf"] = [_OWN_TYPES.get(name, {"type": name}) for name in types]
+    if "items" in allowed:
+        found["items"] = _in_json_schema(allowed["items"])
+    if "properties" in allowed:
+        inside = allowed["properties"]
+        found["properties"] = {key: _in_json_schema(each) for key, each in inside.items()}
+        found["required"] = [key for key, each in inside.items() if each.get("required", True)]
+        found["additionalProperties"] = False
+    return found
+
+
+def _types(allowed: Mapping[str, Any]) -> list[str]:
+    types = allowed.get("type", [])
+    return [types] if isinstance(types, str) else list(types)
+
+
+def _in_words(allowed: Mapping[str, Any]) -> str:
+    """What is allowed; "" where a declaration has words that make no short sentence."""
     if "enum" in allowed:
         return f"one of {', '.join(map(repr, allowed['enum']))}"
     if "pattern" in allowed:
         return allowed.get("description", allowed["pattern"])
-    at_least = f" from {allowed['minimum']}" if "minimum" in allowed else ""
-    return " or ".join(_TYPES[name][1] for name in types) + at_least
+    if set(allowed) - {*_NO_LIMITS, "type", "minimum", "maximum"}:
+        return allowed.get("description", "")
+    limits = [f" {word} {allowed[key]}" for word, key in (("from", "minimum"), ("to", "maximum")) if key in allowed]
+    return " or ".join(_TYPES_IN_WORDS.get(name, name) for name in _types(allowed)) + "".join(limits)
 
 
 def check_budget(**budgets: float) -> None:
@@ -113,11 +142,3 @@ def check_batch(x: torch.Tensor, y: torch.Tensor, generator: object = None) -> N
             raise ValueError(
                 f"images range from {low:g} to {high:g}; attacks take pixels in [0,1], not normalised ones"
             )
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _is_whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)

@@ -7,7 +7,7 @@ from moat.methods.base import Method, Step, accuracy
 
 
 class NoisyTraining(Method):
-    """Minimise CE(F(x + sigma n), y), n standard normal, drawn anew for each batch."""
+    """Minimize CE(F(x + sigma n), y), n standard normal, drawn anew for each batch."""
 
     PARAMETERS = {
         "noise.sigma": {

@@ -1,0 +1,16 @@
+"""A copy of the project, to be changed by a test: the configuration, its schemas, and the user's plug-ins if any."""
+
+import shutil
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+PARTS = ("config", "workflow/schemas", "plugins")
+
+
+def copy_project(folder: Path, *, of: Path = ROOT) -> Path:
+    """Copy the project ``of`` into ``folder``, but not the rates that were measured on this machine."""
+    for part in PARTS:
+        if (of / part).is_dir():
+            ignored = shutil.ignore_patterns("calibration", "__pycache__")
+            shutil.copytree(of / part, folder / part, ignore=ignored, dirs_exist_ok=True)
+    return folder
