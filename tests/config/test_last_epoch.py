@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from moat.base import plugins
 from moat.base.errors import ConfigError
 from moat.config import paths
 from moat.config.grid import Run, build_grid
@@ -71,6 +72,22 @@ def test_only_trained_models_are_runs_and_undefended_nets_have_no_last_epoch(pap
     last = {run for run in paper.checks if run.weights == "last"}
     assert last == {each.run for each in paper.evaluations if each.run.weights == "last"}
     assert not {run.method for run in last if run.method.startswith("standard")}
+
+
+def test_every_table_of_a_paper_shows_the_last_epoch_of_what_is_trained_under_attack(paper):
+    project, lacking = Project(ROOT), set()
+    for table in paper.tables:
+        shown = {"best": set(), "last": set()}
+        for each in table.cells:
+            recipe = project.method(each.method) if each.method else {"class": "standard"}
+            if "rows" in each.reads and "attack_space" in plugins.recipe_parameters(
+                recipe["class"], recipe.get("model", {})
+            ):
+                shown[each.weights].add((each.dataset, each.arch, each.method))
+        if shown["best"] != shown["last"]:
+            lacking.add((table.study, table.name))
+    # AutoAttack costs more than all other attacks on the last epoch together.
+    assert lacking == {("dramoe", "autoattack")}
 
 
 def test_files_of_the_last_epoch():
