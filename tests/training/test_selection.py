@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from moat.attacks import resolve
-from moat.base.errors import TrainingError
+from moat.base.errors import ConfigError, TrainingError
 from moat.data.datasets import Split
 from moat.methods.base import Method
 from moat.training.checkpoint import Checkpoints
@@ -160,6 +160,19 @@ def test_where_there_is_one_gradient_there_is_one_column(tmp_path, case, options
     assert [row["validation_accuracy"] for row in engine.history] == accuracies, case
     assert engine.best_epoch == best
     assert {name for row in engine.history for name in row if name.startswith("validation")} == {"validation_accuracy"}
+
+
+@pytest.mark.parametrize(
+    ("attack", "said"),
+    [
+        ({**FGSM, "view": "detached", "requires": "router"}, "the model has no router"),
+        ({**FGSM, "view": "detached"}, "the model has no view 'detached'"),
+        ({**FGSM, "requires": "experts"}, "the model has no experts and no router that are known"),
+    ],
+)
+def test_a_setting_that_does_not_apply_to_the_net_is_refused_before_the_training(tmp_path, attack, said):
+    with pytest.raises(ConfigError, match=f"method scripted: validation.setting 'setting': {said}"):
+        train(tmp_path, model=Unrouted(Score()), attack=attack)
 
 
 def test_only_every_so_many_epochs_and_the_last_are_validated(tmp_path):

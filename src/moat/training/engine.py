@@ -17,7 +17,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from moat.attacks import for_attack, resolve
 from moat.attacks.parts.setting import Attack, both_gradients
-from moat.base.errors import Interrupted, MoatError, TrainingError
+from moat.base.errors import ConfigError, Interrupted, MoatError, TrainingError
 from moat.base.progress import progress
 from moat.base.signals import Interruption
 from moat.data.batches import Batches
@@ -82,6 +82,9 @@ class Engine:
             validation.images, validation.labels, batch_size=size, seed=seed, device=device, shuffle=False
         )
         self.attack = resolve(recipe["validation"]["setting"], dict(validation_attack))
+        if (why := self.attack.not_applicable_reason(method.model)) is not None:
+            # Otherwise known after the first epoch only.
+            raise ConfigError(f"method {name}: validation.setting {recipe['validation']['setting']!r}: {why}")
         ema = recipe.get("ema")
         self.averaged = (
             AveragedModel(method.model, multi_avg_fn=get_ema_multi_avg_fn(ema), use_buffers=True) if ema else None
