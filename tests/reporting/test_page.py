@@ -216,22 +216,25 @@ def test_a_stale_run_is_marked_where_its_numbers_stand(tree, moat):
     )
 
 
-def test_a_check_that_does_not_apply_is_not_shown_as_passed(tree, moat):
+@pytest.mark.parametrize(
+    ("state", "word"), [("not-applicable", "n/a"), ("not-enough-examples", "too few"), ("unknown", "unknown")]
+)
+def test_a_check_that_cannot_decide_is_not_shown_as_passed(tree, moat, state, word):
     tree.everything(methods=["standard", "pgd-at"], failed={"pgd-at": ("monotone-epsilon",)})
     path = tree.base / "checks/digits/resnet18/standard/seed0.json"
     content = json.loads(path.read_text())
-    content["checks"][1] |= {"state": "not-applicable", "message": "not applicable: no router"}
+    content["checks"][1] |= {"state": state, "message": "not applicable: no router"}
     path.write_text(json.dumps(content))
     assert moat("report") == 0
-    shown = re.findall(r'<button type="button" class="(\w+)" data-card="(check-\d-\d)"[^>]*>([\w/]+)<', page(tree))
+    shown = re.findall(r'<button type="button" class="(\w+)" data-card="(check-\d-\d)"[^>]*>([\w/ ]+)<', page(tree))
     assert shown == [
         ("pass", "check-0-0", "passed"),
-        ("skip", "check-0-1", "n/a"),
+        ("skip", "check-0-1", word),
         ("pass", "check-1-0", "passed"),
         ("fail", "check-1-1", "failed"),
     ]
     outcomes = [cards_of(page(tree))[card]["outcome"] for _, card, _ in shown]
-    assert outcomes == [["passed"], ["not applicable"], ["passed"], ["failed"]]
+    assert outcomes == [["passed"], [state.replace("-", " ")], ["passed"], ["failed"]]
 
 
 def test_a_card_cannot_end_its_script():

@@ -116,7 +116,7 @@ def checks(grid: Grid, results: Results) -> tuple[list[str], list[dict[str, Any]
 
 
 def _check(check: Mapping[str, Any]) -> dict[str, str]:
-    """Its state is ``passed``, ``failed`` or ``not-applicable``."""
+    """Its state is one of :data:`moat.evaluation.checks.registry.State`."""
     return {
         "state": check.get("state") or ("passed" if check["passed"] else "failed"),
         "value": formatting.plain(check.get("value", check.get("values"))),
