@@ -176,7 +176,7 @@ def resolve_evaluation(project: Project, scale: str, suite: str) -> dict[str, An
 def resolve_checks(project: Project, scale: str) -> dict[str, Any]:
     """Everything that decides what the checks of a run find, but the model: radius, images, what may be spent."""
     evaluation, checks = project.scale(scale)["evaluation"], project.scale(scale).get("checks", {})
-    limit = _smallest(evaluation["limit"], checks.get("limit", CHECKED_IMAGES))
+    limit = checks["limit"] if "limit" in checks else _smallest(evaluation["limit"], CHECKED_IMAGES)
     budget = {key: checks[key] for key in ("steps", "queries") if key in checks}
     return {"eps": CHECKED_EPS, **evaluation, "limit": limit, **budget}
 

@@ -134,7 +134,9 @@ class Workload:
     def checks(self, dataset: str) -> Work:
         """The work of the checks on one model, in passes."""
         checks, budget = self.planner["checks"], self.scale.get("checks", {})
-        examples = min(budget.get("limit") or checks["examples"], self._examples(dataset))
+        test = self.images(dataset)["test"]
+        own = budget["limit"] or test if "limit" in budget else min(checks["examples"], self._examples(dataset))
+        examples = min(own, test)
         return Work(evaluate=checks_passes(checks, budget) * examples)
 
     def probe(self, dataset: str, name: str) -> Work:
