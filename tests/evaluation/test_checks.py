@@ -18,10 +18,12 @@ from moat.evaluation.runner import evaluate
 CHECKS = [
     "threat-model",
     "determinism",
+    "fresh-judge",
     "finite-logits",
     "router",
     "router-aware",
     "gradient",
+    "gradient-agreement",
     "monotone-epsilon",
     "iterative-at-most-fgsm",
     "converged",
@@ -31,8 +33,8 @@ CHECKS = [
     "provenance",
     "calibration",
 ]
-NOT_HERE = ["router", "router-aware", "published-band", "provenance"]
-BUDGET = Budget(steps=8)
+NOT_HERE = ["router", "router-aware", "published-band"]
+BUDGET = Budget(steps=8, queries=300)
 
 
 @pytest.mark.parametrize(
@@ -46,6 +48,13 @@ BUDGET = Budget(steps=8)
         ),
         (["passed", "failed"], None, "failed: c1; worst case not measured at eps 0.03137, n = 8", "FAILED  c1  m1"),
         (["not-applicable", "passed"], (0, 1), "passed; worst case", "1 of 1 checks passed; 1 not applicable"),
+        (
+            ["passed", "not-enough-examples", "unknown"],
+            (0, 1),
+            "passed; worst case",
+            "1 of 1 checks passed; 0 not applicable; undecided: c1, c2",
+        ),
+        (["not-enough-examples"], (0, 1), "passed; worst case", "too few c0  m0"),
     ],
 )
 def test_a_report_is_a_short_repr_and_prints_as_a_table(states, interval, said, table):
@@ -81,6 +90,16 @@ PATHOLOGIES = {
     "infinite logits": (lambda net: Around(net, after=lambda z: z * torch.inf), {"finite-logits"}),
     "nan gradients": (lambda net: Around(net, before=only_for_gradients_nan), {"gradient", "monotone-epsilon"}),
 }
+
+
+@pytest.mark.parametrize("n", [chance.ENOUGH - 1, chance.ENOUGH])
+def test_few_examples_pass_nothing_that_chance_may_excuse(n):
+    few_or_enough = "not-enough-examples" if n < chance.ENOUGH else "passed"
+    values, limits = {"fooled": 0.0}, {"fooled": chance.upper_limit(n, 0.005)}
+    assert registry.judged(values, limits, n=n) == few_or_enough
+    assert registry.judged(values, limits) == "passed"
+    assert registry.judged({"fooled": 0.5}, limits, n=n) == "failed"
+    assert (limits["fooled"] <= 0.05) == (n >= chance.ENOUGH)
 
 
 def test_the_checks():
@@ -169,7 +188,7 @@ def test_a_claim_with_the_name_of_ours_does_not_replace_it(asked):
 
 
 def test_an_attack_weaker_than_one_step_is_noticed(asked):
-    assert asked("iterative-at-most-fgsm", budget=Budget(steps=1)).state == "failed"
+    assert asked("iterative-at-most-fgsm", budget=Budget(steps=1, queries=100)).state == "failed"
 
 
 @pytest.mark.parametrize(
@@ -268,7 +287,7 @@ def test_the_report_as_json(reports):
     states = {"passed", "failed", "not_applicable"}
     assert set(content) == states | {"worst_case_accuracy", "worst_case_interval", "eps", "n", "budget", "checks"}
     assert content["n"] == 40 and content["eps"] == 8 / 255 and content["passed"] is True
-    assert content["budget"] == {"steps": 8, "queries": 100}
+    assert content["budget"] == {"steps": 8, "queries": 300}
     assert all(set(check) == {"check", "state", "passed", "value", "limit", "message"} for check in content["checks"])
     assert all(set(check["limit"]) <= set(check["value"]) for check in content["checks"])
 

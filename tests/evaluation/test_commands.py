@@ -175,11 +175,18 @@ def test_checks_of_a_run(inside, capsys):
     assert {"worst_case_accuracy", "run", "sources", "data", "hardware"} <= set(content)
     assert content["run"]["model_sha256"] == hash_file("run/model.safetensors")
     *lines, counts, worst = capsys.readouterr().out.splitlines()
-    shown = {"passed": "passed", "failed": "FAILED", "not-applicable": "n/a"}
-    assert [line.split()[:2] for line in lines] == [[shown[each["state"]], each["check"]] for each in content["checks"]]
+    shown = {"failed": "FAILED", "not-applicable": "n/a", "not-enough-examples": "too few"}
+    assert [(line[:7].rstrip(), line[8:].split()[0]) for line in lines] == [
+        (shown.get(each["state"], each["state"]), each["check"]) for each in content["checks"]
+    ]
     number = Counter(each["state"] for each in content["checks"])
     asked = number["passed"] + number["failed"]
-    assert counts == f"{number['passed']} of {asked} checks passed; {number['not-applicable']} not applicable"
+    undecided = [each["check"] for each in content["checks"] if each["state"] in ("not-enough-examples", "unknown")]
+    assert "black-box" in undecided and "determinism" not in undecided
+    assert counts == (
+        f"{number['passed']} of {asked} checks passed; {number['not-applicable']} not applicable; "
+        f"undecided: {', '.join(undecided)}"
+    )
     assert worst.startswith(f"worst case: {content['worst_case_accuracy']:.1%} [") and worst.endswith("n = 20")
 
 

@@ -4,12 +4,22 @@ All models are nets trained here on real digits; all checks are the real ones, o
 (but for the model that is accused of just that).
 """
 
+import copy
 import functools
 from dataclasses import dataclass, replace
 
 import pytest
 import torch
 from double import double
+from falsely_robust import (
+    AntiAdversary,
+    ImageSeededNoise,
+    Memorises,
+    OtherCopy,
+    Quantises,
+    Remembers,
+    with_winners,
+)
 from sklearn.datasets import load_digits
 from torch import nn
 from torch.nn import functional as F
@@ -19,13 +29,15 @@ from moat.attacks.parts.setting import Attack
 from moat.base.errors import DataError
 from moat.evaluation import evaluate, verify
 from moat.evaluation.checks import registry
+from moat.evaluation.checks.calibration import Linear
 from moat.evaluation.evidence import Budget, Evidence, Origin
+from moat.evaluation.fresh_judge import FreshJudge
 from moat.models import nets
 from moat.models.moe import build_moe_cnn
 
 EPS = 16 / 255
 STATISTICS = ([0.3], [0.37])
-BUDGET = Budget(steps=8, queries=100)
+BUDGET = Budget(steps=8, queries=300)
 TRAIN, HELD_OUT, TEST = slice(0, 1400), slice(1400, 1700), slice(1700, 1797)
 
 
@@ -48,10 +60,11 @@ def cross_entropy(model, x, y):
 
 
 @torch.enable_grad()
-def train(model, part, *, epochs, attack=lambda model, x, y: x, loss=cross_entropy, lr=0.05):
+def train(model, part, *, epochs, attack=lambda model, x, y: x, loss=cross_entropy, lr=0.05, data=None):
     """In float64, so that every processor comes to the same net; returned in float32."""
     optimizer = torch.optim.SGD(model.parameters(), lr, momentum=0.9)
-    x, y = images()[0][part].double(), images()[1][part]
+    x, y = (values[part] for values in data or images())
+    x = x.double()
     draw = torch.Generator().manual_seed(0)
     for _ in range(epochs):
         for rows in torch.randperm(len(x), generator=draw).split(50):
@@ -93,6 +106,42 @@ class Halved(nn.Module):
 
     def forward(self, x):
         return F.avg_pool2d(x, 2)
+
+
+@functools.cache
+def winners():
+    """Every ReLU of it lets only the largest tenth pass."""
+    with double():
+        return train(with_winners(dense(), 0.1), TRAIN, epochs=8)
+
+
+@functools.cache
+def zeros_and_ones():
+    """In black and white: as with MNIST, a net can tell them apart at a large radius."""
+    x, y = images()
+    chosen = y < 2
+    return (x[chosen] > 0.5).float(), y[chosen]
+
+
+@functools.cache
+def robust_at_large_radius():
+    def large_pgd(model, x, y):
+        return pgd(model, x, y, eps=0.3, step_size=0.15, steps=3)
+
+    torch.manual_seed(0)
+    with double():
+        model = nets.build("lenet5", 2, image_size=16, normalize=STATISTICS)
+    x, y = zeros_and_ones()
+    return train(model, slice(260), epochs=15, attack=large_pgd, data=(x, y))
+
+
+class Bfloat16(nn.Module):
+    def __init__(self, net):
+        super().__init__()
+        self.net = copy.deepcopy(net).bfloat16()
+
+    def forward(self, x):
+        return self.net(x.bfloat16()).float()
 
 
 @functools.cache
@@ -213,8 +262,25 @@ PATHOLOGIES = {
     "an attack on normalised images, clipped": Case(
         undefended, {"converged"}, {"pgd10": Attack(functools.partial(normalised_attack, clip=True), EPS, steps=10)}
     ),
+    "answers from a memory of earlier queries": Case(
+        lambda: Remembers(undefended(), EPS), {"fresh-judge", "gradient-agreement"}
+    ),
+    "test and held-out images known by heart": Case(
+        lambda: Memorises(undefended(), images()[0][1400:], EPS), {"gradient-agreement"}
+    ),
+    "an anti-adversary": Case(lambda: AntiAdversary(undefended()), {"gradient-agreement", "autoattack-flags"}),
+    "an anti-adversary of two steps": Case(
+        lambda: AntiAdversary(undefended(), 0.15, 2), {"gradient-agreement", "autoattack-flags"}
+    ),
+    "a copy with another net's gradients": Case(lambda: OtherCopy(undefended(), defended()), {"gradient-agreement"}),
+    "noise that the image seeds": Case(lambda: ImageSeededNoise(undefended()), {"gradient-agreement"}),
+    "k-winners-take-all": Case(winners, {"gradient-agreement"}),
+    "noise under a constant on all logits": Case(
+        lambda: Around(undefended(), after=lambda z: z + 0.3 * torch.randn_like(z) + 1e4), {"determinism"}
+    ),
     "a model without its normalisation": Case(without_normalisation, {"provenance"}, origin="recorded"),
     "checks with too few steps": Case(undefended, {"calibration"}, budget=Budget(steps=1)),
+    "checks with too few queries": Case(undefended, {"calibration"}, budget=Budget(steps=8, queries=100)),
     "suspiciously good": Case(
         defended,
         {"published-band"},
@@ -264,7 +330,9 @@ def test_each_pathology_is_caught(name):
     x, y = images()
     torch.manual_seed(0)
     origin = ORIGINS[case.origin]() if isinstance(case.origin, str) else case.origin
-    evidence = Evidence(case.model(), x[TEST], y[TEST], EPS, 100, 0, case.settings or {}, case.budget, origin)
+    model = case.model()
+    judge = FreshJudge(copy.deepcopy(model), 0)
+    evidence = Evidence(model, x[TEST], y[TEST], EPS, 100, 0, case.settings or {}, case.budget, origin, judge=judge)
     results = [registry.run(check, evidence) for check in sorted(case.failing)]
     assert {result.check: result.state for result in results} == dict.fromkeys(case.failing, "failed")
     assert not any("could not be measured" in result.message for result in results), results
@@ -278,6 +346,60 @@ def test_honest_models_pass_all(name, origin):
     assert report.passed, [(check.check, check.message) for check in report.checks if not check.passed]
     without_router = {"router", "router-aware"} if name != "routed" else set()
     assert set(report.not_applicable) == {"published-band"} | without_router
+
+
+HARMLESS = {
+    "inputs of 16 levels": lambda: Quantises(defended()),
+    "bfloat16": lambda: Bfloat16(defended()),
+    "log-probabilities": lambda: Around(defended(), after=lambda z: z.log_softmax(1)),
+    "a constant on all logits": lambda: Around(defended(), after=lambda z: z + 1e3),
+    "tiny logits": lambda: Around(defended(), after=lambda z: z * 1e-6),
+    "a clamp of the pixels": lambda: Around(defended(), lambda x: x.clamp(0, 1)),
+}
+
+
+@pytest.mark.parametrize("name", HARMLESS)
+def test_what_only_looks_odd_passes(name):
+    model = HARMLESS[name]()
+    x, y = images()
+    evidence = Evidence(model, x[TEST], y[TEST], EPS, 100, 0, budget=BUDGET, judge=FreshJudge(copy.deepcopy(model), 0))
+    asked = ["determinism", "fresh-judge", "finite-logits", "gradient-agreement", "monotone-epsilon", "converged"]
+    results = [registry.run(check, evidence) for check in [*asked, "autoattack-flags"]]
+    assert {result.state for result in results} == {"passed"}, [(each.check, each.message) for each in results]
+
+
+def robust_digits():
+    x, y = (values[-100:] for values in zeros_and_ones())
+    return robust_at_large_radius(), x, y, 0.3
+
+
+def robust_in_closed_form():
+    """Images 0.4 away from the decision boundary in every pixel."""
+    draw = torch.Generator().manual_seed(0)
+    weight = torch.randint(0, 2, (3, 8, 8), generator=draw) * 2.0 - 1
+    y = torch.arange(100) % 2
+    x = 0.5 + 0.4 * (2.0 * y - 1)[:, None, None, None] * weight
+    return Linear(weight / 20), x, y, 0.1
+
+
+def of_many_classes():
+    """A linear model, with small logits, of 1,000 classes and 100 images that it is sure of."""
+    draw = torch.Generator().manual_seed(0)
+    directions = torch.randint(0, 2, (1000, 192), generator=draw) * 2.0 - 1
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 1000))
+    model[1].weight.data, model[1].bias.data = directions / 192, -directions.sum(1) / 2 / 192
+    y = torch.arange(100) * 7
+    return model, (0.5 + 0.4 * directions[y]).view(-1, 3, 8, 8), y, 0.1
+
+
+@pytest.mark.parametrize("make", [robust_digits, robust_in_closed_form, of_many_classes])
+def test_models_that_are_robust_at_64_of_255_are_believed(make):
+    model, x, y, eps = make()
+    evidence = Evidence(model, x, y, eps, 100, 0, budget=BUDGET)
+    far = {"attack": "pgd", "eps": 64 / 255, "step_size": 16 / 255, "steps": 16}
+    assert len(evidence.misclassified("far", far, torch.arange(len(x)).numpy())) < 0.5 * len(x)
+    results = [registry.run(check, evidence) for check in ("gradient-agreement", "monotone-epsilon")]
+    assert {result.state for result in results} == {"passed"}, [result.message for result in results]
 
 
 def test_images_normalised_by_the_loader_are_refused():

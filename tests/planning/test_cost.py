@@ -207,6 +207,8 @@ def test_the_checks_cost_what_the_planner_says(budget):
     x = torch.rand(8, 3, 8, 8)
     with torch.no_grad():
         y = model.eval()(x).argmax(1)
+    # The calibration, once for each budget and on a net of its own.
+    verify(model, x[:1], y[:1], eps=1e-4, budget=Budget(**budget))
     # A radius so small that nothing falls: every check goes to its end.
     run = flops(lambda: verify(model, x, y, eps=1e-4, batch_size=4, budget=Budget(**budget)))
     assert run / 2 / len(x) / count(net) == pytest.approx(checks_passes(PROJECT.planner()["checks"], budget), rel=0.02)
@@ -289,7 +291,7 @@ def test_work_of_a_grid_at_scale_paper():
     evaluation = jobs[run.format("evaluations") + "/epsilon.parquet"]
     assert evaluation.work.evaluate == 10_000 * (3 + 8 * 23) * net
     assert evaluation.needs == (training.path,)
-    assert jobs[run.format("checks") + ".json"].work.evaluate == 1_000 * (47 + 33 * 20 + 1000) * net
+    assert jobs[run.format("checks") + ".json"].work.evaluate == 1_000 * (84 + 33 * 20 + 1000) * net
 
 
 @pytest.mark.parametrize(

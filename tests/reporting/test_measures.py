@@ -199,7 +199,13 @@ def test_a_record_that_lacks_the_number_is_not_run(tree, measure, record):
 
 @pytest.mark.parametrize(
     ("failed", "states", "text"),
-    [((), {}, "2 of 2"), (("threat-model",), {}, "1 of 2"), ((), {"threat-model": "not-applicable"}, "1 of 1")],
+    [
+        ((), {}, "2 of 2"),
+        (("threat-model",), {}, "1 of 2"),
+        ((), {"threat-model": "not-applicable"}, "1 of 1"),
+        ((), {"threat-model": "not-enough-examples"}, "1 of 1"),
+        ((), {"threat-model": "unknown"}, "1 of 1"),
+    ],
 )
 def test_checks_are_counted(tree, failed, states, text):
     path = tree.checks(tree.run(), failed)
@@ -210,6 +216,19 @@ def test_checks_are_counted(tree, failed, states, text):
     found = measured(tree, cell(measure="checks_passed", reads=("checks",), suite="", settings=()))
     assert measures.get("checks_passed").text(found) == text
     assert found["checks_failed"] is None
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [({"agreeing": 0.975}, 97.5), ({"agreeing": 0.975, "agreeing_straight_through": 0.125}, 12.5), ({}, None)],
+)
+def test_the_agreement_of_the_gradient_is_that_of_plain_attacks(tree, value, expected):
+    path = tree.checks(tree.run())
+    content = json.loads(path.read_text())
+    content["checks"].append({"check": "gradient-agreement", "state": "passed", "passed": True, "value": value})
+    path.write_text(json.dumps(content))
+    found = measured(tree, cell(measure="gradient_agreement", reads=("checks",), suite="", settings=()))
+    assert found.get("measured") == expected and (found["verdict"] == "not-run") == (expected is None)
 
 
 # -- probes -------------------------------------------------------------------------

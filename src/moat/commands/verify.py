@@ -62,7 +62,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--eps", default="8/255", help="radius in pixel units (default: 8/255)")
     parser.add_argument("--steps", type=int, metavar="N", help="PGD steps, doubled once (default: the scale's, or 10)")
     parser.add_argument(
-        "--queries", type=int, metavar="N", help="of the black-box attack (default: the scale's or 100)"
+        "--queries", type=int, metavar="N", help="of the black-box attack (default: the scale's or 1000)"
     )
     parser.add_argument("--suite", help="its attacks are checked, too: are they as strong as they should be?")
     parser.add_argument("--transfer-from", type=Path, metavar="DIR", help="another run, whose examples are tried")
@@ -148,6 +148,7 @@ def run(request: Request) -> None:
             budget=Budget(**request.budget),
             origin=origin,
             transfer_from=other,
+            fresh=lambda: evaluation_target.load(request.target, device).model,
         )
         seconds = time.perf_counter() - started
     print(report, flush=True)

@@ -12,14 +12,17 @@ from torch import nn
 
 from moat.attacks import pgd
 from moat.attacks.parts.setting import Attack
+from moat.evaluation.fresh_judge import FreshJudge
+from moat.evaluation.measurement import EXAMPLES_COMPARED
 from moat.evaluation.protocols import refuse_replicas
 from moat.evaluation.runner import as_attack, classify, device_of, evaluate, images
 from moat.evaluation.statistics import accuracy
+from moat.kernels import attack_copy
 from moat.models.moe.detached import can_detach_router, detached_router
 
-# Radii of the sweep as multiples of eps, and the largest one in pixel units, at which no model can be robust.
+# Radii of the sweep as multiples of eps, and the largest one in pixel units, at which every image is within reach.
 SWEEP_FACTORS = (0.5, 2.0)
-LARGEST_EPS = 64 / 255
+LARGEST_EPS = 1.0
 # At the largest radius the budget's steps are doubled, up to this number.
 LARGEST_STEPS = 20
 # The attack families that the checks use by name.
@@ -56,7 +59,7 @@ class Budget:
     """
 
     steps: int = 10
-    queries: int = 100
+    queries: int = 1000
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,9 @@ class Evidence:
     Attributes:
         extra: name -> attack with which the model's robustness was measured elsewhere.
         transfer_from: another model, whose adversarial examples are tried on this one.
+        judge: judges whatever the attacks find again.
         stages: the results of :mod:`moat.evaluation.checks.stages` so far.
+        found: the results of checks that other checks have asked for, by name.
     """
 
     model: nn.Module
@@ -99,7 +104,9 @@ class Evidence:
     budget: Budget = Budget()
     origin: Origin = Origin()
     transfer_from: nn.Module | None = None
+    judge: FreshJudge | None = None
     stages: dict[str, Any] = field(default_factory=dict)
+    found: dict[str, Any] = field(default_factory=dict)
 
     @functools.cached_property
     def settings(self) -> dict[str, Attack]:
@@ -131,7 +138,9 @@ class Evidence:
         steps = self.budget.steps
         if eps >= LARGEST_EPS:
             steps = max(steps, min(LARGEST_STEPS, 2 * steps))
-        return {"attack": "pgd", "eps": eps, "step_size": eps / 4, "steps": steps}
+        # The margin, because a loss that saturates would stop far from the goal.
+        loss = "margin" if eps >= LARGEST_EPS else "ce"
+        return {"attack": "pgd", "eps": eps, "step_size": eps / 4, "steps": steps, "loss": loss}
 
     @property
     def within_eps(self) -> list[str]:
@@ -146,7 +155,20 @@ class Evidence:
 
     @functools.cached_property
     def frame(self) -> pd.DataFrame:
-        return evaluate(self.model, self.x, self.y, self.settings, batch_size=self.batch_size, seed=self.seed)
+        return evaluate(
+            self.model,
+            self.x,
+            self.y,
+            self.settings,
+            batch_size=self.batch_size,
+            seed=self.seed,
+            observe=self.judge,
+        )
+
+    @functools.cached_property
+    def attacked(self) -> nn.Module:
+        """The model as attacks see it: its fast copy, if it has one."""
+        return attack_copy(self.model, images(self.x[:EXAMPLES_COMPARED], device_of(self.model)))
 
     def accuracy(self, *settings: str) -> float:
         """Per-example worst-case accuracy over some of :attr:`settings`, as a fraction."""
@@ -172,6 +194,7 @@ class Evidence:
             batch_size=self.batch_size,
             seed=self.seed,
             indices=among.tolist(),
+            observe=self.judge,
         )
         return rows.loc[~rows["correct"], "index"].to_numpy(copy=True)
 

@@ -29,6 +29,8 @@ SHARD = 1000
 EXAMPLES_COMPARED = 8
 
 Shard = tuple[pd.DataFrame, dict[str, str]]
+# Called with the images that were classified, on the model's device, and their rows.
+Observer = Callable[[torch.Tensor, pd.DataFrame], None]
 # (name of the shard, what its rows depend on, how to measure it) -> rows and flags: measured, or cached before.
 Cache = Callable[[str, Mapping[str, Any], Callable[[], Shard]], Shard]
 
@@ -45,6 +47,7 @@ class Measurement:
     Attributes:
         indices: each example's number, from which its random numbers come.
         cache: asked for every shard of the work; see :data:`Cache`.
+        observe: shown whatever is scored by the correct protocol; see :data:`Observer`.
         flags: what the attacks noticed about the model, by setting.
     """
 
@@ -55,6 +58,7 @@ class Measurement:
     batch_size: int
     seed: int = 0
     cache: Cache = no_cache
+    observe: Observer | None = None
     flags: dict[str, dict[str, str]] = field(default_factory=dict)
 
     def __post_init__(self):
@@ -168,7 +172,10 @@ class Measurement:
         # Clones, so that an attack that works in place cannot move the centre of the ball.
         attacked = attack(self.attacked, clean.clone(), labels.clone(), draws)
         attacked = project(attacked, clean, attack.eps, name)
-        return score(self.model, clean, attacked, labels, name=name, steps=attack.steps, indices=indices)
+        rows = score(self.model, clean, attacked, labels, name=name, steps=attack.steps, indices=indices)
+        if self.observe is not None:
+            self.observe(attacked, rows)
+        return rows
 
     def _add_flags(self, name: str, flags: Mapping[str, str]) -> None:
         if flags:

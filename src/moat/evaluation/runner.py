@@ -13,7 +13,7 @@ from moat.attacks.parts.setting import Attack
 from moat.attacks.parts.steps import frozen
 from moat.base.errors import ConfigError, DataError
 from moat.evaluation import protocols
-from moat.evaluation.measurement import MISCLASSIFIED_BY, Measurement
+from moat.evaluation.measurement import MISCLASSIFIED_BY, Measurement, Observer
 from moat.evaluation.scoring import COLUMNS, EXPERT_COLUMNS, check_fit, classify, device_of, images, project
 from moat.models.guard import guarded
 
@@ -35,6 +35,7 @@ def evaluate(
     seed: int = 0,
     indices: Sequence[int] | None = None,
     worst_case: Mapping[str, Settings] | None = None,
+    observe: Observer | None = None,
 ) -> pd.DataFrame:
     """One row per (setting, example) with the columns of ``COLUMNS``, in this order.
 
@@ -54,6 +55,7 @@ def evaluate(
         indices: each example's number in its data set, for the column ``index``; 0 to N-1 if not given.
         worst_case: name -> its settings: rows for the per-example worst of them. Those that are not in ``settings``
             are run only on what is still classified correctly, which changes no verdict.
+        observe: called with every batch of attacked images and its rows.
 
     Raises ConfigError (settings, batch size), DataError (images and labels that do not fit, a model that fails or
     returns no logits) or MoatError (no image).
@@ -69,7 +71,7 @@ def evaluate(
     check_attacks(model, attacks, groups, batch_size)
     x, y, indices = checked_data(model, x, y, indices)
     with frozen(model):
-        measurement = Measurement(model, x, y, indices, batch_size, seed)
+        measurement = Measurement(model, x, y, indices, batch_size, seed, observe=observe)
         tables = {name: measurement.setting(name, attack) for name, attack in attacks.items()}
         tables |= {name: measurement.worst_case(name, members, tables) for name, members in groups.items()}
     return pd.concat(list(tables.values()), ignore_index=True)

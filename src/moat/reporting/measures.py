@@ -37,6 +37,7 @@ READS = {
     "expert0_fraction": ("probe",),
     "experts_property": (),
     "gpu_hours": ("record",),
+    "gradient_agreement": ("checks",),
     "history": ("record",),
     "images_per_second": ("record",),
     "macs": ("record",),
@@ -48,6 +49,10 @@ READS = {
     "training_hours": ("record",),
     "weight_kurtosis": ("probe",),
 }
+
+
+# The states of checks that say something about the model. A failed one has no other.
+DECIDED = ("passed", "failed")
 
 
 @dataclass(frozen=True)
@@ -127,15 +132,24 @@ def _place(cell: Cell) -> str:
 
 # -- from the records of the runs ------------------------------------------------
 def checks_passed(cell: Cell, runs, results) -> dict[str, Any] | None:
-    """How many checks passed of the n that apply; with several seeds, those of the worst one."""
+    """How many checks passed of the n that could decide; with several seeds, those of the worst one."""
     passed = []
     for run in runs:
-        checks = [check for check in results.checks(run)["checks"] if check.get("state") != "not-applicable"]
+        checks = [check for check in results.checks(run)["checks"] if check.get("state", "passed") in DECIDED]
         passed.append((sum(bool(check["passed"]) for check in checks), len(checks)))
     if not passed:
         return None
     worst, n = min(passed, key=lambda pair: pair[0] - pair[1])
     return {"measured": worst, "measured_std": None, "ci_low": worst, "ci_high": worst, "n": n}
+
+
+def gradient_agreement(run: Run, results) -> float | None:
+    """At how many percent of the points the gradient that plain attacks follow predicts how the margin changes."""
+    found = next((each for each in results.checks(run)["checks"] if each["check"] == "gradient-agreement"), None)
+    if found is None or "agreeing" not in found["value"]:
+        return None
+    # With a router, plain attacks go straight through it.
+    return 100 * found["value"].get("agreeing_straight_through", found["value"]["agreeing"])
 
 
 def over_records(read: Callable[[Run, Any], float | None]):
@@ -289,6 +303,7 @@ MEASURES = {
     "expert0_fraction": Measure(expert0_fraction, _ONE_DECIMAL, "%"),
     "experts_property": Measure(experts_property, str, incomparable=differs_in_code),
     "gpu_hours": Measure(over_records(hours("gpu_seconds")), "{:.3g}".format, "GPU-hours", incomparable=other_hardware),
+    "gradient_agreement": Measure(over_records(gradient_agreement), _ONE_DECIMAL, "%"),
     "history": Measure(no_number, _PLAIN),
     "images_per_second": Measure(
         over_records(recorded("images_per_second")), quantity, "images/s", incomparable=other_hardware

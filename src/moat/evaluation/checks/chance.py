@@ -7,6 +7,8 @@ from statistics import NormalDist
 FALSE_ALARMS = 0.001
 # The same in standard deviations, one-sided.
 Z = NormalDist().inv_cdf(1 - FALSE_ALARMS)
+# On fewer examples, chance would excuse more than five points where half a point is meant.
+ENOUGH = 60
 
 
 def upper_limit(n: int, fraction: float) -> float:

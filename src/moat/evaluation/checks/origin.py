@@ -11,7 +11,7 @@ from moat.attacks.parts.setting import Attack, both_gradients
 from moat.attacks.parts.spaces import PIXELS, training_space
 from moat.data.seeding import generator
 from moat.evaluation.checks.chance import FALSE_ALARMS, accuracy_spread, rank_spread
-from moat.evaluation.checks.registry import Finding, check, not_applicable, within
+from moat.evaluation.checks.registry import Finding, check, judged, not_applicable
 from moat.evaluation.evidence import DETACHED, Evidence
 from moat.evaluation.runner import as_attack, classify, device_of, evaluate, images
 from moat.evaluation.statistics import accuracy, wilson
@@ -48,7 +48,7 @@ def published_band(evidence: Evidence) -> Finding:
             limits[f"{name}_low"] = high
             below = " (below)" if measured < low else ""
             parts.append(f"{name} {measured:.1%}, known {low:.1%} to {high:.1%}{below}")
-    return within(values, limits), values, limits, f"{'; '.join(parts)} ({band['source']})"
+    return judged(values, limits), values, limits, f"{'; '.join(parts)} ({band['source']})"
 
 
 @check("provenance")
@@ -61,8 +61,8 @@ def provenance(evidence: Evidence) -> Finding:
     evaluated as it was trained.
     """
     origin = evidence.origin
-    if origin.run is None and origin.held_out is None and origin.data_sha256 is None:
-        return not_applicable("no record of the training and no held-out images")
+    if origin.run is None and origin.held_out is None:
+        return "unknown", {}, {}, "no record of the training and no held-out images"
     wrong = _contradictions(origin) if origin.run is not None else []
     values: dict[str, float] = {"n": len(evidence.x), "contradictions": len(wrong)}
     limits: dict[str, float] = {"contradictions": 0}
@@ -79,8 +79,13 @@ def provenance(evidence: Evidence) -> Finding:
             values[name], limits[name] = value, limit
             if value > limit:
                 wrong.append(f"validation accuracy is {value:.1%} away from the recorded one, allowed {limit:.1%}")
-    agreed = "the files agree with the record" if origin.run is not None else "no record of the training"
-    return within(values, limits), values, limits, "; ".join(wrong) or f"{agreed}; n = {len(evidence.x)}"
+    state = judged(values, limits, n=len(evidence.x))
+    agreed = "the files agree with the record"
+    if origin.run is None:
+        # That the test images are no better known than others does not say where the weights come from.
+        state = "unknown" if state == "passed" else state
+        agreed = "no record of the training; test images are no better known to the model than held-out ones"
+    return state, values, limits, "; ".join(wrong) or f"{agreed}; n = {len(evidence.x)}"
 
 
 def _contradictions(origin: Any) -> list[str]:

@@ -1,18 +1,22 @@
 """Are the model's outputs fit to be attacked: deterministic, finite, and not saturated?"""
 
+import math
+
 import torch
 
 from moat.data.seeding import generator
 from moat.evaluation.checks.chance import upper_limit
-from moat.evaluation.checks.registry import Finding, check, within
+from moat.evaluation.checks.registry import Finding, check, judged, not_applicable
+from moat.evaluation.checks.stages import worst_case_correct
 from moat.evaluation.evidence import Evidence
+from moat.evaluation.fresh_judge import TOLERANCE, centred_size, lead
 from moat.models.outputs import predicted_class
 
-# Relative to the largest logit. Other batch sizes may use other convolution kernels, which round differently.
+# Relative to an example's largest logit, less their mean.
 REPEAT_TOLERANCE = 1e-4
-REGROUP_TOLERANCE = 5e-3
-# In float32 the gradient of the cross-entropy starts to underflow at a margin of about 90.
-SATURATED_MARGIN = 50.0
+# At a larger margin all other classes have a probability that is zero in float32, and so has the cross-entropy's
+# gradient.
+SATURATED_MARGIN = -math.log(torch.finfo(torch.float32).tiny)
 MAX_SATURATED = 0.05
 
 
@@ -26,27 +30,59 @@ def determinism(evidence: Evidence) -> Finding:
         "other_batch_size": evidence.classify(range(n), max(1, min(n, batch) // 3)),
         "other_order": evidence.classify(shuffled, batch),
     }
-    scale = evidence.logits.abs().max().clamp(min=1e-12)
-    values = {name: float((logits - evidence.logits).abs().max() / scale) for name, logits in again.items()}
-    limits = {name: REPEAT_TOLERANCE if name == "repeated" else REGROUP_TOLERANCE for name in values}
-    flips = max(int((predicted_class(logits) != predicted_class(evidence.logits)).sum()) for logits in again.values())
-    passed = within(values, limits)
-    message = f"logits differ by up to {max(values.values()):.2g} of the largest; {flips} of {n} predictions change"
-    if not passed:
+    limits = {name: REPEAT_TOLERANCE if name == "repeated" else TOLERANCE for name in again}
+    values = {name: float(_change(evidence.logits, logits).max()) for name, logits in again.items()}
+    changed = {
+        name: (predicted_class(logits) != predicted_class(evidence.logits))
+        & ~(lead(evidence.logits) <= limits[name] * centred_size(evidence.logits))
+        for name, logits in again.items()
+    }
+    values["predictions_changed"] = max(int(each.sum()) for each in changed.values())
+    limits["predictions_changed"] = 0
+    state = judged(values, limits)
+    message = (
+        f"logits differ by up to {max(values[name] for name in again):.2g} of an example's largest; "
+        f"{values['predictions_changed']} of {n} predictions change by more than rounding"
+    )
+    if state == "failed":
         message += ". A model that draws random numbers needs attacks that average over them (eot)"
-    return passed, values, limits, message
+    return state, values, limits, message
+
+
+def _change(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
+    """Per example (N,), the largest change of its logits less their mean, relative to the largest of these."""
+    difference = (after - after.mean(1, keepdim=True)) - (before - before.mean(1, keepdim=True))
+    return difference.abs().amax(1) / centred_size(before)
+
+
+@check("fresh-judge")
+def fresh_judge(evidence: Evidence) -> Finding:
+    """A copy of the model that has seen no query classifies the attacked images as the model does.
+
+    It judges every attack's images in another order and in other batches, some of them alone. A model that remembers
+    queries, or is none without its neighbours in the batch, answers in another way.
+    """
+    judge = evidence.judge
+    if judge is None:
+        return not_applicable("no copy of the model can be made")
+    worst_case_correct(evidence)
+    differing = sum(judge.differing.values())
+    values, limits = {"differing": differing, "judged": judge.judged}, {"differing": 0}
+    worst = max(judge.differing, key=judge.differing.__getitem__, default=None)
+    message = f"of {judge.judged} attacked images, {differing} get another answer from a copy that has seen nothing"
+    message += f", most of them by {worst}" if differing else ""
+    return judged(values, limits), values, limits, message
 
 
 @check("finite-logits")
 def finite_logits(evidence: Evidence) -> Finding:
     """Logits are finite, and their margins small enough for the softmax, and so the gradient, not to saturate."""
-    top = evidence.logits.topk(2, 1).values
     nonfinite = float((~torch.isfinite(evidence.logits)).any(1).float().mean())
-    saturated = float((top[:, 0] - top[:, 1] > SATURATED_MARGIN).float().mean())
+    saturated = float((lead(evidence.logits) > SATURATED_MARGIN).float().mean())
     values = {"nonfinite": nonfinite, "saturated": saturated}
     limits = {"nonfinite": 0.0, "saturated": upper_limit(len(evidence.x), MAX_SATURATED)}
     message = (
         f"{nonfinite:.1%} of the examples have logits that are not finite, "
         f"{saturated:.1%} a margin above {SATURATED_MARGIN:g}"
     )
-    return within(values, limits), values, limits, message
+    return judged(values, limits, n=len(evidence.x)), values, limits, message

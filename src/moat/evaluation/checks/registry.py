@@ -1,8 +1,12 @@
 """The registry of checks, and the result of a check.
 
 A check is a function that takes the :class:`~moat.evaluation.evidence.Evidence` on a model and returns a
-:data:`Finding`: (passed, values, limits, message), where passed is None if the check does not apply to the model. The
-first line of its docstring says what holds for a model that passes.
+:data:`Finding`: (state, values, limits, message). The first line of its docstring says what holds for a model that
+passes.
+
+States: ``passed``; ``failed``; ``not-applicable`` to this model; ``not-enough-examples``: nothing speaks against the
+model, but on so few examples hardly anything could; ``unknown``: what would have to be known about the model is not.
+Only ``failed`` counts against the model.
 """
 
 import math
@@ -11,10 +15,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from moat.base.errors import DataError, MoatError
+from moat.evaluation.checks.chance import ENOUGH
 from moat.evaluation.evidence import Evidence
 
-State = Literal["passed", "failed", "not-applicable"]
-Finding = tuple[bool | None, Mapping[str, float], Mapping[str, float], str]
+State = Literal["passed", "failed", "not-applicable", "not-enough-examples", "unknown"]
+Finding = tuple[State, Mapping[str, float], Mapping[str, float], str]
 Check = Callable[[Evidence], Finding]
 
 
@@ -30,7 +35,7 @@ class CheckResult:
 
     @property
     def passed(self) -> bool:
-        """Whether the check found nothing against the model; True also if it does not apply."""
+        """Whether the check found nothing against the model; True also if it does not apply or cannot tell."""
         return self.state != "failed"
 
     def to_dict(self) -> dict[str, Any]:
@@ -64,27 +69,34 @@ def titles() -> dict[str, str]:
 
 
 def run(name: str, evidence: Evidence) -> CheckResult:
-    """Run one check. If the model makes the measurement impossible (NaN gradients, say), the check has failed.
+    """Run one check, once. A measurement that the model makes impossible (by NaN gradients, say) is a failure.
 
     Raises:
         DataError: the model itself fails or returns no logits, which is no finding about its robustness.
     """
-    try:
-        passed, value, limit, message = _CHECKS[name](evidence)
-    except DataError:
-        raise
-    except MoatError as error:
-        passed, value, limit, message = False, {}, {}, f"could not be measured: {error}"
-    state: State = "not-applicable" if passed is None else "passed" if passed else "failed"
-    finite = {key: float(number) if math.isfinite(number) else None for key, number in value.items()}
-    return CheckResult(name, state, finite, dict(limit), message)
+    if name not in evidence.found:
+        try:
+            state, value, limit, message = _CHECKS[name](evidence)
+        except DataError:
+            raise
+        except MoatError as error:
+            state, value, limit, message = "failed", {}, {}, f"could not be measured: {error}"
+        finite = {key: float(number) if math.isfinite(number) else None for key, number in value.items()}
+        evidence.found[name] = CheckResult(name, state, finite, dict(limit), message)
+    return evidence.found[name]
 
 
 def not_applicable(reason: str) -> Finding:
     """The finding of a check that does not apply to the model."""
-    return None, {}, {}, f"not applicable: {reason}"
+    return "not-applicable", {}, {}, f"not applicable: {reason}"
 
 
-def within(values: Mapping[str, float], limits: Mapping[str, float]) -> bool:
-    """Whether all values are within their limits. NaN never is."""
-    return all(values[key] <= limit for key, limit in limits.items())
+def judged(values: Mapping[str, float], limits: Mapping[str, float], *, n: int | None = None) -> State:
+    """Whether all values are within their limits. NaN never is.
+
+    Args:
+        n: the number of examples, where the limits allow for chance.
+    """
+    if not all(values[key] <= limit for key, limit in limits.items()):
+        return "failed"
+    return "not-enough-examples" if n is not None and n < ENOUGH else "passed"

@@ -1,7 +1,7 @@
 """Run all checks on a model."""
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,9 +13,10 @@ from moat.attacks.parts.arguments import check_budget, check_iterations
 from moat.attacks.parts.steps import frozen
 from moat.base.errors import ConfigError, DataError, MoatError
 from moat.evaluation.checks import registry
-from moat.evaluation.checks.registry import CheckResult
+from moat.evaluation.checks.registry import CheckResult, State
 from moat.evaluation.checks.stages import worst_case_correct
 from moat.evaluation.evidence import Budget, Evidence, Origin
+from moat.evaluation.fresh_judge import FreshJudge, fresh_copy
 from moat.evaluation.runner import as_tensor, evaluate
 from moat.evaluation.statistics import wilson
 from moat.models.guard import guarded
@@ -46,7 +47,15 @@ class CheckReport:
 
     @property
     def not_applicable(self) -> list[str]:
-        return [result.check for result in self.checks if result.state == "not-applicable"]
+        return self._in_state("not-applicable")
+
+    @property
+    def undecided(self) -> list[str]:
+        """The checks that cannot tell, for want of examples or of knowledge about the model."""
+        return self._in_state("not-enough-examples", "unknown")
+
+    def _in_state(self, *states: State) -> list[str]:
+        return [result.check for result in self.checks if result.state in states]
 
     @property
     def passed(self) -> bool:
@@ -58,10 +67,11 @@ class CheckReport:
 
     def __str__(self) -> str:
         width = max((len(result.check) for result in self.checks), default=0)
-        shown = {"failed": "FAILED", "not-applicable": "n/a"}
+        shown = {"failed": "FAILED", "not-applicable": "n/a", "not-enough-examples": "too few"}
         lines = [f"{shown.get(each.state, each.state):7} {each.check:{width}}  {each.message}" for each in self.checks]
-        asked = len(self.checks) - len(self.not_applicable)
-        lines.append(f"{asked - len(self.failed)} of {asked} checks passed; {len(self.not_applicable)} not applicable")
+        passed, left_out = len(self._in_state("passed")), len(self.not_applicable)
+        summary = f"{passed} of {passed + len(self.failed)} checks passed; {left_out} not applicable"
+        lines.append(summary + (f"; undecided: {', '.join(self.undecided)}" if self.undecided else ""))
         return "\n".join([*lines, f"worst case: {self._worst_case} at eps {self.eps:.4g}, n = {self.n}"])
 
     @property
@@ -98,6 +108,7 @@ def verify(
     budget: Budget | None = None,
     origin: Origin | None = None,
     transfer_from: nn.Module | None = None,
+    fresh: Callable[[], nn.Module] | None = None,
 ) -> CheckReport:
     """Run all checks on a model and examples (x, y), given as to :func:`moat.evaluation.evaluate`.
 
@@ -108,6 +119,8 @@ def verify(
         budget: steps and queries per example; default: ``Budget()``.
         origin: what is known of the model's training and data; default: nothing.
         transfer_from: another model, whose adversarial examples are tried on this one.
+        fresh: builds the model anew, weights included; what the attacks find is judged again by such a model. A deep
+            copy, made before the first query, if not given.
 
     Raises:
         ConfigError, DataError: arguments that :func:`moat.evaluation.evaluate` would refuse.
@@ -116,8 +129,11 @@ def verify(
     budget = budget or Budget()
     check_budget(eps=eps)
     check_iterations(steps=budget.steps, queries=budget.queries)
+    # Before the model's first query: it may remember them.
+    unused = fresh_copy(model, fresh)
+    judge = None if unused is None else FreshJudge(unused, seed)
     evidence = Evidence(
-        model, x, y, eps, batch_size, seed, dict(settings or {}), budget, origin or Origin(), transfer_from
+        model, x, y, eps, batch_size, seed, dict(settings or {}), budget, origin or Origin(), transfer_from, judge
     )
     try:
         # Refuse wrong arguments here, where they cannot be mistaken for a finding about the model.

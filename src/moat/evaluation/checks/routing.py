@@ -5,11 +5,11 @@ import math
 import torch
 
 from moat.evaluation.checks.chance import lower_limit, upper_limit
-from moat.evaluation.checks.registry import Finding, check, not_applicable, within
+from moat.evaluation.checks.registry import Finding, check, judged, not_applicable
 from moat.evaluation.checks.stages import is_mixture, stage
 from moat.evaluation.evidence import Evidence
 
-# As a fraction of an even load: with two experts, 5 % of the images.
+# As a fraction of an even load of classes that are equally frequent: with two experts, 5 % of the images.
 MIN_LOAD = 0.1
 # What attacks on the mixture's structure may add to those that follow, or detach, the router's gradient.
 MAX_OVERSTATED = 0.02
@@ -33,7 +33,7 @@ def router(evidence: Evidence) -> Finding:
             if weighted:
                 weights.append(model.mix(x)[1].double().cpu())
     scores = torch.cat(scores)
-    experts, floor = scores.shape[1], MIN_LOAD / scores.shape[1]
+    experts, floor = scores.shape[1], MIN_LOAD * _rarest(evidence.y) / scores.shape[1]
     if weighted:
         load = torch.cat(weights).mean(0)
     else:
@@ -59,7 +59,13 @@ def router(evidence: Evidence) -> Finding:
         f"{nonfinite:.1%} of the images have scores that are not finite; load {loads}, at least {floor:.1%} needed; "
         f"entropy {values['entropy']:.3f} nats; PGD reroutes {rerouted:.1%}"
     )
-    return within(values, limits), values, limits, message
+    return judged(values, limits, n=len(scores)), values, limits, message
+
+
+def _rarest(y: torch.Tensor) -> float:
+    """How frequent the rarest class is, relative to the mean: an expert may be the one for that class."""
+    counts = y.unique(return_counts=True)[1].double()
+    return float(counts.min() / counts.mean())
 
 
 @check("router-aware")
@@ -86,4 +92,4 @@ def router_aware(evidence: Evidence) -> Finding:
         f"{values['beyond_plain']:.1%}; "
         f"allowed for {MAX_OVERSTATED:.0%} and chance: {limits['beyond_plain']:.1%}"
     )
-    return within(values, limits), values, limits, message
+    return judged(values, limits, n=n), values, limits, message

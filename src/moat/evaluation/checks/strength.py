@@ -1,13 +1,17 @@
 """Were the attacks strong enough: converged, as strong as attacks without gradients, no warnings from AutoAttack?"""
 
 import functools
+import sys
 import warnings
+from collections.abc import Callable
+
+import torch
 
 from moat.attacks.parts.objectives import cross_entropy
 from moat.attacks.parts.steps import input_gradient, random_start_point
 from moat.data.seeding import generator
 from moat.evaluation.checks.chance import difference_limit, upper_limit
-from moat.evaluation.checks.registry import Finding, check, within
+from moat.evaluation.checks.registry import Finding, check, judged
 from moat.evaluation.checks.stages import ANOTHER_START, MAX_CHANGE, stage
 from moat.evaluation.checks.threat_model import claimed_steps
 from moat.evaluation.evidence import Evidence
@@ -49,7 +53,7 @@ def converged(evidence: Evidence) -> Finding:
         values[name], limits[name] = value, limit
         if value > limit:
             message += f"; {name} leaves {value:.1%} more correct than PGD-{evidence.budget.steps}"
-    return within(values, limits), values, limits, message
+    return judged(values, limits, n=n), values, limits, message
 
 
 def _overstated(evidence: Evidence) -> dict[str, tuple[float, float]]:
@@ -88,12 +92,15 @@ def black_box(evidence: Evidence) -> Finding:
         f"{len(found.before)} of {n} examples survive all attacks with gradients; attacks without fool {each} of the "
         f"{n} ({evidence.budget.queries} queries); allowed for {MAX_CHANGE:.1%} and chance: {limits['square']:.1%}"
     )
-    return within(values, limits), values, limits, message
+    return judged(values, limits, n=n), values, limits, message
 
 
 @check("autoattack-flags")
 def autoattack_flags(evidence: Evidence) -> Finding:
-    """AutoAttack's own checks give no warning of random outputs or of probabilities instead of logits.
+    """AutoAttack's own checks warn neither of random outputs, nor of probabilities, nor of gradients inside the model.
+
+    A model that computes gradients while it classifies (a "dynamic defence") needs attacks of its own, and is against
+    the rules of RobustBench.
 
     Its warning of zero gradients is only reported: one among hundreds of examples is no gradient masking, and the check
     ``gradient`` counts them. Source: Croce et al., https://github.com/fra31/auto-attack, flags_doc.md; this calls the
@@ -109,12 +116,26 @@ def autoattack_flags(evidence: Evidence) -> Finding:
     warned = {
         "randomised": _warning(checks.check_randomized, logits, x, y, bs=len(x)),
         "probabilities": _warning(checks.check_range_output, logits, x),
+        "dynamic": _warning(_check_dynamic, logits, x),
         "zero_gradients": _warning(checks.check_zero_gradients, slope),
     }
     values = {name: float(bool(text)) for name, text in warned.items()}
-    limits = {"randomised": 0.0, "probabilities": 0.0}
+    limits = {"randomised": 0.0, "probabilities": 0.0, "dynamic": 0.0}
     message = "; ".join(text for text in warned.values() if text) or "AutoAttack's checks give no warning"
-    return within(values, limits), values, limits, message
+    return judged(values, limits), values, limits, message
+
+
+def _check_dynamic(logits: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> None:
+    """AutoAttack's check of functions that compute gradients, which counts calls by name, from zero."""
+    from pyautoattack import checks
+
+    checks.funcs.update(dict.fromkeys(checks.funcs, 0))
+    # The package ends all tracing: a debugger or a measurement of coverage would stop here.
+    tracing = sys.gettrace()
+    try:
+        checks.check_dynamic(logits, x)
+    finally:
+        sys.settrace(tracing)
 
 
 def _warning(check, *arguments, **options) -> str:

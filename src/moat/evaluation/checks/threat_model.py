@@ -7,7 +7,7 @@ import torch
 
 from moat.attacks.parts.setting import Attack
 from moat.data.seeding import generator
-from moat.evaluation.checks.registry import Finding, check, within
+from moat.evaluation.checks.registry import Finding, check, judged
 from moat.evaluation.evidence import Evidence
 from moat.models.outputs import predicted_class
 
@@ -56,7 +56,7 @@ def threat_model(evidence: Evidence) -> Finding:
     message = (
         f"attacks exceed eps by {over_eps:.2g} and [0,1] by {outside:.2g}; clean accuracy {recomputed:.4f}{lacking}"
     )
-    return within(values, limits), values, limits, message
+    return judged(values, limits), values, limits, message
 
 
 def claimed_steps(name: str, attack: Attack) -> int:
