@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,8 @@ import pytest
 
 import moat
 import moat.commands
+from moat import attacks
+from moat.base import plugins
 from moat.commands import doctor
 from moat.commands.cli import SUBCOMMANDS, main
 from moat.config.project import Project
@@ -208,6 +211,25 @@ def test_doctor_shows_the_first_stale_results_and_counts_the_rest(stale, capsys,
     assert [line for line in lines[start:end] if line.startswith("run")][0] == "run0: nets, engine changed since"
     assert sum(line.startswith("run") for line in lines) == listed
     assert lines[end - 1] == last
+
+
+def test_doctor_looks_at_the_results_of_all_studies(tmp_path, monkeypatch):
+    copy_project(tmp_path)
+    config = tmp_path / "config/config.yaml"
+    config.write_text(re.sub(r"studies: \[.*\]", "studies: [dwf]", config.read_text()))
+    project, asked = Project(tmp_path), set()
+    assert project.config()["studies"] == ["dwf"]
+    monkeypatch.setattr(doctor, "build_grid", lambda project, scale, studies: asked.add(tuple(studies)))
+    monkeypatch.setattr(doctor, "plan", lambda project, grid: [])
+    list(doctor._results(project))
+    assert asked == {tuple(project.names("studies"))}
+
+
+def test_every_attack_family_is_listed_with_what_it_says_of_itself(capsys):
+    assert main(["--project", str(ROOT), "list", "families", "--json"]) == 0
+    listed = {each["name"]: each["title"] for each in json.loads(capsys.readouterr().out)}
+    assert list(listed) == list(plugins.attack_families()) and all(listed.values())
+    assert listed["fgsm"] == attacks.fgsm.__doc__.partition("\n")[0]
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from moat.base.files import read_json, write_json
+from moat.base.files import hash_file, read_json, write_json
 from moat.config import paths, recipes
 from moat.config.grid import Run, build_grid
 from moat.config.project import Project
@@ -73,6 +73,12 @@ def stale(project: Project) -> dict[str, list[str]]:
     return {name: reasons for name, reasons in found.items() if reasons}
 
 
+def add(project: Project, run: Run, content: dict) -> None:
+    """To the record of a run."""
+    path = project.root / paths.run_dir(SCALE, run) / "run.json"
+    write_json(path, read_json(path) | content)
+
+
 def edit(project: Project, file: str, change) -> None:
     path = project.root / file
     content = yaml.safe_load(path.read_text())
@@ -85,7 +91,8 @@ def both(*names: str) -> dict[str, list[str]]:
 
 
 MEASURED = ("checks", *EVALUATED, *PROBED)
-TRADES_IS_STALE = {"trades": ["recipe"], **{f"trades {name}": ["its run"] for name in MEASURED}}
+TRADES_IS_STALE_ELSEWHERE = {f"trades {name}": ["its run"] for name in MEASURED}
+TRADES_IS_STALE = {"trades": ["recipe"], **TRADES_IS_STALE_ELSEWHERE}
 
 
 @pytest.mark.parametrize(
@@ -114,6 +121,13 @@ TRADES_IS_STALE = {"trades": ["recipe"], **{f"trades {name}": ["its run"] for na
         ("config/suites.yaml", lambda suites: suites["quick"].update(title="T"), {}),
         ("config/attacks.yaml", lambda attacks: attacks["pgd10_e1"].update(steps=9), both("epsilon")),
         ("config/probes.yaml", lambda probes: probes["features"].update(images=9), both("features")),
+        # The same value written otherwise.
+        ("config/attacks.yaml", lambda attacks: attacks["pgd10_e1"].update(eps=1 / 255), {}),
+        ("config/attacks.yaml", lambda attacks: attacks["pgd10_e1"].update(eps="2/510"), {}),
+        ("config/attacks.yaml", lambda attacks: attacks["pgd10_e1"].update(eps="2/255"), both("epsilon")),
+        ("config/attacks.yaml", lambda attacks: attacks["pgd10_e1"].update(protocol="correct", restarts=1), {}),
+        ("config/attacks.yaml", lambda attacks: attacks["pgd10_e1"].update(restarts=2), both("epsilon")),
+        ("config/methods/trades.yaml", lambda recipe: recipe["loss"].update(beta=6), {}),
     ],
 )  # fmt: skip
 def test_another_recipe_suite_setting_or_budget_makes_stale_what_it_made(project, file, change, expected):
@@ -125,6 +139,42 @@ def test_another_recipe_suite_setting_or_budget_makes_stale_what_it_made(project
         assert {tuple(found[f"trades {name}"]) for name in MEASURED} == {("its run",)}
     else:
         assert found == expected
+
+
+def described(run: Run, project: Project) -> dict[str, str]:
+    return {"data_digest": recipes.digest(recipes.resolve_content(project, run.dataset))}
+
+
+@pytest.mark.parametrize(
+    ("change", "is_stale"),
+    [
+        (lambda data: data.update(mean=[0.1, 0.1, 0.1]), True),
+        (lambda data: data["augment"].update(flip=not data["augment"]["flip"]), True),
+        (lambda data: data["augment"].update(crop_padding=3), True),
+        # What is said about a data set, and where its files come from, changes no number.
+        (lambda data: data.update(title="T", citation="C"), False),
+        (lambda data: data["images"].update(train=7), False),
+        (lambda data: data.update(files=[{**file, "urls": ["https://x.org/"]} for file in data["files"]]), False),
+    ],
+)
+def test_another_description_of_a_data_set_makes_its_runs_stale(project, change, is_stale):
+    add(project, TRADES, described(TRADES, project))
+    assert stale(project) == {}
+    edit(project, f"config/datasets/{TRADES.dataset}.yaml", change)
+    assert stale(Project(project.root)) == ({"trades": ["data"], **TRADES_IS_STALE_ELSEWHERE} if is_stale else {})
+
+
+def test_data_prepared_again_with_other_content_makes_stale_what_used_it(project):
+    prepared = project.root / paths.prepared(SCALE, TRADES.dataset)
+    prepared.parent.mkdir(parents=True)
+    prepared.write_bytes(b"before")
+    add(project, TRADES, {"data": {"sha256": hash_file(prepared)}})
+    assert stale(project) == {}
+    prepared.write_bytes(b"after it")
+    assert stale(project) == {"trades": ["data"], **TRADES_IS_STALE_ELSEWHERE}
+    # Where it is not at all, nothing is known.
+    prepared.unlink()
+    assert stale(project) == {}
 
 
 def test_what_was_measured_on_a_run_that_was_trained_again_is_stale(project):

@@ -4,6 +4,7 @@ The files are in ``project/`` beside this one; a project is a copy of this one's
 """
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pandas as pd
 import pytest
 import torch
 
+import moat
 from moat.attacks.parts.views import views_of
 from moat.base import plugins
 from moat.base.errors import ConfigError
@@ -25,6 +27,7 @@ ROOT = Path(__file__).parents[2]
 OWN = Path(__file__).parent / "project"
 RUN = "runs/digits/lenet5/{}/seed0"
 METHODS = ("noisy-training", "pgd-at-halves")
+METHODS_ARE = {"noisy-training": "class 'noisy-training'", "pgd-at-halves": "mixture 'halves'"}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -124,6 +127,21 @@ def test_the_mixture_is_loaded_and_attacked_by_its_views(finished):
     both = torch.stack([views["left"].module(x), views["right"].module(x)])
     weights = (model.router(x) / 0.5).softmax(1)
     torch.testing.assert_close(model(x), (weights.T[..., None] * both).sum(0))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_run_is_loaded_from_anywhere(finished, tmp_path, monkeypatch, method):
+    """With the plug-ins of the project that it lies in; where it was moved out of that, the message says what lacks."""
+    run, elsewhere = finished / "results/toy" / RUN.format(method), tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    plugins.use_project(elsewhere)
+    assert moat.load(run) is not None
+    plugins.use_project(elsewhere)
+    moved = Path(shutil.copytree(run, elsewhere / "moved"))
+    with pytest.raises(ConfigError, match=rf"moved/run.json: the run is of .*{METHODS_ARE[method]}.*plugins/"):
+        moat.load(moved)
+    plugins.use_project(finished)
 
 
 @pytest.mark.parametrize(("method", "settings"), [(METHODS[0], 3), (METHODS[1], 4)])

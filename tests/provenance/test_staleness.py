@@ -89,6 +89,9 @@ def edit(path: Path, old: str, new: str) -> None:
         ("models/moe/layer.cpp", "x = 1", "x = 2", ["nets"]),
         ("models/moe/layer.cpp", "// Fast.", "// Very fast.", []),
         ("attacks/pgd.py", "10", "20", ["attacks"]),
+        # A cost that is declared for plans.
+        ("attacks/fgsm.py", "ONE = ", "PASSES = 2\nONE = ", []),
+        ("attacks/fgsm.py", "ONE = ", "PASSED = 2\nONE = ", ["attacks"]),
         # Used by name, and imported by what was used by name.
         ("attacks/fgsm.py", "step(1)", "step(2)", ["attacks"]),
         ("attacks/parts/steps.py", "+", "-", ["attacks"]),

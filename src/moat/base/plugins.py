@@ -353,6 +353,18 @@ def attack_parameters(name: str) -> dict[str, Parameter]:
     return {key: Parameter({**each.allowed, "required": required[key]}, where) for key, each in declared.items()}
 
 
+def attack_summary(name: str) -> str:
+    """The first line of what an attack family's function says of itself."""
+    return (ast.get_docstring(_names(attack_families()[name])[name]) or "").partition("\n")[0]
+
+
+def attack_defaults(name: str) -> dict[str, Any]:
+    """The defaults of an attack family's parameters, as far as its function writes them as literals."""
+    function = _names(attack_families()[name])[name].args
+    arguments = zip(function.kwonlyargs, function.kw_defaults, strict=True)
+    return {argument.arg: default.value for argument, default in arguments if isinstance(default, ast.Constant)}
+
+
 def attacks_in_spaces() -> list[str]:
     """The attack families that work in other spaces than pixels: their function has the keyword ``space``."""
     functions = {name: _names(path)[name].args.kwonlyargs for name, path in attack_families().items()}

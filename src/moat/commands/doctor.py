@@ -206,7 +206,8 @@ def _disk(project: Project) -> Iterator[Finding]:
 
 def _results(project: Project) -> Iterator[Finding]:
     for scale in project.names("scales"):
-        entries = plan(project, build_grid(project, scale, project.config()["studies"]))
+        # Of all studies: what another than the configured ones made may be stale, too.
+        entries = plan(project, build_grid(project, scale, project.names("studies")))
         counts = Counter(entry["status"] for entry in entries)
         listed = ", ".join(f"{counts[status]} {status}" for status in ("done", "stale", "missing"))
         stale = [f"{entry['path']}: {describe(entry['stale'])}" for entry in entries if entry["stale"]]

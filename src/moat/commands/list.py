@@ -1,4 +1,4 @@
-"""List the methods, attack settings, datasets, suites, scales or checks: name and title, one line each."""
+"""List the methods, attack settings, attack families, datasets, suites, scales or checks, one line each."""
 
 import json
 from argparse import ArgumentParser, Namespace
@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from moat.base import plugins
 from moat.base.errors import ConfigError, unknown_name
 from moat.config.project import Project
 
@@ -56,6 +57,10 @@ def _attacks(project: Project) -> dict[str, str]:
     return {name: _attack(setting) for name, setting in project.attacks().items()}
 
 
+def _families(project: Project) -> dict[str, str]:
+    return {name: plugins.attack_summary(name) for name in plugins.attack_families()}
+
+
 def _attack(setting: Mapping[str, Any]) -> str:
     """Its family and parameters: ``pgd: eps 8/255, step_size 2/255, steps 10``."""
     parameters = ", ".join(f"{key} {_text(value)}" for key, value in setting.items() if key != "attack")
@@ -80,6 +85,7 @@ def _checks(project: Project) -> dict[str, str]:
 KINDS: Mapping[str, Callable[[Project], dict[str, str]]] = {
     "methods": _methods,
     "attacks": _attacks,
+    "families": _families,
     "datasets": _datasets,
     "suites": _suites,
     "scales": _scales,

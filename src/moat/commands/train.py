@@ -12,7 +12,7 @@ from moat.base.files import read_json
 from moat.commands.options import in_work
 from moat.config import paths
 from moat.config.project import Project
-from moat.config.recipes import deviations, resolve_run
+from moat.config.recipes import deviations, digest, resolve_content, resolve_run
 from moat.machine import devices
 
 log = logging.getLogger(__name__)
@@ -31,6 +31,7 @@ class Request:
         out: where the run's files go; ``work``: where checkpoints are kept until then.
         initialize_from: name in the recipe -> folder of the finished run that the training starts from.
         evaluation: the scale's limit and batch size, recorded as the defaults of later evaluations.
+        data_digest: of what of the data set changes numbers.
         root: the project's folder.
     """
 
@@ -41,6 +42,7 @@ class Request:
     work: Path
     initialize_from: Mapping[str, Path]
     evaluation: Mapping[str, Any]
+    data_digest: str
     root: Path
     device: str
     threads: int
@@ -80,6 +82,7 @@ def request(arguments: Namespace) -> Request:
         work=arguments.work or in_work(arguments.out),
         initialize_from=_initialize_from(arguments.initialize_from, resolved["recipe"]),
         evaluation=project.scale(arguments.scale)["evaluation"],
+        data_digest=digest(resolve_content(project, arguments.dataset)),
         root=project.root,
         device=arguments.device,
         threads=arguments.threads,
@@ -116,6 +119,7 @@ def run(request: Request) -> None:
             work=request.work,
             initialize_from=request.initialize_from,
             evaluation=request.evaluation,
+            data_digest=request.data_digest,
             device=device,
             root=request.root,
         )

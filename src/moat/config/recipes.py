@@ -6,6 +6,7 @@ changes a result and nothing that does not (titles, sources, comments, the order
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,8 +18,8 @@ from moat.config.project import Project
 from moat.config.schema import merge
 
 __all__ = [
-    "deviations", "digest", "merge", "resolve_data", "resolve_evaluation", "resolve_probe", "resolve_recipe",
-    "resolve_run", "simplest",
+    "deviations", "digest", "merge", "resolve_content", "resolve_data", "resolve_evaluation", "resolve_probe",
+    "resolve_recipe", "resolve_run", "simplest",
 ]  # fmt: skip
 
 # What is said about a method or a data set, but decides no result: for people, and for plans (cost, images).
@@ -29,13 +30,20 @@ _DOCUMENTATION = {
 # look for; they cost about 100 gradients an image.
 CHECKED_EPS, CHECKED_IMAGES = 8 / 255, 1000
 
+# In JSON: a string that is a fraction, and the decimals of a whole number.
+_FRACTION = re.compile(r'"(-?[0-9.]+ ?/ ?0*[1-9][0-9]*)"(?!:)')
+_WHOLE = re.compile(r"(?<=[0-9])\.0(?=[,}\]]|$)")
+
 # Keys of attack settings that only evaluations implement.
 _OF_EVALUATIONS = ("protocol", "transfer_from", "limit")
 
 
 def digest(content: Any) -> str:
-    """16 hex digits that change exactly when a value of ``content`` changes."""
+    """16 hex digits that change exactly when a value of ``content`` changes: 8/255 is its decimal, and 1.0 is 1."""
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    # In the text, because plans make thousands of digests.
+    text = _FRACTION.sub(lambda found: json.dumps(parse_number(found[1])), text)
+    text = _WHOLE.sub("", text)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -120,6 +128,12 @@ def resolve_data(project: Project, scale: str, dataset: str) -> dict[str, Any]:
     return {"dataset": dataset, "spec": _undocumented(project.dataset(dataset)), **project.scale(scale)["data"]}
 
 
+def resolve_content(project: Project, dataset: str) -> dict[str, Any]:
+    """What of a data set changes numbers: its description, and the hashes of its files, wherever they come from."""
+    spec = _undocumented(project.dataset(dataset))
+    return {**spec, "files": [file.get("sha256", file["name"]) for file in spec["files"]]}
+
+
 def resolve_run(project: Project, scale: str, *, dataset: str, arch: str, method: str, seed: int) -> dict[str, Any]:
     """Everything that decides the weights of one run, but the code and the bytes of the data."""
     recipe = _undocumented(resolve_recipe(project, scale, method))
@@ -127,7 +141,7 @@ def resolve_run(project: Project, scale: str, *, dataset: str, arch: str, method
     model = merge({"width": 1.0}, merge(project.scale(scale).get("model", {}), recipe.pop("model", {})))
     mixture, where = plugins.mixture_of(kind, model), f"config/methods/{method}.yaml"
     setting = recipe["validation"]["setting"]
-    validation = project.attack(setting, where=f"{where}: validation.setting")
+    validation = _without_defaults(project.attack(setting, where=f"{where}: validation.setting"))
     validated = {f"validation.setting: {setting!r}": validation}
     validated |= {f"{key}: it": recipe[key] for key in method_schema.of_type({**recipe, "class": kind}, "setting")}
     for which, attack in validated.items():
@@ -167,9 +181,9 @@ def _check_validated(attack: Mapping[str, Any], space: str, mixture: str | None,
 
 def resolve_evaluation(project: Project, scale: str, suite: str) -> dict[str, Any]:
     """Everything that decides an evaluation, but the model."""
-    settings = {"settings": project.attack_settings(suite, scale)}
-    resolved = {"suite": suite, **settings, **project.scale(scale)["evaluation"]}
-    worst_cases = project.worst_cases(suite, scale)
+    settings = _all_without_defaults(project.attack_settings(suite, scale))
+    resolved = {"suite": suite, "settings": settings, **project.scale(scale)["evaluation"]}
+    worst_cases = {name: _all_without_defaults(cases) for name, cases in project.worst_cases(suite, scale).items()}
     return {**resolved, "worst_case": worst_cases} if worst_cases else resolved
 
 
@@ -185,10 +199,22 @@ def resolve_probe(project: Project, scale: str, name: str) -> dict[str, Any]:
     """Everything that decides what a probe takes from a model, but the model: its parameters, attacks written out."""
     probe = dict(project.probe(name))
     if "setting" in probe:
-        probe["attack"] = project.attack(probe["setting"], where=f"config/probes.yaml: {name}", scale=scale)
+        probe["attack"] = _without_defaults(
+            project.attack(probe["setting"], where=f"config/probes.yaml: {name}", scale=scale)
+        )
     evaluation = project.scale(scale)["evaluation"]
     images = _smallest(probe.get("images"), evaluation["limit"])
     return {**probe, "images": images, "batch_size": evaluation["batch_size"]}
+
+
+def _without_defaults(setting: Mapping[str, Any]) -> dict[str, Any]:
+    """An attack setting without what it would be anyway: written out, a default changes no result."""
+    defaults = {**plugins.attack_defaults(setting["attack"]), "protocol": "correct", "limit": None}
+    return {key: value for key, value in setting.items() if key not in defaults or value != defaults[key]}
+
+
+def _all_without_defaults(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    return {name: _without_defaults(setting) for name, setting in settings.items()}
 
 
 def _smallest(*limits: int | None) -> int | None:

@@ -8,11 +8,12 @@ from typing import Any
 
 from moat.base.damage import is_damaged
 from moat.base.files import read_json
+from moat.base.remembered import hash_once, key_of
 from moat.config import paths, recipes
 from moat.config.grid import Run, initial_runs
 from moat.config.project import Project
 from moat.provenance import staleness
-from moat.provenance.staleness import INITIAL_RUN, MODEL, RECIPE, RUN
+from moat.provenance.staleness import DATA, INITIAL_RUN, MODEL, RECIPE, RUN
 
 # Of the weights, in run.json.
 _SHA256 = {"best": "model_sha256", "last": "last_sha256"}
@@ -106,7 +107,7 @@ class Records:
         started_from = record.get("initialize_from") or {}
         today = initial_runs(self.project, self.scale, run) if started_from else {}
         models = [(start, started_from.get(name)) for name, start in today.items()]
-        found = self._reasons(record, lambda: self.run_digest(run), models)
+        found = self._reasons(run.dataset, record, lambda: self.run_digest(run), models)
         return [*found, INITIAL_RUN] if any(map(self.stale_run, today.values())) else found
 
     def stale_evaluation(self, run: Run, suite: str) -> list[str]:
@@ -130,23 +131,34 @@ class Records:
             # The run that examples were transferred from; of a corruption it is where its images are from.
             if isinstance(source, Mapping) and source["scale"] == self.scale:
                 models.append((_run_of(source), source))
-        found = self._reasons(record, lambda: self._digest(resolve, *name), models)
+        found = self._reasons(run.dataset, record, lambda: self._digest(resolve, *name), models)
         return [*found, RUN] if self.stale_run(run) else found
 
     def _reasons(
         self,
+        dataset: str,
         record: Mapping[str, Any],
         recipe_digest: Callable[[], str],
         models: Iterable[tuple[Run, Mapping[str, Any] | None]],
     ) -> list[str]:
-        """Of what a record says itself: sources, recipe, and the models (each a run and what was recorded of it)."""
+        """Of what a record says itself: sources, recipe, data, models (each a run and what was recorded of it)."""
         found = staleness.stale(record)
         # A record without one is of a model from elsewhere, which no recipe made.
         if record.get("recipe_digest") and record["recipe_digest"] != recipe_digest():
             found.append(RECIPE)
+        if self.is_other_data(dataset, record):
+            found.append(DATA)
         if any(self.is_other_model(run, then) for run, then in models):
             found.append(MODEL)
         return found
+
+    def is_other_data(self, dataset: str, record: Mapping[str, Any]) -> bool:
+        """Whether a data set is described otherwise than for a record, or prepared with other content."""
+        described, used = record.get("data_digest"), (record.get("data") or {}).get("sha256")
+        if described and described != self.data_digest(dataset):
+            return True
+        prepared = self.file(paths.prepared(self.scale, dataset))
+        return bool(used) and prepared.exists() and _hash_once(prepared, tuple(key_of(prepared))) != used
 
     def is_other_model(self, run: Run, then: Mapping[str, Any] | None) -> bool:
         """Whether a run has other weights now than those whose ``model_sha256`` was recorded."""
@@ -159,6 +171,11 @@ class Records:
         place = {"dataset": run.dataset, "arch": run.arch, "method": run.method, "seed": run.seed}
         return recipes.digest({**self._recipe_of(run.method), **place})
 
+    @functools.cache  # noqa: B019 - one lives as long as its command
+    def data_digest(self, dataset: str) -> str:
+        """The digest of what of a data set changes numbers."""
+        return recipes.digest(recipes.resolve_content(self.project, dataset))
+
     # Thousands of runs are of a few dozen recipes.
     @functools.cache  # noqa: B019 - one lives as long as its command
     def _recipe_of(self, method: str) -> dict[str, Any]:
@@ -167,6 +184,11 @@ class Records:
     @functools.cache  # noqa: B019
     def _digest(self, resolve, *name: str) -> str:
         return recipes.digest(resolve(self.project, self.scale, *name))
+
+
+@functools.cache
+def _hash_once(path: Path, key: tuple[int, ...]) -> str:
+    return hash_once(path)
 
 
 @functools.cache

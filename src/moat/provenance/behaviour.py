@@ -166,12 +166,16 @@ class _Writer:
 def _says_nothing(statement) -> bool:
     """Imports, what only type checkers import, strings that stand for themselves, and lists of public names.
 
-    So do declared parameters: their defaults are part of what a run was told.
+    So do declared parameters, whose defaults are part of what a run was told, and declared costs, which are for plans.
     """
     if isinstance(statement, ast.Expr):
         return isinstance(statement.value, ast.Constant) and isinstance(statement.value.value, str)
     if isinstance(statement, ast.If):
         return isinstance(statement.test, ast.Name) and statement.test.id == "TYPE_CHECKING"
     if isinstance(statement, ast.Assign):
-        return isinstance(statement.targets[0], ast.Name) and statement.targets[0].id in ("__all__", "PARAMETERS")
+        return isinstance(statement.targets[0], ast.Name) and statement.targets[0].id in (
+            "__all__",
+            "PARAMETERS",
+            "PASSES",
+        )
     return isinstance(statement, (ast.Import, ast.ImportFrom))

@@ -47,8 +47,9 @@ _ROOTS: Mapping[str, tuple[str, ...]] = {
 
 
 #: Why a result may be stale beside the parts of the package: another resolved recipe (suite, settings, budget) made it;
-#: a model that it was made from was trained again; a run that it starts from, or the run that was measured, is stale.
-RECIPE, MODEL, INITIAL_RUN, RUN = "recipe", "model", "initial run", "its run"
+#: the data set is described otherwise today, or was prepared again with other content; a model that it was made from
+#: was trained again; a run that it starts from, or the run that was measured, is stale.
+RECIPE, DATA, MODEL, INITIAL_RUN, RUN = "recipe", "data", "model", "initial run", "its run"
 _SENTENCES = {
     MODEL: "a model that it was made from was trained again",
     INITIAL_RUN: "a run that it starts from is stale",

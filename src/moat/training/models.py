@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import moat.methods
+from moat.base import plugins
 from moat.base.errors import ConfigError, DataError, unknown_name
 from moat.base.files import hash_file
 from moat.data import datasets
@@ -25,7 +26,7 @@ def load_model(run_dir: str | Path, weights: str = "best", device: str | torch.d
         weights: "best" (by validation accuracy) or "last" (of the last epoch).
 
     Raises:
-        ConfigError: other ``weights``.
+        ConfigError: other ``weights``, or a method, net or mixture that is unknown here.
         DataError: files are missing, damaged, or do not belong together; names the file.
     """
     if weights not in WEIGHTS:
@@ -36,10 +37,29 @@ def load_model(run_dir: str | Path, weights: str = "best", device: str | torch.d
         raise DataError(f"{path}: no such file; {_how_to_get(run, run_dir)}")
     if hash_file(path) != expected:
         raise DataError(f"{path}: the content is not that of run.json (sha256 {expected[:12]}…); train it again")
-    method = moat.methods.get(run["class"])
+    method = _method(run, run_dir)
     model = method.build(arch=run["arch"], num_classes=run["num_classes"], options=run["model"])
     model.load_state_dict(safetensors.torch.load_file(path))
     return for_training(model.to(device, memory_format=torch.channels_last).eval())
+
+
+def _method(run: Mapping[str, Any], run_dir: str | Path):
+    """The method class of a run, found among the plug-ins of the project that it lies in, if this one lacks them."""
+    folders = [folder for folder in Path(run_dir).resolve().parents if (folder / "plugins").is_dir()]
+    if not _is_known(run) and folders:
+        plugins.use_project(folders[0])
+    if not _is_known(run):
+        named = ", ".join(f"{key} {run[key]!r}" for key in ("class", "arch", "mixture") if run[key])
+        raise ConfigError(
+            f"{Path(run_dir) / 'run.json'}: the run is of {named}, which is not all here; what a plug-in defines is "
+            "found in the working directory's plugins/, and in that of the project that the run lies in"
+        )
+    return moat.methods.get(run["class"])
+
+
+def _is_known(run: Mapping[str, Any]) -> bool:
+    known = run["class"] in plugins.method_classes() and run["arch"] in plugins.archs()
+    return known and (run["mixture"] is None or run["mixture"] in plugins.mixtures())
 
 
 def _how_to_get(run: Mapping[str, Any], run_dir: str | Path) -> str:

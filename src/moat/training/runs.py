@@ -46,6 +46,7 @@ class Run:
         initialize_from: name in the recipe -> folder of the finished run that this one starts from.
         deviations: from :func:`moat.config.recipes.deviations`, recorded in run.json.
         evaluation: the scale's ``limit`` and ``batch_size``, recorded as the defaults of ``moat evaluate``.
+        data_digest: of what :func:`moat.config.recipes.resolve_content` says, recorded in run.json; None: not known.
     """
 
     resolved: Mapping[str, Any]
@@ -55,6 +56,7 @@ class Run:
     initialize_from: Mapping[str, Path] = field(default_factory=dict)
     deviations: Mapping[str, str] = field(default_factory=dict)
     evaluation: Mapping[str, Any] = field(default_factory=lambda: {"limit": None, "batch_size": 500})
+    data_digest: str | None = None
     device: torch.device = torch.device("cpu")
     root: Path = Path(".")
 
@@ -185,6 +187,7 @@ class Run:
             "deviations": dict(self.deviations),
             "evaluation": dict(self.evaluation),
             "recipe_digest": digest(dict(self.resolved)),
+            "data_digest": self.data_digest,
             "identity": engine.identity["run"],
             "sources": engine.identity["sources"],
             "git_commit": environment.git_commit(self.root),
