@@ -150,6 +150,8 @@ def test_a_stopped_evaluation_loses_one_setting_at_most(inside, number, code):
     [
         ({"limit": 9, "steps": 3, "queries": 7}, [], {}),
         ({"steps": 3}, [], {}),
+        # More images than evaluations have.
+        ({"limit": 35}, [], {}),
         ({}, [], {}),
         ({"limit": 9, "steps": 3, "queries": 7}, ["--steps", "5"], {"steps": 5}),
         ({"limit": 9}, ["--limit", "6"], {"limit": 6}),

@@ -7,7 +7,7 @@ import logging
 import time
 from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -74,8 +74,10 @@ def request(arguments: Namespace) -> Request:
     if not 0 < eps <= 1:
         raise ConfigError(f"--eps {arguments.eps}: allowed: above 0, at most 1 (pixels are in [0, 1])")
     project = Project(arguments.project)
-    of_scale = _checks_of_scale(project, read_run(arguments.run_dir) if arguments.run_dir else {})
-    target = target_request(arguments, at_most=of_scale["limit"])
+    target = target_request(arguments, at_most=CHECKED_IMAGES)
+    of_scale = _checks_of_scale(project, target.record)
+    if arguments.limit is None and of_scale:
+        target = replace(target, limit=of_scale["limit"])
     training: dict[str, Any] = {}
     if target.record:
         band, reason = bands.find(project, target.record)
@@ -102,9 +104,9 @@ def request(arguments: Namespace) -> Request:
 
 
 def _checks_of_scale(project: Project, record: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What the scale of a run lets its checks spend; the scale of a run from elsewhere may be unknown here."""
+    """What the scale of a run lets its checks spend; nothing of a run from elsewhere, whose scale is unknown here."""
     scale = record.get("scale")
-    return resolve_checks(project, scale) if scale in project.names("scales") else {"limit": CHECKED_IMAGES}
+    return resolve_checks(project, scale) if scale in project.names("scales") else {}
 
 
 def _claims(settings: Mapping[str, Mapping[str, Any]], eps: float) -> dict[str, Mapping[str, Any]]:
