@@ -196,6 +196,24 @@ def test_a_claim_about_nets_that_have_a_twin_in_a_flawed_space_is_tested_on_thes
     assert all(protocol in there for protocol, there in zip(used, trained, strict=True) if there)
 
 
+# How a sentence names what a protocol changes.
+SAYS = {
+    "advmoe-released": ("ADVMoE's released evaluation", "released ADVMoE metric"),
+    "tiny-released": ("on normalised images", "attacks normalised images"),
+    "normalised-noclip": ("normalise",),
+    "normalised-noclip-printed": ("normalise",),
+    "eps-normalised": ("standard deviation",),
+    "imagenet-c-severities": ("ImageNet-C's severities",),
+}
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if "protocol" in SPECS[name]])
+def test_an_explanation_says_what_its_protocol_tests(name):
+    """Once the number under the protocol agrees, the sentence is printed as the explanation."""
+    for protocol in protocols(name):
+        assert any(words in SPECS[name]["explanation"] for words in SAYS[protocol]), (protocol, name)
+
+
 def test_a_claim_about_data_that_are_replaced_is_not_judged():
     grid = build_grid(Project(ROOT), "paper", Project(ROOT).names("studies"))
     replaced = set()
