@@ -87,7 +87,9 @@ def edit(project: Project, file: str, change) -> None:
 
 
 def both(*names: str) -> dict[str, list[str]]:
-    return {f"{method} {name}".strip(): ["recipe"] for method in ("trades", "standard") for name in names}
+    said = {"": "recipe", "checks": "check budget", **dict.fromkeys(EVALUATED, "suite or its settings")}
+    said |= dict.fromkeys(PROBED, "probe")
+    return {f"{method} {name}".strip(): [said[name]] for method in ("trades", "standard") for name in names}
 
 
 MEASURED = ("checks", *EVALUATED, *PROBED)
@@ -259,6 +261,7 @@ def test_what_is_cut_short_is_damaged_and_what_is_not_there_missing(project):
         ([], ""),
         (["nets"], "nets changed since"),
         (["nets", "recipe"], "nets, recipe changed since"),
+        (["suite or its settings", "data"], "suite or its settings, data changed since"),
         (["checks", "its run"], "checks changed since, its run is stale"),
         (["model"], "a model that it was made from was trained again"),
     ],

@@ -13,7 +13,7 @@ from moat.config import paths, recipes
 from moat.config.grid import Run, initial_runs
 from moat.config.project import Project
 from moat.provenance import staleness
-from moat.provenance.staleness import DATA, INITIAL_RUN, MODEL, RECIPE, RUN
+from moat.provenance.staleness import BUDGET, DATA, INITIAL_RUN, MODEL, PROBE, RECIPE, RUN, SUITE
 
 # Of the weights, in run.json.
 _SHA256 = {"best": "model_sha256", "last": "last_sha256"}
@@ -107,22 +107,24 @@ class Records:
         started_from = record.get("initialize_from") or {}
         today = initial_runs(self.project, self.scale, run) if started_from else {}
         models = [(start, started_from.get(name)) for name, start in today.items()]
-        found = self._reasons(run.dataset, record, lambda: self.run_digest(run), models)
+        found = self._reasons(run.dataset, record, RECIPE, lambda: self.run_digest(run), models)
         return [*found, INITIAL_RUN] if any(map(self.stale_run, today.values())) else found
 
     def stale_evaluation(self, run: Run, suite: str) -> list[str]:
         """Why an evaluation is stale."""
-        return self._stale_measurement(run, self.evaluation(run, suite), recipes.resolve_evaluation, suite)
+        return self._stale_measurement(run, self.evaluation(run, suite), SUITE, recipes.resolve_evaluation, suite)
 
     def stale_checks(self, run: Run) -> list[str]:
         """Why a run's checks are stale."""
-        return self._stale_measurement(run, self.checks(run), recipes.resolve_checks)
+        return self._stale_measurement(run, self.checks(run), BUDGET, recipes.resolve_checks)
 
     def stale_probe(self, run: Run, name: str) -> list[str]:
         """Why what a probe took from a run's model is stale."""
-        return self._stale_measurement(run, self.probe_record(run, name), recipes.resolve_probe, name)
+        return self._stale_measurement(run, self.probe_record(run, name), PROBE, recipes.resolve_probe, name)
 
-    def _stale_measurement(self, run: Run, record: Mapping[str, Any] | None, resolve, *name: str) -> list[str]:
+    def _stale_measurement(
+        self, run: Run, record: Mapping[str, Any] | None, told: str, resolve, *name: str
+    ) -> list[str]:
         if record is None:
             return []
         models = [(run, record.get("run"))]
@@ -131,21 +133,22 @@ class Records:
             # The run that examples were transferred from; of a corruption it is where its images are from.
             if isinstance(source, Mapping) and source["scale"] == self.scale:
                 models.append((_run_of(source), source))
-        found = self._reasons(run.dataset, record, lambda: self._digest(resolve, *name), models)
+        found = self._reasons(run.dataset, record, told, lambda: self._digest(resolve, *name), models)
         return [*found, RUN] if self.stale_run(run) else found
 
     def _reasons(
         self,
         dataset: str,
         record: Mapping[str, Any],
-        recipe_digest: Callable[[], str],
+        told: str,
+        told_digest: Callable[[], str],
         models: Iterable[tuple[Run, Mapping[str, Any] | None]],
     ) -> list[str]:
-        """Of what a record says itself: sources, recipe, data, models (each a run and what was recorded of it)."""
+        """Of what a record says itself: sources, what it was told, data, models (each a run and what was recorded)."""
         found = staleness.stale(record)
         # A record without one is of a model from elsewhere, which no recipe made.
-        if record.get("recipe_digest") and record["recipe_digest"] != recipe_digest():
-            found.append(RECIPE)
+        if record.get("recipe_digest") and record["recipe_digest"] != told_digest():
+            found.append(told)
         if self.is_other_data(dataset, record):
             found.append(DATA)
         if any(self.is_other_model(run, then) for run, then in models):

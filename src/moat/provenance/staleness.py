@@ -46,10 +46,12 @@ _ROOTS: Mapping[str, tuple[str, ...]] = {
 }
 
 
-#: Why a result may be stale beside the parts of the package: another resolved recipe (suite, settings, budget) made it;
-#: the data set is described otherwise today, or was prepared again with other content; a model that it was made from
-#: was trained again; a run that it starts from, or the run that was measured, is stale.
-RECIPE, DATA, MODEL, INITIAL_RUN, RUN = "recipe", "data", "model", "initial run", "its run"
+#: Why a result may be stale beside the parts of the package: of a run the resolved recipe has changed, of an evaluation
+#: the suite (its settings, with what the scale changes, or the images), of checks what they may spend, or the probe;
+#: the data set is described otherwise today, or was prepared with other content; a model that it was made from was
+#: trained again; a run that it starts from, or the run that was measured, is stale.
+RECIPE, SUITE, BUDGET, PROBE = "recipe", "suite or its settings", "check budget", "probe"
+DATA, MODEL, INITIAL_RUN, RUN = "data", "model", "initial run", "its run"
 _SENTENCES = {
     MODEL: "a model that it was made from was trained again",
     INITIAL_RUN: "a run that it starts from is stale",
