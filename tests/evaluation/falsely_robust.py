@@ -31,6 +31,13 @@ class Remembers(nn.Module):
         return logits
 
 
+class SharesItsMemory(Remembers):
+    """Its copy is itself."""
+
+    def __deepcopy__(self, memo):
+        return self
+
+
 class Memorises(nn.Module):
     """Classifies the nearest image that it has by heart, if there is one."""
 

@@ -18,6 +18,7 @@ from falsely_robust import (
     OtherCopy,
     Quantises,
     Remembers,
+    SharesItsMemory,
     with_winners,
 )
 from sklearn.datasets import load_digits
@@ -31,7 +32,7 @@ from moat.evaluation import evaluate, verify
 from moat.evaluation.checks import registry
 from moat.evaluation.checks.calibration import Linear
 from moat.evaluation.evidence import Budget, Evidence, Origin
-from moat.evaluation.fresh_judge import FreshJudge
+from moat.evaluation.fresh_judge import FreshJudge, fresh_copy
 from moat.models import nets
 from moat.models.moe import build_moe_cnn
 
@@ -346,6 +347,15 @@ def test_honest_models_pass_all(name, origin):
     assert report.passed, [(check.check, check.message) for check in report.checks if not check.passed]
     without_router = {"router", "router-aware"} if name != "routed" else set()
     assert set(report.not_applicable) == {"published-band"} | without_router
+
+
+@pytest.mark.parametrize("anew", [False, True])
+def test_a_model_built_anew_does_not_share_what_its_copy_remembers(anew):
+    x, y = (values[TEST][:40] for values in images())
+    model = SharesItsMemory(undefended(), EPS)
+    judge = FreshJudge(fresh_copy(model, (lambda: SharesItsMemory(undefended(), EPS)) if anew else None), 0)
+    evidence = Evidence(model, x, y, EPS, 40, 0, budget=Budget(steps=4, queries=10), judge=judge)
+    assert registry.run("fresh-judge", evidence).passed == (not anew)
 
 
 HARMLESS = {
