@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from moat.base.errors import ConfigError
 from moat.base.files import atomic_path, check_writable, write_text
 
 WRITER = """
@@ -63,3 +64,9 @@ def test_the_file_may_be_replaced_in_the_block(tmp_path):
         temporary.unlink()
         os.link(tmp_path / "source", temporary)
     assert files(tmp_path) == {"source": "linked", "target": "linked"}
+
+
+def test_a_folder_is_no_file_to_write(tmp_path):
+    with pytest.raises(ConfigError, match="is a folder; the name of a file is needed"):
+        check_writable(tmp_path)
+    assert files(tmp_path) == {}

@@ -46,6 +46,8 @@ def check_writable(path: str | os.PathLike) -> None:
     Raises:
         ConfigError: it cannot be written; says why.
     """
+    if Path(path).is_dir():
+        raise ConfigError(f"{path}: is a folder; the name of a file is needed")
     temporary, held = _temporary_beside(Path(path))
     temporary.unlink()
     os.close(held)
