@@ -9,6 +9,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import save_file
 from small_data import (
     cifar_c_members,
@@ -369,10 +370,22 @@ def _weights(path):
     save_file({"weight": torch.zeros(3)}, path)
 
 
+def _shorten(name):
+    def harm(path):
+        with safe_open(path, framework="pt") as stream:
+            metadata, tensors = stream.metadata(), {key: stream.get_tensor(key) for key in stream.keys()}  # noqa: SIM118
+        save_file(tensors | {name: tensors[name][:-1].clone()}, path, metadata)
+
+    return harm
+
+
 @pytest.mark.parametrize(
     "harm, reason",
     [
         (lambda path: path.unlink(), "no such file"),
+        (_shorten("test.labels"), r"split 'test' has \d+ images, \d+ index, \d+ labels; run moat prepare again"),
+        (_shorten("val.images"), "split 'val' has 9 images, 10 index, 10 labels"),
+        (_shorten("train.index"), "split 'train' has"),
         (_truncate, "not a whole safetensors file"),
         (_garbage, "not a whole safetensors file"),
         (_empty, "not a whole safetensors file"),

@@ -256,6 +256,11 @@ def _read(path: Path, splits: Sequence[str]) -> tuple[dict[str, Any], dict[str, 
                 if split in tensors:
                     own = tensors[split] if column in ("images", "labels") else tensors[split]["columns"]
                     own[column] = stream.get_tensor(name)
+            for split, held in tensors.items():
+                columns = {name: len(column) for name, column in (held | held["columns"]).items() if name != "columns"}
+                if len(set(columns.values())) > 1:
+                    found = ", ".join(f"{n} {name}" for name, n in sorted(columns.items()))
+                    raise DataError(f"{path}: split {split!r} has {found}; run moat prepare again")
             return metadata, tensors
     except (SafetensorError, OSError, ValueError, TypeError, LookupError, RecursionError) as error:
         raise DataError(f"{path}: not a whole safetensors file ({error})") from error
