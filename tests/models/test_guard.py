@@ -59,6 +59,7 @@ FAILS = {
     "one logit": (lambda net, x: net(x)[:, :1], "returns (4, 1); at least 2 classes are needed"),
     "exception": (raises(KeyError("head")), "fails (KeyError: 'head')"),
     "many lines": (raises(RuntimeError("one\n  two\n")), "fails (RuntimeError: one two)"),
+    "control characters": (raises(RuntimeError("\x1b[31mred\x07\x00")), "fails (RuntimeError: [31mred)"),
     "long": (raises(ValueError("x" * 1000)), f"fails (ValueError: {'x' * 300}…)"),
     "exit": (lambda net, x: sys.exit("no GPU"), "ends Python (sys.exit('no GPU'))"),
     "argparse": (parses_arguments, "ends Python (sys.exit(2))"),

@@ -138,7 +138,8 @@ def in_one_line(error: BaseException) -> str:
     if isinstance(error, torch.jit.Error):
         # TorchScript's own traceback comes before.
         text = text.strip().rpartition("\n")[2].removeprefix("RuntimeError: ")
-    text = " ".join(text.split())
+    # Control characters would be a terminal's commands.
+    text = " ".join("".join(each if each.isprintable() else " " for each in text).split())
     shortened = text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
     return f"{type(error).__name__}: {shortened}" if shortened else type(error).__name__
 
