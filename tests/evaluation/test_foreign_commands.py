@@ -409,6 +409,14 @@ WEIGHTS = {
         saved(lambda: state() | {"head.bias": torch.zeros(7)}),
         "1 of another shape: head.bias (7,) for (10,)",
     ),
+    "complex.pt": (
+        saved(lambda: state() | {"head.bias": torch.zeros(10, dtype=torch.complex64)}),
+        "1 of another kind of numbers: head.bias complex64 for float32",
+    ),
+    "integers.pt": (
+        saved(lambda: state() | {"head.bias": torch.zeros(10, dtype=torch.int8)}),
+        "1 of another kind of numbers: head.bias int8 for float32",
+    ),
 }
 
 

@@ -173,6 +173,9 @@ def load_weights(model: nn.Module, path: Path) -> None:
         raise DataError(f"{where}: the file holds {_a(state)}; model.state_dict() is needed")
     if not state or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise DataError(f"{where}: {_no_state_dict(state)}")
+    own = model.state_dict()
+    if any(_loses(own, state, key) for key in own if key in state):
+        raise DataError(f"{where}: {_mismatch(model, state)}")
     try:
         model.load_state_dict(state)
     except Exception as error:  # Also of a model's own load_state_dict.
@@ -255,9 +258,26 @@ def _mismatch(model: nn.Module, state: Mapping[str, torch.Tensor]) -> str:
             for key in own
             if key in state and state[key].shape != own[key].shape
         ],
+        "of another kind of numbers": [
+            f"{key} {_dtype(state[key])} for {_dtype(own[key])}"
+            for key in own
+            if key in state and _loses(own, state, key)
+        ],
     }
     told = [f"{len(names)} {what}: {_some(names)}" for what, names in parts.items() if names]
     return f"of the model's {len(own)} tensors, {'; '.join(told)}" if told else ""
+
+
+def _loses(own: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor], key: str) -> bool:
+    """Whether torch would copy other numbers than are meant: real parts of complex ones, integers without their scale.
+
+    Older files may hold counters of another kind.
+    """
+    return own[key].is_floating_point() and not state[key].is_floating_point()
+
+
+def _dtype(value: torch.Tensor) -> str:
+    return str(value.dtype).removeprefix("torch.")
 
 
 def _fit(own: Mapping[str, Any], names: Sequence[str]) -> bool:
