@@ -1,5 +1,6 @@
 """Numbers and verdicts of cells, against the rows themselves."""
 
+import json
 import math
 
 import numpy as np
@@ -202,6 +203,23 @@ def test_interval_stays_a_proportion(correct):
 def test_seeds_on_different_examples_are_refused():
     with pytest.raises(DataError, match=r"here: .*\[90, 100\]"):
         summarise([(5, 90), (5, 100)], where="here")
+
+
+def test_a_setting_that_a_suite_was_given_later_is_not_run(tree, moat):
+    tree.everything(methods=["pgd-at"])
+    path = tree.base / "evaluations/digits/resnet18/pgd-at/seed0/dramoe.parquet"
+    frame = pd.read_parquet(path)
+    frame[frame["setting"] != "pgd50"].to_parquet(path)
+    record = json.loads(path.with_suffix(".json").read_text())
+    record["accuracy"] = {name: {} for name in frame["setting"].unique() if name != "pgd50"}
+    path.with_suffix(".json").write_text(json.dumps(record))
+    assert moat("tabulate") == 0
+    cells = pd.concat(pd.read_csv(each) for each in sorted((tree.base / "tables").glob("*.csv")))
+    cells = cells[(cells["method"] == "pgd-at") & (cells["protocol"] == "correct")]
+    measured = cells[cells["verdict"] != "not-run"]
+    assert len(measured) and len(cells) > len(measured)
+    markdown = "".join(each.read_text() for each in (tree.base / "tables").glob("*.md"))
+    assert "had no pgd50 yet when this was evaluated" in markdown
 
 
 @pytest.mark.parametrize(

@@ -84,7 +84,11 @@ class Results(Records):
         if key not in self._statistics:
             self.wanted[run, suite][name, settings] = None
             rows, left_out = Rows(self.evaluation_path(run, suite)), self.not_applicable(run, suite)
+            known = {*(self.measured_settings(run, suite) or rows.correct), *left_out}
             for statistic, asked in self.wanted[run, suite]:
+                # Others' settings that the suite did not have yet: their cells are not run.
+                if (statistic, asked) != (name, settings) and not known.issuperset(asked):
+                    continue
                 applicable = tuple(setting for setting in asked if setting not in left_out)
                 if applicable:
                     self._statistics[statistic, run, suite, asked] = STATISTICS[statistic](rows, applicable)
@@ -94,6 +98,10 @@ class Results(Records):
         """The settings of a suite that do not apply to a run's model (attacks on a router it lacks) -> why."""
         listed = (self.evaluation(run, suite) or {}).get("not_applicable") or {}
         return listed if isinstance(listed, Mapping) else dict.fromkeys(listed, "the model has no router")
+
+    def measured_settings(self, run: Run, suite: str) -> Mapping[str, Any]:
+        """The settings and worst cases that an evaluation has rows for, according to its record; empty without one."""
+        return (self.evaluation(run, suite) or {}).get("accuracy") or {}
 
     # -- probes ------------------------------------------------------------
     def probe_path(self, run: Run, name: str) -> Path:

@@ -99,11 +99,17 @@ def not_run_reason(cell: Cell, results: Results) -> str | None:
 
 
 def does_not_apply(cell: Cell, run: Run, results: Results) -> str | None:
-    """Why a number makes no sense for a run's model (an attack on the router of a net without one), or None."""
-    left_out = results.not_applicable(run, cell.suite)
+    """Why an evaluation has no number for a cell, or None.
+
+    Either it makes no sense for the run's model (an attack on the router of a net without one), or the suite has been
+    given a setting since: without it, a worst case would come out too high.
+    """
+    left_out, measured = results.not_applicable(run, cell.suite), results.measured_settings(run, cell.suite)
     for _, settings in measures.get(cell.measure).wanted(cell):
         if all(setting in left_out for setting in settings):
             return f"does not apply: {left_out[settings[0]]}"
+        if new := [each for each in settings if measured and each not in {*measured, *left_out}]:
+            return f"the suite {cell.suite} had no {new[0]} yet when this was evaluated: evaluate again"
     return None
 
 
