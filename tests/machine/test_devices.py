@@ -6,6 +6,9 @@ import sys
 
 import pytest
 
+from moat.base.errors import ConfigError
+from moat.machine import devices
+
 # How many pages the system has to hand out while a process takes, fills and frees 60 MiB ten times, in three parts; the
 # first time is not counted.
 FAULTS = """
@@ -38,3 +41,9 @@ def test_freed_memory_is_kept():
     """Each of ten rounds touches 15,360 pages of 4 KiB."""
     kept, handed_back = faults("kept"), faults("as it is")
     assert kept < 1000 < 10_000 < handed_back, (kept, handed_back)
+
+
+@pytest.mark.parametrize("threads", [-3, 0, 1025, 100_000])
+def test_a_number_of_threads_out_of_range_is_refused(threads):
+    with pytest.raises(ConfigError, match=f"--threads {threads}: allowed: 1 to 1024"):
+        devices.select("cpu", threads)

@@ -363,7 +363,7 @@ def test_a_moving_average_is_what_is_validated_and_kept(tiny, tmp_path):
     [
         (["--initialize-from", "dense"], "--initialize-from dense: write NAME=DIR"),
         (["--initialize-from", "dense=x"], "the recipe starts from none"),
-        (["--threads", "0"], "--threads 0: allowed: 1 or more"),
+        (["--threads", "0"], "--threads 0: allowed: 1 to 1024"),
         (["--device", "gpu9"], "--device gpu9: allowed"),
         (["--device", "meta"], "--device meta: allowed"),
         (["--seed", "-1"], "--seed -1: allowed: 0 or more"),

@@ -22,6 +22,9 @@ log = logging.getLogger(__name__)
 # when freed, and how much free memory the heap keeps.
 MALLOPT = {"M_MMAP_THRESHOLD": (-3, 2**25), "M_TRIM_THRESHOLD": (-1, 2**31 - 1)}
 
+# Torch crashes where the system does not start as many threads as it is asked for.
+MOST_THREADS = 1024
+
 
 def add_arguments(parser) -> None:
     """Add ``--device`` and ``--threads``, which are the same for every command that computes."""
@@ -87,10 +90,10 @@ def select(name: str, threads: int) -> "torch.device":
     """Configure torch for reproducible results and return the ``torch.device``. Call before computing anything.
 
     Raises:
-        ConfigError: an unknown device, a missing GPU, or fewer than one thread.
+        ConfigError: an unknown device, a missing GPU, or a number of threads that is not allowed.
     """
-    if threads < 1:
-        raise ConfigError(f"--threads {threads}: allowed: 1 or more")
+    if not 1 <= threads <= MOST_THREADS:
+        raise ConfigError(f"--threads {threads}: allowed: 1 to {MOST_THREADS}")
     # cuBLAS reads it when it is initialized; without it some of its sums are not reproducible.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     import torch  # Not before a GPU was leased.
