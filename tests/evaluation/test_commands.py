@@ -1,5 +1,6 @@
 """``moat evaluate`` and ``moat verify`` on a run trained by ``moat train``, and on a classifier from elsewhere."""
 
+import itertools
 import json
 import os
 import shutil
@@ -133,13 +134,15 @@ def test_a_stopped_evaluation_loses_one_setting_at_most(inside, number, code):
     command += ["--out", str(out), "--journal", str(inside / "journal")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
-        finished = [process.stdout.readline().split(":")[0] for _ in range(3)]
+        # First come those settings that need a router.
+        measured = (line.split(":")[0] for line in process.stdout if "_det" not in line)
+        finished = list(itertools.islice(measured, 3))
         process.send_signal(number)
         assert process.wait(60) == code
     assert finished == ["clean", "fgsm", "bim"] and not out.exists()
     again = subprocess.run(command, capture_output=True, text=True, env=environment, check=True).stdout.splitlines()
     kept = [line.split(":")[0] for line in again if "measured before" in line]
-    assert kept[:3] == finished and len(again) == 7
+    assert kept[:3] == finished and len([line for line in again if "_det" not in line]) == 7
     uninterrupted = inside / "uninterrupted" / "dramoe.parquet"
     evaluate(uninterrupted, "--run", "run", suite="dramoe")
     pd.testing.assert_frame_equal(pd.read_parquet(out), pd.read_parquet(uninterrupted))

@@ -196,7 +196,7 @@ def hybrid(book):
 
 def pgd_at_moe(book):
     x_adv = book.examples(book.divergence())
-    book.descend(book.trades(book.model(book.x), book.model(x_adv)))
+    book.descend(book.trades(book.model(book.x), book.model(x_adv)), clip=book.recipe["gradient_clip"])
 
 
 def alternating(book, *, weight, tau, fresh):

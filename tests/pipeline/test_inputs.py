@@ -235,7 +235,7 @@ def test_preparing_asks_for_memory_by_the_size_of_the_data(scale, dataset, asked
         ({"sources": {"nets": "1" * 32}}, "never", None),
         ({"sources": {"nets": "1" * 32}}, "stale", "nets changed since"),
         ({"recipe_digest": "0" * 16}, "never", None),
-        ({"recipe_digest": "0" * 16}, "stale", "recipe changed since"),
+        ({"recipe_digest": "0" * 16}, "stale", "check budget changed since"),
         ("cut", "never", "it was cut short"),
     ],
 )
