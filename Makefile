@@ -43,12 +43,12 @@ test: $(BUILT) $(DVC)
 test-long: $(BUILT) $(DVC)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile -m long
 
-# The tests of what computes numbers, once more as on a processor without AVX-512. With ISA=default PyTorch uses no AVX
-# either, and convolutions are its own.
+# The tests of what computes numbers, once more with PyTorch's loops as on a processor without AVX-512. With ISA=default
+# they use no AVX either, and convolutions are PyTorch's own.
 ISA     ?= avx2
 NUMERIC := attacks evaluation kernels methods models training
 test-isa: $(BUILT)
-	OMP_NUM_THREADS=1 ATEN_CPU_CAPABILITY=$(ISA) ONEDNN_MAX_CPU_ISA=AVX2 \
+	OMP_NUM_THREADS=1 ATEN_CPU_CAPABILITY=$(ISA) \
 	  $(BIN)/pytest -n auto --dist loadfile $(NUMERIC:%=tests/%)
 
 # More faults: make faults N=200 SEED=1
