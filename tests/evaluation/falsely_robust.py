@@ -6,6 +6,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from moat.models import nets
+
 
 class Remembers(nn.Module):
     """Answers near an earlier query as it did then."""
@@ -36,6 +38,38 @@ class SharesItsMemory(Remembers):
 
     def __deepcopy__(self, memo):
         return self
+
+
+class RemembersInItsModule(nn.Module):
+    """Near an earlier query, logits move from the earlier ones at a fraction of the rate; all copies share the memory.
+
+    Its gradients point the right way and agree with its values; they only promise little.
+    """
+
+    def __init__(self, net, radius, rate=0.35):
+        super().__init__()
+        self.net, self.radius, self.rate = net, radius, rate
+
+    def forward(self, x):
+        logits, known = self.net(x), torch.zeros(len(x), dtype=torch.bool)
+        if MEMORY:
+            queries, answers = (torch.cat(parts) for parts in zip(*MEMORY, strict=True))
+            distance, nearest = torch.cdist(x.detach().flatten(1), queries.flatten(1), p=torch.inf).min(1)
+            known = distance <= 1.001 * self.radius
+            damped = answers[nearest] + self.rate * (logits - answers[nearest])
+            logits = torch.where(known[:, None], damped, logits)
+        if not known.all():
+            MEMORY.append((x[~known].detach().clone(), logits[~known].detach().clone()))
+        return logits
+
+
+MEMORY = []
+
+
+def with_a_shared_memory():
+    """For digits of 16x16, at epsilon 16/255; the weights are to be loaded."""
+    net = nets.build("lenet5", 10, image_size=16, normalize=([0.3], [0.37]))
+    return RemembersInItsModule(net, 16 / 255)
 
 
 class Memorises(nn.Module):

@@ -11,6 +11,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
@@ -88,6 +89,41 @@ class FailsLater(Net):
         if len(x) > 2:
             raise KeyError("batch")
         return super().forward(x)
+
+
+class SharesItsMemory(Net):
+    # Each image has the answer of the first one that lay near it, which all copies of the model know.
+    memory = []
+
+    def forward(self, x):
+        logits = super().forward(x)
+        for row, image in enumerate(x.detach()):
+            near = [old for seen, old in self.memory if (seen - image).abs().max() < 0.1]
+            if near:
+                logits[row] = logits[row] - logits[row].detach() + near[0]
+            else:
+                self.memory.append((image.clone(), logits[row].detach().clone()))
+        return logits
+
+
+class BuiltOnce(Net):
+    def __init__(self):
+        super().__init__()
+        with open(__file__ + ".built", "a+") as file:
+            file.write("again")
+            self.first = file.tell() == len("again")
+
+    def forward(self, x):
+        if not self.first:
+            import os
+            os._exit(0)
+        return super().forward(x)
+
+
+def closes():
+    sys.stdout.close()
+    sys.stderr.close()
+    return Net()
 
 
 def thousand():
@@ -299,6 +335,46 @@ def test_honest_models_of_all_kinds_work(run, command, name):
     assert code == 0, line
 
 
+JUDGED = {
+    "Net": ("passed", "of {n} attacked images, 0 get another answer from a copy that has seen nothing"),
+    "SharesItsMemory": ("failed", "of {n} attacked images, {n} get another answer from a copy that has seen nothing"),
+    "BuiltOnce": (
+        "failed",
+        "could not be measured: the model, built anew in a process of its own, ended it (exit code 0)",
+    ),
+}
+
+
+@pytest.mark.parametrize(("name", "expected"), JUDGED.items(), ids=JUDGED)
+def test_attacked_images_are_judged_again_in_another_process(run, tmp_path, name, expected):
+    options = ["--limit", "4", "--steps", "2", "--queries", "2", "--eps", "24/255"]
+    code, lines, _ = run(f"elsewhere_nets:{name}", *options, command="verify")
+    assert code == 0 and not any("Traceback" in line for line in lines)
+    checks = json.loads((tmp_path / "q.json").read_text())["checks"]
+    (found,) = [each for each in checks if each["check"] == "fresh-judge"]
+    assert found["state"] == expected[0]
+    if name == "SharesItsMemory":
+        assert found["value"]["differing"] > 0
+    else:
+        assert found["message"] == expected[1].format(n=round(found["value"].get("judged", 0)))
+
+
+@pytest.mark.parametrize("command", ["evaluate", "verify"])
+def test_a_module_that_closes_the_output_does_not_close_moats(place, project, tmp_path, command):
+    options = {"evaluate": ["--suite", "quick", "--limit", "4"], "verify": ["--limit", "4", "--steps", "2"]}[command]
+    options += ["--out", str(tmp_path / ("q.parquet" if command == "evaluate" else "q.json"))]
+    given = ["--model", "elsewhere_nets:closes", "--weights", str(place / "net.safetensors")]
+    done = subprocess.run(
+        [sys.executable, "-m", "moat", command, *given, "--dataset-file", "digits.safetensors", *options],
+        cwd=project,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": f"{place}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"},
+    )
+    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+    assert {"evaluate": "clean", "verify": "worst case: "}[command] in done.stdout + done.stderr
+
+
 def test_a_module_that_imports_torchvision(place, project, tmp_path):
     """In a process of its own, in which nobody has declared what torchvision's operators need."""
     code = (
@@ -426,6 +502,44 @@ def test_weights_that_cannot_be_loaded_are_a_reason_in_one_line(run, tmp_path, n
     write(tmp_path / name)
     code, _, line = run("elsewhere:make", weights=tmp_path / name)
     assert code == 3 and line.startswith(f"moat evaluate: {tmp_path / name}: ") and words in line, line
+
+
+NO_FILES = {
+    "pipe": (os.mkfifo, "not a file but a pipe, socket or device; copy its content into a file"),
+    "folder": (Path.mkdir, "a folder, not a file"),
+    "loop": (lambda path: path.symlink_to("loop"), "a symbolic link (to loop) that leads to no file"),
+    "broken": (lambda path: path.symlink_to("gone"), "a symbolic link (to gone) that leads to no file"),
+    "nothing": (lambda path: None, "no such file"),
+}
+
+
+@pytest.mark.parametrize("name", NO_FILES)
+def test_weights_that_are_no_file(run, tmp_path, name):
+    make, words = NO_FILES[name]
+    make(tmp_path / name)
+    code, _, line = run("elsewhere:make", weights=tmp_path / name)
+    assert code == 3 and line == f"moat evaluate: {tmp_path / name}: {words}"
+
+
+def test_damaged_held_out_images_are_not_taken_for_none(run, tmp_path):
+    """The test images are whole; a prepared file without held-out ones has nothing to say."""
+    with safe_open("digits.safetensors", framework="pt") as file:
+        metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    described = json.loads(metadata["moat"])
+    without = {**described, "counts": {name: n for name, n in described["counts"].items() if name != "val"}}
+    cases = {
+        "damaged": (described, tensors | {"val.labels": tensors["val.labels"][:-1]}),
+        "without": (without, {name: each for name, each in tensors.items() if not name.startswith("val.")}),
+    }
+    few = ["--limit", "4", "--steps", "2", "--queries", "2"]
+    for case, (said, held) in cases.items():
+        save_file(held, tmp_path / f"{case}.safetensors", metadata={"moat": json.dumps(said)})
+        data = ["--dataset-file", str(tmp_path / f"{case}.safetensors")]
+        code, _, line = run("elsewhere:make", *data, *few, weights="lenet.safetensors", command="verify")
+        if case == "damaged":
+            assert code == 3 and "damaged.safetensors: split 'val' has 20 images, 20 index, 19 labels" in line, line
+        else:
+            assert code == 0, line
 
 
 def test_wrapped_model_and_bare_weights(run, place, tmp_path):

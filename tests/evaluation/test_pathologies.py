@@ -12,6 +12,7 @@ import pytest
 import torch
 from double import double
 from falsely_robust import (
+    MEMORY,
     AntiAdversary,
     ImageSeededNoise,
     Memorises,
@@ -19,8 +20,10 @@ from falsely_robust import (
     Quantises,
     Remembers,
     SharesItsMemory,
+    with_a_shared_memory,
     with_winners,
 )
+from safetensors.torch import save_file
 from sklearn.datasets import load_digits
 from torch import nn
 from torch.nn import functional as F
@@ -28,6 +31,8 @@ from torch.nn import functional as F
 from moat.attacks import pgd
 from moat.attacks.parts.setting import Attack
 from moat.base.errors import DataError
+from moat.commands.fresh_process import FreshProcess
+from moat.commands.options import ForeignModel
 from moat.evaluation import evaluate, verify
 from moat.evaluation.checks import registry
 from moat.evaluation.checks.calibration import Linear
@@ -356,6 +361,23 @@ def test_a_model_built_anew_does_not_share_what_its_copy_remembers(anew):
     judge = FreshJudge(fresh_copy(model, (lambda: SharesItsMemory(undefended(), EPS)) if anew else None), 0)
     evidence = Evidence(model, x, y, EPS, 40, 0, budget=Budget(steps=4, queries=10), judge=judge)
     assert registry.run("fresh-judge", evidence).passed == (not anew)
+
+
+@pytest.mark.parametrize("where", ["here", "in another process"])
+def test_only_another_process_does_not_share_what_a_module_remembers(tmp_path, where):
+    """Of a model that remembers nothing the other process thinks as this one does: see test_fresh_process.py."""
+    x, y = (values[TEST][:40] for values in images())
+    model = with_a_shared_memory()
+    model.net.load_state_dict(undefended().state_dict())
+    save_file(model.state_dict(), tmp_path / "net.safetensors")
+    given = ForeignModel("falsely_robust:with_a_shared_memory", tmp_path / "net.safetensors")
+    MEMORY.clear()
+    with FreshProcess(given, torch.device("cpu"), 1, tmp_path) as anew:
+        judge = FreshJudge(anew if where != "here" else copy.deepcopy(model.eval()), 0)
+        evidence = Evidence(model, x, y, EPS, 40, 0, budget=Budget(steps=4, queries=10), judge=judge)
+        found = registry.run("fresh-judge", evidence)
+    assert found.passed == (where == "here") and found.value["judged"] > 0, found
+    assert found.passed or "get another answer" in found.message
 
 
 HARMLESS = {

@@ -502,3 +502,43 @@ def test_only_the_numbers_of_a_logarithmic_axis_are_formulas():
             text.get_text() for text in figure.findobj(Text) if text.get_parse_math() and "$" in text.get_text()
         }
     assert formulas and all(text.startswith(r"$\mathdefault{10^") for text in formulas)
+
+
+BACKENDS = """
+import sys
+{before}
+import moat.reporting.figures.tsne
+from moat.reporting import style
+import matplotlib, os
+with style.applied() as drawn:
+    figure, axes = drawn.new()
+axes[0, 0].plot([1, 2])
+figure.savefig(os.devnull, format="png")
+assert "matplotlib.pyplot" not in sys.modules or "pyplot" in {before!r}
+from matplotlib import pyplot
+print(os.environ.get("MPLBACKEND"), matplotlib.get_backend().lower())
+"""
+
+
+@pytest.mark.parametrize(
+    ("variable", "before", "backend"),
+    [
+        # A notebook's, whose package may be missing here; and a misspelt one.
+        ("module://matplotlib_inline.backend_inline", "", None),
+        ("TkAggg", "", "agg"),
+        ("svg", "", "svg"),
+        ("svg", "from matplotlib import pyplot; pyplot.switch_backend('pdf')", "pdf"),
+        ("", "", "agg"),
+    ],
+)
+def test_figures_need_no_backend_and_leave_the_users_own(variable, before, backend):
+    """From Python: the command sets the variable itself."""
+    unshown = {name: value for name, value in os.environ.items() if name not in ("DISPLAY", "WAYLAND_DISPLAY")}
+    done = subprocess.run(
+        [sys.executable, "-c", BACKENDS.format(before=before)],
+        env={**unshown, "MPLBACKEND": variable},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert backend is None or done.stdout.split() == [*([variable] if variable else []), backend]

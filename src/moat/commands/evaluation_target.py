@@ -4,6 +4,7 @@ Imports torch: commands import this module once they hold their GPU.
 """
 
 import logging
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from moat.evaluation.scoring import check_fit
 from moat.evaluation.target import EvaluationTarget
 from moat.kernels import for_training
 from moat.models.guard import guarded
-from moat.training.models import load_model
+from moat.training import models
 from moat.training.run_record import identity
 
 log = logging.getLogger(__name__)
@@ -33,10 +34,8 @@ def load(request: TargetRequest, device: torch.device) -> EvaluationTarget:
         ConfigError: a factory that cannot be imported or called.
         DataError: weights or data that are missing, damaged, or do not fit.
     """
-    if isinstance(request.model, FinishedRun):
-        model, described = load_run(request.model, device), request.model.described
-    else:
-        model, described = _load_foreign(request.model, device)
+    model = load_model(request.model, device)
+    described = request.model.described if isinstance(request.model, FinishedRun) else _described(request.model)
     data = datasets.load(request.data, splits=("test",))
     trained_with = request.record.get("data", {}).get("sha256", data.sha256)
     if trained_with != data.sha256:
@@ -59,13 +58,22 @@ def load(request: TargetRequest, device: torch.device) -> EvaluationTarget:
     )
 
 
+def load_model(given: FinishedRun | ForeignModel, device: torch.device) -> nn.Module:
+    """The model alone, in evaluation mode.
+
+    Raises:
+        ConfigError, DataError: as :func:`load`.
+    """
+    return load_run(given, device) if isinstance(given, FinishedRun) else _load_foreign(given, device)
+
+
 def load_run(run: FinishedRun, device: torch.device) -> nn.Module:
     """The model of a finished run, in evaluation mode.
 
     Raises:
         DataError: its weights are missing or damaged.
     """
-    return load_model(run.folder, run.weights, device)
+    return models.load_model(run.folder, run.weights, device)
 
 
 def load_transfer_models(runs: Mapping[str, FinishedRun], device: torch.device) -> dict[str, TransferModel]:
@@ -77,22 +85,43 @@ def load_transfer_models(runs: Mapping[str, FinishedRun], device: torch.device) 
 
 
 # -- a model from elsewhere --------------------------------------------------------
-def _load_foreign(given: ForeignModel, device: torch.device) -> tuple[nn.Module, dict[str, str]]:
-    if not given.weights.is_file():
-        raise DataError(f"{given.weights}: {'a folder, not a file' if given.weights.is_dir() else 'no such file'}")
+def _load_foreign(given: ForeignModel, device: torch.device) -> nn.Module:
+    try:
+        if not given.weights.is_file():
+            raise DataError(f"{given.weights}: {_no_file(given.weights)}")
+        given.weights.open("rb").close()
+    except OSError as error:
+        raise DataError(f"{given.weights}: cannot be read ({error.strerror})") from error
     model = foreign_model.build(given.factory)
     foreign_model.load_weights(model, given.weights)
-    hashes = {"model_sha256": hash_file(given.weights), "code_sha256": foreign_model.code_hash(given.factory)}
-    described = {"model": given.factory, "weights": str(given.weights), **hashes}
     # A factory may build one of moat's own mixtures.
-    return for_training(model.to(device).eval()), described
+    return for_training(model.to(device).eval())
+
+
+def _no_file(path: Path) -> str:
+    if path.is_dir():
+        return "a folder, not a file"
+    if path.exists():
+        return "not a file but a pipe, socket or device; copy its content into a file"
+    if path.is_symlink():
+        return f"a symbolic link (to {os.readlink(path)}) that leads to no file"
+    return "no such file"
+
+
+def _described(given: ForeignModel) -> dict[str, str]:
+    """What identifies a model that has been loaded."""
+    hashes = {"model_sha256": hash_file(given.weights), "code_sha256": foreign_model.code_hash(given.factory)}
+    return {"model": given.factory, "weights": str(given.weights), **hashes}
 
 
 # -- examples ----------------------------------------------------------------------
 def held_out_examples(path: Path, limit: int) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """At most ``limit`` images and labels of the training set that were not trained with; None where there are none."""
-    try:
-        split = datasets.load(path, splits=("val",)).splits["val"]
-    except DataError:
+    """At most ``limit`` images and labels of the training set that were not trained with; None where there are none.
+
+    Raises:
+        DataError: there are some, but the file is damaged.
+    """
+    if "val" not in datasets.load(path, splits=()).metadata["counts"]:
         return None
+    split = datasets.load(path, splits=("val",)).splits["val"]
     return (split.images[:limit], split.labels[:limit]) if len(split.labels) else None

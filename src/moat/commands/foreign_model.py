@@ -16,7 +16,7 @@ import traceback
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import safetensors
 import safetensors.torch
@@ -133,7 +133,7 @@ def _process_as_it_is(name: str) -> Iterator[None]:
         yield
     finally:
         sys.argv, os._exit = arguments, leave
-        sys.stdout, sys.stderr = output
+        sys.stdout, sys.stderr = (_open_again(stream, number) for number, stream in enumerate(output, start=1))
         os.chdir(folder)
         if threading.current_thread() is threading.main_thread():
             for number, handler in handlers.items():
@@ -146,6 +146,16 @@ def _process_as_it_is(name: str) -> Iterator[None]:
         torch.set_default_dtype(dtype)
         if torch.get_default_device() != device:
             torch.set_default_device(device)
+
+
+def _open_again(stream: TextIO | None, number: int) -> TextIO | None:
+    """``stream``; where it was closed, another one to the same file number, which Python leaves open."""
+    if not getattr(stream, "closed", False):
+        return stream
+    try:
+        return open(number, "w", buffering=1, encoding=stream.encoding, errors=stream.errors, closefd=False)
+    except OSError:
+        return open(os.devnull, "w")
 
 
 def _place(error: BaseException) -> str:

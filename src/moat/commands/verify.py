@@ -127,32 +127,35 @@ def run(request: Request) -> None:
     with devices.use(request.device, request.threads) as device:
         # Only now, because these import torch.
         from moat.commands import evaluation_target
+        from moat.commands.fresh_process import FreshProcess
         from moat.evaluation import verify
         from moat.evaluation.evidence import ATTACKS, Budget, Origin
 
         usage = Usage()
-        target = evaluation_target.load(request.target, device)
-        other = request.transfer_from and evaluation_target.load_run(request.transfer_from, device)
-        origin = Origin(
-            model_sha256=target.run["model_sha256"],
-            data_sha256=target.data_sha256,
-            held_out=evaluation_target.held_out_examples(target.data_path, HELD_OUT),
-            **request.training,
-        )
-        started = time.perf_counter()
-        report = verify(
-            target.model,
-            target.x,
-            target.y,
-            eps=request.eps,
-            batch_size=target.batch_size,
-            settings=request.claims,
-            budget=Budget(**request.budget),
-            origin=origin,
-            transfer_from=other,
-            fresh=lambda: evaluation_target.load(request.target, device).model,
-        )
-        seconds = time.perf_counter() - started
+        # Started before the model's code runs here, of which it must know nothing.
+        with FreshProcess(request.target.model, device, request.threads, request.root) as anew:
+            target = evaluation_target.load(request.target, device)
+            other = request.transfer_from and evaluation_target.load_run(request.transfer_from, device)
+            origin = Origin(
+                model_sha256=target.run["model_sha256"],
+                data_sha256=target.data_sha256,
+                held_out=evaluation_target.held_out_examples(target.data_path, HELD_OUT),
+                **request.training,
+            )
+            started = time.perf_counter()
+            report = verify(
+                target.model,
+                target.x,
+                target.y,
+                eps=request.eps,
+                batch_size=target.batch_size,
+                settings=request.claims,
+                budget=Budget(**request.budget),
+                origin=origin,
+                transfer_from=other,
+                fresh=lambda: anew,
+            )
+            seconds = time.perf_counter() - started
     print(report, flush=True)
     attacks = sorted({*ATTACKS, *staleness.attacks_of({"settings": request.claims})})
     content = {

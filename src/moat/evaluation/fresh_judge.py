@@ -13,6 +13,7 @@ import pandas as pd
 import torch
 from torch import nn
 
+from moat.base.errors import DataError, MoatError
 from moat.data.seeding import generator
 from moat.evaluation.scoring import classify
 from moat.models.guard import guarded
@@ -31,7 +32,8 @@ def fresh_copy(model: nn.Module, make: Callable[[], nn.Module] | None = None) ->
     """A model that has answered no query; None where it cannot be had.
 
     Args:
-        make: builds the model anew, which is better than a copy: a copy may share what the model remembers.
+        make: builds the model anew, which is better than a copy: a copy may share what the model remembers. Best is
+            one in another process, as it shares no module with this one.
     """
     if make is not None:
         return guarded(make())
@@ -65,18 +67,28 @@ class FreshJudge:
     Attributes:
         model: never called itself: every batch is judged by a copy of it.
         judged, differing: how many images; ``differing`` by attack.
+        failure: why it could judge no more: the model in a process of its own fails, or gives no answer.
     """
 
     model: nn.Module
     seed: int
     judged: int = 0
     differing: dict[str, int] = field(default_factory=dict)
+    failure: str = ""
 
     def __call__(self, attacked: torch.Tensor, rows: pd.DataFrame) -> None:
-        name = rows["setting"].iloc[0]
-        if not (rows["linf"] > 0).any():
-            # Clean images would tell a model with a memory what to answer later.
+        # Clean images would tell a model with a memory what to answer later.
+        if self.failure or not (rows["linf"] > 0).any():
             return
+        try:
+            self._judge(attacked, rows)
+        except DataError:
+            raise
+        except MoatError as error:
+            self.failure = str(error)
+
+    def _judge(self, attacked: torch.Tensor, rows: pd.DataFrame) -> None:
+        name = rows["setting"].iloc[0]
         judge = fresh_copy(self.model) or self.model
         draw = generator(self.seed, 0, f"fresh judge {name}", batch=int(rows["index"].iloc[0]))
         order = torch.randperm(len(attacked), generator=draw)

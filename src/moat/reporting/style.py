@@ -11,14 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import pandas as pd
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.text import Text
-from matplotlib.ticker import LogFormatter
 
 from moat.base.files import write_bytes, write_text
+from moat.reporting.drawing import Figure, Line2D, LogFormatter, Text, matplotlib
 
 COLUMN_WIDTH, PAGE_WIDTH = 3.5, 7.16
 DPI = 300

@@ -4,6 +4,7 @@ import math
 
 import torch
 
+from moat.base.errors import MoatError
 from moat.data.seeding import generator
 from moat.evaluation.checks.chance import upper_limit
 from moat.evaluation.checks.registry import Finding, check, judged, not_applicable
@@ -66,6 +67,9 @@ def fresh_judge(evidence: Evidence) -> Finding:
     if judge is None:
         return not_applicable("no copy of the model can be made")
     worst_case_correct(evidence)
+    if judge.failure:
+        # A model that answers here must answer there as well.
+        raise MoatError(judge.failure)
     differing = sum(judge.differing.values())
     values, limits = {"differing": differing, "judged": judge.judged}, {"differing": 0}
     worst = max(judge.differing, key=judge.differing.__getitem__, default=None)

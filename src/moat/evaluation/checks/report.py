@@ -120,7 +120,8 @@ def verify(
         origin: what is known of the model's training and data; default: nothing.
         transfer_from: another model, whose adversarial examples are tried on this one.
         fresh: builds the model anew, weights included; what the attacks find is judged again by such a model. A deep
-            copy, made before the first query, if not given.
+            copy, made before the first query, if not given. Either shares with ``model`` what classes and modules
+            remember: ``moat verify`` has it built in another process.
 
     Raises:
         ConfigError, DataError: arguments that :func:`moat.evaluation.evaluate` would refuse.

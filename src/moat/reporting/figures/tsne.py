@@ -10,10 +10,10 @@ Options: none.
 import numpy as np
 import pandas as pd
 import threadpoolctl
-from matplotlib.lines import Line2D
 from sklearn.manifold import TSNE
 
 from moat.config.grid import Figure
+from moat.reporting.drawing import Line2D
 from moat.reporting.figures import Frames, check_options
 from moat.reporting.style import Style
 from moat.reporting.tables import not_run_reason

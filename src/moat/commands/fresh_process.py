@@ -1,0 +1,207 @@
+"""A model built anew in a process of its own, which is given images and nothing else.
+
+A copy in the same process shares what the model keeps in its module or class: answers to earlier queries, say. The
+process is started before the model is first loaded, and builds it when it is first asked. What a model keeps on disk is
+out of reach.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from torch import nn
+
+from moat.base import plugins
+from moat.base.errors import MoatError
+from moat.commands import evaluation_target
+from moat.commands.options import FinishedRun, ForeignModel
+from moat.evaluation.fresh_judge import fresh_copy
+from moat.evaluation.scoring import classify, images
+from moat.machine import devices
+from moat.models.guard import guarded, in_one_line
+from moat.pipeline.warm.server import die_with_parent
+from moat.training.run_record import read_run
+
+# How long an answer may take; the first one includes the imports and the loading of the model.
+SECONDS = 600
+# What begins a question: to a copy that has seen nothing, or to the one that answered the last question.
+_ANEW, _AGAIN = b"N", b"A"
+# What begins an answer.
+_LOGITS, _FAILED = b"L", b"F"
+_LENGTH = struct.Struct(">Q")
+_WHAT = "the model, built anew in a process of its own,"
+# -P and the caller's own search path: a file in the working directory must not take the place of Python's modules.
+_PROGRAM = (
+    "import json, sys; given = json.loads(sys.argv.pop()); sys.path[:] = given.pop('path'); "
+    "from moat.commands.fresh_process import main; main(**given)"
+)
+
+
+# -- where the model is asked ------------------------------------------------------
+class FreshProcess(nn.Module):
+    """Images to logits, by the model in the process; a context, at whose end the process ends.
+
+    A deep copy of this is the same process, in which another copy of the model answers: one that has seen nothing.
+
+    Args:
+        given: the model to build.
+        device: where; the CPU instead if the GPU takes no second process.
+        threads: of the process, which computes only while this one waits.
+        root: the project's folder.
+        seconds: how long an answer may take.
+
+    Raises (when called):
+        MoatError: the process could not be started, has ended, or gives no answer in time; or the model there fails.
+    """
+
+    def __init__(
+        self,
+        given: FinishedRun | ForeignModel,
+        device: torch.device,
+        threads: int,
+        root: Path,
+        seconds: float = SECONDS,
+    ):
+        super().__init__()
+        if isinstance(given, FinishedRun):
+            model = {"run": str(given.folder), "weights": given.weights}
+        else:
+            model = {"factory": given.factory, "weights": str(given.weights)}
+        told = {"model": model, "device": str(device), "threads": threads, "root": str(root)}
+        told["path"] = [each for each in sys.path if isinstance(each, str)]
+        self._seconds, self._anew = seconds, True
+        self._process: subprocess.Popen | None = None
+        self._failure, self._socket = "", None
+        try:
+            self._socket, other = socket.socketpair()
+            with other:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-P", "-c", _PROGRAM, json.dumps(told)],
+                    stdin=other,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                )
+            self._socket.settimeout(seconds)
+        except OSError as error:
+            self._failure = f"no process can be started in which the model is built anew ({error})"
+
+    def __enter__(self) -> "FreshProcess":
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self._socket is not None:
+            self._socket.close()
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+
+    def __deepcopy__(self, memo) -> "FreshProcess":
+        self._anew = True
+        return self
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self._failure:
+            raise MoatError(self._failure)
+        try:
+            question = safetensors.torch.save({"x": x.detach().cpu().contiguous()})
+            _send(self._socket, (_ANEW if self._anew else _AGAIN) + question)
+            answer = _receive(self._socket)
+            if answer[:1] == _LOGITS:
+                self._anew = False
+                return safetensors.torch.load(answer[1:])["logits"].to(x.device)
+            self._failure = f"{_WHAT} fails: {answer[1:].decode(errors='replace')}"
+        except TimeoutError:
+            self._failure = f"{_WHAT} gave no answer within {self._seconds:g} s"
+        except (OSError, EOFError):
+            self._failure = f"{_WHAT} ended it{self._end()}"
+        except (safetensors.SafetensorError, LookupError):
+            self._failure = f"{_WHAT} gave an answer that is none"
+        raise MoatError(self._failure)
+
+    def _end(self) -> str:
+        """`` (exit code 3)``, `` (signal SIGSEGV)``; "" where it has only closed its end."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            code = self._process.wait(10)
+            return f" (exit code {code})" if code >= 0 else f" (signal {signal.Signals(-code).name})"
+        return ""
+
+
+# -- the process -------------------------------------------------------------------
+def main(model: dict[str, str], device: str, threads: int, root: str) -> None:
+    """Answer the questions that come through stdin's socket until it is closed."""
+    die_with_parent()
+    # Ctrl-C is for the command, which ends this process.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    sys.argv = ["moat"]
+    with socket.socket(fileno=os.dup(0)) as asked, open(os.devnull, "rb") as nothing:
+        os.dup2(nothing.fileno(), 0)
+        built = answering = None
+        with contextlib.suppress(EOFError, ConnectionError):
+            while True:
+                question = _receive(asked)
+                try:
+                    if built is None:
+                        plugins.use_project(root)
+                        on = _usable(devices.select(device, threads))
+                        built = _build(model, on)
+                    if question[:1] == _ANEW:
+                        answering = fresh_copy(built) or built
+                    x = images(safetensors.torch.load(question[1:])["x"], on)
+                    logits = classify(answering, x).cpu().contiguous()
+                    answer = _LOGITS + safetensors.torch.save({"logits": logits})
+                except MoatError as error:
+                    answer = _FAILED + str(error).encode()
+                except Exception as error:
+                    answer = _FAILED + in_one_line(error).encode()
+                _send(asked, answer)
+
+
+def _build(model: dict[str, str], device: torch.device) -> nn.Module:
+    if "run" in model:
+        folder = Path(model["run"])
+        given: FinishedRun | ForeignModel = FinishedRun(folder, model["weights"], read_run(folder))
+    else:
+        given = ForeignModel(model["factory"], Path(model["weights"]))
+    return guarded(evaluation_target.load_model(given, device), given.option)
+
+
+def _usable(device: torch.device) -> torch.device:
+    """``device``, or the CPU where a GPU is another process's alone: its compute mode may say so."""
+    try:
+        torch.zeros(1, device=device)
+    except RuntimeError:
+        return torch.device("cpu")
+    return device
+
+
+# -- what goes to and fro ----------------------------------------------------------
+def _send(to: socket.socket, content: bytes) -> None:
+    to.sendall(_LENGTH.pack(len(content)) + content)
+
+
+def _receive(connection: socket.socket) -> bytes:
+    """The next message.
+
+    Raises:
+        EOFError: there is none. OSError: the connection is broken, or, as TimeoutError, silent for too long.
+    """
+    (length,) = _LENGTH.unpack(_exactly(connection, _LENGTH.size))
+    return _exactly(connection, length)
+
+
+def _exactly(connection: socket.socket, length: int) -> bytes:
+    content = bytearray()
+    while len(content) < length:
+        more = connection.recv(min(length - len(content), 2**20))
+        if not more:
+            raise EOFError
+        content += more
+    return bytes(content)
