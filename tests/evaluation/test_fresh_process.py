@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from moat.base.errors import MoatError
-from moat.commands import foreign_model
+from moat.commands import foreign_model, fresh_process
 from moat.commands.fresh_process import FreshProcess
 from moat.commands.options import FinishedRun, ForeignModel
 from moat.evaluation.fresh_judge import fresh_copy
@@ -172,6 +172,26 @@ def test_a_file_in_the_working_directory_takes_no_modules_place(asked, tmp_path,
     sys.path.remove(str(tmp_path))
     with asked("Net") as anew:
         assert anew(X).shape == (5, 3)
+
+
+@pytest.mark.parametrize("moment", ["build", "classify"])
+def test_without_memory_on_its_device_it_answers_on_the_cpu(asked, tmp_path, monkeypatch, moment):
+    """The meta device stands for a GPU that another process has filled."""
+    home, name = {
+        "build": (fresh_process.evaluation_target, "load_model"),
+        "classify": (fresh_process, "classify"),
+    }[moment]
+    original = getattr(home, name)
+
+    def full(model, where):
+        if "meta" in (str(where), str(getattr(where, "device", ""))):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return original(model, where)
+
+    monkeypatch.setattr(home, name, full)
+    given = {"factory": "judged_nets:Net", "weights": str(tmp_path / "net.safetensors")}
+    answers = fresh_process.Answers(given, torch.device("meta"))
+    assert answers(X, anew=False).shape == (5, 3) and answers.device == CPU
 
 
 def test_a_finished_run(project, monkeypatch, digits):

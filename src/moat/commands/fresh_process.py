@@ -53,7 +53,7 @@ class FreshProcess(nn.Module):
 
     Args:
         given: the model to build.
-        device: where; the CPU instead if the GPU takes no second process.
+        device: where; see :class:`Answers`.
         threads: of the process, which computes only while this one waits.
         root: the project's folder.
         seconds: how long an answer may take.
@@ -141,21 +141,18 @@ def main(model: dict[str, str], device: str, threads: int, root: str) -> None:
     # Ctrl-C is for the command, which ends this process.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     sys.argv = ["moat"]
+    answers: Answers | None = None
     with socket.socket(fileno=os.dup(0)) as asked, open(os.devnull, "rb") as nothing:
         os.dup2(nothing.fileno(), 0)
-        built = answering = None
         with contextlib.suppress(EOFError, ConnectionError):
             while True:
                 question = _receive(asked)
                 try:
-                    if built is None:
+                    if answers is None:
                         plugins.use_project(root)
-                        on = _usable(devices.select(device, threads))
-                        built = _build(model, on)
-                    if question[:1] == _ANEW:
-                        answering = fresh_copy(built) or built
-                    x = images(safetensors.torch.load(question[1:])["x"], on)
-                    logits = classify(answering, x).cpu().contiguous()
+                        answers = Answers(model, devices.select(device, threads))
+                    x = safetensors.torch.load(question[1:])["x"]
+                    logits = answers(x, anew=question[:1] == _ANEW).contiguous()
                     answer = _LOGITS + safetensors.torch.save({"logits": logits})
                 except MoatError as error:
                     answer = _FAILED + str(error).encode()
@@ -164,22 +161,42 @@ def main(model: dict[str, str], device: str, threads: int, root: str) -> None:
                 _send(asked, answer)
 
 
-def _build(model: dict[str, str], device: torch.device) -> nn.Module:
-    if "run" in model:
-        folder = Path(model["run"])
-        given: FinishedRun | ForeignModel = FinishedRun(folder, model["weights"], read_run(folder))
-    else:
-        given = ForeignModel(model["factory"], Path(model["weights"]))
-    return guarded(evaluation_target.load_model(given, device), given.option)
+class Answers:
+    """Logits on the CPU for images, by copies of a model that is built on ``device``.
 
+    On the CPU instead where the GPU is another process's alone, as its compute mode may say, or has no memory left:
+    torch keeps what the attacks have freed for the process that runs them.
+    """
 
-def _usable(device: torch.device) -> torch.device:
-    """``device``, or the CPU where a GPU is another process's alone: its compute mode may say so."""
-    try:
-        torch.zeros(1, device=device)
-    except RuntimeError:
-        return torch.device("cpu")
-    return device
+    def __init__(self, model: dict[str, str], device: torch.device):
+        self.model = model
+        try:
+            torch.zeros(1, device=device)
+            self._build(device)
+        except RuntimeError:
+            if device.type == "cpu":
+                raise
+            self._build(torch.device("cpu"))
+
+    def _build(self, device: torch.device) -> None:
+        if "run" in self.model:
+            folder = Path(self.model["run"])
+            given: FinishedRun | ForeignModel = FinishedRun(folder, self.model["weights"], read_run(folder))
+        else:
+            given = ForeignModel(self.model["factory"], Path(self.model["weights"]))
+        self.device = device
+        self.built = self.answering = guarded(evaluation_target.load_model(given, device), given.option)
+
+    def __call__(self, x: torch.Tensor, *, anew: bool) -> torch.Tensor:
+        try:
+            if anew:
+                self.answering = fresh_copy(self.built) or self.built
+            return classify(self.answering, images(x, self.device)).cpu()
+        except torch.OutOfMemoryError:
+            if self.device.type == "cpu":
+                raise
+            self._build(torch.device("cpu"))
+            return self(x, anew=True)
 
 
 # -- what goes to and fro ----------------------------------------------------------
