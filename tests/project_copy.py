@@ -1,7 +1,11 @@
 """A copy of the project, to be changed by a test: the configuration, its schemas, and the user's plug-ins if any."""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 ROOT = Path(__file__).parents[1]
 PARTS = ("config", "workflow/schemas", "plugins")
@@ -14,3 +18,10 @@ def copy_project(folder: Path, *, of: Path = ROOT) -> Path:
             ignored = shutil.ignore_patterns("calibration", "__pycache__")
             shutil.copytree(of / part, folder / part, ignore=ignored, dirs_exist_ok=True)
     return folder
+
+
+def edit_yaml(path: Path, change: Callable[[Any], object]) -> None:
+    """Change a YAML file's content in place."""
+    content = yaml.safe_load(path.read_text())
+    change(content)
+    path.write_text(yaml.safe_dump(content, sort_keys=False))

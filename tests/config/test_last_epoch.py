@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import pytest
-import yaml
 
 from moat.base import plugins
 from moat.base.errors import ConfigError
@@ -12,7 +11,7 @@ from moat.config.grid import Run, build_grid
 from moat.config.project import Project
 from moat.config.transfer import transfer_runs
 from moat.reporting import claims
-from project_copy import copy_project
+from project_copy import copy_project, edit_yaml
 
 ROOT = Path(__file__).parents[2]
 PAPERS = ["dramoe", "dwf", "mocse", "hybrid"]
@@ -120,15 +119,10 @@ def expand(tmp_path):
     """The grid of a study, in a copy of the project in which scale and study are changed."""
     copy_project(tmp_path)
 
-    def change(file, by):
-        path = tmp_path / "config" / file
-        content = yaml.safe_load(path.read_text())
-        by(content)
-        path.write_text(yaml.safe_dump(content, sort_keys=False))
-
     def grid(study, *, last_epoch=None, scale="quickstart", by=lambda tables: None):
-        change(f"scales/{scale}.yaml", lambda content: content.update(last_epoch=last_epoch))
-        change(f"studies/{study}.yaml", lambda content: by(content["tables"]))
+        config = tmp_path / "config"
+        edit_yaml(config / f"scales/{scale}.yaml", lambda content: content.update(last_epoch=last_epoch))
+        edit_yaml(config / f"studies/{study}.yaml", lambda content: by(content["tables"]))
         return build_grid(Project(tmp_path), scale, [study])
 
     return grid

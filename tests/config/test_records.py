@@ -4,7 +4,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import yaml
 
 from moat.base.files import hash_file, read_json, write_json
 from moat.config import paths, recipes
@@ -13,7 +12,7 @@ from moat.config.project import Project
 from moat.config.records import Records
 from moat.planning.status import plan
 from moat.provenance.staleness import describe
-from project_copy import copy_project
+from project_copy import copy_project, edit_yaml
 
 ROOT = Path(__file__).parents[2]
 SCALE = "quickstart"
@@ -80,10 +79,7 @@ def add(project: Project, run: Run, content: dict) -> None:
 
 
 def edit(project: Project, file: str, change) -> None:
-    path = project.root / file
-    content = yaml.safe_load(path.read_text())
-    change(content)
-    path.write_text(yaml.safe_dump(content))
+    edit_yaml(project.root / file, change)
 
 
 def both(*names: str) -> dict[str, list[str]]:

@@ -5,7 +5,6 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-import yaml
 
 from moat.base import plugins
 from moat.base.errors import ConfigError
@@ -15,7 +14,7 @@ from moat.models.nets.normalize import STATISTICS
 from moat.reporting import claims, measures
 from moat.reporting.results import Results
 from moat.reporting.tables import measure_cell
-from project_copy import copy_project
+from project_copy import copy_project, edit_yaml
 
 ROOT = Path(__file__).parents[2]
 STUDIES = ["unified", "dramoe", "dwf", "mocse", "hybrid"]
@@ -365,10 +364,7 @@ def study(tmp_path):
     copy_project(tmp_path)
 
     def expand(name, change):
-        path = tmp_path / "config/studies" / f"{name}.yaml"
-        content = yaml.safe_load(path.read_text())
-        change(content["tables"])
-        path.write_text(yaml.safe_dump(content, sort_keys=False))
+        edit_yaml(tmp_path / "config/studies" / f"{name}.yaml", lambda content: change(content["tables"]))
         return build_grid(Project(tmp_path), "paper", [name])
 
     return expand

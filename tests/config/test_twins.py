@@ -3,12 +3,11 @@
 from pathlib import Path
 
 import pytest
-import yaml
 
 from moat.base.errors import ConfigError
 from moat.config.grid import build_grid
 from moat.config.project import Project
-from project_copy import copy_project
+from project_copy import copy_project, edit_yaml
 
 ROOT = Path(__file__).parents[2]
 PROJECT = Project(ROOT)
@@ -38,10 +37,7 @@ def edited(tmp_path):
     copy_project(tmp_path)
 
     def edit(file, change):
-        path = tmp_path / "config" / file
-        content = yaml.safe_load(path.read_text())
-        change(content)
-        path.write_text(yaml.safe_dump(content, sort_keys=False))
+        edit_yaml(tmp_path / "config" / file, change)
         return Project(tmp_path)
 
     return edit

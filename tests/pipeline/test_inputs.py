@@ -6,14 +6,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import yaml
 
 from moat.base.errors import ConfigError
 from moat.base.files import write_json
 from moat.config.grid import Run
 from moat.config.project import Project
 from moat.pipeline.inputs import Inputs, inputs_of, one_of
-from project_copy import copy_project
+from project_copy import copy_project, edit_yaml
 
 ROOT = Path(__file__).parents[2]
 CONFIG = {"scale": "quickstart", "studies": ["unified", "dramoe", "dwf"], "refresh": "never"}
@@ -193,9 +192,7 @@ def test_a_digest_changes_with_what_decides_its_result(own, file, change, change
         return {name: getattr(inputs, f"{name}_digest")(asked) for name in names}
 
     before = digests()
-    content = yaml.safe_load((own.root / file).read_text())
-    change(content)
-    (own.root / file).write_text(yaml.safe_dump(content))
+    edit_yaml(own.root / file, change)
     after = digests()
     assert {name for name in before if before[name] != after[name]} == changed
 

@@ -8,9 +8,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import safetensors.numpy
-import yaml
 
-from project_copy import copy_project
+from project_copy import copy_project, edit_yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 CLASSES = 10
@@ -42,12 +41,6 @@ def make_project(folder: Path) -> Path:
     few = {"dataset": ["digits"], "arch": ["resnet18"], "method": ["standard", "pgd-at", "trades"]}
     edit_yaml(folder / "config/scales/quickstart.yaml", lambda content: content.update(include=few))
     return folder
-
-
-def edit_yaml(path: Path, change) -> None:
-    content = yaml.safe_load(path.read_text())
-    change(content)
-    path.write_text(yaml.safe_dump(content, sort_keys=False))
 
 
 def rows(suite: str, rates: dict[str, float], n: int, seed: int) -> pd.DataFrame:

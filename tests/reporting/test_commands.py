@@ -9,12 +9,13 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
-from reporting_tree import Tree, edit_yaml, make_project
+from reporting_tree import Tree, make_project
 
 from moat.base.errors import ConfigError
 from moat.commands.cli import main
 from moat.provenance.staleness import hash_parts, stale
 from moat.reporting import figures
+from project_copy import edit_yaml
 
 
 def files(tree: Tree) -> dict[str, str]:

@@ -11,13 +11,13 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.text import Text
-from reporting_tree import edit_yaml
 
 from moat.base.plugins import figure_kinds
 from moat.config.grid import build_grid
 from moat.config.project import Project
 from moat.reporting import figures, labels, style
 from moat.reporting.figures import routing
+from project_copy import edit_yaml
 
 DATA = {"axis": "dataset", "points": [{"label": "CIFAR-10", "dataset": "cifar10"}]}
 NET = {"axis": "arch", "points": [{"label": "ResNet-18", "arch": "resnet18"}]}

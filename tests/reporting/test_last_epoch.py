@@ -3,7 +3,9 @@
 import re
 
 import pytest
-from reporting_tree import cells, edit_yaml, rows
+from reporting_tree import cells, rows
+
+from project_copy import edit_yaml
 
 RUN = "digits/resnet18/pgd-at/seed0"
 BEST = {"clean": 0.8, "fgsm": 0.6, "pgd10": 0.5}

@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
-from reporting_tree import SUITES, Tree, edit_yaml
+from reporting_tree import SUITES, Tree
 
 from moat.base.errors import ConfigError
 from moat.config.grid import Run, build_grid
@@ -13,6 +13,7 @@ from moat.reporting.intervals import summarise_means
 from moat.reporting.metrics import collect
 from moat.reporting.results import Results
 from moat.reporting.tables import table_frame
+from project_copy import edit_yaml
 
 POINTS = [
     {"label": "fog", "settings": ["fog-*"], "aggregate": "mean"},
