@@ -36,6 +36,12 @@ class Interrupted(MoatError):
     exit_code = 75
 
 
+def kind_of(value: object) -> str:
+    """The type of a value as messages say it: ``a tuple``, ``an int``."""
+    kind = type(value).__name__
+    return f"{'an' if kind[0] in 'aeiouAEIOU' else 'a'} {kind}"
+
+
 def unknown_name(name: object, allowed: Iterable[str], *, what: str) -> str:
     """The error message for an unknown ``what``: the name, the closest match, and every allowed name."""
     allowed = sorted(allowed)

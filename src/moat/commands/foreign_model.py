@@ -24,7 +24,7 @@ import torch
 from torch import nn
 
 from moat.base import torchvision_ops
-from moat.base.errors import ConfigError, DataError, MoatError
+from moat.base.errors import ConfigError, DataError, MoatError, kind_of
 from moat.base.signals import Stopped
 from moat.models.guard import in_one_line
 
@@ -69,7 +69,7 @@ def build(factory: str) -> nn.Module:
     made = getattr(module, attribute)
     if not isinstance(made, nn.Module):
         if not callable(made):
-            raise ConfigError(f"{option}: is {_a(made)}; a function that returns a torch.nn.Module is needed")
+            raise ConfigError(f"{option}: is {kind_of(made)}; a function that returns a torch.nn.Module is needed")
         made = _run(made, f"{option}: the factory fails", name)
     if not isinstance(made, nn.Module):
         raise ConfigError(f"{option}: returned {type(made).__name__}; a torch.nn.Module is needed")
@@ -180,7 +180,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
     state = _read(path)
     where = f"{path}: these weights cannot be loaded"
     if not isinstance(state, Mapping):
-        raise DataError(f"{where}: the file holds {_a(state)}; model.state_dict() is needed")
+        raise DataError(f"{where}: the file holds {kind_of(state)}; model.state_dict() is needed")
     if not state or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise DataError(f"{where}: {_no_state_dict(state)}")
     own = model.state_dict()
@@ -299,8 +299,3 @@ def _fit(own: Mapping[str, Any], names: Sequence[str]) -> bool:
 def _some(names: Any) -> str:
     names = [str(name) for name in names]
     return ", ".join(names[:LISTED]) + (", …" if len(names) > LISTED else "")
-
-
-def _a(value: object) -> str:
-    kind = type(value).__name__
-    return f"{'an' if kind[0] in 'aeiouAEIOU' else 'a'} {kind}"

@@ -98,12 +98,16 @@ def in_json_schema(allowed: Mapping[str, Any], types: Mapping[str, Any], where: 
     for word in allowed:
         if word not in _WORDS:
             raise ConfigError(f"{where}: {unknown_name(word, _WORDS, what='word')}")
-    named = types.get(allowed["type"], {}) if isinstance(allowed.get("type"), str) else {}
+    kind = allowed.get("type")
+    named = types.get(kind, {}) if isinstance(kind, str) else {}
     result = {key: value for key, value in allowed.items() if key not in ("default", "required", "follows")}
     if named:
         result = {**copy.deepcopy(named), **{key: value for key, value in result.items() if key != "type"}}
         if "description" in named and "description" in allowed:
             result["description"] = f"{named['description']} ({allowed['description']})"
+    if isinstance(kind, list) and types.keys() & set(kind):
+        del result["type"]
+        result["anyOf"] = [types.get(name, {"type": name}) for name in kind]
     if "items" in allowed:
         result["items"] = in_json_schema(allowed["items"], types, where)
     if "properties" in allowed:

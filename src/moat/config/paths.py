@@ -6,6 +6,8 @@ TABLE_SUFFIXES = ("csv", "md", "tex")
 FIGURE_SUFFIXES = ("png", "pdf", "csv")
 #: The files of a run's weights, and what follows the name of a run in the paths of what is measured on them.
 WEIGHTS = {"best": "model.safetensors", "last": "last.safetensors"}
+#: The keys of their sha256 in run.json.
+SHA256 = {"best": "model_sha256", "last": "last_sha256"}
 _ENDINGS = {"best": "", "last": "-last"}
 
 

@@ -15,9 +15,6 @@ from moat.config.project import Project
 from moat.provenance import staleness
 from moat.provenance.staleness import BUDGET, DATA, INITIAL_RUN, MODEL, PROBE, RECIPE, RUN, SUITE
 
-# Of the weights, in run.json.
-_SHA256 = {"best": "model_sha256", "last": "last_sha256"}
-
 
 def locate(root: str | Path, path) -> Path:
     """A path of :mod:`moat.config.paths` (below ``results/``) below the folder ``root`` instead."""
@@ -165,7 +162,7 @@ class Records:
 
     def is_other_model(self, run: Run, then: Mapping[str, Any] | None) -> bool:
         """Whether a run has other weights now than those whose ``model_sha256`` was recorded."""
-        then, now = (then or {}).get("model_sha256"), (self.run(run) or {}).get(_SHA256[run.weights])
+        then, now = (then or {}).get("model_sha256"), (self.run(run) or {}).get(paths.SHA256[run.weights])
         return None not in (then, now) and then != now
 
     # -- today's configuration ----------------------------------------------

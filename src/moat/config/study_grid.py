@@ -96,10 +96,10 @@ class Expander:
     def _is_included(self, line: Points) -> bool:
         """Whether the scale has the data sets, nets and methods that a row or column names."""
         for _, point in line:
-            for kind, included in self.included.items():
+            for kind in self.names:
                 name = self.scale.get("substitute", {}).get(kind, {}).get(point.get(kind), point.get(kind))
                 name = self.simplest(name) if kind == "method" and name else name
-                if name and name not in included:
+                if name and not self._has(kind, name):
                     return False
         return True
 

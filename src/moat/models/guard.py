@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from moat.base.errors import DataError, MoatError
+from moat.base.errors import DataError, MoatError, kind_of
 from moat.base.signals import Stopped
 from moat.models.moe.views import View
 from moat.models.outputs import with_gradient
@@ -152,8 +152,7 @@ def _described(value: object) -> str:
         return "None"
     if isinstance(value, torch.Tensor):
         return f"a tensor of layout {value.layout}"
-    kind = type(value).__name__
-    return f"{'an' if kind[0] in 'aeiouAEIOU' else 'a'} {kind}"
+    return kind_of(value)
 
 
 def _package(module: nn.Module) -> str:

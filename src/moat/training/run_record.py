@@ -13,8 +13,7 @@ REQUIRED = (
     "last_sha256",
 )  # fmt: skip
 # The weights of the best epoch by validation accuracy, and of the last epoch: files, and keys of their hashes.
-WEIGHTS = paths.WEIGHTS
-SHA256 = {"best": "model_sha256", "last": "last_sha256"}
+WEIGHTS, SHA256 = paths.WEIGHTS, paths.SHA256
 
 
 def read_run(folder: str | Path) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import torch
 from moat.attacks.parts.steps import frozen
 from moat.base.errors import ConfigError
 from moat.config import schema
+from moat.config.method_schema import in_json_schema
 from moat.models.guard import guarded
 
 Parameters = Mapping[str, Mapping[str, Any]]
@@ -79,22 +80,7 @@ def check_parameters(parameters: Parameters, **values: Any) -> None:
 # An attack is called for every batch.
 @functools.cache
 def _validator(declaration: str):
-    return schema.validator(_in_json_schema(json.loads(declaration)))
-
-
-def _in_json_schema(allowed: Mapping[str, Any]) -> dict[str, Any]:
-    """A declaration in the words of JSON Schema alone, moat's own types written out."""
-    found = {key: value for key, value in allowed.items() if key not in (*_NO_LIMITS, "type")}
-    if types := _types(allowed):
-        found["anyOf"] = [_OWN_TYPES.get(name, {"type": name}) for name in types]
-    if "items" in allowed:
-        found["items"] = _in_json_schema(allowed["items"])
-    if "properties" in allowed:
-        inside = allowed["properties"]
-        found["properties"] = {key: _in_json_schema(each) for key, each in inside.items()}
-        found["required"] = [key for key, each in inside.items() if each.get("required", True)]
-        found["additionalProperties"] = False
-    return found
+    return schema.validator(in_json_schema(json.loads(declaration), _OWN_TYPES, where="PARAMETERS"))
 
 
 def _types(allowed: Mapping[str, Any]) -> list[str]:
