@@ -5,6 +5,7 @@ import re
 import pytest
 from reporting_tree import cells, rows
 
+from moat.config.grid_types import Cell, measure_of
 from project_copy import edit_yaml
 
 RUN = "digits/resnet18/pgd-at/seed0"
@@ -50,6 +51,24 @@ def test_a_row_shows_the_last_epoch_with_its_own_checks(project, overfitted, moa
     assert "PGD-AT (last epoch)" in text and "instead of those of the best epoch" in text
     numbers = (overfitted.base / "metrics.json").read_text()
     assert '"seed0-last"' in numbers
+
+
+def test_the_figure_of_all_published_numbers_is_drawn_beside_it(project, overfitted, moat):
+    figure = {"title": "Published", "caption": "Published.", "kind": "paper_vs_measured"}
+    edit_yaml(project / "config/studies/unified.yaml", lambda study: study["figures"].update(published=figure))
+    asked(project, True)
+    assert moat("tabulate") == moat("tabulate", "--cells") == moat("draw") == 0
+    assert (overfitted.base / "figures/unified-published.png").exists()
+
+
+@pytest.mark.parametrize("weights", ["best", "last"])
+@pytest.mark.parametrize("aggregate", ["worst", "mean"])
+@pytest.mark.parametrize("measure", ["accuracy", "robustness_gap", "parameters"])
+def test_a_metric_names_its_measure(measure, aggregate, weights):
+    place = dict.fromkeys(("study", "table", "row", "column", "dataset", "arch", "method", "suite", "protocol"), "")
+    what = {"measure": measure, "aggregate": aggregate, "weights": weights, "settings": ("fog-1",)}
+    cell = Cell(**place, seeds=(0,), **what)
+    assert measure_of(cell.metric) == measure
 
 
 def test_the_page_shows_both_rows_and_lists_both_evaluations_and_checks(project, overfitted, moat):

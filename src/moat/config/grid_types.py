@@ -7,6 +7,9 @@ from typing import Any
 
 from moat.config.cell_spec import CORRECT
 
+# What a cell's metric adds to the name of its measure.
+_LAST_EPOCH, _MEAN = "last_epoch_", "mean_"
+
 
 @dataclass(frozen=True, order=True)
 class Run:
@@ -120,8 +123,8 @@ class Cell:
     @property
     def metric(self) -> str:
         """What the number is, e.g. ``accuracy(pgd10)``, ``last_epoch_mean_accuracy(fog-?)`` or ``parameters``."""
-        name = f"mean_{self.measure}" if self.aggregate == "mean" else self.measure
-        name = f"last_epoch_{name}" if self.weights == "last" else name
+        name = f"{_MEAN}{self.measure}" if self.aggregate == "mean" else self.measure
+        name = f"{_LAST_EPOCH}{name}" if self.weights == "last" else name
         about = self.code_property or self.probe or "+".join(self.patterns or self.settings)
         return f"{name}({about})" if about else name
 
@@ -129,6 +132,11 @@ class Cell:
         """The cell, then the same under alternative protocols."""
         yield self
         yield from self.alternatives
+
+
+def measure_of(metric: str) -> str:
+    """The measure of a :attr:`Cell.metric`."""
+    return metric.partition("(")[0].removeprefix(_LAST_EPOCH).removeprefix(_MEAN)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import pandas as pd
 from moat.config import paths
 from moat.config.cell_spec import CORRECT
 from moat.config.grid import Figure
+from moat.config.grid_types import measure_of
 from moat.reporting import measures
 from moat.reporting.figures import Frames, check_options
 from moat.reporting.style import Style
@@ -46,5 +47,4 @@ def draw(figure: Figure, frames: Frames, style: Style):
 
 def _is_percentage(metric: str) -> bool:
     """Whether a metric such as ``mean_accuracy(fog-?)`` is in percent or points."""
-    name = metric.partition("(")[0].removeprefix("mean_")
-    return measures.get(name).unit in ("%", "points")
+    return measures.get(measure_of(metric)).unit in ("%", "points")
