@@ -1,6 +1,7 @@
 """Jobs done by forks of a warm process: they end, print and die as commands do that do their work themselves."""
 
 import os
+import resource
 import shutil
 import signal
 import socket
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import venv
 from pathlib import Path
 
 import pytest
@@ -61,10 +63,10 @@ def wait_for(condition, seconds: float = 60) -> None:
         time.sleep(0.02)
 
 
-def start(path: Path, job: str, command: str = "train", **options) -> subprocess.Popen:
+def start(path: Path, job: str, command: str = "train", *, python: str | Path = sys.executable, **options):
     environment = {**os.environ, "PYTHONPATH": str(PYTHON_PATH), VARIABLE: str(path), **options.pop("environment", {})}
     streams = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    call = [sys.executable, "-c", COMMAND, command, job]
+    call = [python, "-c", COMMAND, command, job]
     return subprocess.Popen(call, env=environment, text=True, **{**streams, **options})
 
 
@@ -176,6 +178,40 @@ def test_a_server_of_older_sources_takes_no_jobs(tmp_path):
     finally:
         process.kill()
         process.wait()
+
+
+def of_another_checkout(folder):
+    shutil.copytree(PYTHON_PATH / "moat", folder / "moat", ignore=shutil.ignore_patterns("__pycache__"))
+    return {"environment": {"PYTHONPATH": str(folder)}}
+
+
+def of_another_interpreter(folder):
+    venv.create(folder, symlinks=True)
+    return {"python": folder / "bin/python"}
+
+
+def with_another_library(folder):
+    (folder / "site-packages/torch-0.0.1.dist-info").mkdir(parents=True)
+    return {"environment": {"PYTHONPATH": f"{PYTHON_PATH}:{folder / 'site-packages'}"}}
+
+
+def with_less_memory(folder):
+    return {"preexec_fn": lambda: resource.setrlimit(resource.RLIMIT_AS, (2**33, resource.RLIM_INFINITY))}
+
+
+def of_lower_priority(folder):
+    return {"preexec_fn": lambda: os.nice(1)}
+
+
+@pytest.mark.parametrize(
+    "command",
+    [of_another_checkout, of_another_interpreter, with_another_library, with_less_memory, of_lower_priority],
+)
+def test_a_command_that_a_fork_would_not_be_like_does_its_work_itself(server, tmp_path, command):
+    done = start(server.path, "print('warm')", **command(tmp_path / "other"))
+    assert done.communicate(timeout=60) == ("", "cold\n")
+    # The server goes on with those that it is like.
+    assert start(server.path, "print('warm')").communicate(timeout=60) == ("warm\n", "")
 
 
 @pytest.mark.parametrize("length", [60, 120, 250])

@@ -3,8 +3,10 @@
 import contextlib
 import json
 import os
+import resource
 import signal
 import socket
+import sys
 from collections.abc import Sequence
 
 from moat.pipeline.warm import COMMANDS, VARIABLE
@@ -45,6 +47,7 @@ def run_warm(argv: Sequence[str]) -> int | None:
 def _ask(connection: socket.socket, argv: Sequence[str]) -> bool:
     """Hand over the job; whether the server took it."""
     job = {"argv": list(argv), "folder": os.getcwd(), "environment": dict(os.environ), "umask": _umask()}
+    job["surroundings"] = surroundings()
     content = json.dumps(job).encode()
     try:
         socket.send_fds(connection, [len(content).to_bytes(8, "big")], [0, 1, 2])
@@ -52,6 +55,50 @@ def _ask(connection: socket.socket, argv: Sequence[str]) -> bool:
         return connection.recv(1) == ACCEPTED
     except OSError:
         return False
+
+
+def surroundings() -> dict[str, object]:
+    """What a fork takes from the warm process and not from its command: where it differs, the job is not handed over.
+
+    The files of the package, the interpreter, the installed libraries with their versions, the process's limits, and
+    the file system that it sees, which in a container is another one.
+    """
+    folders = [folder for folder in sys.path if folder.endswith(("site-packages", "dist-packages"))]
+    # The names of these folders have the versions: nothing is imported for them.
+    installed = {name for folder in folders for name in _listed(folder) if name.endswith((".dist-info", ".egg-info"))}
+    kinds = sorted(name for name in dir(resource) if name.startswith("RLIMIT_"))
+    return {
+        "package": os.path.realpath(__file__),
+        "interpreter": [sys.prefix, sys.version],
+        "libraries": sorted(installed),
+        "limits": {name: list(resource.getrlimit(getattr(resource, name))) for name in kinds},
+        "niceness": os.nice(0),
+        "processors": sorted(os.sched_getaffinity(0)),
+        "namespace": _link("/proc/self/ns/mnt"),
+        "control group": _content("/proc/self/cgroup"),
+    }
+
+
+def _listed(folder: str) -> list[str]:
+    try:
+        return os.listdir(folder)
+    except OSError:
+        return []
+
+
+def _link(path: str) -> str:
+    try:
+        return os.readlink(path)
+    except OSError:
+        return ""
+
+
+def _content(path: str) -> str:
+    try:
+        with open(path) as stream:
+            return stream.read()
+    except OSError:
+        return ""
 
 
 def _hand_on(connection: socket.socket, number: int) -> None:

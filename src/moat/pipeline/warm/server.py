@@ -18,7 +18,7 @@ from pathlib import Path
 
 from moat.base import plugins
 from moat.base.files import visible
-from moat.pipeline.warm.client import ACCEPTED, ENDED, REFUSED
+from moat.pipeline.warm.client import ACCEPTED, ENDED, REFUSED, surroundings
 from moat.provenance import staleness
 
 _PACKAGE = Path(__file__).parents[2]
@@ -54,7 +54,9 @@ class Server:
     """Accepts jobs on ``listener``, forks for each, hands signals on, and tells how each ended."""
 
     def __init__(self, listener: socket.socket, run: Callable[[Sequence[str]], int]):
-        self.listener, self.run, self.sources = listener, run, source_times()
+        self.listener, self.run = listener, run
+        # Of the time when everything was imported.
+        self.sources, self.surroundings = source_times(), surroundings()
         # The process of a job -> its connection, and back.
         self.connections: dict[int, socket.socket] = {}
         self.selector = selectors.DefaultSelector()
@@ -84,7 +86,7 @@ class Server:
         except (OSError, ValueError):
             connection.close()
             return None
-        if source_times() != self.sources:
+        if request.get("surroundings") != self.surroundings or source_times() != self.sources:
             connection.sendall(REFUSED)
             process = -1
         else:
