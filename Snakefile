@@ -1,7 +1,7 @@
 # From nothing to every table and figure: fetch -> prepare -> train -> evaluate + verify -> tabulate + draw -> report.
 #
-#   snakemake --cores all --resources gpu=2                       what config/config.yaml asks for
-#   snakemake --cores all --resources gpu=2 --config scale=mini   another scale
+#   snakemake --cores all --resources gpu=2                       what config/config.yaml asks for: scale quickstart
+#   snakemake --cores all --resources gpu=2 --config scale=paper  the reproduction
 #   snakemake --cores all results/paper/tables/dramoe-table2.csv  one table, and only what it needs
 #
 # A rule's work is one `moat` command, which runs by hand just the same.

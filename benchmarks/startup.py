@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 COMMANDS = {
     "moat --help": ["moat", "--help"],
     **{f"snakemake -n, scale {scale}": ["snakemake", "-n", "--quiet", "--config", f"scale={scale}"]
-       for scale in ("quickstart", "mini", "paper")},
+       for scale in ("quickstart", "smoke", "mini", "paper")},
 }  # fmt: skip
 
 

@@ -91,7 +91,7 @@ def test_routed_training_and_attack_are_the_definition(rows):
 
 
 def test_rows_about_a_gpu_are_measured_or_say_why_not(project, capsys, rows):
-    options = ("--scale", "quickstart", "--dataset", "digits", "--archs", "resnet18", "--large", "resnet18")
+    options = ("--scale", "smoke", "--dataset", "digits", "--archs", "resnet18", "--large", "resnet18")
     found = rows(gpu, *options, "--batch-size", "8", "--device", "cpu")
     assert list(found) == [(14, "ResNet-18"), (15, ""), (16, ""), (17, ""), (18, "")]
     # The peak of no CPU is known, and its memory is not counted.

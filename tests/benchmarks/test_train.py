@@ -17,14 +17,14 @@ from moat.planning.rates import Rates
 from project_copy import copy_project
 
 ROOT = Path(__file__).parents[2]
-QUICK = ("--scale", "quickstart", "--dataset", "digits", "--batch-size", "4", "--repeats", "2", "--warm-up", "1")
+QUICK = ("--scale", "smoke", "--dataset", "digits", "--batch-size", "4", "--repeats", "2", "--warm-up", "1")
 
 
 @pytest.fixture
 def project(tmp_path):
     copy_project(tmp_path)
     # LeNet-5 is the fastest net, and needs larger images than the digits are.
-    scale = tmp_path / "config" / "scales" / "quickstart.yaml"
+    scale = tmp_path / "config" / "scales" / "smoke.yaml"
     scale.write_text(scale.read_text().replace("image_size: 8", "image_size: 16"))
     return tmp_path
 
@@ -97,7 +97,7 @@ def test_people_get_a_table_and_a_file(run, tmp_path):
 
 
 def test_the_script_runs_by_itself_in_any_folder(tmp_path):
-    script = [sys.executable, str(ROOT / "benchmarks" / "train.py"), "--archs", "lenet6", "--scale", "quickstart"]
+    script = [sys.executable, str(ROOT / "benchmarks" / "train.py"), "--archs", "lenet6", "--scale", "smoke"]
     done = subprocess.run(script, cwd=tmp_path, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
     assert "benchmarks/train.py: unknown net 'lenet6'" in done.stderr
@@ -107,8 +107,8 @@ def test_the_script_runs_by_itself_in_any_folder(tmp_path):
     ("options", "message"),
     [
         (["--repeats", "0"], "--repeats 0: allowed: 1 or more"),
-        (["--methods", "standart", "--scale", "quickstart"], "unknown method 'standart'"),
-        (["--archs", "lenet6", "--scale", "quickstart"], "unknown net 'lenet6'"),
+        (["--methods", "standart", "--scale", "smoke"], "unknown method 'standart'"),
+        (["--archs", "lenet6", "--scale", "smoke"], "unknown net 'lenet6'"),
     ],
 )
 def test_wrong_options_are_reported_in_one_line(project, capsys, options, message):

@@ -176,10 +176,10 @@ def test_a_click_says_where_a_number_comes_from(page):
     said = page.card
     assert said["title"] == "digits (for CIFAR-10) / ResNet-18 / standard, clean"
     assert said["examples"] == "400 per seed" and said["verdict"] == "measured"
-    assert said["rows"] == "results/quickstart/evaluations/digits/resnet18/standard/seed0/dramoe.parquet"
-    assert said["made by"].startswith("snakemake --cores all results/quickstart/evaluations/digits/")
+    assert said["rows"] == "results/smoke/evaluations/digits/resnet18/standard/seed0/dramoe.parquet"
+    assert said["made by"].startswith("snakemake --cores all results/smoke/evaluations/digits/")
     target = page.one("#card a[href$='dramoe.parquet']").get_property("href")
-    assert target == page.driver.current_url.replace("report.html", said["rows"].removeprefix("results/quickstart/"))
+    assert target == page.driver.current_url.replace("report.html", said["rows"].removeprefix("results/smoke/"))
     page.click(page.one("#card .close"))
     assert page.card is None and page.focus == button
 

@@ -26,7 +26,7 @@ HEAVY = ("torch", "pandas", "numpy", "matplotlib", "sklearn", "jsonschema")
 QUICK = sorted(SUBCOMMANDS.keys() - {"draw", "report", "tabulate"})
 
 # A figure without results, which says so.
-DRAWN = ["--scale", "quickstart", "--study", "dwf", "--figure", "figure6"]
+DRAWN = ["--scale", "smoke", "--study", "dwf", "--figure", "figure6"]
 
 HELP = """
 import sys
@@ -107,7 +107,7 @@ def test_an_unknown_option_is_told_with_the_usage_of_its_command(capsys):
 def test_the_project_is_named_before_or_after_the_command(tmp_path, capsys, before):
     where = ["--project", str(ROOT)]
     assert main([*where, "list", "scales"] if before else ["list", "scales", *where]) == 0
-    assert "quickstart" in capsys.readouterr().out
+    assert "smoke" in capsys.readouterr().out
     where = ["--project", str(tmp_path)]
     assert main([*where, "list", "scales"] if before else ["list", "scales", *where]) == 2
     assert "no folder config/ here" in capsys.readouterr().err
@@ -142,7 +142,7 @@ def test_after_ctrl_c_the_shell_is_told_whether_the_command_resumes(monkeypatch,
         ("attacks", "pgd10", "pgd: eps 8/255, step_size 2/255, steps 10"),
         ("datasets", "digits", "Digits (8x8)"),
         ("suites", "quick", "Clean, one step, ten steps"),
-        ("scales", "quickstart", "scikit-learn's digits (8x8)"),
+        ("scales", "smoke", "scikit-learn's digits (8x8)"),
         ("checks", "black-box", "Attacks without this model's gradients"),
     ],
 )

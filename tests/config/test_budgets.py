@@ -235,7 +235,7 @@ def test_the_unified_rows_have_one_budget(paper):
 
 
 @pytest.mark.parametrize("method", ["dwf", "dwf-unified", "sramoe", "sramoe-unified"])
-@pytest.mark.parametrize("scale", ["quickstart", "paper"])
+@pytest.mark.parametrize("scale", ["smoke", "paper"])
 def test_no_two_members_of_ensembles_share_a_seed(scale, method):
     """Over five seeds of an ensemble: initial weights, order and augmentation follow from the seed alone."""
     starts = [initial_runs(PROJECT, scale, Run("cifar10", "resnet18", method, seed)) for seed in range(5)]

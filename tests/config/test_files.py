@@ -126,7 +126,7 @@ def test_no_list_of_a_schema_takes_a_name_twice(path):
             "stands twice",
         ),
         ("suites.yaml", lambda content: content["quick"]["settings"].append("clean"), "quick.settings"),
-        ("scales/quickstart.yaml", lambda content: content["include"].update(arch=["resnet18"] * 2), "include.arch"),
+        ("scales/smoke.yaml", lambda content: content["include"].update(arch=["resnet18"] * 2), "include.arch"),
         ("datasets/digits.yaml", lambda content: content.update(classes=["0"] * 10), "classes"),
         ("datasets/mnist.yaml", lambda content: content["files"].append({**content["files"][0], "size": 1}), "twice"),
         ("methods/dwf.yaml", lambda content: content["initialize_from"].append({**BENIGN, "method": "fat"}), "twice"),

@@ -71,7 +71,7 @@ def test_runs_and_evaluations_are_listed_once_across_tables_and_studies(project)
     assert len(grid.checks) == 6
 
 
-@pytest.mark.parametrize(("scale", "seeds"), [("quickstart", 1), ("mini", 1), ("paper", 3)])
+@pytest.mark.parametrize(("scale", "seeds"), [("smoke", 1), ("mini", 1), ("paper", 3)])
 def test_a_scale_caps_the_seeds_of_a_study(project, scale, seeds):
     declare(project, "a", study(one=table([DATA, NET, METHODS], [METRICS])))
     assert {run.seed for run in build_grid(project, scale, ["a"]).runs} == set(range(seeds))
@@ -79,7 +79,7 @@ def test_a_scale_caps_the_seeds_of_a_study(project, scale, seeds):
 
 def test_a_scale_substitutes_data_and_says_so(project):
     declare(project, "a", study(one=table([DATA, NET, METHODS], [METRICS])))
-    grid = build_grid(project, "quickstart", ["a"])
+    grid = build_grid(project, "smoke", ["a"])
     assert {run.dataset for run in grid.runs} == {"digits"}
     for cell in grid.tables[0].cells:
         assert cell.substitutes == (("dataset", "cifar10"),)
@@ -93,16 +93,16 @@ def test_a_scale_substitutes_data_and_says_so(project):
 def test_the_label_of_a_method_on_a_data_set_is_not_taken_for_the_data_sets(project, label, shown):
     both = axis("row", {"label": label, "dataset": "cifar10", "method": "trades"})
     declare(project, "a", study(one=table([both, NET], [METRICS])))
-    (table_,) = build_grid(project, "quickstart", ["a"]).tables
+    (table_,) = build_grid(project, "smoke", ["a"]).tables
     assert {cell.row for cell in table_.cells} == {f"{shown} / ResNet-18"}
 
 
 def test_what_a_scale_leaves_out_is_not_run_and_says_why(project):
     wide = axis("arch", {"label": "WRN-28-10", "arch": "wrn-28-10"})
     declare(project, "a", study(one=table([DATA, wide, METHODS], [METRICS])))
-    grid = build_grid(project, "quickstart", ["a"])
+    grid = build_grid(project, "smoke", ["a"])
     assert grid.runs == ()
-    assert {cell.not_run for cell in grid.tables[0].cells} == {"the arch wrn-28-10 is not part of scale quickstart"}
+    assert {cell.not_run for cell in grid.tables[0].cells} == {"the arch wrn-28-10 is not part of scale smoke"}
 
 
 @pytest.mark.parametrize(
@@ -225,8 +225,8 @@ WHOLE = {".json": b"{ }\n", ".safetensors": b"\2\0\0\0\0\0\0\0{}", ".parquet": b
 
 def test_plan_tells_done_missing_and_stale(project):
     declare(project, "a", study(one=table([DATA, NET, METHODS], [METRICS])))
-    grid = build_grid(project, "quickstart", ["a"])
-    runs = project.root / "results/quickstart/runs/digits/resnet18"
+    grid = build_grid(project, "smoke", ["a"])
+    runs = project.root / "results/smoke/runs/digits/resnet18"
     made_of = {"method": "trades", "arch": "resnet18"}
     today = hash_parts(("nets", "method"), **made_of)
     for method, recorded in (("trades", today), ("pgd-at", {"nets": today["nets"], "attacks": "0" * 16})):
@@ -258,14 +258,14 @@ def test_a_run_without_its_weights_is_trained_again_if_they_are_needed(project, 
     declare(
         project, "a", study(one=table([DATA, NET, axis("method", {"label": "TRADES", "method": "trades"})], [METRICS]))
     )
-    grid = build_grid(project, "quickstart", ["a"])
+    grid = build_grid(project, "smoke", ["a"])
     (run,), (evaluation,) = grid.runs, grid.evaluations
-    folder = project.root / paths.run_dir("quickstart", run)
+    folder = project.root / paths.run_dir("smoke", run)
     files = {
         "r": folder / "run.json",
         "w": folder / "model.safetensors",
-        "e": project.root / paths.evaluation("quickstart", run, evaluation.suite),
-        "g": project.root / paths.checks("quickstart", run),
+        "e": project.root / paths.evaluation("smoke", run, evaluation.suite),
+        "g": project.root / paths.checks("smoke", run),
     }
     for letter in there:
         files[letter].parent.mkdir(parents=True, exist_ok=True)
@@ -276,9 +276,9 @@ def test_a_run_without_its_weights_is_trained_again_if_they_are_needed(project, 
 
 def test_what_a_bare_run_starts_from_is_trained_again_too(project):
     declare(project, "a", study(one=table([DATA, NET, axis("method", {"label": "DWF", "method": "dwf"})], [METRICS])))
-    grid = build_grid(project, "quickstart", ["a"])
+    grid = build_grid(project, "smoke", ["a"])
     for run in grid.runs:
-        folder = project.root / paths.run_dir("quickstart", run)
+        folder = project.root / paths.run_dir("smoke", run)
         folder.mkdir(parents=True)
         (folder / "run.json").write_bytes(WHOLE[".json"])
     found = {entry["method"]: entry["status"] for entry in plan(project, grid) if entry["kind"] == "run"}

@@ -119,7 +119,7 @@ def expand(tmp_path):
     """The grid of a study, in a copy of the project in which scale and study are changed."""
     copy_project(tmp_path)
 
-    def grid(study, *, last_epoch=None, scale="quickstart", by=lambda tables: None):
+    def grid(study, *, last_epoch=None, scale="smoke", by=lambda tables: None):
         config = tmp_path / "config"
         edit_yaml(config / f"scales/{scale}.yaml", lambda content: content.update(last_epoch=last_epoch))
         edit_yaml(config / f"studies/{study}.yaml", lambda content: by(content["tables"]))
@@ -159,7 +159,7 @@ def test_rows_that_a_scale_does_not_have_get_no_further_row(expand):
         ({"method": ["MARTT"]}, True, "dramoe.yaml: table2: last_epoch: unknown label of method 'MARTT'.*'MART'"),
         ({"methods": ["MART"]}, True, "last_epoch: match: axes methods; allowed: those of"),
         ({"method": ["MART"], "metric": ["Adv"]}, True, "last_epoch: match: axes method, metric; allowed: those of"),
-        ({"method": ["MART"]}, ["martt"], "quickstart.yaml: unknown method 'martt'"),
+        ({"method": ["MART"]}, ["martt"], "smoke.yaml: unknown method 'martt'"),
     ],
 )
 def test_slips_are_named(expand, match, last_epoch, said):

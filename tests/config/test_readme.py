@@ -68,7 +68,7 @@ def test_the_worked_example_has_the_cells_that_the_readme_lists(example):
 
 
 def test_the_worked_example_names_its_stand_ins(example):
-    (table,) = build_grid(example, "quickstart", ["example"]).tables
+    (table,) = build_grid(example, "smoke", ["example"]).tables
     assert table.columns[0] == "digits (for CIFAR-10) / Std"
     assert f"`{table.columns[0]}`" in TEXT
 

@@ -15,7 +15,7 @@ from moat.provenance.staleness import describe
 from project_copy import copy_project, edit_yaml
 
 ROOT = Path(__file__).parents[2]
-SCALE = "quickstart"
+SCALE = "smoke"
 TRADES, STANDARD = Run("digits", "resnet18", "trades", 0), Run("digits", "resnet18", "standard", 0)
 LAST = Run("digits", "resnet18", "trades", 0, "last")
 DWF = Run("digits", "resnet18", "dwf", 0)

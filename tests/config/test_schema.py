@@ -135,13 +135,13 @@ def test_a_fault_is_named(project, file, old, new, said):
 )
 def test_a_method_is_told_what_its_class_declares(project, method, key, said):
     """Written into a scale, which is named as the place of the fault."""
-    path = project.root / "config/scales/quickstart.yaml"
+    path = project.root / "config/scales/smoke.yaml"
     scale = yaml.safe_load(path.read_text())
     scale["recipes"][method] = {**scale["recipes"].get(method, {}), **yaml.safe_load(key)}
     path.write_text(yaml.safe_dump(scale))
     with pytest.raises(ConfigError) as error:
-        resolve_recipe(project, "quickstart", method)
-    assert f"config/scales/quickstart.yaml: recipes.{method}: " in str(error.value)
+        resolve_recipe(project, "smoke", method)
+    assert f"config/scales/smoke.yaml: recipes.{method}: " in str(error.value)
     for words in said:
         assert words in str(error.value)
 
@@ -192,13 +192,13 @@ def test_a_recipe_of_another_class_may_extend_one(project):
 
 def test_what_a_scale_says_of_a_recipe_holds_for_its_variants(project):
     recipe(project, "mine", title="Mine", extends="dwf")
-    assert len(resolve_recipe(project, "quickstart", "mine")["initialize_from"]) == 3
+    assert len(resolve_recipe(project, "smoke", "mine")["initialize_from"]) == 3
     recipe(project, "mine", title="Mine", extends="trades")
-    scale = "config/scales/quickstart.yaml"
+    scale = "config/scales/smoke.yaml"
     edit(project, scale, "\nrecipes:\n", "\nrecipes:\n  trades: {gradient_clip: 2.0}\n")
-    assert resolve_recipe(project, "quickstart", "mine")["gradient_clip"] == 2.0
+    assert resolve_recipe(project, "smoke", "mine")["gradient_clip"] == 2.0
     edit(project, scale, "\nrecipes:\n", "\nrecipes:\n  mine: {gradient_clip: 1.0}\n")
-    assert resolve_recipe(project, "quickstart", "mine")["gradient_clip"] == 1.0
+    assert resolve_recipe(project, "smoke", "mine")["gradient_clip"] == 1.0
 
 
 @pytest.mark.parametrize(
@@ -253,12 +253,12 @@ def test_merge_goes_key_by_key():
 def test_scale_overrides_come_in_order(project):
     edit(
         project,
-        "config/scales/quickstart.yaml",
+        "config/scales/smoke.yaml",
         "\nrecipes:\n",
         "\nrecipes:\n  trades: {epochs: 7}\n",
     )
-    assert resolve_recipe(project, "quickstart", "trades")["epochs"] == 7
-    assert resolve_recipe(project, "quickstart", "pgd-at")["epochs"] == 3
+    assert resolve_recipe(project, "smoke", "trades")["epochs"] == 7
+    assert resolve_recipe(project, "smoke", "pgd-at")["epochs"] == 3
     assert resolve_recipe(project, "paper", "pgd-at")["epochs"] == 100
 
 
@@ -282,7 +282,7 @@ FROM_0_TO_1 = 'is not allowed; allowed: a distance in pixel units from 0 to 1, e
             "watch: {{attack: pgd, eps: {}",
             "watch.eps",
         ),
-        ("scales/quickstart.yaml", "transfer_seed: {", "transfer_seed: {{step_size: {}, ", "transfer_seed.step_size"),
+        ("scales/smoke.yaml", "transfer_seed: {", "transfer_seed: {{step_size: {}, ", "transfer_seed.step_size"),
     ],
     ids=lambda value: value if isinstance(value, str) and "." in value and " " not in value else "",
 )
@@ -290,7 +290,7 @@ def test_distances_lie_between_0_and_1_however_they_are_written(project, value, 
     """In fractions, too; it is said where a plan is made, not by an attack hours later."""
     edit(project, f"config/{file}", old, new.format(value))
     with pytest.raises(ConfigError) as error:
-        build_grid(project, "quickstart", ["unified"])
+        build_grid(project, "smoke", ["unified"])
         project.attacks()
     assert Path(file).name in str(error.value) and f" {key}: " in str(error.value)
     assert FROM_0_TO_1 in str(error.value)
@@ -316,17 +316,17 @@ def test_distances_that_are_allowed(project, value):
     ],
 )
 def test_a_router_follows_what_a_scale_says_of_the_optimizer(project, recipe, recipes, model, router):
-    edit(project, "config/scales/quickstart.yaml", "recipe: {", f"recipe: {{{recipe + ', ' if recipe else ''}")
-    edit(project, "config/scales/quickstart.yaml", "\nrecipes:\n", f"\nrecipes:\n  advmoe: {{{recipes}}}\n")
-    resolved = resolve_recipe(project, "quickstart", "advmoe")
+    edit(project, "config/scales/smoke.yaml", "recipe: {", f"recipe: {{{recipe + ', ' if recipe else ''}")
+    edit(project, "config/scales/smoke.yaml", "\nrecipes:\n", f"\nrecipes:\n  advmoe: {{{recipes}}}\n")
+    resolved = resolve_recipe(project, "smoke", "advmoe")
     assert (resolved["optimizer"]["lr"], resolved["optimizer"]["momentum"]) == model
     assert (resolved["router_optimizer"]["lr"], resolved["router_optimizer"]["momentum"]) == router
 
 
 @pytest.mark.parametrize(("method", "there"), [("trades", set()), ("pgd-at-sparse", {"mask_optimizer"})])
 def test_no_other_method_gets_a_router_or_another_rate_of_its_mask(project, method, there):
-    edit(project, "config/scales/quickstart.yaml", "recipe: {", "recipe: {optimizer: {lr: 0.05}, ")
-    recipe = resolve_recipe(project, "quickstart", method)
+    edit(project, "config/scales/smoke.yaml", "recipe: {", "recipe: {optimizer: {lr: 0.05}, ")
+    recipe = resolve_recipe(project, "smoke", method)
     assert recipe["optimizer"]["lr"] == 0.05 and recipe.get("mask_optimizer", {}).get("lr", 0.1) == 0.1
     assert {key for key in recipe if key.endswith("_optimizer")} == there
 
@@ -341,30 +341,30 @@ def test_no_other_method_gets_a_router_or_another_rate_of_its_mask(project, meth
     ],
 )
 def test_what_a_recipe_may_say_of_images(project, key, said):
-    edit(project, "config/scales/quickstart.yaml", "\nrecipes:\n", f"\nrecipes:\n  trades: {{{key}}}\n")
+    edit(project, "config/scales/smoke.yaml", "\nrecipes:\n", f"\nrecipes:\n  trades: {{{key}}}\n")
     with pytest.raises(ConfigError, match=said):
-        resolve_recipe(project, "quickstart", "trades")
+        resolve_recipe(project, "smoke", "trades")
 
 
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
-        ("  dwf-expert-pgd:", "  trade: {epochs: 9}\n  dwf-expert-pgd:", "quickstart.yaml: unknown method 'trade'"),
-        ("arch: [resnet18]", "arch: [resnet18], method: [standart]", "quickstart.yaml: unknown method 'standart'"),
-        ("include: {dataset: [digits]", "include: {dataset: [digit]", "quickstart.yaml: unknown dataset 'digit'"),
-        ("{cifar10: digits}", "{cifar10: digit}", "quickstart.yaml: unknown dataset 'digit'"),
+        ("  dwf-expert-pgd:", "  trade: {epochs: 9}\n  dwf-expert-pgd:", "smoke.yaml: unknown method 'trade'"),
+        ("arch: [resnet18]", "arch: [resnet18], method: [standart]", "smoke.yaml: unknown method 'standart'"),
+        ("include: {dataset: [digits]", "include: {dataset: [digit]", "smoke.yaml: unknown dataset 'digit'"),
+        ("{cifar10: digits}", "{cifar10: digit}", "smoke.yaml: unknown dataset 'digit'"),
     ],
 )
 def test_a_scale_with_an_unknown_name_is_refused(project, old, new, said):
-    edit(project, "config/scales/quickstart.yaml", old, new)
+    edit(project, "config/scales/smoke.yaml", old, new)
     with pytest.raises(ConfigError, match=said):
-        project.scale("quickstart")
+        project.scale("smoke")
 
 
 def test_an_unknown_validation_attack_is_named(project):
     edit(project, "config/methods/_shared.yaml", "setting: pgd10", "setting: pgd11")
     with pytest.raises(ConfigError, match=r"trades.yaml: validation.setting: unknown attack setting 'pgd11'"):
-        resolve_run(project, "quickstart", **RUN)
+        resolve_run(project, "smoke", **RUN)
 
 
 @pytest.mark.parametrize(
@@ -379,7 +379,7 @@ def test_an_unknown_validation_attack_is_named(project):
 def test_a_validation_that_would_measure_something_else_is_refused(project, setting, said):
     edit(project, "config/methods/trades.yaml", "title:", f"validation: {{setting: {setting}}}\ntitle:")
     with pytest.raises(ConfigError, match=said):
-        resolve_run(project, "quickstart", **RUN)
+        resolve_run(project, "smoke", **RUN)
 
 
 @pytest.mark.parametrize(
@@ -397,10 +397,10 @@ def test_a_validation_works_in_the_space_of_the_training(project, space, setting
     written = f"attack_space: {{name: {space}}}\nvalidation: {{setting: {setting}}}\ntitle:"
     edit(project, "config/methods/trades.yaml", "title:", written)
     if said is None:
-        assert resolve_run(project, "quickstart", **RUN)["recipe"]["attack_space"] == {"name": space}
+        assert resolve_run(project, "smoke", **RUN)["recipe"]["attack_space"] == {"name": space}
     else:
         with pytest.raises(ConfigError, match=rf"config/methods/trades.yaml: validation.setting: .*{said}"):
-            resolve_run(project, "quickstart", **RUN)
+            resolve_run(project, "smoke", **RUN)
 
 
 @pytest.mark.parametrize(
@@ -418,11 +418,11 @@ def test_what_is_watched_is_held_to_the_same_rules(project, watch, said):
 
 
 def test_a_scale_cannot_smuggle_an_unknown_key_into_a_recipe(project):
-    edit(project, "config/scales/quickstart.yaml", "recipe: {epochs: 3,", "recipe: {epochs: 3, epsilonn: 1,")
+    edit(project, "config/scales/smoke.yaml", "recipe: {epochs: 3,", "recipe: {epochs: 3, epsilonn: 1,")
     with pytest.raises(
-        ConfigError, match=r"config/scales/quickstart.yaml: recipe: .*unknown key 'epsilonn'.*recipe trades"
+        ConfigError, match=r"config/scales/smoke.yaml: recipe: .*unknown key 'epsilonn'.*recipe trades"
     ):
-        resolve_recipe(project, "quickstart", "trades")
+        resolve_recipe(project, "smoke", "trades")
 
 
 RUN = {"dataset": "digits", "arch": "resnet18", "method": "trades", "seed": 0}
@@ -438,15 +438,15 @@ RUN = {"dataset": "digits", "arch": "resnet18", "method": "trades", "seed": 0}
         ("config/methods/trades.yaml", "title: TRADES", "title: Trades", False),
         ("config/methods/trades.yaml", "title:", "# a comment\ntitle:", False),
         ("config/methods/pgd-at.yaml", "title:", "version: 2\ntitle:", False),
-        ("config/scales/quickstart.yaml", "epochs: 3,", "epochs: 4,", True),
-        ("config/scales/quickstart.yaml", "batch_size: 500", "batch_size: 400", False),
-        ("config/scales/quickstart.yaml", "scikit-learn's digits", "Digits", False),
+        ("config/scales/smoke.yaml", "epochs: 3,", "epochs: 4,", True),
+        ("config/scales/smoke.yaml", "batch_size: 500", "batch_size: 400", False),
+        ("config/scales/smoke.yaml", "scikit-learn's digits", "Digits", False),
     ],
 )
 def test_the_digest_of_a_run_changes_exactly_with_what_decides_its_weights(project, file, old, new, changes):
-    before = digest(resolve_run(project, "quickstart", **RUN))
+    before = digest(resolve_run(project, "smoke", **RUN))
     edit(project, file, old, new)
-    assert (digest(resolve_run(project, "quickstart", **RUN)) != before) is changes
+    assert (digest(resolve_run(project, "smoke", **RUN)) != before) is changes
 
 
 @pytest.mark.parametrize(
@@ -462,9 +462,9 @@ def test_the_digest_of_a_run_changes_exactly_with_what_decides_its_weights(proje
     ],
 )
 def test_a_scale_shortens_attacks_of_training(project, method, key, steps, step_size):
-    edit(project, "config/scales/quickstart.yaml", "max_attack_steps: 2", "max_attack_steps: 5")
+    edit(project, "config/scales/smoke.yaml", "max_attack_steps: 2", "max_attack_steps: 5")
     if method == "trades":
-        edit(project, "config/scales/quickstart.yaml", "\nrecipes:", "\nrecipes:\n  trades: {attack: {steps: 7}}")
-    attack = resolve_recipe(project, "quickstart", method)[key]
+        edit(project, "config/scales/smoke.yaml", "\nrecipes:", "\nrecipes:\n  trades: {attack: {steps: 7}}")
+    attack = resolve_recipe(project, "smoke", method)[key]
     assert attack["steps"] == steps
     assert attack["step_size"] == (step_size if isinstance(step_size, str) else pytest.approx(step_size))

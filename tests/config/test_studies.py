@@ -21,7 +21,7 @@ STUDIES = ["unified", "dramoe", "dwf", "mocse", "hybrid"]
 PAPERS = {"dramoe": 60 + 72 + 8 + 10, "dwf": 190 + 133, "mocse": 126, "hybrid": 30 + 12}
 
 
-@pytest.fixture(scope="module", params=["quickstart", "mini", "paper"])
+@pytest.fixture(scope="module", params=["smoke", "mini", "paper"])
 def grid(request):
     return build_grid(Project(ROOT), request.param, STUDIES)
 
@@ -274,7 +274,7 @@ def test_a_replica_of_a_normalised_space_attacks_nets_that_were_trained_there(pa
     assert {"dwf-normalised", "dwf-expert-pgd-normalised", "hybrid-normalised", "pgd-at-sparse-tiny-released"} <= seen
 
 
-@pytest.mark.parametrize("scale", ["quickstart", "mini"])
+@pytest.mark.parametrize("scale", ["smoke", "mini"])
 def test_a_scale_without_these_trainings_says_so(scale):
     grid = build_grid(Project(ROOT), scale, ["dwf"])
     absent = [each for cell in cells(grid) for each in cell.alternatives if each.not_run]

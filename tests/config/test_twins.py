@@ -44,15 +44,15 @@ def edited(tmp_path):
 
 
 def test_a_scale_can_change_a_twin_alone(edited):
-    project = edited("scales/quickstart.yaml", lambda scale: scale["attacks"].update(pgd10_det={"steps": 3}))
-    assert project.attack("pgd10_det", where="here", scale="quickstart")["steps"] == 3
-    assert project.attack("pgd10", where="here", scale="quickstart")["steps"] == 10
+    project = edited("scales/smoke.yaml", lambda scale: scale["attacks"].update(pgd10_det={"steps": 3}))
+    assert project.attack("pgd10_det", where="here", scale="smoke")["steps"] == 3
+    assert project.attack("pgd10", where="here", scale="smoke")["steps"] == 10
 
 
 def test_a_scale_that_changes_an_unknown_setting_is_refused(edited):
-    project = edited("scales/quickstart.yaml", lambda scale: scale["attacks"].update(pgd11_det={"steps": 3}))
-    with pytest.raises(ConfigError, match="quickstart.yaml: attacks: unknown attack setting 'pgd11_det'"):
-        project.scale("quickstart")
+    project = edited("scales/smoke.yaml", lambda scale: scale["attacks"].update(pgd11_det={"steps": 3}))
+    with pytest.raises(ConfigError, match="smoke.yaml: attacks: unknown attack setting 'pgd11_det'"):
+        project.scale("smoke")
 
 
 # -- which cells of the studies need them -------------------------------------------

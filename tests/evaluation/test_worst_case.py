@@ -292,10 +292,10 @@ def test_a_scales_changes_are_checked(override, words, tmp_path):
     assert all(word in str(caught.value) for word in words)
 
 
-@pytest.mark.parametrize("scale", ["quickstart", "mini", "paper"])
+@pytest.mark.parametrize("scale", ["smoke", "mini", "paper"])
 def test_a_scale_says_what_it_reduces(scale):
     settings = Project(ROOT).attack_settings("trust", scale)
-    assert settings["aa"].get("limit") == {"quickstart": 16, "mini": 64, "paper": None}[scale]
+    assert settings["aa"].get("limit") == {"smoke": 16, "mini": 64, "paper": None}[scale]
     assert (settings["aa"].get("n_queries", 5000) == 5000) == (scale == "paper")
 
 

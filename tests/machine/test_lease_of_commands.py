@@ -13,7 +13,7 @@ from moat.machine.gpu_lease import lease
 from moat.machine.gpus import Gpu
 
 ROOT = Path(__file__).parents[2]
-RUN = ("--dataset", "digits", "--arch", "lenet5", "--method", "standard", "--seed", "0", "--scale", "quickstart")
+RUN = ("--dataset", "digits", "--arch", "lenet5", "--method", "standard", "--seed", "0", "--scale", "smoke")
 COMMANDS = {
     "train": ("train", *RUN, "--out", "{out}/run"),
     "evaluate": ("evaluate", "--run", "{out}/run", "--suite", "quick", "--out", "{out}/quick.parquet"),
@@ -30,7 +30,7 @@ RECORD = {
         "class": "standard",
         "mixture": None,
         "seed": 0,
-        "scale": "quickstart",
+        "scale": "smoke",
     },
     **{"model": {}, "data": {"path": "digits.safetensors"}, "num_classes": 10, "model_sha256": "0", "last_sha256": "0"},
 }

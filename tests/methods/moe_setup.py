@@ -18,7 +18,7 @@ METHODS = [
     name
     for name in PROJECT.names("methods")
     if name.startswith(("pgd-at-moe", "advmoe", "dramoe"))
-    and simplest(PROJECT, "quickstart", name) == name
+    and simplest(PROJECT, "smoke", name) == name
     and "attack_space" not in PROJECT.method(name)
 ]
 ALTERNATING = [name for name in METHODS if name not in ("pgd-at-moe", "dramoe-norgat")]

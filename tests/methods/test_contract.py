@@ -64,7 +64,7 @@ def test_it_says_where_it_comes_from(name):
     assert issubclass(cls, Method) and cls.__doc__ and sys.modules[cls.__module__].__doc__
 
 
-@pytest.mark.parametrize("scale", ["quickstart", "mini", "paper"])
+@pytest.mark.parametrize("scale", ["smoke", "mini", "paper"])
 @pytest.mark.parametrize("name", METHODS)
 def test_its_recipe_is_valid_at_every_scale(name, scale):
     project = Project(ROOT)

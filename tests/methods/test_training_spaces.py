@@ -352,7 +352,7 @@ def in_float64(monkeypatch):
     monkeypatch.setattr(torch.Tensor, "float", lambda self: self if self.dtype == torch.float64 else narrow(self))
 
 
-@pytest.mark.parametrize("scale", ["quickstart", "mini", "paper"])
+@pytest.mark.parametrize("scale", ["smoke", "mini", "paper"])
 def test_a_variant_starts_from_runs_of_its_own_space(scale):
     """At every scale, also where the scale overrides what the recipe that it extends starts from."""
     seen = set()

@@ -23,8 +23,8 @@ from project_copy import copy_project
 
 ROOT = Path(__file__).parents[2]
 ARCH = "resnet18"
-# Three experts for DWF, as at scale quickstart.
-FEWER = yaml.safe_load((ROOT / "config/scales/quickstart.yaml").read_text())["recipes"]
+# Three experts for DWF, as at scale smoke.
+FEWER = yaml.safe_load((ROOT / "config/scales/smoke.yaml").read_text())["recipes"]
 TINY = {
     "title": "tiny",
     "description": "for tests",

@@ -15,9 +15,9 @@ from moat.pipeline.inputs import Inputs, inputs_of, one_of
 from project_copy import copy_project, edit_yaml
 
 ROOT = Path(__file__).parents[2]
-CONFIG = {"scale": "quickstart", "studies": ["unified", "dramoe", "dwf"], "refresh": "never"}
+CONFIG = {"scale": "smoke", "studies": ["unified", "dramoe", "dwf"], "refresh": "never"}
 CONFIG["max_resources"] = {"mem_mb": None, "runtime": None}
-RESULTS = "results/quickstart"
+RESULTS = "results/smoke"
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def own(tmp_path) -> Project:
     return Project(tmp_path)
 
 
-def wildcards(scale="quickstart", dataset="digits", arch="resnet18", method="trades", seed="0", **more):
+def wildcards(scale="smoke", dataset="digits", arch="resnet18", method="trades", seed="0", **more):
     return SimpleNamespace(scale=scale, dataset=dataset, arch=arch, method=method, seed=seed, **more)
 
 
@@ -113,7 +113,7 @@ def test_what_a_rule_asks_for(inputs, function, asked, expected):
 
 def test_only_transferred_examples_depend_on_another_run(inputs):
     """Where a method is trained again, its evaluations are made again, and of the others' only the transferred ones."""
-    scale, trained_again = "quickstart", f"{RESULTS}/runs/digits/resnet18/trades/seed0/model.safetensors"
+    scale, trained_again = "smoke", f"{RESULTS}/runs/digits/resnet18/trades/seed0/model.safetensors"
     dragged_along = set()
     for evaluation in inputs.grid(scale).evaluations:
         asked = wildcards(suite=evaluation.suite, **vars(evaluation.run))
@@ -126,8 +126,8 @@ def test_only_transferred_examples_depend_on_another_run(inputs):
 
 
 def test_a_row_of_the_last_epoch_asks_for_files_of_its_own_and_no_further_training(inputs):
-    table = inputs.grid("quickstart").table("dwf", "table2")
-    asked = [str(path) for path in inputs_of(table, "quickstart")]
+    table = inputs.grid("smoke").table("dwf", "table2")
+    asked = [str(path) for path in inputs_of(table, "smoke")]
     (last,) = {run for run in table.checks if run.weights == "last"}
     own = [path for path in asked if "-last" in path]
     name = f"{last.dataset}/{last.arch}/{last.method}/seed{last.seed}-last"
@@ -136,7 +136,7 @@ def test_a_row_of_the_last_epoch_asks_for_files_of_its_own_and_no_further_traini
 
 
 def test_a_table_asks_for_the_records_evaluations_and_checks_behind_its_cells(inputs):
-    table = inputs.grid("quickstart").table("unified", "leaderboard")
+    table = inputs.grid("smoke").table("unified", "leaderboard")
     expected = set()
     for run in table.runs:
         name = f"{run.dataset}/{run.arch}/{run.method}/seed{run.seed}"
@@ -150,22 +150,22 @@ def test_a_table_asks_for_the_records_evaluations_and_checks_behind_its_cells(in
 
 
 def test_a_figure_asks_for_what_was_taken_from_models_or_for_all_cells(inputs):
-    figures = inputs.grid("quickstart").figures
+    figures = inputs.grid("smoke").figures
     probed = next(figure for figure in figures if figure.probes)
-    assert {f"{RESULTS}/probes/" in str(path) for path in inputs_of(probed, "quickstart")} == {True, False}
+    assert {f"{RESULTS}/probes/" in str(path) for path in inputs_of(probed, "smoke")} == {True, False}
     of_cells = next(figure for figure in figures if figure.shows == "cells")
     asked = wildcards(study=of_cells.study, item=of_cells.name)
     assert inputs.figure_inputs(asked) == [Path(f"{RESULTS}/tables/cells.csv")]
 
 
 def test_all_of_a_scale_is_listed_once(inputs):
-    grid = inputs.grid("quickstart")
-    runs = [*inputs.all_runs("quickstart", "expert"), *inputs.all_runs("quickstart", "method")]
+    grid = inputs.grid("smoke")
+    runs = [*inputs.all_runs("smoke", "expert"), *inputs.all_runs("smoke", "method")]
     assert len(runs) == len(set(runs)) == len(grid.runs)
-    assert {path.parts[4] for path in inputs.all_runs("quickstart", "expert")} == {"resnet18"}
-    evaluated = inputs.all_evaluated("quickstart")
+    assert {path.parts[4] for path in inputs.all_runs("smoke", "expert")} == {"resnet18"}
+    evaluated = inputs.all_evaluated("smoke")
     assert len(evaluated) == len(set(evaluated)) == len(grid.evaluations) + len(grid.checks) + len(grid.probes)
-    assert [str(path) for path in inputs.all_prepared("quickstart")] == [f"{RESULTS}/data/digits.safetensors"]
+    assert [str(path) for path in inputs.all_prepared("smoke")] == [f"{RESULTS}/data/digits.safetensors"]
 
 
 @pytest.mark.parametrize(
@@ -176,8 +176,8 @@ def test_all_of_a_scale_is_listed_once(inputs):
         ("config/methods/pgd-at.yaml", lambda content: content.update(batch_size=7), set()),
         ("config/suites.yaml", lambda content: content["quick"]["settings"].append("cw_inf"), {"evaluation"}),
         ("config/probes.yaml", lambda content: content["weights"].update(layer=1), {"probe"}),
-        ("config/scales/quickstart.yaml", lambda content: content["checks"].update(steps=1), {"checks", "shown"}),
-        ("config/scales/quickstart.yaml", lambda content: content["model"].update(width=1), {"run", "shown"}),
+        ("config/scales/smoke.yaml", lambda content: content["checks"].update(steps=1), {"checks", "shown"}),
+        ("config/scales/smoke.yaml", lambda content: content["model"].update(width=1), {"run", "shown"}),
         ("config/scales/mini.yaml", lambda content: content["model"].update(width=1), set()),
         ("config/datasets/digits.yaml", lambda content: content.update(mean=[0.5, 0.5, 0.5]), {"data"}),
         ("config/studies/dwf.yaml", lambda content: content.update(title="T"), {"shown"}),
@@ -214,7 +214,7 @@ def test_resources_grow_for_the_first_retries_up_to_the_most_there_is(most, aske
         ("paper", "cifar10-c", 500 + 2 * 950_000 * 3072 // 10**6),
         ("paper", "cifar10", 2000),
         ("paper", "tiny-imagenet", 500 + (2 * 110_000 * 12_288 + 248_100_043) // 10**6),
-        ("quickstart", "digits", 2000),
+        ("smoke", "digits", 2000),
     ],
 )
 def test_preparing_asks_for_memory_by_the_size_of_the_data(scale, dataset, asked):
@@ -245,7 +245,7 @@ def test_what_was_cut_short_is_made_again_and_what_is_stale_when_asked_for(own, 
         path.write_text("{\n")
     assert inputs.why_again("check", wildcards()) == why
     stale = inputs.stale_of(
-        SimpleNamespace(runs=(), evaluations=(), checks=(Run("digits", "resnet18", "trades", 0),)), "quickstart"
+        SimpleNamespace(runs=(), evaluations=(), checks=(Run("digits", "resnet18", "trades", 0),)), "smoke"
     )
     assert bool(stale) == (isinstance(content, dict) and content != {"sources": {}})
 

@@ -48,7 +48,7 @@ def pytorchs_convolutions(monkeypatch):
 
 def small(name):
     """The recipe of a method with attacks of three steps, and its net at an eighth of the width on 8x8 digits."""
-    recipe = _shorter(resolve_recipe(PROJECT, "quickstart", name))
+    recipe = _shorter(resolve_recipe(PROJECT, "smoke", name))
     model = {"width": 0.125, **recipe.get("model", {})}
     return recipe, Net(recipe["class"], "resnet18", describe(model), 8, 3, 10)
 

@@ -19,7 +19,7 @@ def tree(project):
 def moat(project):
     """Runs one command on the project's results; returns its exit code."""
 
-    def call(command: str, *arguments: str, scale: str = "quickstart") -> int:
+    def call(command: str, *arguments: str, scale: str = "smoke") -> int:
         results = str(project / "results")
         return main(["--project", str(project), command, "--scale", scale, "--results", results, *arguments])
 

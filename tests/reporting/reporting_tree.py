@@ -39,7 +39,7 @@ def make_project(folder: Path) -> Path:
     shutil.copy(Path(__file__).parent / "claims.yaml", folder / "config" / "claims.yaml")
     edit_yaml(folder / "config/config.yaml", lambda content: content.update(studies=["unified", "dramoe"]))
     few = {"dataset": ["digits"], "arch": ["resnet18"], "method": ["standard", "pgd-at", "trades"]}
-    edit_yaml(folder / "config/scales/quickstart.yaml", lambda content: content.update(include=few))
+    edit_yaml(folder / "config/scales/smoke.yaml", lambda content: content.update(include=few))
     return folder
 
 
@@ -71,7 +71,7 @@ def rows(suite: str, rates: dict[str, float], n: int, seed: int) -> pd.DataFrame
 class Tree:
     """Writes runs, evaluations and checks below ``folder/results/<scale>``."""
 
-    def __init__(self, folder: Path, scale: str = "quickstart", sources: dict[str, str] | None = None):
+    def __init__(self, folder: Path, scale: str = "smoke", sources: dict[str, str] | None = None):
         self.root, self.base = folder / "results", folder / "results" / scale
         self.scale = scale
         self.sources = sources or {}

@@ -294,7 +294,7 @@ def test_claims_are_written_beside_the_cells(tree, moat, capsys):
     tree.everything(methods=["trades", "pgd-at"])
     assert moat("tabulate") == 0
     assert moat("tabulate", "--cells") == 0
-    assert "results/quickstart/tables/claims" in capsys.readouterr().out
+    assert "results/smoke/tables/claims" in capsys.readouterr().out
     with open(tree.base / "tables/claims.csv", newline="") as stream:
         first, second = csv.DictReader(stream)
     assert list(first) == claims_tables.COLUMNS

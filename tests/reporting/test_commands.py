@@ -54,7 +54,7 @@ def test_all_outputs_are_reproducible_byte_for_byte(tree, moat, tmp_path, monkey
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "1")
     for command in (["tabulate"], ["tabulate", "--cells"], ["draw"], ["report"]):
         place = ["--project", str(tmp_path / "elsewhere")]
-        assert main([*place, *command, "--scale", "quickstart", "--results", str(other.root)]) == 0
+        assert main([*place, *command, "--scale", "smoke", "--results", str(other.root)]) == 0
     assert files(other) == first
 
 
@@ -173,7 +173,7 @@ def test_training_curves(tree, moat, project, capsys):
         content["figures"]["training"] = {**curves, "lines": content["figures"]["epsilon"]["lines"]}
 
     edit_yaml(project / "config/studies/unified.yaml", add)
-    edit_yaml(project / "config/scales/quickstart.yaml", lambda content: content.update(max_seeds=2))
+    edit_yaml(project / "config/scales/smoke.yaml", lambda content: content.update(max_seeds=2))
     tree.everything(methods=["standard", "trades"], seeds=(0, 1))
     assert moat("draw", "--study", "unified", "--figure", "training") == 0
     content = pd.read_csv(tree.base / "figures/unified-training.csv")

@@ -111,7 +111,7 @@ def fill(tree) -> None:
 def test_a_bar_of_a_routed_net_is_the_worst_of_both_gradients(project, tree, declare, draw):
     """The dense net has no rows without the router's gradient, and needs none."""
     included = {"dataset": ["digits"], "arch": ["resnet18"], "method": ["pgd-at", "dramoe"]}
-    edit_yaml(project / "config/scales/quickstart.yaml", lambda scale: scale.update(include=included))
+    edit_yaml(project / "config/scales/smoke.yaml", lambda scale: scale.update(include=included))
     index = np.arange(60)
     correct = {"clean": index >= 0, "pgd10": index % 2 == 0, "pgd10_det": index % 3 == 0}
     for method, settings in (("pgd-at", ("clean", "pgd10")), ("dramoe", tuple(correct))):
@@ -454,9 +454,9 @@ def test_labels_without_what_they_share(whole, shared, rest):
 
 
 def test_a_probe_needs_one_seed_only(tree, declare, project):
-    edit_yaml(project / "config/scales/quickstart.yaml", lambda content: content.update(max_seeds=3))
+    edit_yaml(project / "config/scales/smoke.yaml", lambda content: content.update(max_seeds=3))
     declare("tsne")
-    (figure,) = build_grid(Project(project), "quickstart", ["unified"]).figures
+    (figure,) = build_grid(Project(project), "smoke", ["unified"]).figures
     assert [(probe.run.method, probe.run.seed, probe.name) for probe in figure.probes] == [
         ("standard", 0, "features"),
         ("pgd-at", 0, "features"),
@@ -467,7 +467,7 @@ def test_a_probe_needs_one_seed_only(tree, declare, project):
 def test_drawing_needs_no_torch(tree, declare, project):
     declare("tsne")
     fill(tree)
-    arguments = ["--project", str(project), "draw", "--scale", "quickstart", "--results", str(tree.root)]
+    arguments = ["--project", str(project), "draw", "--scale", "smoke", "--results", str(tree.root)]
     run = f"main({[*arguments, '--study', 'unified']!r})"
     code = f"import sys; from moat.commands.cli import main; {run}; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)

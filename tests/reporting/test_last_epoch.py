@@ -32,7 +32,7 @@ def overfitted(project, tree):
 
 
 def asked(project, last_epoch):
-    edit_yaml(project / "config/scales/quickstart.yaml", lambda scale: scale.update(last_epoch=last_epoch))
+    edit_yaml(project / "config/scales/smoke.yaml", lambda scale: scale.update(last_epoch=last_epoch))
 
 
 def test_a_row_shows_the_last_epoch_with_its_own_checks(project, overfitted, moat):

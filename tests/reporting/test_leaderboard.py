@@ -28,7 +28,7 @@ def write(results: Results, run: Run, suite: str, settings: dict) -> None:
         "worst_case": worst,
         "accuracy": {name: {"accuracy": ACCURACY[name], "n": 64} for name in named},
         "flags": {},
-        "run": {"dataset": run.dataset, "arch": run.arch, "method": run.method, "scale": "quickstart"},
+        "run": {"dataset": run.dataset, "arch": run.arch, "method": run.method, "scale": "smoke"},
     }
     path.write_text(json.dumps(content))
 
@@ -46,7 +46,7 @@ def write(results: Results, run: Run, suite: str, settings: dict) -> None:
     ids=["no-autoattack", "no-clean", "one-setting", "worst-of-two", "the-larger-suite", "not-evaluated"],
 )
 def test_each_run_with_autoattack_has_one_entry(project, suites, autoattack, external):
-    results = Results(project / "results", "quickstart", project=Project(project))
+    results = Results(project / "results", "smoke", project=Project(project))
     run = Run("digits", "resnet18", "pgd-at", 0)
     for suite, settings in suites.items():
         write(results, run, suite, settings)

@@ -56,7 +56,7 @@ def evaluated(tree: Tree, monkeypatch, seeds=(0,), n=60) -> dict[int, pd.DataFra
     return frames
 
 
-def shown(project, scale="quickstart"):
+def shown(project, scale="smoke"):
     grid = build_grid(Project(project), scale, ["unified"])
     return grid, Results(project / "results", scale)
 

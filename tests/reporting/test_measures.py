@@ -158,7 +158,7 @@ def test_hours_count_what_a_run_starts_from_once(tree, measure):
     """dwf <- two experts, one of which starts from the other."""
     seconds = {"training_hours": "wall_seconds", "gpu_hours": "gpu_seconds"}[measure]
     names = {m: tree.run(method=m) for m in ("dwf", "dwf-expert-fgsm", "dwf-expert-benign")}
-    path = {method: {"path": f"results/quickstart/runs/{name}"} for method, name in names.items()}
+    path = {method: {"path": f"results/smoke/runs/{name}"} for method, name in names.items()}
     run_json(tree, names["dwf-expert-benign"], **{seconds: 3600})
     run_json(tree, names["dwf-expert-fgsm"], **{seconds: 7200, "initialize_from": {"a": path["dwf-expert-benign"]}})
     starts = {"a": path["dwf-expert-benign"], "b": path["dwf-expert-fgsm"]}
@@ -402,10 +402,10 @@ def test_an_explanation_is_printed_beside_its_cell(tree, one):
     assert entry.verdict == "explained"
     assert entry.comparison == "published 62 (explained)"
     assert entry.explanation.startswith("advmoe-released 62.0 [")
-    folder = "results/quickstart/evaluations/digits/resnet18/pgd-at/seed0"
+    folder = "results/smoke/evaluations/digits/resnet18/pgd-at/seed0"
     assert entry.command == (
         f"snakemake --cores all {folder}/dramoe.parquet {folder}/advmoe.parquet "
-        "results/quickstart/checks/digits/resnet18/pgd-at/seed0.json --config scale=quickstart"
+        "results/smoke/checks/digits/resnet18/pgd-at/seed0.json --config scale=smoke"
     )
     text = markdown.render(layout)
     assert "[30.0](../runs/digits/resnet18/pgd-at/seed0/run.json)" in text
@@ -416,7 +416,7 @@ def test_an_explanation_is_printed_beside_its_cell(tree, one):
 
 def test_an_explanation_that_the_scale_leaves_out_is_said_to_be_absent(tree, one):
     tree.evaluation(one, "dramoe", rows({"pgd10": first(300)}))
-    absent = {"method": "dwf-normalised", "not_run": "the method dwf-normalised is not part of scale quickstart"}
+    absent = {"method": "dwf-normalised", "not_run": "the method dwf-normalised is not part of scale smoke"}
     replica = cell(published=62.0, protocol="normalised-noclip-printed", suite="dwf", settings=("pgd10",), **absent)
     both = cell(published=62.0, alternatives=(replica,), tolerance=4.0)
     results = Results(tree.root, tree.scale)
@@ -425,9 +425,9 @@ def test_an_explanation_that_the_scale_leaves_out_is_said_to_be_absent(tree, one
     table = Table("s", "t", "Title", "Caption", ("r",), ("c",), (both,))
     layout = arrange(table, frame(found), results)
     ((_, (entry,)),) = layout.rows
-    note = "not run under normalised-noclip-printed: the method dwf-normalised is not part of scale quickstart"
+    note = "not run under normalised-noclip-printed: the method dwf-normalised is not part of scale smoke"
     assert layout.notes == (("a", note),) and entry.marks == ("a",)
-    grid = Grid("quickstart", (table,), (), (), (), {})
+    grid = Grid("smoke", (table,), (), (), (), {})
     (listed,) = records.not_run(grid, results)
     assert (listed["reason"], listed["places"]) == (
         absent["not_run"],

@@ -52,7 +52,7 @@ def page(tree: Tree) -> str:
 
 def cards_of(text: str) -> dict[str, dict]:
     """id -> {what: [values]} of every card."""
-    found = json.loads(re.search(r'id="cards" data-below="results/quickstart/">(.*?)</script>', text, re.S).group(1))
+    found = json.loads(re.search(r'id="cards" data-below="results/smoke/">(.*?)</script>', text, re.S).group(1))
     return {key: lines_of(card) for key, card in found.items()}
 
 
@@ -79,7 +79,7 @@ def test_page_is_one_file(built):
 def test_every_card_is_asked_for_and_leads_to_files(built):
     text = page(built)
     assert sorted(Reader(text).asked) == sorted(cards_of(text))
-    below = "results/quickstart/"
+    below = "results/smoke/"
     values = [value for card in cards_of(text).values() for said in card.values() for value in said]
     linked = {value.removeprefix(below) for value in values if value.startswith(below)}
     assert len(linked) == 2 * 3  # of two runs: the record, the rows, the checks
@@ -113,10 +113,10 @@ def test_a_card_says_where_its_number_comes_from(built):
             assert lines["measured"] == [f"{expected_text(row).removeprefix('unverified: ')} %"]
             assert lines["examples"] == [f"{row['n']} per seed"] and lines["seeds"] == ["0"]
             assert lines["metric"] == [f"{row['metric']}, protocol correct"]
-            assert lines["run"] == [f"results/quickstart/runs/{run}/run.json"]
-            assert lines["rows"] == [f"results/quickstart/evaluations/{run}/dramoe.parquet"]
-            assert lines["checks"] == [f"results/quickstart/checks/{run}.json"]
-            made = f"snakemake --cores all {lines['rows'][0]} {lines['checks'][0]} --config scale=quickstart"
+            assert lines["run"] == [f"results/smoke/runs/{run}/run.json"]
+            assert lines["rows"] == [f"results/smoke/evaluations/{run}/dramoe.parquet"]
+            assert lines["checks"] == [f"results/smoke/checks/{run}.json"]
+            made = f"snakemake --cores all {lines['rows'][0]} {lines['checks'][0]} --config scale=smoke"
             assert lines["made by"] == [made]
             assert ("the check monotone-epsilon failed" in lines.get("why", [])) == (row["method"] == "pgd-at")
 
@@ -157,13 +157,13 @@ def test_claims_open_the_page_and_agree_with_the_csv(built):
 @pytest.mark.parametrize(
     "needed",
     [
-        "snakemake --cores all results/quickstart/tables/dramoe-table2.csv --config scale=quickstart",
+        "snakemake --cores all results/smoke/tables/dramoe-table2.csv --config scale=smoke",
         "Not comparable with published numbers",
         "<code>digits</code> in place of <code>cifar10</code>",
         "stale: nets",
         "failed: monotone-epsilon",
         "not evaluated yet",
-        "the method mart is not part of scale quickstart",
+        "the method mart is not part of scale smoke",
         "A &lt;fast&gt; CPU &amp; more, 2 cores",
         "FG_SM &amp; 50 % &lt;b&gt;",
         "1,234",

@@ -21,8 +21,8 @@ def found(project, tree):
     """What a function of the grid and the results says; the results as they are when it is called."""
 
     def call(function):
-        grid = build_grid(Project(project), "quickstart", ["unified", "dramoe"])
-        return function(grid, Results(tree.root, "quickstart", project=Project(project)))
+        grid = build_grid(Project(project), "smoke", ["unified", "dramoe"])
+        return function(grid, Results(tree.root, "smoke", project=Project(project)))
 
     return call
 
@@ -127,7 +127,7 @@ def test_a_problem_is_named_with_the_command_that_mends_it(tree, found, break_it
     assert found(problems.find) == []
     break_it(tree)
     refresh = " refresh=stale" if kind == "stale" else ""
-    command = f"snakemake --cores all results/quickstart/{target} --config scale=quickstart{refresh}"
+    command = f"snakemake --cores all results/smoke/{target} --config scale=smoke{refresh}"
     expected = {"run": PGD_AT, "kind": kind, "what": what, "command": command}
     assert found(problems.find) == [expected]
 

@@ -256,7 +256,7 @@ def test_each_parquet_file_is_read_once(tree, project, monkeypatch):
     monkeypatch.setattr(
         pyarrow.parquet, "read_table", lambda path, **rest: opened.append(path) or read_table(path, **rest)
     )
-    arguments = ["--project", str(project), "--scale", "quickstart", "--results", str(tree.root)]
+    arguments = ["--project", str(project), "--scale", "smoke", "--results", str(tree.root)]
     for command in (["tabulate"], ["tabulate", "--cells"], ["draw"], ["report"]):
         opened.clear()
         assert main([*arguments[:2], *command, *arguments[2:]]) == 0

@@ -60,7 +60,7 @@ def test_the_row_that_it_names_makes_the_study_ask_for_it(project, capsys):
     content = yaml.safe_load(study.read_text())
     content["tables"]["leaderboard"]["rows"][2]["points"].append(yaml.safe_load(row))
     study.write_text(yaml.safe_dump(content, sort_keys=False))
-    assert main(["--project", str(project.root), "plan", "--scale", "quickstart", "--json"]) == 0
+    assert main(["--project", str(project.root), "plan", "--scale", "smoke", "--json"]) == 0
     assert "digits/resnet18/smoothed-pgd-at/seed0" in capsys.readouterr().out
 
 

@@ -118,7 +118,7 @@ def own(tmp_path_factory) -> Path:
 def _renamed(kind):
     """A file of this name, and the name asked for."""
     getter = {"datasets": "dataset", "methods": "method", "scales": "scale", "studies": "study"}[kind]
-    original = {"datasets": "digits", "methods": "trades", "scales": "quickstart", "studies": "unified"}[kind]
+    original = {"datasets": "digits", "methods": "trades", "scales": "smoke", "studies": "unified"}[kind]
 
     def ask(root: Path, value: str):
         path = root / "config" / kind / f"{value}.yaml"
@@ -204,9 +204,9 @@ NAMES = {
         lambda own: build_grid(own, "paper", ["dwf"]),
     ),
     "a stand-in": _written(
-        "scales/quickstart.yaml",
+        "scales/smoke.yaml",
         lambda content, value: content["substitute"]["dataset"].update(cifar10=value),
-        lambda own: own.scale("quickstart"),
+        lambda own: own.scale("smoke"),
     ),
 }
 

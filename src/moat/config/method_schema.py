@@ -43,7 +43,7 @@ def check(recipe: Mapping[str, Any], name: str, layers: Sequence[tuple[str, Mapp
         (("model", "mixture"), mixture, mixtures(), "mixture"),
     ):
         if value is not None and value not in known:
-            where = next((where for where, content in layers if _writes(content, path)), own)
+            where = schema.layer_of(path, layers, own)
             raise ConfigError(f"{where}: {'.'.join(path)}: {unknown_name(value, known, what=what)}")
     declared = _declared(recipe)
     composed = json.dumps([recipe["class"], {key: [each.allowed, each.where] for key, each in declared.items()}])
@@ -53,7 +53,7 @@ def check(recipe: Mapping[str, Any], name: str, layers: Sequence[tuple[str, Mapp
     shared = root / "workflow" / "schemas" / "method.schema.yaml"
     fault = schema.find_fault(recipe, _validator(shared, shared.stat().st_mtime_ns, composed))
     if fault is not None:
-        where = next((where for where, content in layers if _writes(content, _path(fault))), own)
+        where = schema.layer_of(schema.fault_path(fault), layers, own)
         of = "" if where == own else f" (recipe {name})"
         raise ConfigError(f"{where}: {schema.explain(fault)}{_declared_in(fault, recipe['class'], declared)}{of}")
     for part in ("attacks", "validations"):
@@ -117,29 +117,9 @@ def in_json_schema(allowed: Mapping[str, Any], types: Mapping[str, Any], where: 
     return result
 
 
-def _path(fault) -> tuple[str, ...]:
-    """The key that a fault is about: of an unknown one the key itself, of a missing one the mapping."""
-    path = tuple(str(part) for part in fault.absolute_path)
-    if fault.validator == "additionalProperties":
-        unknown = (key for key in fault.instance if key not in fault.schema.get("properties", {}))
-        return (*path, *list(unknown)[:1])
-    return path
-
-
-def _writes(content: Any, path: Sequence[str]) -> bool:
-    """Whether a layer writes the key at ``path``, or what holds it."""
-    for part in path:
-        if not isinstance(content, Mapping):
-            return True
-        if part not in content:
-            return False
-        content = content[part]
-    return bool(path)
-
-
 def _declared_in(fault, name: str, declared: Mapping[str, Parameter]) -> str:
     """Where a person finds what is allowed, if it is not in the shared schema."""
-    path = _path(fault)
+    path = schema.fault_path(fault)
     if fault.validator == "required":
         path = (*path, next(key for key in fault.validator_value if key not in fault.instance))
     dotted = ".".join(path)

@@ -83,24 +83,40 @@ class Project:
 
     def recipe_files(self, name: str) -> dict[str, dict[str, Any]]:
         """A recipe's file and those that it extends, as written: name -> content, the recipe's own first."""
-        known = self.names("methods")
+        return self._extended("methods", "method", "recipe", name)
+
+    def scale_files(self, name: str) -> dict[str, dict[str, Any]]:
+        """As :meth:`recipe_files`, of a scale."""
+        return self._extended("scales", "scale", "scale", name)
+
+    def _extended(self, folder: str, kind: str, what: str, name: str) -> dict[str, dict[str, Any]]:
+        known = self.names(folder)
         if name not in known:
-            raise self._unknown("methods", "method", name, known)
-        folder, found, wanted = self.root / "config" / "methods", {}, name
+            raise self._unknown(folder, kind, name, known)
+        found, wanted = {}, name
         while wanted:
-            where = f"config/methods/{wanted}.yaml"
-            content = schema.read_yaml(folder / f"{wanted}.yaml")
+            where = f"config/{folder}/{wanted}.yaml"
+            content = schema.read_yaml(self.root / where)
             if not isinstance(content, dict):
                 raise ConfigError(f"{where}: {content!r} has the wrong type; allowed: object")
             found[wanted], wanted = content, content.get("extends")
             if wanted in found:
-                raise ConfigError(f"{where}: extends: {wanted!r} extends this recipe in turn")
-            if wanted is not None and wanted not in (there := self._files("methods")):
-                raise ConfigError(f"{where}: extends: " + schema.unknown_name(wanted, there, what="recipe"))
+                raise ConfigError(f"{where}: extends: {wanted!r} extends this {what} in turn")
+            if wanted is not None and wanted not in (there := self._files(folder)):
+                raise ConfigError(f"{where}: extends: " + schema.unknown_name(wanted, there, what=what))
         return found
 
     def scale(self, name: str) -> dict[str, Any]:
-        scale = self._named("scales", "scale", name)
+        """A scale: what it extends, with its own keys on top, merged as recipes are.
+
+        Title and description are never inherited.
+        """
+        files, scale = self.scale_files(name), {}
+        for each, own in reversed(files.items()):
+            titles = ("title", "description") if each != name else ()
+            scale = schema.merge(scale, {key: value for key, value in own.items() if key not in titles})
+        layers = [(self.root / f"config/scales/{each}.yaml", own) for each, own in files.items()]
+        schema.validate(scale, self._schema("scale"), source=layers[0][0], layers=layers)
         named = {
             "method": [
                 *scale.get("recipes", {}),
@@ -118,7 +134,7 @@ class Project:
                 what = schema.unknown_name(each, written, what="attack setting")
                 raise ConfigError(f"config/scales/{name}.yaml: attacks: {what}")
         for kind, patterns in scale.get("exclude", {}).items():
-            known = plugins.archs() if kind == "arch" else self.names(f"{kind}s")
+            known = self._excludable(kind)
             for pattern in patterns:
                 if not fnmatch.filter(known, pattern):
                     what = schema.unknown_name(pattern, known, what=kind)
@@ -129,6 +145,13 @@ class Project:
                     what = schema.unknown_name(each, self.names(f"{kind}s"), what=kind)
                     raise ConfigError(f"config/scales/{name}.yaml: {what}")
         return scale
+
+    def _excludable(self, kind: str) -> list[str]:
+        if kind == "item":
+            studies = {name: self.study(name) for name in self.names("studies")}
+            parts = ("tables", "figures")
+            return [f"{name}-{item}" for name, study in studies.items() for part in parts for item in study.get(part, ())]
+        return {"arch": plugins.archs, "suite": self.suites}.get(kind, lambda: self.names(f"{kind}s"))()
 
     def study(self, name: str) -> dict[str, Any]:
         return self._named("studies", "study", name)
@@ -245,7 +268,10 @@ class Project:
         return ConfigError(schema.unknown_name(name, known, what=kind) + f" (one file each in config/{folder}/)")
 
     def _load(self, relative: str, kind: str) -> dict[str, Any]:
-        return schema.load(self.root / relative, self.root / "workflow" / "schemas" / f"{kind}.schema.yaml")
+        return schema.load(self.root / relative, self._schema(kind))
+
+    def _schema(self, kind: str) -> Path:
+        return self.root / "workflow" / "schemas" / f"{kind}.schema.yaml"
 
     @staticmethod
     def _pick(known: dict[str, Any], name: str, kind: str, where: str) -> Any:

@@ -58,9 +58,13 @@ def resolve_recipe(project: Project, scale: str, method: str) -> dict[str, Any]:
         ConfigError: the scale's overrides do not fit the recipe's schema; names file and key.
     """
     recipe, scaled = project.method(method), project.scale(scale)
-    files, where = project.recipe_files(method), f"config/scales/{scale}.yaml"
-    layers = [(f"{where}: recipes.{each}", scaled.get("recipes", {}).get(each, {})) for each in files]
-    layers.append((f"{where}: recipe", scaled.get("recipe", {})))
+    files, scales = project.recipe_files(method), project.scale_files(scale)
+    layers = [
+        (f"config/scales/{each}.yaml: recipes.{of}", own.get("recipes", {}).get(of, {}))
+        for of in files
+        for each, own in scales.items()
+    ]
+    layers += [(f"config/scales/{each}.yaml: recipe", own.get("recipe", {})) for each, own in scales.items()]
     overrides: dict[str, Any] = {}
     for _, layer in reversed(layers):
         overrides = merge(overrides, layer)

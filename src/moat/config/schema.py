@@ -10,7 +10,7 @@ import json
 import math
 import operator
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -196,17 +196,46 @@ def read_words(content: dict[str, Any], schema_path: Path) -> None:
 _VALID: set[tuple[Path, str]] = set()
 
 
-def validate(content: Any, schema_path: Path, *, source: str | Path) -> None:
+def validate(
+    content: Any, schema_path: Path, *, source: str | Path, layers: Sequence[tuple[str | Path, Any]] = ()
+) -> None:
     """Check ``content`` against a schema file; the same content is checked once.
 
+    Args:
+        layers: what ``content`` was merged from, (source, content), the one with the last word first.
+
     Raises:
-        ConfigError: names ``source``, the key and what is allowed, for the first fault found.
+        ConfigError: names the layer that holds the first fault, else ``source``, the key and what is allowed.
     """
     known = (Path(schema_path), json.dumps(content, default=repr))
     if known not in _VALID:
         if fault := find_fault(content, _validator_of(Path(schema_path))):
-            raise ConfigError(f"{source}: {explain(fault)}")
+            raise ConfigError(f"{layer_of(fault_path(fault), layers, source)}: {explain(fault)}")
         _VALID.add(known)
+
+
+def fault_path(fault) -> tuple[str, ...]:
+    """The key that a fault is about: of an unknown one the key itself, of a missing one the mapping."""
+    path = tuple(str(part) for part in fault.absolute_path)
+    if fault.validator == "additionalProperties":
+        unknown = (key for key in fault.instance if key not in fault.schema.get("properties", {}))
+        return (*path, *list(unknown)[:1])
+    return path
+
+
+def layer_of(path: Sequence[str], layers: Iterable[tuple[str | Path, Any]], otherwise: str | Path) -> str | Path:
+    """The first of ``layers``, (source, content), that writes the key at ``path``, or what holds it."""
+    return next((source for source, content in layers if _writes(content, path)), otherwise)
+
+
+def _writes(content: Any, path: Sequence[str]) -> bool:
+    for part in path:
+        if not isinstance(content, Mapping):
+            return True
+        if part not in content:
+            return False
+        content = content[part]
+    return bool(path)
 
 
 def find_fault(content: Any, checked_by):

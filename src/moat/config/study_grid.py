@@ -59,18 +59,35 @@ class Expander:
     def tables(self) -> Iterator[Table]:
         for name, spec in self.spec.get("tables", {}).items():
             check_matches(spec, f"config/studies/{self.study}.yaml: {name}")
-            (rows, of_rows), (columns, of_columns) = (self._lines(spec, side) for side in ("rows", "columns"))
+            rows, rows_left_out = self._part_of_scale(spec["rows"], "rows")
+            columns, columns_left_out = self._part_of_scale(spec["columns"], "columns")
+            if not (rows and columns and self._has("item", f"{self.study}-{name}")):
+                continue
+            rows, of_rows = self._with_last_epochs(rows, spec, "rows")
+            columns, of_columns = self._with_last_epochs(columns, spec, "columns")
             cells = tuple(self._cell(name, spec, row, column) for row, column in itertools.product(rows, columns))
             labels = tuple(map(self._label, rows)), tuple(map(self._label, columns))
-            caption = " ".join(filter(None, [spec["caption"], of_rows, of_columns]))
+            caption = " ".join(filter(None, [spec["caption"], of_rows, of_columns, rows_left_out, columns_left_out]))
             yield Table(self.study, name, spec["title"], caption, *labels, cells)
 
-    def _lines(self, spec: Mapping[str, Any], side: str) -> tuple[list[Points], str]:
+    def _part_of_scale(self, axes: Sequence[Mapping[str, Any]], what: str) -> tuple[list[Points], str]:
+        """Rows, columns or lines of a figure, and what the caption says of those that are left out.
+
+        All of them, unless the scale's ``show_not_run`` is false: then those that the scale has.
+        """
+        lines = _product(axes)
+        if self.scale.get("show_not_run", True):
+            return lines, ""
+        found = [line for line in lines if self._is_included(line)]
+        left_out = len(lines) - len(found)
+        return found, f"Not part of this scale and left out: {left_out} of {len(lines)} {what}." if left_out else ""
+
+    def _with_last_epochs(self, lines: list[Points], spec: Mapping[str, Any], side: str) -> tuple[list[Points], str]:
         """The rows or columns of a table, those that show the last epoch included, and what the caption says of these.
 
         A last epoch is shown where the table wants it and the scale's ``last_epoch`` is true or names the method.
         """
-        lines, match = _product(spec[side]), spec.get("last_epoch", {}).get("match")
+        match = spec.get("last_epoch", {}).get("match")
         if match is None or not match.keys() <= {axis["axis"] for axis in spec[side]}:
             return lines, ""
         asked = self.scale.get("last_epoch", False)
@@ -94,9 +111,9 @@ class Expander:
         return found, f"Last epoch: the weights at the end of the training instead of those of the best epoch.{only}"
 
     def _is_included(self, line: Points) -> bool:
-        """Whether the scale has the data sets, nets and methods that a row or column names."""
+        """Whether the scale has the data sets, nets, methods and suites that a row or column names."""
         for _, point in line:
-            for kind in self.names:
+            for kind in (*self.names, "suite"):
                 name = self.scale.get("substitute", {}).get(kind, {}).get(point.get(kind), point.get(kind))
                 name = self.simplest(name) if kind == "method" and name else name
                 if name and not self._has(kind, name):
@@ -110,13 +127,16 @@ class Expander:
             common = {"label": "", "measure": _MEASURES[shows], "probe": spec.get("probe", "")}
             if "settings" in spec:
                 common["settings"] = spec["settings"]
+            declared, left_out = self._part_of_scale(spec.get("lines", ()), "lines")
+            if not (declared and self._has("item", f"{self.study}-{name}")):
+                continue
             lines = tuple(
                 Line(
                     self._label(points),
                     self._cell(name, spec, [("settings", common), *points], []),
                     tuple((axis, self._shown(point)) for axis, point in points),
                 )
-                for points in _product(spec.get("lines", ()))
+                for points in declared
                 if points
             )
             yield Figure(
@@ -124,7 +144,7 @@ class Expander:
                 name,
                 spec["kind"],
                 spec["title"],
-                spec["caption"],
+                " ".join(filter(None, [spec["caption"], left_out])),
                 spec.get("suite", ""),
                 tuple(spec.get("settings", ())),
                 lines,
@@ -185,13 +205,14 @@ class Expander:
         if measure not in known:
             raise ConfigError(f"{where}: " + unknown_name(measure, known, what="measure"))
         reads, not_run = known[measure], None
+        rows = "rows" in reads
         if bound.get("method") in self.names["method"]:
             bound["method"] = self.simplest(bound["method"])
         # A property of the code needs no run, so no scale leaves it out.
-        for kind in self.names if reads else ():
+        for kind in (*self.names, *(["suite"] if rows else [])) if reads else ():
             if not_run is None and bound.get(kind) and not self._has(kind, bound[kind]):
                 not_run = f"the {kind} {bound[kind]} is not part of scale {self.scale_name}"
-        rows, patterns, settings = "rows" in reads, tuple(bound.get("settings", ())), ()
+        patterns, settings = tuple(bound.get("settings", ())), ()
         if not_run is None:
             self._check_names(bound, reads, where)
         if not_run is None and rows:
@@ -235,7 +256,7 @@ class Expander:
         )
 
     def _has(self, kind: str, name: str) -> bool:
-        """Whether the scale has a data set, net or method."""
+        """Whether the scale has a data set, net, method, suite, or table or figure (an item)."""
         excluded = self.scale.get("exclude", {}).get(kind, ())
         return name in self.included.get(kind, [name]) and not any(fnmatch.fnmatch(name, each) for each in excluded)
 
