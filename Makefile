@@ -1,7 +1,5 @@
-# make quickstart   from nothing to results/quickstart/report.html (sets itself up)
-# make pull         models and results that another machine made (docs/dvc.md)
-# make test         all tests, linters included (sets itself up)
-# make mini         the same pipeline on real CIFAR images: a few hours on two cores; see README.md
+# `make` alone says what there is: what follows ## behind a target.
+.DEFAULT_GOAL := help
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -19,48 +17,57 @@ LIMIT  := $(if $(filter-out 0,$(GPUS)),--resources gpu=$(GPUS))
 export PIP_USER := 0
 unexport PIP_TARGET PIP_PREFIX PIP_ROOT
 
-.PHONY: quickstart mini repro pull test test-long test-isa faults lint format clean
+.PHONY: help quickstart smoke mini repro pull test test-long test-isa faults lint format clean
 
-quickstart: $(BUILT)
+help: ## this list
+	@echo "Each target sets itself up: a virtual environment in $(VENV), with pinned versions."
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1|/p' $(MAKEFILE_LIST) | \
+	  awk -F'|' '{ printf "%-18s %s\n", $$1, $$2 }'
+
+quickstart: $(BUILT) ## the systems of the four papers on digits: the first page, in minutes on two cores
 	$(BIN)/snakemake --cores all $(LIMIT) --config scale=quickstart
 	@echo "The report: $(CURDIR)/results/quickstart/report.html"
 
-mini: $(BUILT)
+smoke: $(BUILT) ## every method and suite on digits, as briefly as possible
+	$(BIN)/snakemake --cores all $(LIMIT) --config scale=smoke
+	@echo "The report: $(CURDIR)/results/smoke/report.html"
+
+mini: $(BUILT) ## the same pipeline on real CIFAR images: a few hours on two cores
 	$(BIN)/snakemake --cores all $(LIMIT) --config scale=mini
 	@echo "The report: $(CURDIR)/results/mini/report.html"
 
 # Through DVC (docs/dvc.md): make results anew where something changed; get those that another machine made.
-repro: $(BUILT) $(DVC)
+repro: $(BUILT) $(DVC) ## all results through DVC, made again where something changed (docs/dvc.md)
 	PATH="$(CURDIR)/$(BIN):$$PATH" SNAKEMAKE_OPTIONS="$(LIMIT)" dvc repro
 
-pull: $(DVC)
+pull: $(DVC) ## results that another machine made, through DVC
 	$(BIN)/moat pull
 
-test: $(BUILT) $(DVC)
+test: $(BUILT) $(DVC) ## all tests but the long ones, linters included
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile
 
 # Whole pipelines, through DVC and through a dozen injected faults: some minutes more.
-test-long: $(BUILT) $(DVC)
+test-long: $(BUILT) $(DVC) ## whole pipelines, through DVC and through a dozen injected faults
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile -m long
 
 # The tests of what computes numbers, once more with PyTorch's loops as on a processor without AVX-512. With ISA=default
 # they use no AVX either, and convolutions are PyTorch's own.
 ISA     ?= avx2
 NUMERIC := attacks evaluation kernels methods models training
-test-isa: $(BUILT)
+test-isa: $(BUILT) ## what computes numbers, on slower instructions (ISA=avx2 or default)
 	OMP_NUM_THREADS=1 ATEN_CPU_CAPABILITY=$(ISA) \
 	  $(BIN)/pytest -n auto --dist loadfile $(NUMERIC:%=tests/%)
 
 # More faults: make faults N=200 SEED=1
 N    ?= 200
 SEED ?= 1
-faults: $(BUILT)
+faults: $(BUILT) ## more injected faults: make faults N=200 SEED=1
 	OMP_NUM_THREADS=1 $(BIN)/python tests/faults/harness.py --faults $(N) --seed $(SEED)
 
-lint: $(BUILT)
+lint: $(BUILT) ## linters and the tests of style
 	$(BIN)/pytest tests/style
 
-format: $(BUILT)
+format: $(BUILT) ## formatters
 	$(BIN)/ruff check --fix src tests benchmarks
 	$(BIN)/ruff format src tests benchmarks
 	$(BIN)/snakefmt workflow Snakefile
@@ -84,5 +91,5 @@ $(DVC): $(READY)
 	touch $@
 
 # The environment only; results and downloads are yours to delete.
-clean:
+clean: ## removes the environment; results and downloads stay
 	rm -rf $(VENV) .pytest_cache .ruff_cache
