@@ -121,6 +121,23 @@ def test_without_published_images_they_are_generated(undefended, pictures, tmp_p
     pd.testing.assert_frame_equal(one.drop(columns="steps"), other.drop(columns="steps"))
 
 
+def test_a_limit_of_corruptions_holds_for_what_is_generated(undefended, pictures, tmp_path, monkeypatch):
+    images, labels, indices = pictures
+    corrupted = []
+    monkeypatch.setattr(
+        generated_corruptions,
+        "corrupt",
+        lambda x, *names, **options: corrupted.append(len(x)) or corrupt(x, *names, **options),
+    )
+    run = EvaluationTarget(undefended, {}, images, labels, indices, [], tmp_path / "x.safetensors", "a" * 64, 40)
+    declared = {"clean": {"attack": "none"}, "fog-3": {**FOG, "limit": 7}, "fog-4": {**FOG, "severity": 4, "limit": 9}}
+    plan = make_plan("s", declared, {}, undefended, {})
+    ready = with_images(plan, run, tmp_path).settings
+    frame = evaluate(undefended, images, labels, ready, batch_size=40, indices=indices)
+    assert frame.groupby("setting").size().to_dict() == {"clean": 40, "fog-3": 7, "fog-4": 9}
+    assert set(corrupted) == {9}
+
+
 # -- generated once ----------------------------------------------------------------
 WANTED = {"fog-3": ("fog", 3), "jpeg_compression-5": ("jpeg_compression", 5)}
 

@@ -59,7 +59,7 @@ def build_grid(project: Project, scale: str, studies: Iterable[str]) -> Grid:
     Raises:
         ConfigError: a name that nothing declares, or a published number that fits a cell twice; says where.
     """
-    for name in project.scale(scale).get("attacks", {}):
+    for name in project.changed_attacks(scale):
         project.attack(name, where=f"config/scales/{scale}.yaml: attacks", scale=scale)
     tables, figures = [], []
     for study in studies:

@@ -19,6 +19,11 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 ALLOWED = "letters, digits, _ - and ., a letter or digit first"
 
 
+def _matches(name: str, original: str | None, key: str) -> bool:
+    """Whether what a scale changes under ``key``, a name or pattern, is about a setting or the one it is a twin of."""
+    return any(fnmatch.fnmatchcase(each, key) for each in (name, original) if each is not None)
+
+
 @dataclass(frozen=True)
 class Project:
     """Reads the YAML files below ``root``. Every getter raises :class:`ConfigError` with the allowed names."""
@@ -120,6 +125,7 @@ class Project:
         named = {
             "method": [
                 *scale.get("recipes", {}),
+                *scale.get("seeds", {}),
                 *scale.get("include", {}).get("method", []),
                 *(scale["last_epoch"] if isinstance(scale.get("last_epoch"), list) else []),
             ],
@@ -130,9 +136,10 @@ class Project:
         }
         written = self.attacks() if "attacks" in scale else {}
         for each in scale.get("attacks", {}):
-            if each not in written and twins.original(each, written) is None:
+            known = each in written or twins.original(each, written) is not None
+            if not known and not fnmatch.filter([*written, *corruptions.all_settings()], each):
                 what = schema.unknown_name(each, written, what="attack setting")
-                raise ConfigError(f"config/scales/{name}.yaml: attacks: {what}")
+                raise ConfigError(f"{schema.layer_of(('attacks', each), layers, name)}: attacks: {what}")
         for kind, patterns in scale.get("exclude", {}).items():
             known = self._excludable(kind)
             for pattern in patterns:
@@ -150,7 +157,9 @@ class Project:
         if kind == "item":
             studies = {name: self.study(name) for name in self.names("studies")}
             parts = ("tables", "figures")
-            return [f"{name}-{item}" for name, study in studies.items() for part in parts for item in study.get(part, ())]
+            return [
+                f"{name}-{item}" for name, study in studies.items() for part in parts for item in study.get(part, ())
+            ]
         return {"arch": plugins.archs, "suite": self.suites}.get(kind, lambda: self.names(f"{kind}s"))()
 
     def study(self, name: str) -> dict[str, Any]:
@@ -206,22 +215,30 @@ class Project:
     def attack(self, name: str, *, where: str, scale: str | None = None) -> dict[str, Any]:
         """One attack setting, also a corruption's (``fog-3``) or a twin (``pgd10_det``), with what ``scale`` overrides.
 
-        What a scale overrides of a setting holds for its twin.
+        What a scale overrides of a setting holds for its twin; a name wins over a pattern.
         ``where`` names who asks for it.
         """
-        if name in (generated := corruptions.all_settings()):
-            return generated[name]
-        written = self.attacks()
+        written = {**corruptions.all_settings(), **self.attacks()}
         original = twins.original(name, written)
         setting = self._pick(written, original or name, "attack setting", where)
         changes = {} if scale is None else self.scale(scale).get("attacks", {})
-        overrides = {**changes.get(original, {}), **changes.get(name, {})}
+        overrides: dict[str, Any] = {}
+        for key in [key for key in changes if _matches(name, original, key)]:
+            overrides |= changes[key]
+        overrides |= {**changes.get(original, {}), **changes.get(name, {})}
         if not overrides:
             return setting if original is None else {**setting, **twins.KEYS}
         merged = {**setting, **overrides, **({} if original is None else twins.KEYS)}
         source = f"config/attacks.yaml with the overrides of config/scales/{scale}.yaml"
-        attack_schema.check({name: merged}, self.root, source=source)
+        # A file's names have no hyphen, unlike those of corruptions.
+        attack_schema.check({name.replace("-", "_"): merged}, self.root, source=source)
         return merged
+
+    def changed_attacks(self, scale: str) -> list[str]:
+        """The attack settings of ``config/attacks.yaml`` that a scale changes, and the twins that it names."""
+        changes, written = self.scale(scale).get("attacks", {}), self.attacks()
+        named = [name for name in changes if twins.original(name, written) is not None]
+        return [name for name in written if any(fnmatch.fnmatchcase(name, key) for key in changes)] + named
 
     def planner(self) -> dict[str, Any]:
         """``config/planner.yaml``: what plans know beside the recipes."""

@@ -37,7 +37,6 @@ class Expander:
         self.scale = project.scale(scale)
         self.scale_name = scale
         self.spec = project.study(study)
-        self.seeds = tuple(self.spec["seeds"][: self.scale["max_seeds"]])
         self.numbers = PublishedNumbers(study, project.published(study))
         self.names = {
             "dataset": project.names("datasets"),
@@ -45,6 +44,9 @@ class Expander:
             "method": project.names("methods"),
         }
         self.simplest = functools.cache(functools.partial(recipes.simplest, project, scale))
+        self.max_seeds: dict[str, int] = {}
+        for name, number in self.scale.get("seeds", {}).items():
+            self.max_seeds[self.simplest(name)] = max(number, self.max_seeds.get(self.simplest(name), 0))
         self.included = {**self.scale.get("include", {})}
         if "method" in self.included:
             self.included["method"] = [self.simplest(name) for name in self.included["method"]]
@@ -241,8 +243,7 @@ class Expander:
             code_property=bound.get("property", ""),
             probe=bound.get("probe", ""),
             protocol=bound["protocol"],
-            # A probe is of one model.
-            seeds=self.seeds[:1] if "probe" in reads else self.seeds,
+            seeds=self._seeds(bound.get("method", ""), probe="probe" in reads),
             # What is read from the code alone is compared as a word.
             published=published.value if reads else published.text,
             published_std=published.std,
@@ -254,6 +255,11 @@ class Expander:
             not_run=not_run,
             **place,
         )
+
+    def _seeds(self, method: str, *, probe: bool) -> tuple[int, ...]:
+        """The seeds of a method's runs; a probe is of one model."""
+        number = 1 if probe else self.max_seeds.get(method, self.scale["max_seeds"])
+        return tuple(self.spec["seeds"][:number])
 
     def _has(self, kind: str, name: str) -> bool:
         """Whether the scale has a data set, net, method, suite, or table or figure (an item)."""

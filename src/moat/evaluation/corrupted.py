@@ -65,17 +65,20 @@ def _generated(
 ) -> dict[str, GeneratedCorruptions]:
     """By severities, the images under those settings of a plan."""
     wanted: dict[str, dict[str, tuple[str, int]]] = {}
+    reach = 0
     for name, attack in plan.settings.items():
         if is_corruption(attack):
             parameters = attack.parameters
+            reach = max(reach, min(len(target.x), attack.limit or len(target.x)))
             named = parameters["corruption"], parameters["severity"]
             # Its random numbers are those of that name, and no other.
             if name == setting_name(*named, parameters["severities"]):
                 wanted.setdefault(parameters["severities"], {})[name] = named
     libraries = {name: importlib.metadata.version(name) for name in _LIBRARIES}
     made_of = {"data": target.data_sha256, "sources": dict(sources), "libraries": libraries}
+    x, indices = target.x[:reach].numpy(), target.indices[:reach]
     return {
-        severities: GeneratedCorruptions(folder, target.x.numpy(), target.indices, severities, settings, made_of)
+        severities: GeneratedCorruptions(folder, x, indices, severities, settings, made_of)
         for severities, settings in wanted.items()
     }
 
