@@ -282,6 +282,8 @@ def test_a_claim_about_another_study_needs_it(case):
         ({"stated": {"tolerance": 1}}, "stated: says no number"),
         ({"stated": {"published": {"table": "1"}}}, "72 rows fit config/claims.yaml: trades-over-pgd-at"),
         ({"unit": "percent"}, "unit.*'percent'"),
+        ({"kind": "ordr"}, "kind.*'ordr'"),
+        ({"quantity": "reduction"}, "kind: is missing.*order, protocol, cost, value"),
     ],
 )
 def test_slips_in_a_claim_are_named(case, changes, said):
@@ -302,6 +304,12 @@ def test_claims_are_written_beside_the_cells(tree, moat, capsys):
     assert (first["claim"], first["verdict"]) == (GAIN, "unverified")
     assert first["reasons"].split(";") == ["budget", "stand-in dataset cifar10->digits"]
     assert float(first["ci_low"]) < float(first["measured"]) < float(first["ci_high"])
+    # Beside the verdict, what the scale shows of it.
+    assert (first["kind"], first["indication"], first["tested"]) == ("order", "undecided", "above 0")
+    assert first["indication_reason"] == "an order between methods needs at least 2 seeds, not 1"
+    assert first["budget"] == "width 0.125, 3 epochs, 1 seed, 400 images attacked or classified"
+    assert second["indication"] == "not testable here"
+    assert second["indication_reason"].endswith(": the method dramoe is not part of scale quickstart")
     assert (second["verdict"], second["measured"], second["stated"]) == ("not-run", "", "5.48 ± 2 points")
     text = (tree.base / "tables/claims.md").read_text()
     assert f"{float(first['measured']):.2f} [" in text and "not run: dramoe-table2: " in text

@@ -94,9 +94,13 @@ CASES = {
 class One(Project):
     """The project with one of its claims, and with the data of the papers where the studies have others."""
 
-    def __init__(self, *names: str):
+    def __init__(self, *names: str, **scale):
         super().__init__(ROOT)
         object.__setattr__(self, "only", names)
+        object.__setattr__(self, "changed", scale)
+
+    def scale(self, name):
+        return {**super().scale(name), **self.changed}
 
     def claims(self):
         return {name: SPECS[name] for name in self.only}
@@ -128,8 +132,11 @@ def protocols(name: str) -> list[str]:
     return [named] if isinstance(named, str) else named
 
 
-def found(grid, name: str, numbers: tuple, *, replica: tuple | None = None) -> dict:
-    """The claim on cells with these numbers; with other ones under its protocol, where its cells are measured by it."""
+def found(grid, name: str, numbers: tuple, *, replica: tuple | None = None, said=None, **scale) -> dict:
+    """The claim on cells with these numbers; with other ones under its protocol, where its cells are measured by it.
+
+    ``said``: further columns of the correct protocol's rows; ``scale``: keys of the scale that are changed.
+    """
     spec, rows = SPECS[name], []
     for place, role in enumerate(["of", "against"][: len(numbers)]):
         cells = claims.chosen(grid, name, spec, role)
@@ -142,7 +149,8 @@ def found(grid, name: str, numbers: tuple, *, replica: tuple | None = None) -> d
                     place_of = {key: getattr(cell, key) for key in ("study", "table", "row", "column")}
                     interval = {"measured": value, "ci_low": value - half, "ci_high": value + half}
                     rows.append({**place_of, "protocol": protocol, **interval})
-    (claim,) = claims.evaluate(One(name), grid, frame(rows))
+                    rows[-1].update(said or {} if protocol == CORRECT else {})
+    (claim,) = claims.evaluate(One(name, **scale), grid, frame(rows))
     return claim
 
 
@@ -224,3 +232,130 @@ def test_a_claim_about_data_that_are_replaced_is_not_judged():
             assert all(reason.startswith("stand-in ") for reason in claim["reasons"])
             replaced.add(name)
     assert replaced == {"mocse-lifts-corruptions-augmented", "mocse-augmentation-plus-1", "hybrid-gain-25-30"}
+
+
+# -- indications: what a scale that is not comparable shows -----------------------------------------------------------
+SMALL = {"comparable": False}
+TWO_SEEDS = {"seeds": "0;1", "n": 1000}
+
+
+def is_amount(name: str) -> bool:
+    """Whether a claim states an amount, of whose order only the side of zero counts at a smaller scale."""
+    return bool({"published", "equals"} & set(SPECS[name]["stated"]))
+
+
+def unsure(numbers):
+    return [wide(value, 90) for value in numbers] if isinstance(numbers, list) else wide(numbers, 90)
+
+
+def against_order(name: str) -> tuple:
+    """Numbers on the other side of what is claimed."""
+    return CASES[name].true[::-1] if is_amount(name) else CASES[name].false
+
+
+def undecided_order(name: str) -> tuple:
+    return tuple(map(unsure, CASES[name].true)) if is_amount(name) else CASES[name].undecided
+
+
+def of_kind(kind: str) -> list[str]:
+    return [name for name, spec in SPECS.items() if spec.get("kind", "order") == kind]
+
+
+@pytest.mark.parametrize("name", of_kind("order"))
+def test_an_order_is_indicated_by_the_side_of_the_whole_interval(grid, name):
+    told = {
+        "supports the paper": CASES[name].true,
+        "speaks against": against_order(name),
+        "undecided": undecided_order(name),
+    }
+    for word, numbers in told.items():
+        claim = found(grid, name, numbers, said=TWO_SEEDS, **SMALL)
+        assert (claim["indication"]["word"], claim["verdict"]) == (word, "unverified")
+        shown = claim["indication"]["number"]
+        assert shown["low"] <= shown["value"] <= shown["high"]
+        assert claim["indication"]["budget"] == "2 seeds, 1,000 images attacked or classified"
+
+
+@pytest.mark.parametrize("name", of_kind("protocol"))
+def test_a_protocol_is_indicated_by_what_its_replica_gives(grid, name):
+    case = CASES[name]
+    told = [
+        ("supports the paper", case.true, case.false),
+        ("supports the explanation", case.false, case.true),
+        ("speaks against", case.false, case.false),
+        ("undecided", case.undecided, case.true),
+        ("undecided", case.false, case.undecided),
+        ("undecided", case.false, None),
+    ]
+    for word, numbers, replica in told:
+        claim = found(grid, name, numbers, replica=replica, **SMALL)
+        assert (claim["indication"]["word"], claim["verdict"]) == (word, "unverified"), (numbers, replica)
+
+
+@pytest.mark.parametrize("name", of_kind("cost"))
+def test_a_cost_is_indicated_by_the_interval_of_its_ratio(grid, name):
+    case = CASES[name]
+    told = {"supports the paper": case.true, "speaks against": case.false, "undecided": case.undecided}
+    for word, numbers in told.items():
+        assert found(grid, name, numbers, said={"seeds": "0"}, **SMALL)["indication"]["word"] == word
+
+
+@pytest.mark.parametrize("name", of_kind("value"))
+@pytest.mark.parametrize("outcome", ["true", "false", "undecided"])
+def test_the_number_of_a_defended_net_is_not_testable_at_another_size(grid, name, outcome):
+    claim = found(grid, name, getattr(CASES[name], outcome), said=TWO_SEEDS, **SMALL)
+    assert (claim["indication"]["word"], claim["verdict"]) == ("not testable here", "unverified")
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_at_the_scale_of_the_papers_the_verdict_speaks(grid, name):
+    assert found(grid, name, CASES[name].true, said=TWO_SEEDS)["indication"] is None
+
+
+@pytest.mark.parametrize(
+    ("said", "word", "why"),
+    [
+        ({"seeds": "0"}, "undecided", "an order between methods needs at least 2 seeds, not 1"),
+        ({**TWO_SEEDS, "checks_failed": "budget;gradient"}, "undecided", "the check gradient failed"),
+        ({**TWO_SEEDS, "checks_failed": "model-changed"}, "undecided", "the run was trained again after"),
+        # What only keeps a number from being compared with the published one, or says that it is old.
+        ({**TWO_SEEDS, "checks_failed": "budget;unofficial-data;stale"}, "supports the paper", "as claimed"),
+        ({**TWO_SEEDS, "checks_failed": "stand-in dataset cifar10->digits"}, "supports the paper", "as claimed"),
+    ],
+    ids=["one seed", "check failed", "trained again", "not the paper's budget", "stand-in"],
+)
+def test_an_indication_needs_numbers_that_can_be_trusted(grid, said, word, why):
+    name = "dramoe-adv-over-advmoe"
+    shown = found(grid, name, CASES[name].true, said=said, **SMALL)["indication"]
+    assert shown["word"] == word and why in shown["why"]
+
+
+@pytest.mark.parametrize(
+    ("scale", "why"),
+    [
+        ({"model": {"width": 0.25}}, "its net has 0.25 of the width"),
+        ({"data": {"image_size": 8}}, "its images have 8 pixels a side, not 32"),
+    ],
+)
+def test_what_an_undefended_net_keeps_is_tested_at_the_papers_size(grid, scale, why):
+    name = "mocse-plain-44"
+    shown = found(grid, name, CASES[name].false, replica=CASES[name].true, **SMALL, **scale)["indication"]
+    assert shown["word"] == "not testable here" and why in shown["why"]
+
+
+@pytest.mark.parametrize(
+    ("last", "word"), [((39, 41), "speaks against"), ((42, 41), "not testable here"), ((41.2, 41), "undecided")]
+)
+def test_one_of_several_settings_can_speak_against_a_claim_but_not_support_it(last, word):
+    """DRAMoE's nine settings at a scale that has one of them."""
+    name = "dramoe-above-advmoe"
+    project = One(name, **SMALL, include={"dataset": ["cifar10"], "arch": ["resnet18"]})
+    one = build_grid(project, "paper", ["dramoe"])
+    rows = []
+    for role, value in zip(("of", "against"), last, strict=True):
+        cell = claims.chosen(one, name, SPECS[name], role)[0]
+        place = {key: getattr(cell, key) for key in ("study", "table", "row", "column", "protocol")}
+        rows.append({**place, **TWO_SEEDS, "measured": value, "ci_low": value - 0.3, "ci_high": value + 0.3})
+    (claim,) = claims.evaluate(project, one, frame(rows))
+    assert claim["indication"]["word"] == word
+    assert (claim["indication"]["used"], claim["indication"]["of"]) == (1, 9)

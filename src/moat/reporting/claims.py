@@ -4,7 +4,7 @@
 (:mod:`moat.reporting.claims_tables`) and the top of the page are made from these:
 
     id, study, paper, text    what is claimed, and where
-    stated                    as a phrase, e.g. ``4.02 ± 2 points``; ``unit``: ``points`` or ``%``
+    stated                    as a phrase, e.g. ``4.02 ± 2 points``; ``unit``: ``points``, ``%``, ``% less``, …
     published_line            the line of config/published/<study>.csv that states it, or None
     measured                  {value, low, high} under the correct protocol, or None
     compared                  of how many cells, or pairs, ``measured`` is the one that decides; None: it is their mean
@@ -13,6 +13,9 @@
     explanation_status        whether it is one: see :func:`_explanation_status`
     verdict                   as of a cell: reproduced, explained, above, below, unverified, not-run
     reasons                   names as in ``checks_failed`` (see :func:`moat.reporting.layout.explain`), or why not run
+    kind                      which rule of :mod:`moat.reporting.indications` holds for it
+    indication                None at a comparable scale, whose verdict speaks; otherwise {word, why, number, used, of,
+                              tested, budget}: what the scale shows, on ``used`` of ``of`` cells or pairs
     evidence                  one dict per cell: study, table, row, column, id (``<study>-<table>``, the table's anchor
                               on the page), measured, verdict, role (``of`` or ``against``)
 """
@@ -29,8 +32,11 @@ from moat.config.grid import Grid
 from moat.config.grid_types import Cell
 from moat.config.project import Project
 from moat.config.published import PublishedNumbers
+from moat.config.recipes import resolve_recipe
+from moat.reporting import indications
+from moat.reporting.layout import explain_distrust
 from moat.reporting.quantities import COMPARING, OVER, QUANTITIES, Band, Number
-from moat.reporting.tables import REMARKS, records, stand_ins
+from moat.reporting.tables import REMARKS, distrusted, records, stand_ins
 
 Key = tuple[str, str, str, str, str]
 Rows = Mapping[Key, Mapping[str, Any]]
@@ -81,7 +87,7 @@ def chosen(grid: Grid, name: str, spec: Mapping[str, Any], role: str) -> list[Ce
 
 def _claim(project: Project, grid: Grid, name: str, spec, rows: Rows, comparable: bool) -> dict[str, Any]:
     _check(name, spec)
-    unit = spec.get("unit", "points")
+    unit = spec.get("unit", "points") + {"increase": " more", "reduction": " less"}.get(spec["quantity"], "")
     band, stated, line = _stated(project, name, spec, unit)
     cells = {role: chosen(grid, name, spec, role) for role in ("of", "against")}
     pairs = _pairs(name, spec, cells)
@@ -116,8 +122,88 @@ def _claim(project: Project, grid: Grid, name: str, spec, rows: Rows, comparable
         "explanation_status": _explanation_status(verdict, explained),
         "verdict": verdict,
         "reasons": list(dict.fromkeys(reasons)),
+        "kind": _kind(spec),
+        "indication": None if comparable else _indication(project, grid, name, spec, pairs, rows, protocols, band),
         "evidence": [_evidence(cell, rows, role) for role, found in cells.items() for cell in found],
     }
+
+
+def _kind(spec) -> str:
+    """A difference is one between methods unless the claim says otherwise; the other quantities leave it open."""
+    return spec.get("kind", "order")
+
+
+def _indication(project: Project, grid: Grid, name: str, spec, pairs, rows: Rows, protocols, band: Band) -> dict:
+    kind, over = _kind(spec), spec.get("over", "mean")
+    tested, side = "as stated", band
+    if kind == "order" and {"published", "equals"} & set(spec["stated"]):
+        # An amount is that of the paper's nets; which method is ahead can be tested on smaller ones.
+        tested, side = ("above 0", Band(0, math.inf)) if band.low + band.high > 0 else ("below 0", Band(-math.inf, 0))
+    if pairs:
+        compared = [_compared(project, grid.scale, spec, pair, rows, protocols) for pair in pairs]
+        found = indications.of_claim(kind, over, side, compared, replicated=bool(protocols))
+    else:
+        found = indications.Indication(indications.NOT_TESTABLE, _other_study(spec))
+    return {
+        **vars(found),
+        "number": found.number and vars(found.number),
+        "of": len(pairs),
+        "tested": tested,
+        "budget": _budget(project, grid.scale, [rows.get(_key(cell, CORRECT)) for pair in pairs for cell in pair]),
+    }
+
+
+def _compared(project: Project, scale: str, spec, pair, rows: Rows, protocols) -> indications.Compared:
+    """The numbers of one cell or pair, and why they cannot be used."""
+    correct, missing = _numbers(spec, [pair], rows, [CORRECT])
+    replica, _ = _numbers(spec, [pair], rows, protocols)
+    left_out = [cell for cell in pair if cell.not_run is not None]
+    found = [rows.get(_key(cell, CORRECT)) or {} for cell in pair]
+    problem = missing
+    if left_out:
+        problem = f"{left_out[0].row} x {left_out[0].column}: {left_out[0].not_run}"
+    elif _kind(spec) == "protocol" and spec["quantity"] == "value" and (less := _reduced(project, scale, pair[0])):
+        return indications.Compared(None, None, 0, f"{pair[0].row}: {less}", left_out=True)
+    elif not problem:
+        doubts = [reason for row in found for reason in distrusted(row)]
+        problem = "; ".join(map(explain_distrust, dict.fromkeys(doubts))) or None
+        if not problem and protocols and _distrusted([pair], rows, protocols):
+            problem = "the number under the alternative protocol is of other weights"
+    seeds = min(len((row.get("seeds") or "").split(";")) if row.get("seeds") else 0 for row in found)
+    return indications.Compared(correct[0], replica[0], seeds, problem, left_out=bool(left_out))
+
+
+def _reduced(project: Project, scale: str, cell: Cell) -> str | None:
+    """How a scale makes a cell's net or images smaller than the paper's, so that a number of theirs is not its own."""
+    spec = project.scale(scale)
+    width = {**spec.get("model", {}), **resolve_recipe(project, scale, cell.method).get("model", {})}.get("width", 1)
+    if width != 1:
+        return f"its net has {width:g} of the width"
+    replaced = dict(cell.substitutes)
+    if "arch" in replaced:
+        return f"the net is {cell.arch} in place of {replaced['arch']}"
+    sizes = [project.dataset(name)["image_size"] for name in (cell.dataset, replaced.get("dataset", cell.dataset))]
+    size = spec["data"].get("image_size") or sizes[0]
+    return None if size == sizes[1] else f"its images have {size} pixels a side, not {sizes[1]}"
+
+
+def _budget(project: Project, scale: str, rows) -> str:
+    """What an indication rests on, as a phrase, e.g. ``width 0.25, 5 epochs, 4,000 training images, 2 seeds``."""
+    spec, rows = project.scale(scale), [row for row in rows if row and row["measured"] is not None]
+    epochs, images = spec.get("recipe", {}).get("epochs"), spec["data"].get("train_limit")
+    seeds = [len(row["seeds"].split(";")) for row in rows if row["seeds"]]
+    tested = [int(row["n"]) for row in rows if row["n"] is not None]
+    said = [f"width {spec['model']['width']:g}"] if spec.get("model", {}).get("width", 1) != 1 else []
+    said += [f"{epochs} epochs"] if epochs else []
+    said += [f"{images:,} training images"] if images else []
+    said += [_range(seeds, "seed")] if seeds else []
+    said += [f"{_range(tested, 'image')} attacked or classified"] if tested else []
+    return ", ".join(said)
+
+
+def _range(counts: Sequence[int], what: str) -> str:
+    low, high = min(counts), max(counts)
+    return (f"{high:,}" if low == high else f"{low:,} to {high:,}") + f" {what}{'s' if high != 1 else ''}"
 
 
 def _explanation_status(verdict: str, explained: Number | None) -> str:
@@ -137,6 +223,10 @@ def _check(name: str, spec) -> None:
         raise ConfigError(f"{where}: against: is for the quantities {', '.join(COMPARING)}, and needed there")
     if not {"published", "equals", "at_least", "at_most"} & set(spec["stated"]):
         raise ConfigError(f"{where}: stated: says no number; allowed: published, equals, at_least, at_most")
+    if "kind" not in spec and spec["quantity"] != "difference":
+        raise ConfigError(
+            f"{where}: kind: is missing, and only a difference does without; allowed: {', '.join(indications.KINDS)}"
+        )
 
 
 def _stated(project: Project, name: str, spec, unit: str) -> tuple[Band, str, int | None]:
@@ -204,27 +294,42 @@ def _pairs(name: str, spec, cells: Mapping[str, list[Cell]]) -> list[tuple[Cell,
 
 
 def _number(spec, pairs, rows: Rows, protocols: Sequence[str], band: Band) -> tuple[Number | None, str | None]:
-    """The claim's number, each cell's under the first of the protocols that it has; or None and what is missing.
+    """The claim's number, or None and what is missing; see :func:`_numbers`."""
+    numbers, missing = _numbers(spec, pairs, rows, protocols)
+    if not pairs:
+        return None, _other_study(spec)
+    return (None, missing) if None in numbers else (OVER[spec.get("over", "mean")](numbers, band), None)
+
+
+def _numbers(spec, pairs, rows: Rows, protocols: Sequence[str]) -> tuple[list[Number | None], str | None]:
+    """The claim's quantity of each pair, each cell's number under the first of the protocols that it has.
 
     Under alternative protocols, a cell that none of them changes (clean accuracy) counts with its correct number, but
     at least one must have been measured under them.
+
+    Returns:
+        a number for each pair, None where one of its cells is not measured; and the first cell that is not.
     """
-    numbers: list[list[Number]] = []
-    seen = False
+    missing = None
+    if not any(_protocol_of(cell, protocols) for pair in pairs for cell in pair):
+        return [None] * len(pairs), "nothing is measured under the protocol"
+    found: list[Number | None] = []
     for pair in pairs:
-        numbers.append([])
-        for cell in pair:
-            protocol = _protocol_of(cell, protocols)
-            row = rows.get(_key(cell, protocol or CORRECT))
-            seen |= protocol is not None
-            if row is None or row["measured"] is None:
-                return None, f"{cell.study}-{cell.table}: {cell.row} x {cell.column} is not measured"
-            numbers[-1].append(Number(row["measured"], row["ci_low"], row["ci_high"]))
-    if not numbers or not seen:
-        tables = {_table_of(spec, role)[0] for role in ("of", "against") if role in spec}
-        return None, f"the study {' or '.join(sorted(tables))} is not among those asked for"
-    of, against = [pair[0] for pair in numbers], [pair[-1] for pair in numbers]
-    return OVER[spec.get("over", "mean")](QUANTITIES[spec["quantity"]](of, against), band), None
+        keys = [_key(cell, _protocol_of(cell, protocols) or CORRECT) for cell in pair]
+        measured = [rows.get(key) or {"measured": None} for key in keys]
+        absent = next((cell for cell, row in zip(pair, measured, strict=True) if row["measured"] is None), None)
+        if absent is not None:
+            missing = missing or f"{absent.study}-{absent.table}: {absent.row} x {absent.column} is not measured"
+            found.append(None)
+            continue
+        of, *against = ([Number(row["measured"], row["ci_low"], row["ci_high"])] for row in measured)
+        found += QUANTITIES[spec["quantity"]](of, *(against or [of]))
+    return found, missing
+
+
+def _other_study(spec) -> str:
+    tables = {_table_of(spec, role)[0] for role in ("of", "against") if role in spec}
+    return f"the study {' or '.join(sorted(tables))} is not among those asked for"
 
 
 def _protocol_of(cell: Cell, protocols: Sequence[str]) -> str | None:

@@ -10,14 +10,17 @@ from moat.reporting.layout import explain_distrust
 
 COLUMNS = [
     *("claim", "study", "paper", "text", "stated", "unit", "measured", "ci_low", "ci_high"),
-    *("protocol", "explained", "explained_low", "explained_high", "verdict", "reasons", "explanation", "evidence"),
+    *("protocol", "explained", "explained_low", "explained_high", "verdict", "reasons", "kind", "indication"),
+    *("indicated", "indicated_low", "indicated_high", "tested", "indication_reason", "budget"),
+    *("explanation", "evidence"),
 ]
-HEADINGS = ("claim", "stated", "measured", "what may explain a difference", "verdict", "evidence")
+HEADINGS = ("claim", "stated", "measured", "what may explain a difference", "verdict", "indication", "evidence")
 TITLE = "The papers' claims, and what was measured"
 CAPTION = (
     "Measured: under the correct protocol, computed from the cells named as evidence, with a 95 % interval; where a "
     "claim is about each of several cells, of the one that decides. An explanation is only a possible one until the "
-    "verdict is explained; the number under its protocol, where there is one, follows it."
+    "verdict is explained; the number under its protocol, where there is one, follows it. An indication is what a "
+    "scale that is not comparable with the papers shows; it is no verdict."
 )
 
 
@@ -28,13 +31,19 @@ def to_csv(claims: Sequence[Mapping[str, Any]]) -> str:
 
 def _row(claim: Mapping[str, Any]) -> dict[str, Any]:
     measured, explained = claim["measured"] or {}, claim["explained"] or {}
-    same = ("study", "paper", "text", "stated", "unit", "protocol", "verdict")
+    shown = claim["indication"] or {}
+    indicated = shown.get("number") or {}
+    same = ("study", "paper", "text", "stated", "unit", "protocol", "verdict", "kind")
     return {
         "claim": claim["id"],
         **{name: claim[name] for name in same},
         **{"measured": measured.get("value"), "ci_low": measured.get("low"), "ci_high": measured.get("high")},
         **{f"explained{end}": explained.get(key) for end, key in (("", "value"), ("_low", "low"), ("_high", "high"))},
         "reasons": ";".join(claim["reasons"]),
+        "indication": shown.get("word"),
+        **{"indicated": indicated.get("value"), "indicated_low": indicated.get("low")},
+        "indicated_high": indicated.get("high"),
+        **{"tested": shown.get("tested"), "indication_reason": shown.get("why"), "budget": shown.get("budget")},
         "explanation": explanation(claim),
         "evidence": evidence(claim, limit=len(claim["evidence"])),
     }
@@ -70,10 +79,7 @@ def to_latex(claims: Sequence[Mapping[str, Any]]) -> str:
 def words(claim: Mapping[str, Any]) -> tuple[str, ...]:
     """What stands under :data:`HEADINGS`."""
 
-    def number(found: Mapping[str, float] | None) -> str | None:
-        return found and f"{found['value']:.2f} [{found['low']:.2f}, {found['high']:.2f}] {claim['unit']}"
-
-    measured, explained = number(claim["measured"]), number(claim["explained"])
+    measured, explained = (claim[key] and number(claim[key], claim["unit"]) for key in ("measured", "explained"))
     why = "; ".join(map(explain_distrust, claim["reasons"])) if measured else ""
     return (
         f"{claim['paper']}: {claim['text']}",
@@ -81,8 +87,30 @@ def words(claim: Mapping[str, Any]) -> tuple[str, ...]:
         f"{measured}{decides(claim)}" if measured else f"not run: {claim['reasons'][0]}",
         explanation(claim) + (f" ({claim['protocol']}: {explained})" if explained else ""),
         claim["verdict"] + (f": {why}" if why else ""),
+        indication(claim) or "-",
         evidence(claim),
     )
+
+
+def number(found: Mapping[str, float], unit: str) -> str:
+    """``4.02 [2.10, 5.94] points``; without an interval where it has no width, as of a count of operations."""
+    interval = f" [{found['low']:.2f}, {found['high']:.2f}]" if found["low"] < found["high"] else ""
+    return f"{found['value']:.2f}{interval} {unit}"
+
+
+def indication(claim: Mapping[str, Any]) -> str | None:
+    """``supports the paper: 1.20 [0.30, 2.10] points (above 0; width 0.25, 2 seeds)``; None at a comparable scale."""
+    if (shown := claim["indication"]) is None:
+        return None
+    if shown["number"] is None:
+        return f"{shown['word']}: {shown['why']}"
+    return f"{shown['word']}: {number(shown['number'], claim['unit'])} ({'; '.join(basis(shown))})"
+
+
+def basis(shown: Mapping[str, Any]) -> list[str]:
+    """What an indication was tested for, why it is what it is, on how many cells and with which budget."""
+    part = f"{shown['used']} of {shown['of']} comparisons" if shown["of"] > 1 else ""
+    return [each for each in (f"tested: {shown['tested']}", shown["why"], part, shown["budget"]) if each]
 
 
 def explanation(claim: Mapping[str, Any]) -> str:

@@ -8,7 +8,18 @@ import jinja2
 from moat.config import paths
 from moat.config.grid import Figure, Grid, Table
 from moat.config.project import Project
-from moat.reporting import cards, claims, figures, formatting, pictures, problems, provenance, records, usage
+from moat.reporting import (
+    cards,
+    claims,
+    claims_tables,
+    figures,
+    formatting,
+    pictures,
+    problems,
+    provenance,
+    records,
+    usage,
+)
 from moat.reporting.labels import shared_parts, without_shared
 from moat.reporting.layout import arrange, explain_distrust
 from moat.reporting.results import Results
@@ -137,7 +148,8 @@ def _claim(claim: dict[str, Any], tables: Sequence[dict[str, Any]]) -> dict[str,
 
     reasons = map(explain_distrust, claim["reasons"]) if claim["measured"] else claim["reasons"]
     evidence = [{**cell, "place": place(cell)} for cell in claim["evidence"]]
-    return {**claim, "reasons": list(reasons), "evidence": evidence}
+    basis = claims_tables.basis(claim["indication"]) if claim["indication"] else []
+    return {**claim, "reasons": list(reasons), "evidence": evidence, "basis": basis}
 
 
 def _counts(content) -> list[tuple[str, int]]:

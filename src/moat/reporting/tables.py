@@ -29,6 +29,8 @@ COLUMNS = [
 VERDICTS = ("reproduced", "explained", "above", "below", "unverified", "not-run")
 # Entries of checks_failed that do not change the verdict.
 REMARKS = ("stale",)
+# Entries, or their beginnings, that keep a number from being compared with a published one, and say nothing against it.
+_INCOMPARABLE = ("budget", "seeds-missing", "unofficial-data", "stand-in ", "other-hardware")
 # What became of a published number, and the verdicts that say so.
 OUTCOMES = {
     "reproduced": ("reproduced",),
@@ -115,9 +117,15 @@ def does_not_apply(cell: Cell, run: Run, results: Results) -> str | None:
 
 def reasons_of(row: Mapping[str, Any]) -> tuple[list[str], list[str]]:
     """The entries of a row's ``checks_failed``: reasons not to trust its number, and :data:`REMARKS`."""
-    names = (row["checks_failed"] or "").split(";")
+    said = row.get("checks_failed")
+    names = said.split(";") if isinstance(said, str) else []
     reasons = [name for name in names if name and name not in REMARKS]
     return reasons, [name for name in names if name in REMARKS]
+
+
+def distrusted(row: Mapping[str, Any]) -> list[str]:
+    """The reasons not to trust a row's number itself, compared or not: failed checks, weights that changed since."""
+    return [reason for reason in reasons_of(row)[0] if not reason.startswith(_INCOMPARABLE)]
 
 
 def stand_ins(cell: Cell) -> list[str]:

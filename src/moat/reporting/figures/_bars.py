@@ -5,9 +5,9 @@ from collections.abc import Mapping
 
 import pandas as pd
 
-from moat.reporting.figures import _cells
 from moat.reporting.labels import SEPARATOR
 from moat.reporting.style import Style
+from moat.reporting.tables import distrusted
 
 GROUP_WIDTH = 0.84
 # Of tick labels.
@@ -15,7 +15,7 @@ CHARACTERS_PER_INCH = 17
 
 
 def draw(axes, rows: pd.DataFrame, group: str, numbers: Mapping[str, int], style: Style, *, inches: float) -> None:
-    """Bars of ``rows`` (of :func:`_cells.add_series`), one group for each value of the column ``group``.
+    """Bars of ``rows`` (of ``_cells.add_series``), one group for each value of the column ``group``.
 
     A bar is hatched where a check failed; a bar that was not run is replaced by a small cross.
 
@@ -34,7 +34,7 @@ def draw(axes, rows: pd.DataFrame, group: str, numbers: Mapping[str, int], style
             if pd.isna(bar["measured"]):
                 axes.plot(place, 0, marker="x", markersize=2.6, color=style.muted, clip_on=False, zorder=4)
             else:
-                hatch = {"alpha": 0.55, "hatch": "//////"} if _cells.is_distrusted(bar) else {}
+                hatch = {"alpha": 0.55, "hatch": "//////"} if distrusted(bar) else {}
                 axes.bar(place, float(bar["measured"]), 0.92 * width, label=label, zorder=2, **{**look, **hatch})
                 margins = [[bar["measured"] - bar["ci_low"]], [bar["ci_high"] - bar["measured"]]]
                 axes.errorbar(place, bar["measured"], margins, color="#222222", linewidth=0.6, zorder=3)

@@ -10,7 +10,7 @@ from moat.config.grid import Figure
 from moat.reporting.figures import Frames
 from moat.reporting.labels import SEPARATOR, shared_parts, without_shared
 from moat.reporting.results import Results
-from moat.reporting.tables import REMARKS, not_run_reason, rows_of
+from moat.reporting.tables import not_run_reason, rows_of
 
 _IDENTITY = ("dataset", "arch", "method", "protocol")
 COLUMNS = [
@@ -78,13 +78,6 @@ def add_series(rows: pd.DataFrame, without: Sequence[str | None], *, panel: str 
         if panel in _IDENTITY and panel != "protocol":
             rows.loc[part.index, "title"] = shared_parts(labels) or part[panel].iloc[0]
     return rows
-
-
-def is_distrusted(row) -> bool:
-    """Whether a check failed or the model was trained again: reasons about the number itself, not the comparison."""
-    about_comparison = ("budget", "seeds-missing", "unofficial-data", "stand-in ", *REMARKS)
-    reasons = row["checks_failed"].split(";") if isinstance(row["checks_failed"], str) else []
-    return any(not reason.startswith(about_comparison) for reason in reasons)
 
 
 def why_empty(rows: pd.DataFrame) -> str:

@@ -15,6 +15,7 @@ from moat.config.cell_spec import CORRECT
 from moat.config.grid import Figure
 from moat.reporting.figures import Frames, _cells, check_options
 from moat.reporting.style import Style
+from moat.reporting.tables import distrusted
 
 SHOWS = "lines"
 expect = _cells.expect
@@ -36,12 +37,12 @@ def draw(figure: Figure, frames: Frames, style: Style):
     rows = _cells.add_series(content, [along, panel], panel=panel)
     parts = _cells.panels(rows, panel)
     canvas, (axes,) = style.new(columns=len(parts), height=2.9, sharey=True)
-    distrusted = rows.apply(_cells.is_distrusted, axis=1)
+    in_doubt = rows.apply(lambda row: bool(distrusted(row)), axis=1)
     numbers = {name: number for number, name in enumerate(dict.fromkeys(rows["series"]))}
     for each, (value, part) in zip(axes, parts, strict=True):
         for name, line in part.groupby("series", sort=False):
             # The same in every panel, so that the legend has it once.
-            label = f"{name} (unverified)" if distrusted[rows["series"] == name].any() else name
+            label = f"{name} (unverified)" if in_doubt[rows["series"] == name].any() else name
             weight = 2.0 if name in figure.options.get("highlight", []) else 0.9
             _draw_line(each, line.sort_values("x"), label, {**style.line(numbers[name]), "linewidth": weight}, style)
         title = figure.options.get("titles", {}).get(value, part["title"].iloc[0])

@@ -18,6 +18,7 @@ from moat.config.grid import Figure
 from moat.reporting.figures import Frames, _cells, check_options
 from moat.reporting.formatting import quantity
 from moat.reporting.style import Style
+from moat.reporting.tables import distrusted
 
 SHOWS = "lines"
 expect = _cells.expect
@@ -96,7 +97,7 @@ def _draw_points(axes, drawn: pd.DataFrame, style: Style) -> None:
     area = _areas(drawn["size_measured"])
     for _, point in drawn.iterrows():
         colour, size = style.colour(0) if point["best"] else style.muted, area(point["size_measured"])
-        face = "white" if _cells.is_distrusted({"checks_failed": point["y_checks_failed"]}) else colour
+        face = "white" if distrusted({"checks_failed": point["y_checks_failed"]}) else colour
         place = point["x_measured"], point["y_measured"]
         yerr, xerr = (
             [
