@@ -12,10 +12,9 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.mark.long
 def test_the_mini_run_is_what_todays_code_makes_of_it(tmp_path):
-    committed, again = ROOT / "results" / "mini", tmp_path / "results" / "mini"
+    committed, again = ROOT / "results/evidence/mini", tmp_path / "results/evidence/mini"
     shutil.copytree(committed, again, ignore=shutil.ignore_patterns("tables", "report.html", "metrics.json", "data"))
     for command in (["tabulate"], ["tabulate", "--cells"], ["report"]):
-        place = ["--scale", "mini", "--results", str(again.parent)]
-        assert main(["--project", str(ROOT), *command, *place]) == 0
+        assert main(["--project", str(ROOT), *command, "--results", str(again)]) == 0
     for path in (*sorted((committed / "tables").iterdir()), committed / "metrics.json", committed / "report.html"):
         assert (again / path.relative_to(committed)).read_bytes() == path.read_bytes(), path.name

@@ -24,6 +24,7 @@ SUBCOMMANDS = {
     "plan": "show what is done, missing or stale, what the missing costs, and what fits into a budget",
     "prepare": "turn fetched files into one file of tensors",
     "probe": "extract weights, router scores, features or heat maps from one model, for tables and figures",
+    "publish": "copy the evidence of a scale to where git keeps it",
     "pull": "get models and results through DVC",
     "report": "write the page with all results",
     "tabulate": "make tables from the evaluations",

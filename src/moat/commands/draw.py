@@ -9,7 +9,7 @@ from moat.base.errors import ConfigError
 from moat.commands.options import ShownRequest, add_shown_arguments, shown_request
 from moat.config import paths
 from moat.config.grid import Figure
-from moat.reporting import figures, style
+from moat.reporting import figures, fullness, style
 from moat.reporting.results import Results
 
 
@@ -44,6 +44,9 @@ def run(request: Request) -> None:
         prepare = getattr(figures.get(figure.kind), "expect", None)
         if prepare is not None:
             prepare(figure, results)
+        lost = [] if request.shown.allow_missing else figures.lost_lines(figure, results)
+        if lost:
+            raise ConfigError(fullness.refusal(figures.files(figure, results)[0], lost))
     for figure in request.figures:
         base = figures.files(figure, results)[0].with_suffix("")
         if figures.drawn_before(figure, results):

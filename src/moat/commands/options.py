@@ -10,6 +10,7 @@ from moat.base.errors import ConfigError
 from moat.config import studies_option
 from moat.config.grid import Grid, build_grid
 from moat.config.project import Project
+from moat.config.records import evidence_record
 from moat.machine import devices
 from moat.training.run_record import SHA256, WEIGHTS, identity, read_run
 
@@ -155,19 +156,31 @@ class ShownRequest:
 
     Attributes:
         results: the folder of all scales' results.
+        allow_missing: whether a fuller table, figure or page may be replaced by an emptier one.
     """
 
     project: Project
     studies: list[str]
     grid: Grid
     results: Path
+    allow_missing: bool = False
 
 
 def add_shown_arguments(parser: ArgumentParser) -> None:
     """Add the options for the scale, the studies and the folder of results."""
-    parser.add_argument("--scale", required=True, metavar="X", help="which results; `moat list scales` has the names")
+    parser.add_argument("--scale", metavar="X", help="which results; `moat list scales` has the names")
     parser.add_argument("--studies", metavar="A,B", help="these studies (default: those of config/config.yaml)")
-    parser.add_argument("--results", type=Path, metavar="DIR", help="folder of the results (default: results/)")
+    parser.add_argument(
+        "--results",
+        type=Path,
+        metavar="DIR",
+        help="folder of all scales' results (default: results/), or of one scale's evidence: results/evidence/X",
+    )
+    parser.add_argument(
+        "--allow-missing",
+        action="store_true",
+        help="replace what is there even if results that it shows are missing now (otherwise: exit 2)",
+    )
 
 
 def shown_request(arguments: Namespace, study: str | None = None) -> ShownRequest:
@@ -177,12 +190,19 @@ def shown_request(arguments: Namespace, study: str | None = None) -> ShownReques
         study: the only study, where a command has such an option.
 
     Raises:
-        ConfigError: an unknown study or scale.
+        ConfigError: an unknown study or scale, or none given.
     """
     project = Project(arguments.project)
-    studies = studies_option.studies(project, arguments.studies, study)
-    grid = build_grid(project, arguments.scale, studies)
-    return ShownRequest(project, studies, grid, arguments.results or project.root / "results")
+    results, scale, listed = arguments.results or project.root / "results", arguments.scale, arguments.studies
+    if (record := evidence_record(results)) is not None:
+        if scale not in (None, record["scale"]):
+            raise ConfigError(f"--scale {scale}: {results} is the evidence of scale {record['scale']}")
+        results, scale = results.parent, record["scale"]
+        listed = ",".join(record["studies"]) if listed is None and study is None else listed
+    if scale is None:
+        raise ConfigError("--scale X: which results? (`moat list scales` has the names)")
+    studies = studies_option.studies(project, listed, study)
+    return ShownRequest(project, studies, build_grid(project, scale, studies), results, arguments.allow_missing)
 
 
 # -- where unfinished work is kept ------------------------------------------------

@@ -5,7 +5,7 @@ from argparse import ArgumentParser, Namespace
 from moat.base.files import write_text
 from moat.commands.options import ShownRequest, add_shown_arguments, shown_request
 from moat.config import paths
-from moat.reporting import page
+from moat.reporting import fullness, page
 from moat.reporting.results import Results
 
 
@@ -20,5 +20,8 @@ def request(arguments: Namespace) -> ShownRequest:
 def run(request: ShownRequest) -> None:
     results = Results(request.results, request.grid.scale, project=request.project)
     path = results.file(paths.report(request.grid.scale))
+    if path.exists() and not request.allow_missing:
+        shown = [results.file(paths.cells(request.grid.scale)), *fullness.cells_of(request.grid.tables, results)]
+        fullness.refuse_losses(request.grid.tables, shown, results, path)
     write_text(path, page.render(request.project, request.grid, request.studies, results))
     print(path.resolve())

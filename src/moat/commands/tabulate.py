@@ -10,7 +10,7 @@ from moat.base.files import write_json, write_text
 from moat.commands.options import ShownRequest, add_shown_arguments, shown_request
 from moat.config import paths
 from moat.config.grid import Table
-from moat.reporting import claims, claims_tables, latex, layout, leaderboard, markdown, metrics
+from moat.reporting import claims, claims_tables, fullness, latex, layout, leaderboard, markdown, metrics
 from moat.reporting.results import Results
 from moat.reporting.tables import (
     correct_rows,
@@ -58,12 +58,24 @@ def request(arguments: Namespace) -> Request:
 def run(request: Request) -> None:
     shown = request.shown
     results = Results(shown.results, shown.grid.scale, project=shown.project)
+    if not shown.allow_missing:
+        _refuse_losses(request, results)
     content = _join(shown.grid, results) if request.cells else _write(request.tables, results)
     counts = ", ".join(f"{number} {name}" for name, number in count_verdicts(content).items())
     print(f"{len(correct_rows(content))} cells in {len(request.tables)} tables: {counts}")
     published = count_published(content)
     outcome = ", ".join(f"{number} {name}" for name, number in published.items())
     print(f"{sum(published.values())} published numbers: {outcome}")
+
+
+def _refuse_losses(request: Request, results: Results) -> None:
+    cells = results.file(paths.cells(results.scale))
+    shown = fullness.cells_of(request.tables, results)
+    if request.cells:
+        fullness.refuse_losses(request.tables, [cells, *shown], results, cells)
+        return
+    for table, path in zip(request.tables, shown, strict=True):
+        fullness.refuse_losses([table], [path], results, path)
 
 
 def _write(tables: tuple[Table, ...], results: Results) -> pd.DataFrame:

@@ -15,6 +15,11 @@ def results(scale: str) -> Path:
     return Path("results") / scale
 
 
+def evidence() -> Path:
+    """What git keeps of finished scales, a folder for each."""
+    return Path("results/evidence")
+
+
 def manifest(resources: str, dataset: str) -> Path:
     """Written last by ``moat fetch``: what was downloaded, from where, with which checksums."""
     return Path(resources) / dataset / "manifest.json"

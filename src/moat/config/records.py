@@ -15,6 +15,9 @@ from moat.config.project import Project
 from moat.provenance import staleness
 from moat.provenance.staleness import BUDGET, DATA, INITIAL_RUN, MODEL, PROBE, RECIPE, RUN, SUITE
 
+#: Lies beside published evidence, and says which scale and studies it is of.
+EVIDENCE_RECORD = "evidence.json"
+
 
 def locate(root: str | Path, path) -> Path:
     """A path of :mod:`moat.config.paths` (below ``results/``) below the folder ``root`` instead."""
@@ -30,6 +33,12 @@ def result_files(kind: str, scale: str, run: Run, name: str = "") -> list[Path]:
         return [paths.checks(scale, run)]
     measured = paths.evaluation(scale, run, name) if kind == "evaluation" else paths.probe(scale, run, name)
     return [measured, measured.with_suffix(".json")]
+
+
+def evidence_record(folder: Path) -> dict[str, Any] | None:
+    """``scale`` and ``studies`` of the evidence in ``folder``; None where none was published there."""
+    path = folder / EVIDENCE_RECORD
+    return read_json(path) if path.exists() else None
 
 
 @dataclass(eq=False)
@@ -53,6 +62,11 @@ class Records:
 
     def file(self, path) -> Path:
         return locate(self.root, path)
+
+    @property
+    def is_evidence(self) -> bool:
+        """Whether this is published evidence, which keeps neither prepared data nor most weights."""
+        return self.root.name == paths.evidence().name
 
     # -- what was recorded -------------------------------------------------
     def run(self, run: Run) -> dict[str, Any] | None:

@@ -89,9 +89,15 @@ def render(project: Project, grid: Grid, studies: Sequence[str], results: Result
         make_all=f"snakemake --cores all --config scale={grid.scale}",
         results_path=str(paths.results(grid.scale)),
         page_path=str(paths.report(grid.scale)),
-        # As seen from results/<scale>, where the page lies.
-        glossary="../../docs/glossary.md" if (project.root / "docs/glossary.md").exists() else None,
+        # As seen from where the page lies.
+        glossary=f"{_up(results)}/docs/glossary.md" if (project.root / "docs/glossary.md").exists() else None,
     )
+
+
+def _up(results: Results) -> str:
+    """From a scale's folder to the project's root, also for a copy of the results elsewhere."""
+    depth = len(paths.evidence().parts) if results.is_evidence else 1
+    return "/".join([".."] * (depth + 1))
 
 
 def _study(project: Project, name: str, grid: Grid, results: Results, scale) -> dict[str, Any]:

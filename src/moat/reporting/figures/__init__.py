@@ -88,15 +88,24 @@ def files(figure: Figure, results: Results) -> list[Path]:
 def drawn_before(figure: Figure, results: Results) -> list[str]:
     """The labels of lines that the figure's files show but that cannot be drawn now, for lack of their probes.
 
-    Figures are kept in git and probes are not: drawn again in a fresh clone, a figure would lose these lines.
+    Probes may have been left out where the figure was copied to: drawn again there, it would lose these lines.
     """
-    lacking = [line.label for line in figure.lines if line.cell.probes and not results.finished(line.cell)]
+    return [line.label for line in _lost(figure, results) if line.cell.probes]
+
+
+def lost_lines(figure: Figure, results: Results) -> list[str]:
+    """The labels of lines that the figure's files show and whose results are missing now; without those of probes."""
+    return [line.label for line in _lost(figure, results) if not line.cell.probes]
+
+
+def _lost(figure: Figure, results: Results) -> list[Line]:
+    lacking = [line for line in figure.lines if line.cell.runs and not results.finished(line.cell)]
     *pictures, points = files(figure, results)
     if not lacking or not all(path.exists() for path in (*pictures, points)):
         return []
     with open(points, encoding="utf-8", newline="") as stream:
-        shown = {row.get("label") for row in csv.DictReader(stream)}
-    return [label for label in lacking if label in shown]
+        shown = {row.get("label") for row in csv.DictReader(stream) if row.get("verdict") != "not-run"}
+    return [line for line in lacking if line.label in shown]
 
 
 def notes(figure: Figure, results: Results) -> list[str]:
