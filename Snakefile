@@ -4,21 +4,29 @@
 #   snakemake --cores all --resources gpu=2 --config scale=paper  the reproduction
 #   snakemake --cores all results/paper/tables/dramoe-table2.csv  one table, and only what it needs
 #
-# A rule's work is one `moat` command, which runs by hand just the same.
+# A rule's work is one `moat` command, which runs by hand just the same. Configuration is read beside this file, and
+# results go into the folder that Snakemake works in: this one, that of --directory, or that of a workflow of which this
+# one is a module.
+import os
+from pathlib import Path
+
 from snakemake.utils import min_version
 
 min_version("9.27")
 
+checkout = Path(workflow.current_basedir.get_path_or_uri(secret_free=True))
+if not checkout.is_dir():
+    raise WorkflowError(
+        f"moat reads the files of a whole checkout, and {checkout} is none: clone the repository, and name the Snakefile"
+        " in the clone (docs/cluster.md, 'In another folder or workflow')"
+    )
 
-configfile: "config/config.yaml"
+
+configfile: str(checkout / "config/config.yaml")
 
 
 # Used with `--sdm apptainer` only; `envs/moat.def` builds it.
-container: "envs/moat.sif"
-
-
-# Used with `--sdm conda` only.
-conda: "envs/conda.yaml"
+container: os.path.relpath(checkout / "envs/moat.sif")
 
 
 include: "workflow/rules/common.smk"
@@ -56,5 +64,6 @@ onstart:
         if ahead := clamp_future_mtimes(folder):
             print(f"moat: {len(ahead)} files in {folder} had times in the future; they are now", file=sys.stderr)
     print(devices.gpu_note(), file=sys.stderr)
-    if config["warm_start"] and workflow.local_exec:
+    # A fork of the warm process would be in the environment of this one.
+    if config["warm_start"] and workflow.local_exec and not deployed:
         warm.start()

@@ -237,7 +237,7 @@ def test_preparing_asks_for_memory_by_the_size_of_the_data(scale, dataset, asked
     ],
 )
 def test_what_was_cut_short_is_made_again_and_what_is_stale_when_asked_for(own, content, refresh, why):
-    inputs = Inputs(own, {**CONFIG, "refresh": refresh})
+    inputs = Inputs(own, {**CONFIG, "refresh": refresh}, own.root / "results")
     path = own.root / f"{RESULTS}/checks/digits/resnet18/trades/seed0.json"
     if content is not None:
         write_json(path, content if isinstance(content, dict) else {})

@@ -30,7 +30,7 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 SERVER = f"""{TERMINAL}
 import sys
 from moat.pipeline.warm import server
-sys.exit(server.main(sys.argv[1], run=lambda argv: exec(argv[1]) or 0, imported=()))
+sys.exit(server.main(sys.argv[1], run=lambda argv: exec(argv[-1]) or 0, imported=()))
 """
 COMMAND = f"""{TERMINAL}
 import sys
@@ -89,6 +89,15 @@ def test_a_job_is_as_its_command_would_be(server, tmp_path, job, code, stdout, s
     done = start(server.path, f"import sys; {job}", **options)
     printed, complained = done.communicate("typed", timeout=60)
     assert (done.returncode, printed, complained) == (code, stdout.format(folder=tmp_path), stderr)
+
+
+def test_a_job_may_name_its_project_first(server, tmp_path):
+    job = [COMMAND, "--project", str(tmp_path), "train", "print(argv[:3])"]
+    done = subprocess.run(
+        [sys.executable, "-c", *job], capture_output=True, text=True, timeout=60,
+        env={**os.environ, "PYTHONPATH": str(PYTHON_PATH), VARIABLE: str(server.path)},
+    )  # fmt: skip
+    assert done.stdout == f"{['--project', str(tmp_path), 'train']}\n", done.stderr
 
 
 def test_an_error_ends_with_its_traceback(server):
@@ -158,8 +167,8 @@ def test_the_end_of_the_workflow_ends_the_server_after_the_last_job(server, tmp_
 
 @pytest.mark.parametrize(
     ("path", "command"),
-    [("", "train"), ("/nowhere/socket", "train"), ("its", "fetch"), ("its", "--project")],
-    ids=["none", "gone", "a-command-that-starts-at-once", "options-first"],
+    [("", "train"), ("/nowhere/socket", "train"), ("its", "fetch"), ("its", "--version")],
+    ids=["none", "gone", "a-command-that-starts-at-once", "no-command"],
 )
 def test_without_a_warm_process_a_command_does_its_work_itself(server, path, command):
     done = start(server.path if path == "its" else Path(path), "print('warm')", command)

@@ -38,8 +38,7 @@ def commands() -> dict[str, str]:
     for path in sorted((ROOT / "workflow/rules").glob("*.smk")):
         for name, body in re.findall(r"^rule (\w+):\n(.*?)(?=^\S|\Z)", path.read_text(), re.MULTILINE | re.DOTALL):
             if "shell:" in body:
-                lines = re.findall(r'^ +"(.*)"$', body.split("shell:")[1], re.MULTILINE)
-                found[name] = "".join(lines)
+                found[name] = "moat " + "".join(re.findall(r'"(.*)"\)?$', body.split("shell:")[1], re.MULTILINE))
     return found
 
 

@@ -4,15 +4,11 @@ import json
 import os
 import re
 import shutil
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import yaml
-from small_project import ROOT
 
 from moat.evaluation.statistics import accuracy
 
@@ -340,20 +336,3 @@ def test_jobs_ask_for_what_the_scale_says_up_to_the_most_there_is(finished, tmp_
     done = finished.snakemake("--dry-run", "--forceall", "--configfile", str(tmp_path / "mine.yaml"))
     train = (done.stdout + done.stderr).partition("rule train:")[2].partition("rule ")[0]
     assert {key: int(re.search(rf"\b{key}=(\d+)", train)[1]) for key in asked} == asked
-
-
-def test_the_shell_around_a_command_waits_until_it_has_saved_its_work(tmp_path):
-    """SLURM signals every process of a job. Without the trap the shell dies first, and takes the job with it."""
-    text = (ROOT / "workflow/rules/common.smk").read_text()
-    prefix = re.search(r'shell\.prefix\("([^"]+)"', text)[1]
-    # Blocked and waited for: a signal that comes before the wait begins is not lost.
-    work = (
-        "import signal, time; term = {signal.SIGTERM}; signal.pthread_sigmask(signal.SIG_BLOCK, term); "
-        "print('on', flush=True); signal.sigwait(term); time.sleep(0.5); raise SystemExit(75)"
-    )
-    slow = f'{sys.executable} -c "{work}"'
-    command = f"set -euo pipefail; {prefix} {slow}"
-    shell = subprocess.Popen(["bash", "-c", command], stdout=subprocess.PIPE, text=True, start_new_session=True)
-    assert shell.stdout.readline() == "on\n"
-    os.killpg(shell.pid, signal.SIGTERM)
-    assert shell.wait(timeout=60) == 75

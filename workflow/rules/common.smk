@@ -1,36 +1,42 @@
-# What all rules share: the configuration, the environment of jobs, and the patterns of their outputs. What rules ask for
-# are functions of the package, moat.pipeline.inputs.
+# What all rules share: the configuration, the jobs' command and environment, and the patterns of their outputs. What
+# rules ask for are functions of the package, moat.pipeline.inputs.
 import os
-import shlex
 import sys
 from pathlib import Path
 
+# Last: where moat is not installed, jobs have an environment of their own (--sdm).
+sys.path.append(str(checkout / "src"))
+
 from moat.config import paths, schema
 from moat.config.project import Project
+from moat.config.records import locate, result_files
 from moat.machine import devices
-from moat.pipeline.inputs import MEASURED_WILDCARDS, RUN_WILDCARDS, Inputs, one_of, result_files, run_of, name_of
+from moat.pipeline.inputs import MEASURED_WILDCARDS, RUN_WILDCARDS, Inputs, name_of, one_of, run_of
+from moat.pipeline.job_command import job_command
 from moat.pipeline.snakemake_repair import clamp_future_mtimes
 from moat.pipeline.warm import start as warm
+from snakemake.utils import update_config
 
-allowed = Path(workflow.basedir, "workflow/schemas/config.schema.yaml")
+# A module's config is what the workflow that uses it gives, here on top of the defaults.
+given, config = config, Project(checkout).config()
+update_config(config, given)
+allowed = checkout / "workflow/schemas/config.schema.yaml"
 schema.read_words(config, allowed)
 schema.validate(config, allowed, source="config/config.yaml, --configfile or --config")
-if os.getcwd() != os.path.realpath(workflow.basedir):
-    raise WorkflowError(f"run snakemake in the project's root, {workflow.basedir}; this is {os.getcwd()}")
-inputs = Inputs(Project("."), config)
 
-# Jobs find the `moat` of the environment that runs Snakemake, also where that one is not activated, and the mirror.
-# (The mirror is no parameter of fetching: another one must not fetch again what is there and verified.)
-environment = {"MOAT_SLOTS_PER_GPU": config["slots_per_gpu"]}
+# Where results lie: results/, or what a module's `prefix:` makes of that.
+results = Path(str(workflow.modifier.modify_path("results/x"))).parent
+inputs = Inputs(Project(checkout), config, results)
+
+# What provides the software of jobs: "conda", "apptainer", or nothing but the environment that runs Snakemake.
+deployed = {method.name.lower() for method in workflow.deployment_settings.deployment_method}
+before_every_command = job_command(checkout, deployed)
+
+# Commands read these of their environment. (The mirror is no parameter of fetching: another one must not fetch again
+# what is there and verified.)
+os.environ.update(MOAT_SLOTS_PER_GPU=str(config["slots_per_gpu"]))
 if config["data"]["mirror"] and not os.environ.get("MOAT_MIRROR"):
-    environment["MOAT_MIRROR"] = config["data"]["mirror"]
-# A signal to all of a job reaches its shell, too: it waits until the command has saved its work, and ends as that does.
-exports = "; ".join(f"export {name}={shlex.quote(str(value))}" for name, value in environment.items())
-binaries = shlex.quote(os.path.dirname(sys.executable))
-shell.prefix("trap : TERM; " + "{exports}; export PATH={binaries}:$PATH; ")
-
-# The sacct that the SLURM plugin asks: a wrapper that answers where the real one does not.
-os.environ.update(PATH=os.pathsep.join([f"{workflow.basedir}/workflow/profiles/slurm/bin", *os.get_exec_path()]))
+    os.environ.update(MOAT_MIRROR=config["data"]["mirror"])
 
 RUN = paths.run_dir("{scale}", RUN_WILDCARDS)
 EVALUATION = paths.evaluation("{scale}", MEASURED_WILDCARDS, "{suite}")
@@ -41,12 +47,17 @@ wildcard_constraints:
     **inputs.wildcard_constraints(),
 
 
+def moat(command):
+    """The shell command of a rule: text rather than a variable in it, which a rule of a module would not find."""
+    return before_every_command + command
+
+
 def made_again(kind):
     """An input function without inputs: it has a result made again that was cut short, or is stale and asked for."""
 
     def look(wildcards):
         if why := inputs.why_again(kind, wildcards):
-            file = str(result_files(kind, wildcards.scale, run_of(wildcards), name_of(wildcards))[0])
+            file = str(locate(results, result_files(kind, wildcards.scale, run_of(wildcards), name_of(wildcards))[0]))
             if file not in workflow.dag.forcefiles:
                 # As `--forcerun` does, which would also make a target of it.
                 workflow.dag.forcefiles.add(file)

@@ -5,10 +5,12 @@ rule fetch:
         paths.manifest(config["data"]["resources"], "{dataset}"),
     log:
         "logs/fetch/{dataset}.log",
+    conda:
+        "../../envs/conda.yaml"
     params:
         into=lambda wildcards, output: Path(output[0]).parent,
     shell:
-        "moat fetch {wildcards.dataset:q} --into {params.into:q} > {log:q} 2>&1"
+        moat("fetch {wildcards.dataset:q} --into {params.into:q} > {log:q} 2>&1")
 
 
 rule prepare:
@@ -18,6 +20,8 @@ rule prepare:
         ensure(paths.prepared("{scale}", "{dataset}"), non_empty=True),
     log:
         "logs/{scale}/prepare/{dataset}.log",
+    conda:
+        "../../envs/conda.yaml"
     threads: config["threads"]["prepare"]
     resources:
         mem_mb=inputs.prepare_memory,
@@ -26,5 +30,7 @@ rule prepare:
         digest=inputs.data_digest,
         source=lambda wildcards, input: Path(input[0]).parent,
     shell:
-        "moat prepare {wildcards.dataset:q} --from {params.source:q} --scale {wildcards.scale:q} --out {output:q}"
-        " > {log:q} 2>&1"
+        moat(
+            "prepare {wildcards.dataset:q} --from {params.source:q} --scale {wildcards.scale:q} --out {output:q}"
+            " > {log:q} 2>&1"
+        )

@@ -11,6 +11,8 @@ rule evaluate:
         "logs/{scale}/evaluate/{dataset}/{arch}/{method}/seed{seed}{weights}/{suite}.log",
     wildcard_constraints:
         suite=one_of(inputs.suites(transfer=False)),
+    conda:
+        "../../envs/conda.yaml"
     threads: config["threads"]["evaluate"]
     resources:
         gpu=1,
@@ -22,8 +24,10 @@ rule evaluate:
         transfer=[],
         run=lambda wildcards, input: Path(input.run).parent,
     shell:
-        "moat evaluate --run {params.run:q} --suite {wildcards.suite:q} --data {input.data:q} --out {output.rows:q}"
-        " --scale {wildcards.scale:q} {params.options:q} {params.transfer:q} --threads {threads:q} > {log:q} 2>&1"
+        moat(
+            "evaluate --run {params.run:q} --suite {wildcards.suite:q} --data {input.data:q} --out {output.rows:q}"
+            " --scale {wildcards.scale:q} {params.options:q} {params.transfer:q} --threads {threads:q} > {log:q} 2>&1"
+        )
 
 
 # Needs a second run, on which the examples are made: where that is trained again, only this is made again.

@@ -9,6 +9,8 @@ rule probe:
         record=ensure(PROBE.with_suffix(".json"), non_empty=True),
     log:
         "logs/{scale}/probe/{dataset}/{arch}/{method}/seed{seed}/{probe}.log",
+    conda:
+        "../../envs/conda.yaml"
     threads: config["threads"]["evaluate"]
     resources:
         gpu=1,
@@ -19,5 +21,7 @@ rule probe:
         options=inputs.probe_options,
         run=lambda wildcards, input: Path(input.run).parent,
     shell:
-        "moat probe --run {params.run:q} --probe {wildcards.probe:q} --data {input.data:q} --out {output.arrays:q}"
-        " {params.options:q} --threads {threads:q} > {log:q} 2>&1"
+        moat(
+            "probe --run {params.run:q} --probe {wildcards.probe:q} --data {input.data:q} --out {output.arrays:q}"
+            " {params.options:q} --threads {threads:q} > {log:q} 2>&1"
+        )

@@ -14,11 +14,17 @@ rule tabulate:
         ),
     log:
         "logs/{scale}/tabulate/{study}-{item}.log",
+    conda:
+        "../../envs/conda.yaml"
     params:
         digest=inputs.shown_digest,
         stale=inputs.stale_of_table,
+        results=lambda wildcards, output: Path(output.csv).parents[2],
     shell:
-        "moat tabulate --scale {wildcards.scale:q} --study {wildcards.study:q} --table {wildcards.item:q} > {log:q} 2>&1"
+        moat(
+            "tabulate --results {params.results:q} --scale {wildcards.scale:q}"
+            " --study {wildcards.study:q} --table {wildcards.item:q} > {log:q} 2>&1"
+        )
 
 
 rule draw:
@@ -36,11 +42,17 @@ rule draw:
         ),
     log:
         "logs/{scale}/draw/{study}-{item}.log",
+    conda:
+        "../../envs/conda.yaml"
     params:
         digest=inputs.shown_digest,
         stale=inputs.stale_of_figure,
+        results=lambda wildcards, output: Path(output.csv).parents[2],
     shell:
-        "moat draw --scale {wildcards.scale:q} --study {wildcards.study:q} --figure {wildcards.item:q} > {log:q} 2>&1"
+        moat(
+            "draw --results {params.results:q} --scale {wildcards.scale:q}"
+            " --study {wildcards.study:q} --figure {wildcards.item:q} > {log:q} 2>&1"
+        )
 
 
 rule cells:
@@ -53,11 +65,17 @@ rule cells:
         robustbench=ensure(paths.robustbench("{scale}"), non_empty=True),
     log:
         "logs/{scale}/cells.log",
+    conda:
+        "../../envs/conda.yaml"
     params:
         digest=inputs.shown_digest,
         studies=",".join(config["studies"]),
+        results=lambda wildcards, output: Path(output.cells).parents[2],
     shell:
-        "moat tabulate --scale {wildcards.scale:q} --cells --studies {params.studies:q} > {log:q} 2>&1"
+        moat(
+            "tabulate --results {params.results:q} --scale {wildcards.scale:q}"
+            " --cells --studies {params.studies:q} > {log:q} 2>&1"
+        )
 
 
 rule page:
@@ -69,9 +87,15 @@ rule page:
         report(paths.report("{scale}"), caption="../report/page.rst", category="Report"),
     log:
         "logs/{scale}/report.log",
+    conda:
+        "../../envs/conda.yaml"
     params:
         digest=inputs.shown_digest,
         stale=inputs.stale_of_page,
         studies=",".join(config["studies"]),
+        results=lambda wildcards, output: Path(output[0]).parents[1],
     shell:
-        "moat report --scale {wildcards.scale:q} --studies {params.studies:q} > {log:q} 2>&1"
+        moat(
+            "report --results {params.results:q} --scale {wildcards.scale:q}"
+            " --studies {params.studies:q} > {log:q} 2>&1"
+        )

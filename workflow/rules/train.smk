@@ -14,6 +14,8 @@ rule train:
         method=one_of(inputs.methods_of_role("method")),
     # Trainings are what everything waits for: before evaluations of what is trained already.
     priority: 5
+    conda:
+        "../../envs/conda.yaml"
     threads: config["threads"]["train"]
     resources:
         gpu=1,
@@ -24,6 +26,8 @@ rule train:
         initialize_from=inputs.initialize_options,
         out=lambda wildcards, output: Path(output.run).parent,
     shell:
-        "moat train --dataset {wildcards.dataset:q} --arch {wildcards.arch:q} --method {wildcards.method:q}"
-        " --seed {wildcards.seed:q} --scale {wildcards.scale:q} --data {input.data:q} --out {params.out:q}"
-        " {params.initialize_from:q} --threads {threads:q} > {log:q} 2>&1"
+        moat(
+            "train --dataset {wildcards.dataset:q} --arch {wildcards.arch:q} --method {wildcards.method:q}"
+            " --seed {wildcards.seed:q} --scale {wildcards.scale:q} --data {input.data:q} --out {params.out:q}"
+            " {params.initialize_from:q} --threads {threads:q} > {log:q} 2>&1"
+        )

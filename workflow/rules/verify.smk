@@ -7,6 +7,8 @@ rule verify:
         ensure(paths.checks("{scale}", MEASURED_WILDCARDS), non_empty=True),
     log:
         "logs/{scale}/verify/{dataset}/{arch}/{method}/seed{seed}{weights}.log",
+    conda:
+        "../../envs/conda.yaml"
     threads: config["threads"]["evaluate"]
     resources:
         gpu=1,
@@ -17,5 +19,7 @@ rule verify:
         options=inputs.check_options,
         run=lambda wildcards, input: Path(input.run).parent,
     shell:
-        "moat verify --run {params.run:q} --data {input.data:q} --out {output:q} {params.options:q}"
-        " --threads {threads:q} > {log:q} 2>&1"
+        moat(
+            "verify --run {params.run:q} --data {input.data:q} --out {output:q} {params.options:q}"
+            " --threads {threads:q} > {log:q} 2>&1"
+        )

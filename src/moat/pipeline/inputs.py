@@ -16,7 +16,7 @@ from moat.base import plugins
 from moat.config import paths, recipes
 from moat.config.grid import Figure, Grid, Run, Table, build_grid, initial_runs
 from moat.config.project import Project
-from moat.config.records import Records, result_files
+from moat.config.records import Records, locate, result_files
 from moat.config.transfer import transfer_kinds, transfer_runs
 from moat.provenance import staleness
 
@@ -31,13 +31,15 @@ class Inputs:
 
     Args:
         config: the workflow's configuration, as ``config/config.yaml`` has it.
+        results: where the results of all scales lie, seen from the working directory. Input files are given below
+            ``results/`` all the same: where this is another folder, Snakemake puts it in their place.
 
     Raises:
         ConfigError: an unknown scale or study; here, because later it would be a missing input file.
     """
 
-    def __init__(self, project: Project, config: Mapping[str, Any]):
-        self.project, self.config = project, config
+    def __init__(self, project: Project, config: Mapping[str, Any], results: Path = Path("results")):
+        self.project, self.config, self.results = project, config, results
         project.scale(config["scale"])
         for study in config["studies"]:
             project.study(study)
@@ -52,7 +54,7 @@ class Inputs:
 
     @functools.cache  # noqa: B019
     def records(self, scale: str) -> Records:
-        return Records(self.project.root / "results", scale, self.project)
+        return Records(self.results, scale, self.project)
 
     # -- patterns ------------------------------------------------------------
     def wildcard_constraints(self) -> dict[str, str]:
@@ -90,7 +92,7 @@ class Inputs:
         return [folder / "model.safetensors" for folder in self._initial_folders(wildcards).values()]
 
     def initialize_options(self, wildcards) -> list[str]:
-        return _named("--initialize-from", self._initial_folders(wildcards))
+        return self._named("--initialize-from", self._initial_folders(wildcards))
 
     def _initial_folders(self, wildcards) -> dict[str, Path]:
         runs = self._initial_runs(wildcards.scale, run_of(wildcards))
@@ -155,7 +157,7 @@ class Inputs:
         return [folder / name for folder in folders for name in ("model.safetensors", "run.json")]
 
     def transfer_options(self, wildcards) -> list[str]:
-        return _named("--transfer-from", self._transfers(wildcards))
+        return self._named("--transfer-from", self._transfers(wildcards))
 
     def _transfers(self, wildcards) -> dict[str, Path]:
         kinds = self._transfer_kinds(wildcards.suite)
@@ -164,6 +166,11 @@ class Inputs:
         shown = self.grid(wildcards.scale).checks
         found = transfer_runs(self.project, wildcards.suite, run_of(wildcards), shown, kinds)
         return {kind: paths.run_dir(wildcards.scale, run) for kind, run in found.items()}
+
+    def _named(self, option: str, folders: Mapping[str, Path]) -> list[str]:
+        """The option once for each name and folder."""
+        pairs = ([option, f"{name}={locate(self.results, folder)}"] for name, folder in folders.items())
+        return list(itertools.chain(*pairs))
 
     @functools.cache  # noqa: B019
     def _transfer_kinds(self, suite: str) -> tuple[str, ...]:
@@ -309,8 +316,3 @@ def _weights(wildcards) -> list[str]:
 def _size(limit: int | None, batch_size: int) -> list[str]:
     """Always with a limit: without one, a command takes the one that was in force when the run was trained."""
     return ["--batch-size", str(batch_size), "--limit", str(limit or "all")]
-
-
-def _named(option: str, folders: Mapping[str, Path]) -> list[str]:
-    """The option once for each name and folder."""
-    return list(itertools.chain(*([option, f"{name}={folder}"] for name, folder in folders.items())))

@@ -24,7 +24,9 @@ def run_warm(argv: Sequence[str]) -> int | None:
     """
     # Taken out: what a job starts itself does not ask again.
     path = os.environ.pop(VARIABLE, None)
-    if not path or not argv or argv[0] not in COMMANDS:
+    # The workflow puts this option first where it works in another folder.
+    command = list(argv[2:] if argv[:1] == ["--project"] else argv)
+    if not path or not command or command[0] not in COMMANDS:
         return None
     try:
         connection = socket.socket(socket.AF_UNIX)
