@@ -9,9 +9,12 @@ BUILT  := $(VENV)/.built
 # DVC is large, and only needed to share results.
 DVC    := $(VENV)/.dvc-ready
 
-# How many jobs may hold a GPU at once. Without a GPU nothing is limited but the cores.
-GPUS   ?= $(words $(wildcard /dev/nvidia[0-9]))
-LIMIT  := $(if $(filter-out 0,$(GPUS)),--resources gpu=$(GPUS))
+# How many jobs may hold a GPU at once: those of MOAT_GPUS, or all, times slots_per_gpu. Without a GPU nothing is limited
+# but the cores.
+comma  := ,
+GPUS   ?= $(if $(MOAT_GPUS),$(words $(subst $(comma), ,$(MOAT_GPUS))),$(words $(wildcard /dev/nvidia[0-9]*)))
+SLOTS  := $(shell sed -n 's/^slots_per_gpu: *\([0-9]*\).*/\1/p' config/config.yaml)
+LIMIT  := $(if $(filter-out 0,$(GPUS)),--resources gpu=$(shell expr $(GPUS) \* $(SLOTS)))
 
 # What a user's environment or pip.conf says about where pip installs does not hold in a virtual environment.
 export PIP_USER := 0

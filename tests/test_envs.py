@@ -7,8 +7,11 @@ import sys
 import tomllib
 from pathlib import Path
 
+import conda_inject
 import pytest
 import yaml
+
+from project_copy import copy_project
 
 ROOT = Path(__file__).parents[1]
 # What conda-forge calls otherwise than PyPI.
@@ -42,8 +45,12 @@ def test_every_dependency_is_locked(group, name):
 @pytest.mark.parametrize("entry", [entry for entry in conda() if "=" in entry and isinstance(entry, str)])
 def test_conda_has_the_versions_of_the_lock(entry):
     name, _, version = entry.partition("=")
-    if name != "python":
-        assert locked()[normal(RENAMED.get(name, name))] == version
+    assert locked()[normal(RENAMED.get(name, name))] == version
+
+
+def test_snakemake_accepts_the_conda_file_for_a_whole_workflow():
+    """`conda:` at the top of a Snakefile brings its own Python."""
+    conda_inject._check_env(yaml.safe_load((ROOT / "envs/conda.yaml").read_text()))
 
 
 def test_conda_with_pip_has_all_that_the_package_needs():
@@ -100,3 +107,23 @@ def test_pip_installs_into_the_virtual_environment_whatever_the_user_has_set(var
     )  # fmt: skip
     pip = {line for line in done.stdout.splitlines() if line.startswith(("PIP_USER", "PIP_T", "PIP_P", "PIP_R"))}
     assert pip == {"PIP_USER=0"}
+
+
+@pytest.mark.parametrize(
+    ("variables", "slots", "limit"),
+    [
+        ({"GPUS": "0"}, 3, ""),
+        ({"GPUS": "2"}, 1, "--resources gpu=2"),
+        ({"GPUS": "2"}, 3, "--resources gpu=6"),
+        ({"MOAT_GPUS": "0,1,5"}, 2, "--resources gpu=6"),
+    ],
+)
+def test_make_lets_as_many_jobs_lease_a_gpu_as_there_are_slots(tmp_path, variables, slots, limit):
+    copy_project(tmp_path)
+    config = tmp_path / "config/config.yaml"
+    config.write_text(re.sub(r"^slots_per_gpu: \d+", f"slots_per_gpu: {slots}", config.read_text(), flags=re.MULTILINE))
+    done = subprocess.run(
+        ["make", "--no-print-directory", "-f", ROOT / "Makefile", "--eval", "shown: ; @echo '$(LIMIT)'", "shown"],
+        cwd=tmp_path, env={"PATH": os.environ["PATH"], **variables}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout.strip() == limit

@@ -1,6 +1,7 @@
 """What a process is set up with before it computes."""
 
 import ctypes
+import re
 import subprocess
 import sys
 
@@ -47,3 +48,18 @@ def test_freed_memory_is_kept():
 def test_a_number_of_threads_out_of_range_is_refused(threads):
     with pytest.raises(ConfigError, match=f"--threads {threads}: allowed: 1 to 1024"):
         devices.select("cpu", threads)
+
+
+@pytest.mark.parametrize(
+    ("environ", "said"),
+    [
+        ({"MOAT_GPUS": "0,1"}, r"2 GPU\(s\) of MOAT_GPUS"),
+        ({"MOAT_GPUS": ""}, "no GPU on this machine; training and attacks run on the CPU"),
+        ({"MOAT_GPUS": "", "CUDA_VISIBLE_DEVICES": "0,1"}, "no GPU"),
+        ({"SLURM_JOB_ID": "7", "CUDA_VISIBLE_DEVICES": "0,1,2"}, r"3 GPUs, .* MOAT_GPUS=\$CUDA.*`--resources gpu=3`"),
+        ({"SLURM_JOB_ID": "7", "CUDA_VISIBLE_DEVICES": "0,1", "MOAT_GPUS": "0,1"}, r"2 GPU\(s\) of MOAT_GPUS"),
+    ],
+    ids=["named", "none named", "none named of those visible", "an allocation of several", "to lease in an allocation"],
+)
+def test_one_line_says_which_gpus_jobs_may_lease(environ, said):
+    assert re.search(said, devices.gpu_note(environ)) and "\n" not in devices.gpu_note(environ)

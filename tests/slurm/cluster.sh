@@ -12,6 +12,7 @@ set -euo pipefail
 
 GPUS=${GPUS:-2} CPUS=${CPUS:-4} MEMORY_MB=${MEMORY_MB:-8000} ACCOUNTING=${ACCOUNTING:-0}
 ETC=/etc/slurm STATE=/run/moat-slurm LOGS=/var/log/moat-slurm NODE=$(hostname -s)
+HOSTS_MARK="# of moat's tests/slurm/cluster.sh"
 
 fail() {
   echo "cluster.sh: $*" >&2
@@ -97,6 +98,7 @@ start_munge() {
   if [ ! -s /etc/munge/munge.key ]; then
     (umask 077 && head -c 128 /dev/urandom >/etc/munge/munge.key)
     chown munge:munge /etc/munge/munge.key
+    touch "$STATE/own-munge-key"
   fi
   mkdir -p /run/munge
   chown munge:munge /run/munge
@@ -144,7 +146,7 @@ up() {
   [ "$(id -u)" = 0 ] || { echo "cluster.sh: must be root" >&2; exit 1; }
   [ ! -e "$ETC/slurm.conf" ] || { echo "cluster.sh: $ETC/slurm.conf is there already; not touched" >&2; exit 1; }
   mkdir -p "$ETC" "$LOGS" "$STATE/controller" "$STATE/spool"
-  getent hosts "$NODE" >/dev/null || echo "127.0.0.1 $NODE" >>/etc/hosts
+  getent hosts "$NODE" >/dev/null || echo "127.0.0.1 $NODE $HOSTS_MARK" >>/etc/hosts
   configure
   start_munge
   [ "$ACCOUNTING" = 0 ] || start_accounting
@@ -153,13 +155,20 @@ up() {
   within 30 sh -c "sinfo --noheader --Node --format=%t | grep -q '^idle'"
 }
 
-# What `up` started, by the pids on record. Without the configuration's removal every later `snakemake` would wait
-# ten seconds for a controller that is not there.
+# What `up` started, by the pids on record, and what it wrote. Without the configuration's removal every later
+# `snakemake` would wait ten seconds for a controller that is not there.
 down() {
   local name
   timeout 20 scancel --user="$(id -un)" 2>/dev/null || true
   for name in slurmd slurmctld slurmdbd mariadbd munged; do stop "$name"; done
   [ ! -d "$STATE" ] || rm -f "$ETC"/{slurm,gres,cgroup,slurmdbd}.conf /dev/moat-gpu*
+  [ ! -e "$STATE/own-munge-key" ] || rm -f /etc/munge/munge.key
+  if grep -qF "$HOSTS_MARK" /etc/hosts; then
+    # Written rather than replaced: in a container it may be mounted.
+    grep -vF "$HOSTS_MARK" /etc/hosts >"$STATE.hosts" || true
+    cat "$STATE.hosts" >/etc/hosts
+    rm "$STATE.hosts"
+  fi
   rm -rf "$STATE"
 }
 

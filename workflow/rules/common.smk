@@ -11,6 +11,7 @@ from moat.config import paths, schema
 from moat.config.project import Project
 from moat.config.records import locate, result_files
 from moat.machine import devices
+from moat.pipeline import slurm
 from moat.pipeline.inputs import MEASURED_WILDCARDS, RUN_WILDCARDS, Inputs, name_of, one_of, run_of
 from moat.pipeline.job_command import job_command
 from moat.pipeline.snakemake_repair import clamp_future_mtimes

@@ -6,7 +6,7 @@ import importlib.util
 import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,12 +32,26 @@ def add_arguments(parser) -> None:
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="CPU threads (default: 1)")
 
 
-def gpu_note() -> str:
-    """One line about the GPUs of this machine, without importing torch."""
-    found = sorted(Path("/dev").glob("nvidia[0-9]*"))
+def gpu_note(environ: Mapping[str, str] = os.environ) -> str:
+    """One line about the GPUs that jobs of this machine may lease, without importing torch or asking the driver."""
+    if "MOAT_GPUS" in environ:
+        found, source = _names(environ["MOAT_GPUS"]), "of MOAT_GPUS"
+    else:
+        found, source = sorted(Path("/dev").glob("nvidia[0-9]*")), "found"
+    given = _names(environ.get("CUDA_VISIBLE_DEVICES", ""))
+    if gpu_lease.assigned_by_slurm(environ) and len(given) > 1:
+        return (
+            f"moat: WARNING: SLURM has given this job {len(given)} GPUs, and every job of Snakemake here will use the "
+            "first of them; to lease among them: export MOAT_GPUS=$CUDA_VISIBLE_DEVICES, and "
+            f"`--resources gpu={len(given)}`"
+        )
     if not found:
         return "moat: no GPU on this machine; training and attacks run on the CPU"
-    return f"moat: {len(found)} GPU(s) found; `--resources gpu=N` limits how many jobs may lease one at a time"
+    return f"moat: {len(found)} GPU(s) {source}; `--resources gpu=N` limits how many jobs may lease one at a time"
+
+
+def _names(text: str) -> list[str]:
+    return [name for name in text.split(",") if name.strip()]
 
 
 @contextlib.contextmanager
