@@ -1,6 +1,6 @@
 """Compiles moat's one C++ file when moat is installed; without a compiler moat is installed without it, and slower.
 
-``moat doctor`` says which it is.
+``moat doctor`` says which it is. A wheel also carries the configuration, for folders that are no checkout.
 """
 
 import hashlib
@@ -18,13 +18,22 @@ INSTRUCTION_SETS = {"avx512_bf16": [*AVX512, "-mavx512bf16"], "avx512": AVX512, 
 FLAGS = ["-O3", "-std=c++17", "-ffp-contract=fast", "-fPIC", "-shared", "-pthread", "-Wno-psabi"]
 
 
-class CompileHook(BuildHookInterface):
+# The configuration, and where the wheel has it (moat.config.project reads it there).
+CONFIGURATION = ("config/**/*.yaml", "config/published/*.csv", "workflow/schemas/*.yaml")
+INSTALLED = Path("moat/installed")
+
+
+class WheelHook(BuildHookInterface):
     """Called by hatchling before a wheel, an editable one too, is put together."""
 
     def initialize(self, version: str, build_data: dict) -> None:
         if self.target_name != "wheel":
             return
         root = Path(self.root)
+        # An editable installation reads the checkout's.
+        if version != "editable":
+            for path in (found for pattern in CONFIGURATION for found in root.glob(pattern)):
+                build_data["force_include"][str(path)] = str(INSTALLED / path.relative_to(root))
         for instructions, options in INSTRUCTION_SETS.items():
             library = root / SOURCE.parent / "compiled" / f"winograd_{instructions}.so"
             if compiled(root / SOURCE, library, options):

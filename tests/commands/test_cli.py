@@ -113,6 +113,25 @@ def test_the_project_is_named_before_or_after_the_command(tmp_path, capsys, befo
     assert "no folder config/ here" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("others", [False, True], ids=["empty", "somebody-elses-config"])
+def test_without_a_project_the_installed_configuration_holds(tmp_path, monkeypatch, capsys, others):
+    if others:
+        (tmp_path / "config").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert main(["list", "scales"]) == 0 and "quickstart" in capsys.readouterr().out
+    assert main(["plan"]) == 2
+    assert f"{tmp_path}: moat plan needs a checkout of moat, with its config/" in capsys.readouterr().err
+    assert main(["report", "--scale", "quickstart"]) == 2
+    assert "--results results: no such folder" in capsys.readouterr().err
+
+
+def test_a_checkouts_own_configuration_goes_first(tmp_path, monkeypatch, capsys):
+    copy_project(tmp_path)
+    (tmp_path / "config/scales/mine.yaml").write_text((tmp_path / "config/scales/quickstart.yaml").read_text())
+    monkeypatch.chdir(tmp_path)
+    assert main(["list", "scales"]) == 0 and "mine " in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("command", "code", "said"),
     [

@@ -419,9 +419,7 @@ def test_what_is_watched_is_held_to_the_same_rules(project, watch, said):
 
 def test_a_scale_cannot_smuggle_an_unknown_key_into_a_recipe(project):
     edit(project, "config/scales/smoke.yaml", "recipe: {epochs: 3,", "recipe: {epochs: 3, epsilonn: 1,")
-    with pytest.raises(
-        ConfigError, match=r"config/scales/smoke.yaml: recipe: .*unknown key 'epsilonn'.*recipe trades"
-    ):
+    with pytest.raises(ConfigError, match=r"config/scales/smoke.yaml: recipe: .*unknown key 'epsilonn'.*recipe trades"):
         resolve_recipe(project, "smoke", "trades")
 
 

@@ -32,6 +32,7 @@ SCALE = {
 }
 # Suites that are short, or slow enough to be interrupted.
 SUITES = {
+    "clean_only": {"title": "Clean", "settings": ["clean"]},
     "small_aa": {"title": "AutoAttack", "settings": ["clean", "aa"]},
     "small_trust": {
         "title": "A little of everything",

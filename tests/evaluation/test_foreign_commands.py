@@ -1,5 +1,6 @@
 """``moat evaluate --model`` and ``moat verify --model``: modules, factories and weights as people really bring them."""
 
+import argparse
 import json
 import logging
 import os
@@ -8,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -15,6 +17,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
+from moat.base.errors import DataError
+from moat.commands import foreign_model
 from moat.commands.cli import main
 from moat.models import nets
 
@@ -199,7 +203,8 @@ def run(project, place, tmp_path, monkeypatch, capfd):
     def call(model, *options, weights=place / "net.safetensors", command="evaluate"):
         for name in [name for name in sys.modules if name.startswith("elsewhere_")]:
             del sys.modules[name]
-        arguments = ["--model", model, "--weights", str(weights), "--dataset-file", "digits.safetensors"]
+        arguments = ["--model", model, "--dataset-file", "digits.safetensors"]
+        arguments += [] if weights is None else ["--weights", str(weights)]
         if command == "evaluate":
             given = ["--suite", "quick"] if "--suite" not in options else []
             given += ["--out", str(tmp_path / "q.parquet"), "--journal", str(tmp_path / "q.journal")]
@@ -461,21 +466,15 @@ WEIGHTS = {
     "model.pt": (lambda path: torch.save(nn.Linear(2, 2), path), "refused: more than tensors in it; save model.state"),
     "list.pt": (saved(lambda: [1, 2]), "the file holds a list; model.state_dict() is needed"),
     "none.pt": (saved(dict), "the file holds no tensors; save model.state_dict()"),
-    "nested.pt": (
-        saved(lambda: {"epoch": 3, "state_dict": state()}),
-        "the file is a checkpoint with the keys epoch, state_dict; save what is under 'state_dict' by itself, "
-        "torch.save(checkpoint['state_dict'], file)",
-    ),
     "mixed.pt": (saved(lambda: state() | {"epoch": 3}), "not only tensors are in it (epoch); save model.state_dict()"),
-    "parallel.pt": (
-        saved(lambda: prefixed("module.")),
-        "their names begin with 'module.' (of DataParallel), the model's do not; save the inner model's state_dict()",
+    "optimizer.pt": (
+        saved(lambda: {"epoch": 3, "lr": 0.1}),
+        "the file holds no tensors but epoch, lr; save model.state",
     ),
-    "compiled.safetensors": (
-        lambda path: save_file(prefixed("_orig_mod."), path),
-        "their names begin with '_orig_mod.' (of torch.compile), the model's do not",
+    "below.pt": (
+        saved(lambda: {"epoch": 3, "net": {"a.b": torch.zeros(1)}}),
+        "below 'net', of the model's 12 tensors, 12 missing: ",
     ),
-    "backbone.pt": (saved(lambda: prefixed("backbone.")), "their names begin with 'backbone.', the model's do not"),
     "missing.pt": (
         saved(lambda: {key: value for key, value in state().items() if not key.startswith("head.bias")}),
         "1 missing: head.bias",
@@ -542,15 +541,166 @@ def test_damaged_held_out_images_are_not_taken_for_none(run, tmp_path):
             assert code == 0, line
 
 
-def test_wrapped_model_and_bare_weights(run, place, tmp_path):
-    (place / "elsewhere_wrapped.py").write_text(
-        "from torch import nn\nfrom moat import models\n"
-        "def make():\n    return nn.DataParallel(models.build('lenet5', 10, image_size=16))\n"
-    )
-    code, _, line = run("elsewhere_wrapped:make", weights="lenet.safetensors")
-    assert code == 3 and "the model's names begin with 'module.', theirs do not" in line, line
-    save_file(prefixed("module."), tmp_path / "whole.safetensors")
-    assert run("elsewhere_wrapped:make", weights=tmp_path / "whole.safetensors")[0] == 0
+class Checkpoint:
+    """What trainings leave, around a state dict."""
+
+    average = staticmethod(lambda: {key: value + 1 for key, value in state().items()})
+    optimizer = staticmethod(lambda: torch.optim.Adam([nn.Parameter(torch.zeros(2))]).state_dict())
+
+    @staticmethod
+    def lightning():
+        inside = prefixed("model.") | {"criterion.weight": torch.ones(10)}
+        loops = {"fit_loop": {"state_dict": {}}}
+        return {"epoch": 3, "pytorch-lightning_version": "2.5.0", "state_dict": inside, "loops": loops}
+
+    @classmethod
+    def timm(cls):
+        options = argparse.Namespace(model="lenet5", lr=0.1)
+        best = np.float64(0.5)
+        return {"state_dict": state(), "state_dict_ema": cls.average(), "args": options, "metric": best, "arch": "x"}
+
+
+# What is saved -> what is said of it. All of it are the same weights.
+UNWRAPPED = {
+    "state_dict": (lambda: {"epoch": 3, "state_dict": state()}, "taken from 'state_dict'"),
+    "model and optimizer": (
+        lambda: {"optimizer": Checkpoint.optimizer(), "model": state(), "best": torch.tensor(0.5)},
+        "taken from 'model'",
+    ),
+    "net, as pytorch-cifar": (
+        lambda: {"net": prefixed("module."), "acc": 95.2, "epoch": 199},
+        "taken from 'net'; their names without 'module.' (of DataParallel)",
+    ),
+    "ema alone": (lambda: {"ema": state()}, "taken from 'ema'"),
+    "ema beside": (lambda: {"ema": Checkpoint.average(), "net": state()}, "taken from 'net'; 'ema' would fit, too"),
+    "timm": (Checkpoint.timm, "taken from 'state_dict'; 'state_dict_ema' would fit, too"),
+    "lightning": (
+        Checkpoint.lightning,
+        "taken from 'state_dict'; their names without 'model.'; left out: criterion.weight",
+    ),
+    "two deep": (lambda: {"checkpoint": {"model": state()}, "epoch": 3}, "taken from 'checkpoint.model'"),
+    "parallel": (lambda: prefixed("module."), "their names without 'module.' (of DataParallel)"),
+    "compiled": (lambda: prefixed("_orig_mod."), "their names without '_orig_mod.' (of torch.compile)"),
+    "both": (
+        lambda: prefixed("module._orig_mod."),
+        "their names without 'module._orig_mod.' (of DataParallel, torch.compile)",
+    ),
+    "averaged": (
+        lambda: prefixed("module.") | {"n_averaged": torch.tensor(5)},
+        "their names without 'module.' (of DataParallel); left out: n_averaged",
+    ),
+    "backbone": (lambda: prefixed("backbone."), "their names without 'backbone.'"),
+    "averages beside": (
+        lambda: prefixed("net.") | {"ema." + key: value for key, value in Checkpoint.average().items()},
+        "their names without 'net.'; left out: ema.",
+    ),
+    "plain": (state, ""),
+}
+
+
+@pytest.mark.parametrize("name", UNWRAPPED)
+def test_any_usual_checkpoint_is_unwrapped(tmp_path, name):
+    make, words = UNWRAPPED[name]
+    torch.save(make(), tmp_path / "net.pt")
+    torch.manual_seed(1)
+    model = nets.build("lenet5", 10, image_size=16)
+    said = foreign_model.load_weights(model, tmp_path / "net.pt")
+    assert said.startswith(words) and (said == words or "averages" in name)
+    assert all(torch.equal(value, state()[key]) for key, value in model.state_dict().items())
+
+
+class Normalised(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = nets.build("lenet5", 10, image_size=16)
+        self.register_buffer("mean", torch.tensor(0.3))
+
+
+@pytest.mark.parametrize(
+    ("wrapper", "prefix", "words"),
+    [
+        (lambda: nn.DataParallel(nets.build("lenet5", 10, image_size=16)), "", "put into the model's 'module'"),
+        (Normalised, "", "put into the model's 'net'; as the factory made them: mean"),
+        (
+            Normalised,
+            "module.",
+            "their names without 'module.' (of DataParallel); put into the model's 'net'; as the factory made "
+            "them: mean",
+        ),
+    ],
+    ids=["parallel", "normalised", "normalised-parallel"],
+)
+def test_bare_weights_are_put_into_a_wrapped_model(tmp_path, wrapper, prefix, words):
+    save_file(prefixed(prefix), tmp_path / "net.safetensors")
+    model = wrapper()
+    assert foreign_model.load_weights(model, tmp_path / "net.safetensors") == words
+    (inner,) = model.children()
+    assert all(torch.equal(value, state()[key]) for key, value in inner.state_dict().items())
+
+
+def test_what_was_unwrapped_is_said_in_a_line(run, tmp_path, caplog):
+    torch.save(UNWRAPPED["lightning"][0](), tmp_path / "last.ckpt")
+    with caplog.at_level(logging.INFO):
+        assert run("elsewhere:make", "--limit", "4", weights=tmp_path / "last.ckpt")[0] == 0
+    (line,) = [each.message for each in caplog.records if "unwrapped" in each.message]
+    assert line == f"{tmp_path / 'last.ckpt'}: the weights were unwrapped: {UNWRAPPED['lightning'][1]}"
+
+
+def test_nothing_in_a_checkpoint_is_executed(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return Path.touch, (tmp_path / "executed",)
+
+    torch.save({"state_dict": state(), "args": Evil()}, tmp_path / "net.pt")
+    with pytest.raises(DataError, match="refused: more than tensors in it"):
+        foreign_model.load_weights(nets.build("lenet5", 10, image_size=16), tmp_path / "net.pt")
+    assert not (tmp_path / "executed").exists()
+
+
+# -- factories that bring their weights, and take arguments --------------------------
+FACTORIES = {
+    "elsewhere_nets:Net": "untrained, the same each time",
+    "elsewhere_nets:needs(1)": "an argument",
+    "elsewhere_nets:Net(classes=10)": "a keyword",
+    "torchvision.models:mobilenet_v2(num_classes=10)": "torchvision",
+    "timm:create_model('lcnet_050', num_classes=10)": "timm",
+}
+
+
+@pytest.mark.parametrize("model", FACTORIES, ids=FACTORIES.values())
+def test_a_factory_needs_no_file_of_weights(run, tmp_path, model):
+    short = ["--limit", "2", "--suite", "clean_only"]
+    code, _, line = run(model, *short, weights=None)
+    assert code == 0, line
+    assert run.out.splitlines()[-1].startswith("lowest of 1 settings, clean: ")
+    content = json.loads((tmp_path / "q.json").read_text())["run"]
+    assert content["model"] == model and content["weights"] is None and len(content["model_sha256"]) == 64
+    assert run(model, *short, weights=None)[0] == 0 and "measured before" in run.out
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        ("elsewhere_nets:needs(open('x'))", "allowed in the parentheses: numbers, texts in quotes, True"),
+        ("elsewhere_nets:needs(1", "allowed in the parentheses"),
+        ("elsewhere_nets:needs(1)(2)", "allowed in the parentheses"),
+        ("elsewhere_nets:needs(*[1])", "allowed in the parentheses"),
+        ("elsewhere_nets:needs(1, 2)", "the factory fails (TypeError: needs() takes 1 positional argument but 2 were"),
+        ("elsewhere_nets:number(1)", "is an int; a function that returns"),
+        ("elsewhere_nets", "write MODULE:FACTORY"),
+        ("elsewhere_nets:a.b", "write MODULE:FACTORY"),
+    ],
+)
+def test_arguments_of_a_factory_are_literals(run, model, words):
+    code, _, line = run(model, weights=None)
+    assert code == 2 and f"--model {model}: " in line and words in line, line
+
+
+def test_another_process_builds_the_same_untrained_net(run, tmp_path):
+    few = ["--limit", "4", "--steps", "2", "--queries", "2"]
+    assert run("elsewhere_nets:Net", *few, weights=None, command="verify")[0] == 0
+    checks = json.loads((tmp_path / "q.json").read_text())["checks"]
+    assert [each["state"] for each in checks if each["check"] == "fresh-judge"] == ["passed"]
 
 
 def test_older_files_without_counters_load(run, tmp_path, monkeypatch):

@@ -44,8 +44,9 @@ def kind_of(value: object) -> str:
 
 def unknown_name(name: object, allowed: Iterable[str], *, what: str) -> str:
     """The error message for an unknown ``what``: the name, the closest match, and every allowed name."""
-    allowed = sorted(allowed)
-    shortened = [each for each in allowed if str(name).startswith(each) or each.startswith(str(name))] if name else []
-    near = shortened[:1] or difflib.get_close_matches(str(name), allowed, n=1)
+    allowed, meant = sorted(allowed), str(name).lower()
+    lower = {each.lower(): each for each in reversed(allowed)}
+    shortened = [each for each in sorted(lower) if meant.startswith(each) or each.startswith(meant)] if meant else []
+    near = [lower[each] for each in shortened[:1] or difflib.get_close_matches(meant, lower, n=1)]
     guess = f" (did you mean {near[0]!r}?)" if near else ""
     return f"unknown {what} {name!r}{guess}; allowed: {', '.join(allowed) or 'none'}"

@@ -57,7 +57,7 @@ class _Subparser(argparse.ArgumentParser):
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="moat", description=_DESCRIPTION, allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"moat {moat.__version__}")
-    _add_project(parser, default=Path("."))
+    _add_project(parser, default=None)
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=_Subparser)
     for name, summary in SUBCOMMANDS.items():
         subparsers.add_parser(name, help=summary, allow_abbrev=False)
@@ -65,7 +65,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _add_project(parser: argparse.ArgumentParser, default) -> None:
-    folder = "folder that holds config/ (default: this one)"
+    folder = "folder that holds config/ (default: this one; what moat was installed with, where it holds none)"
     parser.add_argument("--project", type=Path, default=default, metavar="DIR", help=folder)
 
 

@@ -1,5 +1,6 @@
 """Report what this machine can do (torch, GPUs, data, workflow tools, disk) and which results are stale."""
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -11,12 +12,15 @@ from argparse import ArgumentParser, Namespace
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
 
 from moat.base import locks as file_locks
-from moat.base.errors import MoatError
+from moat.base.errors import DataError, MoatError
 from moat.config import paths
 from moat.config.grid import build_grid
 from moat.config.project import Project
+from moat.data.fetch import read_sums
 from moat.machine import gpu_lease, gpus, locks
 from moat.planning.status import plan
 from moat.provenance import environment
@@ -123,22 +127,71 @@ def _gpu_slots(project: Project) -> Iterator[Finding]:
             yield Finding("gpu slot", "ok", f"{slot.name}: held by {holder}: {owner.get('command', '?')}")
 
 
+def _project(project: Project) -> Iterator[Finding]:
+    if project.is_checkout:
+        yield Finding("project", "ok", str(project.root.resolve()))
+    else:
+        without = "`moat plan` and the workflow need one"
+        yield Finding("project", "missing", f"no checkout of moat here, so {project.source} is read; {without}")
+
+
 def _data(project: Project) -> Iterator[Finding]:
-    resources = project.config()["data"]["resources"]
     for name in project.names("datasets"):
-        manifest = project.root / paths.manifest(resources, name)
-        if manifest.exists():
-            yield Finding(f"data {name}", "ok", f"fetched and verified, in {manifest.parent}")
-        elif project.dataset(name)["files"]:
-            yield Finding(f"data {name}", "missing", f"`moat fetch {name} --into {manifest.parent}` gets it")
+        _, state, message = _availability(project, name)
+        yield Finding(f"data {name}", state, message)
+
+
+def _availability(project: Project, name: str) -> tuple[str, str, str]:
+    """Where a dataset's files are: what that means for those who need them ("" where they are here), state, message."""
+    spec, folder = project.dataset(name), paths.manifest(project.config()["data"]["resources"], name).parent
+    if (project.root / paths.manifest(folder.parent, name)).exists():
+        return "", "ok", f"fetched and verified, in {folder}"
+    if "folder" in spec:
+        return "", "ok", f"your folder {spec['folder']}; nothing to download"
+    if not spec["files"]:
+        return "", "ok", "comes inside a package; nothing to download"
+    get = f"`moat fetch {name} --into {folder}`"
+    mirror, listed = _chosen_mirror(project), None
+    if mirror and "://" not in mirror:
+        with contextlib.suppress(DataError):
+            listed = {Path(path).name for path in read_sums(mirror)}
+    files = [file["name"] for file in spec["files"]]
+    if mirror and listed is not None and not listed.issuperset(files):
+        return f"{name}, which the mirror lacks", "missing", f"the mirror {mirror} lacks {', '.join(files)}"
+    if mirror:
+        certain = "gets it" if listed else "may get it"
+        return f"{name} from the mirror", "missing", f"{get} {certain} from the mirror {mirror}"
+    if not all(file.get("urls") for file in spec["files"]):
+        return (
+            f"{name}, which needs a mirror",
+            "missing",
+            f"no official address: {get} needs a mirror (MOAT_MIRROR, or data.mirror) with {', '.join(files)}",
+        )
+    hosts = ", ".join(dict.fromkeys(urlsplit(file["urls"][0]).netloc for file in spec["files"]))
+    sizes = [file.get("size") for file in spec["files"]]
+    size = f", {sum(sizes) / 1e6:,.0f} MB" if all(sizes) else ""
+    return f"{name} from {hosts}{size}", "missing", f"{get} gets it from {hosts}{size} (not contacted)"
+
+
+def _scales(project: Project) -> Iterator[Finding]:
+    """What has to be downloaded before a scale can run."""
+    for scale in project.names("scales"):
+        grid = build_grid(project, scale, project.config()["studies"])
+        needed = [needs for name in grid.datasets if (needs := _availability(project, name)[0])]
+        if needed:
+            yield Finding(f"scale {scale}", "missing", f"can run once there is {'; '.join(needed)}")
         else:
-            yield Finding(f"data {name}", "ok", "comes inside a package; nothing to download")
+            yield Finding(f"scale {scale}", "ok", "all of its data is here")
+
+
+def _chosen_mirror(project: Project) -> str | None:
+    return os.environ.get("MOAT_MIRROR") or project.config()["data"]["mirror"]
 
 
 def _mirror(project: Project) -> Iterator[Finding]:
-    mirror = os.environ.get("MOAT_MIRROR") or project.config()["data"]["mirror"]
+    mirror = _chosen_mirror(project)
     if not mirror:
-        yield Finding("mirror", "ok", "none configured: the official addresses are used")
+        yield Finding("mirror", "ok", "none named: the official addresses are used")
     elif "://" in mirror:
         yield Finding("mirror", "ok", f"{mirror} (not contacted)")
     elif (project.root / mirror / "SHA256SUMS").exists():
@@ -205,6 +258,8 @@ def _disk(project: Project) -> Iterator[Finding]:
 
 
 def _results(project: Project) -> Iterator[Finding]:
+    if not project.is_checkout:
+        return
     for scale in project.names("scales"):
         # Of all studies: what another than the configured ones made may be stale, too.
         entries = plan(project, build_grid(project, scale, project.names("studies")))
@@ -214,4 +269,4 @@ def _results(project: Project) -> Iterator[Finding]:
         yield Finding(f"results {scale}", "ok" if not stale else "problem", listed, tuple(stale))
 
 
-EXAMINERS = (_torch, _gpu_slots, _data, _mirror, _tools, _user, _locks, _disk, _results)
+EXAMINERS = (_project, _torch, _gpu_slots, _data, _scales, _mirror, _tools, _user, _locks, _disk, _results)

@@ -35,6 +35,7 @@ class Request:
 
     Attributes:
         settings, worst_cases: the suite's, at the scale whose changes apply.
+        weakened: setting -> what that scale changes of it, in words.
         transfer_from: "seed" or "arch" -> the run whose model examples are transferred from.
         out: the rows (.parquet); their description (.json) is written beside.
         journal: the file of what is measured so far.
@@ -46,6 +47,7 @@ class Request:
     target: TargetRequest
     suite: str
     settings: Mapping[str, Mapping[str, Any]]
+    weakened: Mapping[str, str]
     worst_cases: Mapping[str, Mapping[str, Mapping[str, Any]]]
     transfer_from: Mapping[str, FinishedRun]
     out: Path
@@ -82,7 +84,7 @@ def request(arguments: Namespace) -> Request:
     project.suite(arguments.suite)
     if arguments.scale is not None:
         project.scale(arguments.scale)
-    target = target_request(arguments)
+    target = target_request(arguments, project, scale=arguments.scale)
     # The scale of a run from elsewhere may be unknown here: its suite is then as declared.
     scale = arguments.scale or target.record.get("scale")
     scale = scale if scale in project.names("scales") else None
@@ -97,6 +99,7 @@ def request(arguments: Namespace) -> Request:
         target=target,
         suite=arguments.suite,
         settings=resolved["settings"],
+        weakened=_weakened(project, arguments.suite, scale) if scale else {},
         worst_cases=resolved.get("worst_case", {}),
         transfer_from=_transfer_from(arguments.transfer_from, target.record.get("arch")),
         out=arguments.out,
@@ -107,6 +110,16 @@ def request(arguments: Namespace) -> Request:
         device=arguments.device,
         threads=arguments.threads,
     )
+
+
+def _weakened(project: Project, suite: str, scale: str) -> dict[str, str]:
+    """Setting -> ``limit 16, n_iter 10``: what a scale changes of the settings of a suite."""
+    declared, scaled = project.attack_settings(suite), project.attack_settings(suite, scale)
+    changed = {
+        name: ", ".join(f"{key} {value}" for key, value in setting.items() if declared[name].get(key) != value)
+        for name, setting in scaled.items()
+    }
+    return {name: told for name, told in changed.items() if told}
 
 
 def _transfer_from(given: list[str], arch: str | None) -> dict[str, FinishedRun]:
@@ -157,6 +170,7 @@ def run(request: Request) -> None:
             print(f"moat evaluate: warning: {warning}", file=sys.stderr, flush=True)
         if request.robustbench is not None:
             write_json(request.robustbench, robustbench.entry(content, request.recipe))
+        _conclude(content, request.weakened)
 
 
 def _print(name: str, found: Mapping[str, float], measured) -> None:
@@ -164,3 +178,22 @@ def _print(name: str, found: Mapping[str, float], measured) -> None:
     print(f"{name}: {100 * found['accuracy']:.2f} % of {found['n']} correct ({when})", flush=True)
     for flag, message in measured.flags.items():
         print(f"{name}: flag {flag}: {message}", flush=True)
+
+
+def _conclude(content: Mapping[str, Any], weakened: Mapping[str, str]) -> None:
+    """Print what is to be reported: the widest worst case, or the lowest accuracy of a suite without one."""
+    accuracy = content["accuracy"]
+    worst = {name: group["of"] for name, group in content["worst_case"].items() if name in accuracy}
+    if worst:
+        name = max(worst, key=lambda name: len(worst[name]))
+        what, of = f"{name} case of {len(worst[name])} attacks" if name == "worst" else name, worst[name]
+    else:
+        name = min(accuracy, key=lambda name: accuracy[name]["accuracy"])
+        what, of = f"lowest of {len(accuracy)} settings, {name}", list(accuracy)
+    found = accuracy[name]
+    less = "; ".join(f"{each}: {weakened[each]}" for each in of if each in weakened)
+    print(
+        f"{what}: {found['accuracy']:.2%} [{found['low']:.2%}, {found['high']:.2%}] of {found['n']} images"
+        f"{f' (weakened by the scale: {less})' if less else ''}",
+        flush=True,
+    )

@@ -14,8 +14,9 @@ from torch import nn
 from moat.base.errors import DataError
 from moat.base.files import hash_file
 from moat.commands import foreign_model
-from moat.commands.options import FinishedRun, ForeignModel, TargetRequest
-from moat.data import datasets
+from moat.commands.options import FinishedRun, ForeignModel, Preparation, TargetRequest
+from moat.data import datasets, manifest
+from moat.data.fetch import fetch
 from moat.evaluation.plan import TransferModel
 from moat.evaluation.scoring import check_fit
 from moat.evaluation.target import EvaluationTarget
@@ -35,7 +36,9 @@ def load(request: TargetRequest, device: torch.device) -> EvaluationTarget:
         DataError: weights or data that are missing, damaged, or do not fit.
     """
     model = load_model(request.model, device)
-    described = request.model.described if isinstance(request.model, FinishedRun) else _described(request.model)
+    described = request.model.described if isinstance(request.model, FinishedRun) else _described(request.model, model)
+    if request.preparation is not None and not request.data.exists():
+        _prepare(request.preparation, request.data)
     data = datasets.load(request.data, splits=("test",))
     trained_with = request.record.get("data", {}).get("sha256", data.sha256)
     if trained_with != data.sha256:
@@ -86,14 +89,17 @@ def load_transfer_models(runs: Mapping[str, FinishedRun], device: torch.device) 
 
 # -- a model from elsewhere --------------------------------------------------------
 def _load_foreign(given: ForeignModel, device: torch.device) -> nn.Module:
+    weights = given.weights
     try:
-        if not given.weights.is_file():
-            raise DataError(f"{given.weights}: {_no_file(given.weights)}")
-        given.weights.open("rb").close()
+        if weights is not None:
+            if not weights.is_file():
+                raise DataError(f"{weights}: {_no_file(weights)}")
+            weights.open("rb").close()
     except OSError as error:
-        raise DataError(f"{given.weights}: cannot be read ({error.strerror})") from error
+        raise DataError(f"{weights}: cannot be read ({error.strerror})") from error
     model = foreign_model.build(given.factory)
-    foreign_model.load_weights(model, given.weights)
+    if weights is not None and (unwrapped := foreign_model.load_weights(model, weights)):
+        log.info("%s: the weights were unwrapped: %s", weights, unwrapped)
     # A factory may build one of moat's own mixtures.
     return for_training(model.to(device).eval())
 
@@ -108,13 +114,23 @@ def _no_file(path: Path) -> str:
     return "no such file"
 
 
-def _described(given: ForeignModel) -> dict[str, str]:
+def _described(given: ForeignModel, model: nn.Module) -> dict[str, str | None]:
     """What identifies a model that has been loaded."""
-    hashes = {"model_sha256": hash_file(given.weights), "code_sha256": foreign_model.code_hash(given.factory)}
-    return {"model": given.factory, "weights": str(given.weights), **hashes}
+    weights = given.weights
+    sha256 = foreign_model.weights_hash(model) if weights is None else hash_file(weights)
+    hashes = {"model_sha256": sha256, "code_sha256": foreign_model.code_hash(given.factory)}
+    return {"model": given.factory, "weights": None if weights is None else str(weights), **hashes}
 
 
 # -- examples ----------------------------------------------------------------------
+def _prepare(given: Preparation, out: Path) -> None:
+    """Prepare a dataset that is fetched, or needs no download."""
+    log.info("%s: %s is prepared there once", out, given.spec["name"])
+    if not (given.source / manifest.NAME).exists():
+        fetch(given.spec, given.source)
+    datasets.prepare(given.spec, given.source, out, **given.parameters)
+
+
 def held_out_examples(path: Path, limit: int) -> tuple[torch.Tensor, torch.Tensor] | None:
     """At most ``limit`` images and labels of the training set that were not trained with; None where there are none.
 

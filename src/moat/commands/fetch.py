@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from moat.base.errors import ConfigError
+from moat.commands.options import described
 from moat.config.project import Project
 from moat.data.fetch import fetch
 
@@ -48,28 +48,12 @@ def run(request: Request) -> None:
     print(fetch(request.spec, request.into, mirror=request.mirror))
 
 
-def described(project: Project, name: str) -> dict[str, Any]:
-    """A dataset's description, with an absolute path where it names a local folder.
-
-    Raises:
-        ConfigError: unknown dataset, or a description whose name is not its file's.
-    """
-    spec = project.dataset(name)
-    if spec["name"] != name:
-        raise ConfigError(f"config/datasets/{name}.yaml: name: {spec['name']!r}; allowed: the file's name, {name!r}")
-    if "folder" in spec:
-        return {**spec, "folder": str((project.root / spec["folder"]).resolve())}
-    return spec
-
-
 def chosen_mirror(option: str | None, project: Project) -> str | None:
     """The mirror from the option, $MOAT_MIRROR or config/config.yaml, in this order; None: the official addresses.
 
-    A relative path is relative to the working directory in the first two, to the project in the third.
+    A relative path is relative to the working directory in the first two, to the project's configuration in the third.
     """
     if given := option or os.environ.get("MOAT_MIRROR"):
         return given
-    if not (project.root / "config" / "config.yaml").is_file():
-        return None
     configured = (project.config().get("data") or {}).get("mirror")
-    return configured if configured is None or "://" in configured else str(project.root / configured)
+    return configured if configured is None or "://" in configured else str(project.source / configured)

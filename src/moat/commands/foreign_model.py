@@ -3,21 +3,26 @@
 All of it is other people's code and files. Whatever they do instead becomes one line.
 """
 
+import argparse
+import codecs
 import contextlib
 import hashlib
 import importlib
 import logging
 import os
 import pickle
+import re
 import signal
 import sys
 import threading
 import traceback
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
+import numpy
 import safetensors
 import safetensors.torch
 import torch
@@ -26,6 +31,7 @@ from torch import nn
 from moat.base import torchvision_ops
 from moat.base.errors import ConfigError, DataError, MoatError, kind_of
 from moat.base.signals import Stopped
+from moat.commands.options import parse_factory
 from moat.models.guard import in_one_line
 
 MOAT = Path(__file__).resolve().parents[1]
@@ -38,6 +44,22 @@ NO_WEIGHTS = {
 ZIP, PICKLE = b"PK\x03\x04", b"\x80"
 # What wrappers of a model put before the names of its tensors -> the wrapper.
 PREFIXES = {"module.": "DataParallel", "_orig_mod.": "torch.compile"}
+# The keys under which checkpoints have the model's weights, the likeliest first; and how deep they are looked for.
+USUAL = ("state_dict", "model_state_dict", "model", "net", "module", "network", "weights")
+DEEPEST = 3
+# Words in the names of weights that are averages of the model's.
+AVERAGES = {"ema", "swa", "teacher", "average", "averaged"}
+# Of batch normalisation; older files have none.
+COUNTER = "num_batches_tracked"
+# What is harmless in a checkpoint beside tensors and plain values: options of the training, and NumPy's numbers.
+SAFE = [
+    argparse.Namespace,
+    numpy.dtype,
+    *{type(numpy.dtype(kind)) for kind in ("bool", "int32", "int64", "float32", "float64")},
+    *((numpy._core.multiarray.scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+    # How NumPy's numbers are written by older pickle protocols.
+    (codecs.encode, "_codecs.encode"),
+]
 # Names that a message lists.
 LISTED = 3
 # Folders of installed packages.
@@ -46,18 +68,20 @@ INSTALLED = ("site-packages", "dist-packages")
 
 # -- the factory -------------------------------------------------------------------
 def build(factory: str) -> nn.Module:
-    """The module that ``package.module:function`` returns. The working directory is searched, too.
+    """The module that ``package.module:function`` or ``package.module:function(…)`` returns.
+
+    The working directory is searched, too. Weights that it draws at random are the same each time.
 
     Raises:
         ConfigError: it cannot be imported or called, ends Python, or returns something else; says where.
     """
-    name, _, attribute = factory.partition(":")
+    name, attribute, call = parse_factory(factory)
     option = f"--model {factory}"
     if "/" in name or name.startswith(".") or name.endswith(".py"):
         path = Path(name)
         raise ConfigError(
             f"{option}: a module is named as in `import`, without folder and suffix; for {path.name} in the working "
-            f"directory write {path.name.removesuffix('.py')}:{attribute}"
+            f"directory write {path.name.removesuffix('.py')}:{factory.partition(':')[2]}"
         )
     if (here := str(Path.cwd())) not in sys.path:
         sys.path.insert(0, here)
@@ -66,11 +90,14 @@ def build(factory: str) -> nn.Module:
     module = _run(lambda: importlib.import_module(name), f"{option}: the module cannot be imported", name)
     if not hasattr(module, attribute):
         raise ConfigError(f"{option}: module {name!r} ({module.__file__}) has no attribute {attribute!r}")
-    made = getattr(module, attribute)
-    if not isinstance(made, nn.Module):
-        if not callable(made):
-            raise ConfigError(f"{option}: is {kind_of(made)}; a function that returns a torch.nn.Module is needed")
-        made = _run(made, f"{option}: the factory fails", name)
+    made = found = getattr(module, attribute)
+    if call is not None or not isinstance(found, nn.Module):
+        if not callable(found):
+            raise ConfigError(f"{option}: is {kind_of(found)}; a function that returns a torch.nn.Module is needed")
+        arguments, keywords = call or ((), {})
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            made = _run(lambda: found(*arguments, **keywords), f"{option}: the factory fails", name)
     if not isinstance(made, nn.Module):
         raise ConfigError(f"{option}: returned {type(made).__name__}; a torch.nn.Module is needed")
     return made
@@ -92,6 +119,16 @@ def code_hash(factory: str) -> str:
         inside = [folder for folder in folders if file.is_relative_to(folder)]
         if inside and file.is_file() and not file.is_relative_to(MOAT):
             found.update(f"{file.relative_to(inside[0])} {hashlib.sha256(file.read_bytes()).hexdigest()}\n".encode())
+    return found.hexdigest()
+
+
+def weights_hash(model: nn.Module) -> str:
+    """The sha256 of the tensors in the model's state dict, with their names, shapes and kinds of numbers."""
+    found = hashlib.sha256()
+    for name, value in model.state_dict().items():
+        if isinstance(value, torch.Tensor):
+            found.update(f"{name} {_dtype(value)} {tuple(value.shape)}\n".encode())
+            found.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return found.hexdigest()
 
 
@@ -171,25 +208,121 @@ def _place(error: BaseException) -> str:
 
 
 # -- its weights -------------------------------------------------------------------
-def load_weights(model: nn.Module, path: Path) -> None:
-    """Load a state dict from .safetensors, or from a file of ``torch.save`` without executing anything in it.
+def load_weights(model: nn.Module, path: Path) -> str:
+    """Load the weights in a checkpoint: .safetensors, or a file of ``torch.save``, without executing anything in it.
+
+    The state dict may lie below keys of the checkpoint, and wrappers of the model (DataParallel, torch.compile,
+    Lightning, a module that normalises) may have put something before the names of its tensors, or of the model's.
+
+    Returns:
+        What was unwrapped, in one line; "" for a plain state dict.
 
     Raises:
-        DataError: the file is no state dict, or not this model's; says why.
+        DataError: no state dict in the file is this model's; says why.
     """
-    state = _read(path)
+    content = _read(path)
     where = f"{path}: these weights cannot be loaded"
-    if not isinstance(state, Mapping):
-        raise DataError(f"{where}: the file holds {kind_of(state)}; model.state_dict() is needed")
-    if not state or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise DataError(f"{where}: {_no_state_dict(state)}")
+    if not isinstance(content, Mapping):
+        raise DataError(f"{where}: the file holds {kind_of(content)}; model.state_dict() is needed")
+    candidates = sorted(_state_dicts(content), key=lambda found: _preference(found[0]))
+    if not candidates:
+        raise DataError(f"{where}: {_no_state_dict(content)}")
+    fitting = [(keys, fit) for keys, state in candidates for fit in _fits(model, state)]
+    if not fitting:
+        keys, state = candidates[0]
+        below = f"below {'.'.join(keys)!r}, " if keys else ""
+        raise DataError(f"{where}: {below}{_mismatch(model, state)}")
+    keys, fit = fitting[0]
     own = model.state_dict()
-    if any(_loses(own, state, key) for key in own if key in state):
-        raise DataError(f"{where}: {_mismatch(model, state)}")
+    if any(_loses(own, fit.state, key) for key in own if key in fit.state):
+        raise DataError(f"{where}: {_mismatch(model, fit.state)}")
     try:
-        model.load_state_dict(state)
+        model.load_state_dict(fit.state)
     except Exception as error:  # Also of a model's own load_state_dict.
-        raise DataError(f"{where}: {_mismatch(model, state) or in_one_line(error)}") from error
+        raise DataError(f"{where}: {_mismatch(model, fit.state) or in_one_line(error)}") from error
+    return fit.described(keys, fitting[1:])
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """How a state dict fits a model: ``state`` has the model's names.
+
+    Attributes:
+        prefix, added: taken from the names of the file, and put before them.
+        left_out: names of the file without the prefix, which are not the model's.
+        kept: buffers that the file lacks; they stay as the factory made them.
+    """
+
+    state: Mapping[str, torch.Tensor]
+    prefix: str = ""
+    added: str = ""
+    left_out: Sequence[str] = ()
+    kept: Sequence[str] = ()
+
+    def described(self, keys: Sequence[str], others: Sequence[tuple[Sequence[str], "_Fit"]]) -> str:
+        said = [f"taken from {'.'.join(keys)!r}"] if keys else []
+        said += [f"their names without {self.prefix!r}{_wrappers(self.prefix)}"] if self.prefix else []
+        said += [f"put into the model's {self.added.removesuffix('.')!r}"] if self.added else []
+        said += [f"left out: {_some(self.left_out)}"] if self.left_out else []
+        said += [f"as the factory made them: {_some(self.kept)}"] if self.kept else []
+        fit_too = [f"{'.'.join(path)!r}" if path else f"{fit.prefix!r}" for path, fit in others]
+        said += [f"{', '.join(dict.fromkeys(fit_too))} would fit, too"] if fit_too else []
+        return "; ".join(said)
+
+
+def _state_dicts(content: Mapping[Any, Any], keys: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """The mappings from names to tensors in a checkpoint, each with the keys that lead to it."""
+    if content and all(isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in content.items()):
+        yield keys, content
+    elif len(keys) < DEEPEST:
+        for key, value in content.items():
+            if isinstance(value, Mapping):
+                yield from _state_dicts(value, (*keys, str(key)))
+
+
+def _preference(keys: Sequence[str]) -> tuple[bool, int, int]:
+    """Sort key: the usual names of a model's weights first, averaged weights and other parts of a training last."""
+    ranks = [USUAL.index(key) if key in USUAL else len(USUAL) for key in keys]
+    return _is_average(".".join(keys)), max(ranks, default=0), len(keys)
+
+
+def _is_average(name: str) -> bool:
+    return not AVERAGES.isdisjoint(re.split(r"[._]", name.lower()))
+
+
+def _fits(model: nn.Module, state: Mapping[str, torch.Tensor]) -> list[_Fit]:
+    """The ways in which the names fit, the most likely one first: as they are, or with other prefixes."""
+    own = model.state_dict()
+    if _complete(own, state):
+        return [_Fit(state)]
+    buffers = {name for name, _ in model.named_buffers()}
+    found = []
+    for added in _prefixes(own):
+        inner = {name.removeprefix(added): name for name in own if name.startswith(added)}
+        outer = [name for name in own if not name.startswith(added)]
+        if not buffers.issuperset(outer):
+            continue
+        first = next((name for name in inner if not name.endswith(COUNTER)), None)
+        prefixes = {key.removesuffix(first) for key in state if first and f".{key}".endswith(f".{first}")}
+        for prefix in prefixes:
+            renamed = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+            if not _complete(inner, renamed):
+                continue
+            loaded = {name: own[name] for name in outer} | {inner[key]: value for key, value in renamed.items()}
+            left_out = [key for key in state if not key.startswith(prefix)]
+            found.append(_Fit(loaded, prefix, added, left_out, outer))
+    return sorted(found, key=lambda fit: (_is_average(fit.prefix), len(fit.prefix), len(fit.added)))
+
+
+def _prefixes(names: Iterable[str]) -> list[str]:
+    """What the names of a model may begin with, for a module inside of it: "", "net.", "net.module.", …"""
+    return list(dict.fromkeys(["", *(name[: i + 1] for name in names for i, each in enumerate(name) if each == ".")]))
+
+
+def _wrappers(prefix: str) -> str:
+    """`` (of DataParallel)``: who puts the prefix there, where that is known."""
+    known = [wrapper for part, wrapper in PREFIXES.items() if part in prefix]
+    return f" (of {', '.join(known)})" if known else ""
 
 
 def _read(path: Path) -> Any:
@@ -212,7 +345,8 @@ def _read(path: Path) -> Any:
     try:
         if is_safetensors:
             return safetensors.torch.load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(SAFE):
+            return torch.load(path, map_location="cpu", weights_only=True)
     except safetensors.SafetensorError as error:
         raise DataError(f"{cut}: {in_one_line(error)}") from error
     except pickle.UnpicklingError as error:
@@ -232,34 +366,17 @@ def _kind(start: bytes) -> str:
     return f"neither a safetensors file nor one of torch.save; it begins with {start[:16]!r}"
 
 
-def _no_state_dict(state: Mapping[Any, Any]) -> str:
-    """What a mapping holds that is no state dict; names the key under which there is one."""
-    if not state:
-        return "the file holds no tensors; save model.state_dict()"
-    nested = [key for key, value in state.items() if isinstance(value, Mapping) and _has_tensors(value)]
-    if nested:
-        return (
-            f"the file is a checkpoint with the keys {_some(state)}; save what is under {nested[0]!r} by itself, "
-            f"torch.save(checkpoint[{nested[0]!r}], file)"
-        )
-    others = [key for key, value in state.items() if not isinstance(value, torch.Tensor)]
+def _no_state_dict(content: Mapping[Any, Any]) -> str:
+    """What a mapping holds in which there is no state dict."""
+    others = [key for key, value in content.items() if not isinstance(value, torch.Tensor)]
+    if len(others) == len(content):
+        return f"the file holds no tensors{f' but {_some(others)}' if others else ''}; save model.state_dict()"
     return f"not only tensors are in it ({_some(others)}); save model.state_dict()"
-
-
-def _has_tensors(state: Mapping[Any, Any]) -> bool:
-    return any(isinstance(value, torch.Tensor) for value in state.values())
 
 
 def _mismatch(model: nn.Module, state: Mapping[str, torch.Tensor]) -> str:
     """How the names and shapes differ from the model's; "" if they do not."""
     own = model.state_dict()
-    for prefix in sorted({key[: key.find(".") + 1] for key in state if "." in key}):
-        if all(key.startswith(prefix) for key in state) and _fit(own, [key.removeprefix(prefix) for key in state]):
-            by = f" (of {PREFIXES[prefix]})" if prefix in PREFIXES else ""
-            return f"their names begin with {prefix!r}{by}, the model's do not; save the inner model's state_dict()"
-    for prefix in sorted({key[: key.find(".") + 1] for key in own if "." in key}):
-        if all(key.startswith(prefix) for key in own) and _fit(own, [prefix + key for key in state]):
-            return f"the model's names begin with {prefix!r}, theirs do not; load them into the inner model"
     parts = {
         "missing": [key for key in own if key not in state],
         "not in the model": [key for key in state if key not in own],
@@ -290,10 +407,10 @@ def _dtype(value: torch.Tensor) -> str:
     return str(value.dtype).removeprefix("torch.")
 
 
-def _fit(own: Mapping[str, Any], names: Sequence[str]) -> bool:
+def _complete(own: Mapping[str, Any], names: Iterable[str]) -> bool:
     """Whether these are the model's names, but for counters that older files lack."""
     missing = set(own) - set(names)
-    return set(names) <= set(own) and all(name.endswith("num_batches_tracked") for name in missing)
+    return set(names) <= set(own) and all(name.endswith(COUNTER) for name in missing)
 
 
 def _some(names: Any) -> str:

@@ -74,7 +74,7 @@ class FreshProcess(nn.Module):
         if isinstance(given, FinishedRun):
             model = {"run": str(given.folder), "weights": given.weights}
         else:
-            model = {"factory": given.factory, "weights": str(given.weights)}
+            model = {"factory": given.factory, "weights": given.weights and str(given.weights)}
         told = {"model": model, "device": str(device), "threads": threads, "root": str(root)}
         told["path"] = [each for each in sys.path if isinstance(each, str)]
         self._seconds, self._anew = seconds, True
@@ -135,7 +135,7 @@ class FreshProcess(nn.Module):
 
 
 # -- the process -------------------------------------------------------------------
-def main(model: dict[str, str], device: str, threads: int, root: str) -> None:
+def main(model: dict[str, str | None], device: str, threads: int, root: str) -> None:
     """Answer the questions that come through stdin's socket until it is closed."""
     die_with_parent()
     # Ctrl-C is for the command, which ends this process.
@@ -168,7 +168,7 @@ class Answers:
     torch keeps what the attacks have freed for the process that runs them.
     """
 
-    def __init__(self, model: dict[str, str], device: torch.device):
+    def __init__(self, model: dict[str, str | None], device: torch.device):
         self.model = model
         try:
             torch.zeros(1, device=device)
@@ -183,7 +183,8 @@ class Answers:
             folder = Path(self.model["run"])
             given: FinishedRun | ForeignModel = FinishedRun(folder, self.model["weights"], read_run(folder))
         else:
-            given = ForeignModel(self.model["factory"], Path(self.model["weights"]))
+            weights = self.model["weights"]
+            given = ForeignModel(self.model["factory"], None if weights is None else Path(weights))
         self.device = device
         self.built = self.answering = guarded(evaluation_target.load_model(given, device), given.option)
 

@@ -59,6 +59,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def request(arguments: Namespace) -> Request:
     project = Project(arguments.project)
+    project.require_checkout("moat plan")
     if arguments.gpus < 1:
         raise ConfigError(f"--gpus {arguments.gpus}: allowed: 1 or more")
     studies = studies_option.studies(project, arguments.studies)

@@ -6,10 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from moat.commands.fetch import described
+from moat.commands.options import DATA_PARAMETERS, data_parameters, described
 from moat.config.project import Project
-
-PARAMETERS = ("image_size", "train_limit", "test_limit", "validation")
 
 
 @dataclass(frozen=True)
@@ -20,7 +18,7 @@ class Request:
         spec: its description, from config/datasets/.
         source: folder that ``moat fetch`` filled.
         out: the file to write.
-        parameters: those of :data:`PARAMETERS`; None: as published.
+        parameters: those of :data:`moat.commands.options.DATA_PARAMETERS`; None: as published.
     """
 
     spec: Mapping[str, Any]
@@ -43,10 +41,8 @@ def add_arguments(parser: ArgumentParser) -> None:
 def request(arguments: Namespace) -> Request:
     project = Project(arguments.project)
     spec = described(project, arguments.dataset)
-    scale = project.scale(arguments.scale).get("data") or {} if arguments.scale else {}
-    given = {name: getattr(arguments, name) for name in PARAMETERS}
-    parameters = {name: scale.get(name) if value is None else value for name, value in given.items()}
-    return Request(spec, arguments.source, arguments.out, parameters)
+    given = {name: value for name in DATA_PARAMETERS if (value := getattr(arguments, name)) is not None}
+    return Request(spec, arguments.source, arguments.out, data_parameters(project, arguments.scale) | given)
 
 
 def run(request: Request) -> None:

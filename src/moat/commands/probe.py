@@ -56,7 +56,7 @@ def request(arguments: Namespace) -> Request:
         raise ConfigError(f"--out {arguments.out}: the name must end in .safetensors")
     project = Project(arguments.project)
     probe = project.probe(arguments.probe)
-    target = target_request(arguments, at_most=probe.get("images"))
+    target = target_request(arguments, project, at_most=probe.get("images"))
     scale, setting = target.record.get("scale"), probe.get("setting")
     where = f"config/probes.yaml: {arguments.probe}"
     scale = scale if scale in project.names("scales") else None

@@ -22,7 +22,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def request(arguments: Namespace) -> Request:
-    return Request(arguments.project, arguments.local)
+    return Request(arguments.project or Path("."), arguments.local)
 
 
 def run(request: Request) -> None:

@@ -1,6 +1,7 @@
 """Check that a model's robust accuracy can be trusted: run the checks and write what each of them found.
 
 Exit code 0 whether or not the checks pass: the file says which failed, and tables mark the numbers of such a model.
+With --strict it is 1 where a check fails.
 """
 
 import logging
@@ -11,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from moat.base import plugins
 from moat.base.errors import ConfigError
 from moat.base.files import check_writable, write_json
 from moat.base.numbers import parse_number
@@ -42,6 +44,7 @@ class Request:
         transfer_from: a run whose adversarial examples are tried, too.
         recipe_digest: of all that decides the findings but the model.
         root: the project's folder.
+        strict: whether a failed check is a failure of the command.
     """
 
     target: TargetRequest
@@ -53,6 +56,7 @@ class Request:
     recipe_digest: str
     out: Path
     root: Path
+    strict: bool
     device: str
     threads: int
 
@@ -66,6 +70,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--suite", help="its attacks are checked, too: are they as strong as they should be?")
     parser.add_argument("--transfer-from", type=Path, metavar="DIR", help="another run, whose examples are tried")
+    parser.add_argument("--strict", action="store_true", help="exit with 1 where a check fails, e.g. in CI")
     add_target_arguments(parser)
 
 
@@ -74,7 +79,7 @@ def request(arguments: Namespace) -> Request:
     if not 0 < eps <= 1:
         raise ConfigError(f"--eps {arguments.eps}: allowed: above 0, at most 1 (pixels are in [0, 1])")
     project = Project(arguments.project)
-    target = target_request(arguments, at_most=CHECKED_IMAGES)
+    target = target_request(arguments, project, at_most=CHECKED_IMAGES)
     of_scale = _checks_of_scale(project, target.record)
     if arguments.limit is None and of_scale:
         target = replace(target, limit=of_scale["limit"])
@@ -98,6 +103,7 @@ def request(arguments: Namespace) -> Request:
         recipe_digest=digest({**asked, "suite": arguments.suite} if arguments.suite else asked),
         out=arguments.out,
         root=project.root,
+        strict=arguments.strict,
         device=arguments.device,
         threads=arguments.threads,
     )
@@ -121,7 +127,7 @@ def _claims(settings: Mapping[str, Mapping[str, Any]], eps: float) -> dict[str, 
     }
 
 
-def run(request: Request) -> None:
+def run(request: Request) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     check_writable(request.out)
     with devices.use(request.device, request.threads) as device:
@@ -133,7 +139,7 @@ def run(request: Request) -> None:
 
         usage = Usage()
         # Started before the model's code runs here, of which it must know nothing.
-        with FreshProcess(request.target.model, device, request.threads, request.root) as anew:
+        with FreshProcess(request.target.model, device, request.threads, plugins.project_folder().parent) as anew:
             target = evaluation_target.load(request.target, device)
             other = request.transfer_from and evaluation_target.load_run(request.transfer_from, device)
             origin = Origin(
@@ -172,3 +178,4 @@ def run(request: Request) -> None:
         "lock_sha256": environment.lock_hash(request.root),
     }
     write_json(request.out, content)
+    return 1 if request.strict and not report.passed else 0

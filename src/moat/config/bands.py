@@ -18,8 +18,8 @@ def find(project: Project, run: Mapping[str, Any]) -> tuple[dict[str, Any] | Non
     """
     if not project.scale(run["scale"])["comparable"]:
         return None, f"the scale {run['scale']} is not comparable with published results"
-    path = project.root / "config" / "bands.yaml"
-    bands = schema.load(path, project.root / "workflow" / "schemas" / "bands.schema.yaml")["bands"]
+    path = project.source / "config" / "bands.yaml"
+    bands = schema.load(path, project.source / "workflow" / "schemas" / "bands.schema.yaml")["bands"]
     for band in bands:
         for key in ("clean", "pgd"):
             if key in band and band[key][0] > band[key][1]:

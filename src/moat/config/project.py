@@ -5,7 +5,7 @@ import fnmatch
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,11 @@ from moat.config.published import COLUMNS
 #: The names of data sets, methods, scales and studies: parts of paths and of commands, so without spaces and the like.
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 ALLOWED = "letters, digits, _ - and ., a letter or digit first"
+#: What a project holds; moat reads nothing else of it as configuration.
+PARTS = (Path("config"), Path("workflow") / "schemas")
+_PACKAGE = Path(__file__).parents[1]
+# Where the configuration that moat was installed with may be: in the package of a wheel, or in the checkout.
+_INSTALLED = (_PACKAGE / "installed", _PACKAGE.parents[1])
 
 
 def _matches(name: str, original: str | None, key: str) -> bool:
@@ -26,18 +31,49 @@ def _matches(name: str, original: str | None, key: str) -> bool:
 
 @dataclass(frozen=True)
 class Project:
-    """Reads the YAML files below ``root``. Every getter raises :class:`ConfigError` with the allowed names."""
+    """Reads a project's YAML files. Every getter raises :class:`ConfigError` with the allowed names.
 
-    root: Path = Path(".")
+    Attributes:
+        root: the folder of the project: results, downloads and plug-ins are below it. As an argument, None is the
+            working directory, which need not be a project.
+        source: the folder whose ``config/`` and ``workflow/schemas/`` are read: ``root``, or where moat is installed.
+    """
+
+    root: Path | None = None
+    source: Path = field(init=False)
 
     def __post_init__(self):
-        object.__setattr__(self, "root", Path(self.root))
-        if not (self.root / "config").is_dir():
+        root = Path(self.root or ".")
+        lacking = _lacking(root)
+        source = root
+        if lacking is not None:
+            installed = [] if self.root is not None else [each for each in _INSTALLED if _lacking(each) is None]
+            if not installed:
+                raise ConfigError(
+                    f"{root.resolve()}: no folder {lacking}/ here; run moat in the project's root, "
+                    "or name that with --project"
+                )
+            source = installed[0]
+        object.__setattr__(self, "root", root)
+        object.__setattr__(self, "source", source)
+        plugins.use_project(source)
+
+    @property
+    def is_checkout(self) -> bool:
+        """Whether ``root`` holds the configuration, rather than the place where moat is installed."""
+        return self.source == self.root
+
+    def require_checkout(self, what: str) -> None:
+        """Refuse what cannot be done with the installed configuration alone.
+
+        Raises:
+            ConfigError: ``root`` is no project.
+        """
+        if not self.is_checkout:
             raise ConfigError(
-                f"{self.root.resolve()}: no folder config/ here; run moat in the project's root, "
-                "or name that with --project"
+                f"{self.root.resolve()}: {what} needs a checkout of moat, with its config/ and Snakefile; run it "
+                "there, or name the folder with --project"
             )
-        plugins.use_project(self.root)
 
     # -- one file per name -------------------------------------------------
     def names(self, kind: str) -> list[str]:
@@ -82,9 +118,9 @@ class Project:
         Raises:
             ConfigError: names the file, the key, what is allowed, and where that is declared.
         """
-        method_schema.check(recipe, name, layers, self.root)
+        method_schema.check(recipe, name, layers, self.source)
         for key in method_schema.of_type(recipe, "setting"):
-            attack_schema.check({key: recipe[key]}, self.root, source=f"config/methods/{name}.yaml")
+            attack_schema.check({key: recipe[key]}, self.source, source=f"config/methods/{name}.yaml")
 
     def recipe_files(self, name: str) -> dict[str, dict[str, Any]]:
         """A recipe's file and those that it extends, as written: name -> content, the recipe's own first."""
@@ -101,7 +137,7 @@ class Project:
         found, wanted = {}, name
         while wanted:
             where = f"config/{folder}/{wanted}.yaml"
-            content = schema.read_yaml(self.root / where)
+            content = schema.read_yaml(self.source / where)
             if not isinstance(content, dict):
                 raise ConfigError(f"{where}: {content!r} has the wrong type; allowed: object")
             found[wanted], wanted = content, content.get("extends")
@@ -120,7 +156,7 @@ class Project:
         for each, own in reversed(files.items()):
             titles = ("title", "description") if each != name else ()
             scale = schema.merge(scale, {key: value for key, value in own.items() if key not in titles})
-        layers = [(self.root / f"config/scales/{each}.yaml", own) for each, own in files.items()]
+        layers = [(self.source / f"config/scales/{each}.yaml", own) for each, own in files.items()]
         schema.validate(scale, self._schema("scale"), source=layers[0][0], layers=layers)
         named = {
             "method": [
@@ -172,9 +208,9 @@ class Project:
 
     def attacks(self) -> dict[str, dict[str, Any]]:
         """Named attack settings: name -> {attack, parameters…}."""
-        path = self.root / "config" / "attacks.yaml"
+        path = self.source / "config" / "attacks.yaml"
         settings = schema.read_yaml(path)
-        attack_schema.check(settings, self.root, source=path)
+        attack_schema.check(settings, self.source, source=path)
         return settings
 
     def suites(self) -> dict[str, dict[str, Any]]:
@@ -231,7 +267,7 @@ class Project:
         merged = {**setting, **overrides, **({} if original is None else twins.KEYS)}
         source = f"config/attacks.yaml with the overrides of config/scales/{scale}.yaml"
         # A file's names have no hyphen, unlike those of corruptions.
-        attack_schema.check({name.replace("-", "_"): merged}, self.root, source=source)
+        attack_schema.check({name.replace("-", "_"): merged}, self.source, source=source)
         return merged
 
     def changed_attacks(self, scale: str) -> list[str]:
@@ -246,7 +282,7 @@ class Project:
 
     def published(self, study: str) -> list[dict[str, str]]:
         """The rows of ``config/published/<study>.csv``; an empty list for a study without a paper."""
-        path = self.root / "config" / "published" / f"{study}.csv"
+        path = self.source / "config" / "published" / f"{study}.csv"
         if not path.exists():
             return []
         where = f"config/published/{study}.csv"
@@ -265,12 +301,12 @@ class Project:
     def claims(self) -> dict[str, dict[str, Any]]:
         """``config/claims.yaml``: what the papers claim; nothing where there is no such file."""
         relative = "config/claims.yaml"
-        return self._load(relative, "claims") if (self.root / relative).exists() else {}
+        return self._load(relative, "claims") if (self.source / relative).exists() else {}
 
     # ----------------------------------------------------------------------
     def _files(self, folder: str) -> list[str]:
         # As `visible` does; a plan asks tens of thousands of times.
-        names = os.listdir(self.root / "config" / folder)
+        names = os.listdir(self.source / "config" / folder)
         return sorted(name.removesuffix(".yaml") for name in names if name.endswith(".yaml") and name[0] != ".")
 
     def _named(self, folder: str, kind: str, name: str) -> dict[str, Any]:
@@ -285,13 +321,18 @@ class Project:
         return ConfigError(schema.unknown_name(name, known, what=kind) + f" (one file each in config/{folder}/)")
 
     def _load(self, relative: str, kind: str) -> dict[str, Any]:
-        return schema.load(self.root / relative, self._schema(kind))
+        return schema.load(self.source / relative, self._schema(kind))
 
     def _schema(self, kind: str) -> Path:
-        return self.root / "workflow" / "schemas" / f"{kind}.schema.yaml"
+        return self.source / "workflow" / "schemas" / f"{kind}.schema.yaml"
 
     @staticmethod
     def _pick(known: dict[str, Any], name: str, kind: str, where: str) -> Any:
         if name not in known:
             raise ConfigError(f"{where}: " + schema.unknown_name(name, known, what=kind))
         return known[name]
+
+
+def _lacking(folder: Path) -> str | None:
+    """The first of a project's folders that is not there."""
+    return next((str(part) for part in PARTS if not (folder / part).is_dir()), None)
