@@ -6,8 +6,9 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 # The one C++ file, compiled when the project is installed; again when it has changed.
 BUILT  := $(VENV)/.built
-# DVC is large, and only needed to share results.
+# DVC is large, and only needed to share results; tests need more packages than results do.
 DVC    := $(VENV)/.dvc-ready
+TESTS  := $(VENV)/.tests-ready
 
 # How many jobs may hold a GPU at once: those of MOAT_GPUS, or all, times slots_per_gpu. Without a GPU nothing is limited
 # but the cores.
@@ -27,17 +28,23 @@ help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1|/p' $(MAKEFILE_LIST) | \
 	  awk -F'|' '{ printf "%-18s %s\n", $$1, $$2 }'
 
+# $(call make_scale,SCALE,what to do next)
+define make_scale
+@$(BIN)/python -m moat.pipeline.progress_line --log logs/$(1).log \
+  --then "The page: $(CURDIR)/results/$(1)/report.html\n$(2)" \
+  -- $(BIN)/snakemake --cores all $(LIMIT) --config scale=$(1)
+endef
+NEXT := Next: make smoke (every method and suite) or the reproduction, for GPUs:\n  $(BIN)/snakemake --cores all \
+  --resources gpu=2 --config scale=paper   (what it costs: $(BIN)/moat plan --scale paper)
+
 quickstart: $(BUILT) ## the systems of the four papers on digits: the first page, in minutes on two cores
-	$(BIN)/snakemake --cores all $(LIMIT) --config scale=quickstart
-	@echo "The report: $(CURDIR)/results/quickstart/report.html"
+	$(call make_scale,quickstart,$(NEXT))
 
 smoke: $(BUILT) ## every method and suite on digits, as briefly as possible
-	$(BIN)/snakemake --cores all $(LIMIT) --config scale=smoke
-	@echo "The report: $(CURDIR)/results/smoke/report.html"
+	$(call make_scale,smoke)
 
 mini: $(BUILT) ## the same pipeline on real CIFAR images: a few hours on two cores
-	$(BIN)/snakemake --cores all $(LIMIT) --config scale=mini
-	@echo "The report: $(CURDIR)/results/mini/report.html"
+	$(call make_scale,mini)
 
 # Through DVC (docs/dvc.md): make results anew where something changed; get those that another machine made.
 repro: $(BUILT) $(DVC) ## all results through DVC, made again where something changed (docs/dvc.md)
@@ -46,31 +53,31 @@ repro: $(BUILT) $(DVC) ## all results through DVC, made again where something ch
 pull: $(DVC) ## results that another machine made, through DVC
 	$(BIN)/moat pull
 
-test: $(BUILT) $(DVC) ## all tests but the long ones, linters included
+test: $(TESTS) $(DVC) ## all tests but the long ones, linters included
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile
 
 # Whole pipelines, through DVC and through a dozen injected faults: some minutes more.
-test-long: $(BUILT) $(DVC) ## whole pipelines, through DVC and through a dozen injected faults
+test-long: $(TESTS) $(DVC) ## whole pipelines, through DVC and through a dozen injected faults
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile -m long
 
 # The tests of what computes numbers, once more with PyTorch's loops as on a processor without AVX-512. With ISA=default
 # they use no AVX either, and convolutions are PyTorch's own.
 ISA     ?= avx2
 NUMERIC := attacks evaluation kernels methods models training
-test-isa: $(BUILT) ## what computes numbers, on slower instructions (ISA=avx2 or default)
+test-isa: $(TESTS) ## what computes numbers, on slower instructions (ISA=avx2 or default)
 	OMP_NUM_THREADS=1 ATEN_CPU_CAPABILITY=$(ISA) \
 	  $(BIN)/pytest -n auto --dist loadfile $(NUMERIC:%=tests/%)
 
 # More faults: make faults N=200 SEED=1
 N    ?= 200
 SEED ?= 1
-faults: $(BUILT) ## more injected faults: make faults N=200 SEED=1
+faults: $(TESTS) ## more injected faults: make faults N=200 SEED=1
 	OMP_NUM_THREADS=1 $(BIN)/python tests/faults/harness.py --faults $(N) --seed $(SEED)
 
-lint: $(BUILT) ## linters and the tests of style
+lint: $(TESTS) ## linters and the tests of style
 	$(BIN)/pytest tests/style
 
-format: $(BUILT) ## formatters
+format: $(TESTS) ## formatters
 	$(BIN)/ruff check --fix src tests benchmarks
 	$(BIN)/ruff format src tests benchmarks
 	$(BIN)/snakefmt workflow Snakefile
@@ -81,7 +88,7 @@ $(READY): pyproject.toml envs/requirements.lock
 	  { echo "moat needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version). Try make PYTHON=python3.12"; exit 1; }
 	rm -rf $(VENV)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint envs/requirements.lock --editable '.[workflow,test]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint envs/requirements.lock --editable '.[workflow]'
 	touch $(BUILT) $@
 
 # It says where it is compiled and where not: without a compiler moat works, slower.
@@ -89,8 +96,12 @@ $(BUILT): hatch_build.py src/moat/kernels/winograd.cpp | $(READY)
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable .
 	touch $@
 
-$(DVC): $(READY)
+$(DVC): $(BUILT)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint envs/requirements.lock --editable '.[dvc]'
+	touch $@
+
+$(TESTS): $(BUILT)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint envs/requirements.lock --editable '.[test]'
 	touch $@
 
 # The environment only; results and downloads are yours to delete.

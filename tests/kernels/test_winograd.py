@@ -1,6 +1,7 @@
 """The compiled convolution equals PyTorch's up to rounding; an image's result depends on that image alone."""
 
 import importlib.util
+import os
 import shutil
 from pathlib import Path
 
@@ -318,6 +319,17 @@ def test_without_a_compiler_the_installation_succeeds(compiler, build, monkeypat
     assert not build.compiled(winograd.SOURCE, old, [])
     assert list(old.parent.iterdir()) == []
     assert "convolutions stay PyTorch's" in capsys.readouterr().err
+
+
+def test_what_was_compiled_from_this_source_is_not_compiled_again(build, monkeypatch, tmp_path, capsys):
+    library = tmp_path / "compiled" / "winograd_avx2.so"
+    library.parent.mkdir()
+    library.write_text(f"compiled from {winograd.source_hash()}")
+    monkeypatch.setenv("CXX", "false")
+    assert build.compiled(winograd.SOURCE, library, [])
+    # Older than the file that says how it is compiled.
+    os.utime(library, (1, 1))
+    assert not build.compiled(winograd.SOURCE, library, []) and not library.exists()
 
 
 def test_hatch_build_names_the_same_source_and_instruction_sets(build):

@@ -5,6 +5,8 @@ rule fetch:
         paths.manifest(config["data"]["resources"], "{dataset}"),
     log:
         "logs/fetch/{dataset}.log",
+    # Everything waits for the data.
+    priority: 50
     conda:
         "../../envs/conda.yaml"
     params:
@@ -20,6 +22,7 @@ rule prepare:
         ensure(paths.prepared("{scale}", "{dataset}"), non_empty=True),
     log:
         "logs/{scale}/prepare/{dataset}.log",
+    priority: 50
     conda:
         "../../envs/conda.yaml"
     threads: config["threads"]["prepare"]

@@ -14,6 +14,8 @@ rule tabulate:
         ),
     log:
         "logs/{scale}/tabulate/{study}-{item}.log",
+    # As soon as it can be made: it costs little, and somebody waits for it.
+    priority: 20
     conda:
         "../../envs/conda.yaml"
     params:
@@ -42,6 +44,7 @@ rule draw:
         ),
     log:
         "logs/{scale}/draw/{study}-{item}.log",
+    priority: 20
     conda:
         "../../envs/conda.yaml"
     params:
@@ -65,6 +68,7 @@ rule cells:
         robustbench=ensure(paths.robustbench("{scale}"), non_empty=True),
     log:
         "logs/{scale}/cells.log",
+    priority: 20
     conda:
         "../../envs/conda.yaml"
     params:
@@ -87,6 +91,7 @@ rule page:
         report(paths.report("{scale}"), caption="../report/page.rst", category="Report"),
     log:
         "logs/{scale}/report.log",
+    priority: 20
     conda:
         "../../envs/conda.yaml"
     params:
