@@ -265,26 +265,23 @@ def test_scale_overrides_come_in_order(project):
 FROM_0_TO_1 = 'is not allowed; allowed: a distance in pixel units from 0 to 1, e.g. "8/255" or 0.03'
 
 
+VALUES = ["8", "-0.1", ".nan", '"800/255"', '"1/0"', '"8/255/2"', '"0.5/255"', '"-1/255"', '"8 px"']
+PLACES = [
+    ("attacks.yaml", 'pgd10: {attack: pgd, eps: "8/255"', "pgd10: {{attack: pgd, eps: {}", "pgd10.eps"),
+    ("attacks.yaml", 'step_size: "2/255", steps: 20', "step_size: {}, steps: 20", "pgd20.step_size"),
+    ("methods/trades.yaml", "eps: 8/255", "eps: {}", "attack.eps"),
+    ("methods/trades.yaml", "step_size: 2/255", "step_size: {}", "attack.step_size"),
+    ("methods/dwf.yaml", "fgsm_attack: {eps: [0.01,", "fgsm_attack: {{eps: [{},", "fgsm_attack.eps.0"),
+    ("methods/dwf-expert-fgsm.yaml", "watch: {attack: pgd, eps: 8/255", "watch: {{attack: pgd, eps: {}", "watch.eps"),
+    ("scales/smoke.yaml", "transfer_seed: {", "transfer_seed: {{step_size: {}, ", "transfer_seed.step_size"),
+]
+
+
+# Every value at the first place, and every place with one value.
 @pytest.mark.parametrize(
-    "value", ["8", "-0.1", ".nan", '"800/255"', '"1/0"', '"8/255/2"', '"0.5/255"', '"-1/255"', '"8 px"']
-)
-@pytest.mark.parametrize(
-    ("file", "old", "new", "key"),
-    [
-        ("attacks.yaml", 'pgd10: {attack: pgd, eps: "8/255"', "pgd10: {{attack: pgd, eps: {}", "pgd10.eps"),
-        ("attacks.yaml", 'step_size: "2/255", steps: 20', "step_size: {}, steps: 20", "pgd20.step_size"),
-        ("methods/trades.yaml", "eps: 8/255", "eps: {}", "attack.eps"),
-        ("methods/trades.yaml", "step_size: 2/255", "step_size: {}", "attack.step_size"),
-        ("methods/dwf.yaml", "fgsm_attack: {eps: [0.01,", "fgsm_attack: {{eps: [{},", "fgsm_attack.eps.0"),
-        (
-            "methods/dwf-expert-fgsm.yaml",
-            "watch: {attack: pgd, eps: 8/255",
-            "watch: {{attack: pgd, eps: {}",
-            "watch.eps",
-        ),
-        ("scales/smoke.yaml", "transfer_seed: {", "transfer_seed: {{step_size: {}, ", "transfer_seed.step_size"),
-    ],
-    ids=lambda value: value if isinstance(value, str) and "." in value and " " not in value else "",
+    ("value", "file", "old", "new", "key"),
+    [(value, *PLACES[0]) for value in VALUES] + [("-0.1", *place) for place in PLACES[1:]],
+    ids=lambda value: value if value in VALUES or value in {place[-1] for place in PLACES} else "",
 )
 def test_distances_lie_between_0_and_1_however_they_are_written(project, value, file, old, new, key):
     """In fractions, too; it is said where a plan is made, not by an attack hours later."""
