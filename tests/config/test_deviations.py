@@ -21,27 +21,25 @@ def of(method, dataset="cifar10", scale="paper"):
     return deviations(PROJECT, scale, dataset=dataset, method=method)
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_every_run_says_what_was_decided_for_all(method):
-    assert not SHARED.keys() - of(method).keys()
+def test_every_run_says_what_was_decided_for_all():
+    assert {method: missing for method in METHODS if (missing := SHARED.keys() - of(method).keys())} == {}
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("scale", PROJECT.names("scales"))
-def test_what_is_said_of_the_selection_is_what_selects(method, scale):
+def selected_as_said(method, scale):
     setting = resolve_recipe(PROJECT, scale, method)["validation"]["setting"]
     said = of(method, scale=scale)["selection"]
-    if said == SHARED["selection"]:
-        assert setting == "pgd10"
-    else:
-        assert SELECTS.get(setting, setting) in said
+    return setting == "pgd10" if said == SHARED["selection"] else SELECTS.get(setting, setting) in said
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("scale", PROJECT.names("scales"))
-def test_what_is_said_of_the_precision_is_the_precision(method, scale):
+def computed_as_said(method, scale):
     wanted = resolve_recipe(PROJECT, scale, method)["precision"]
-    assert (of(method, scale=scale)["precision"] == SHARED["precision"]) == (wanted == "auto")
+    return (of(method, scale=scale)["precision"] == SHARED["precision"]) == (wanted == "auto")
+
+
+@pytest.mark.parametrize("as_said", [selected_as_said, computed_as_said])
+@pytest.mark.parametrize("scale", PROJECT.names("scales"))
+def test_what_is_said_of_selection_and_precision_is_so(scale, as_said):
+    assert [method for method in METHODS if not as_said(method, scale)] == []
 
 
 def uses(**wanted):
