@@ -43,7 +43,10 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--studies", metavar="A,B", help="default: those of config/config.yaml")
     parser.add_argument("--gpus", type=int, default=1, metavar="N", help="how many GPUs there are (default: 1)")
     parser.add_argument(
-        "--hardware", default="auto", metavar="X", help="an entry of config/planner.yaml (default: this machine's)"
+        "--hardware",
+        default="auto",
+        metavar="X",
+        help="h200, h100, a100, l40s, rtx-4090, cpu or another entry of config/planner.yaml (default: this machine's)",
     )
     parser.add_argument(
         "--budget-gpu-hours", type=float, metavar="H", help="choose the cells that fit into H GPU-hours"

@@ -10,6 +10,8 @@ from moat.planning.budget import missing_solver, select_jobs
 from moat.planning.estimate import Estimate, items_of, snakemake_targets
 from moat.provenance import staleness
 
+# Hours; who has only a CPU does not wait longer than a month.
+LONGEST_ON_A_CPU = 24 * 30
 # Descriptions of the sources of a rate.
 SOURCES = {
     "run": "finished jobs on this hardware",
@@ -90,19 +92,19 @@ def _count(items, selected, done) -> list[dict[str, Any]]:
 
 # -- as text ---------------------------------------------------------------------
 def lines(planned: Mapping[str, Any]) -> Iterator[str]:
-    """The plan as text."""
-    for entry in planned["jobs"]:
-        why = f" ({staleness.describe(entry['stale'])})" if entry["stale"] else ""
-        cost = duration(entry["gpu_hours"]) if "gpu_hours" in entry and entry["status"] != "done" else ""
-        cost += "?" if cost and entry["unknown_cost"] else ""
-        yield f"{entry['status']:8} {entry['kind']:10} {cost:>8}  {entry['path']}{why}"
-    yield ""
+    """The plan as text: what it comes to, and then everything in it."""
     yield from _totals(planned)
     if "budget" in planned:
         yield ""
         yield from _budget(planned["budget"], planned["hardware"])
     elif missing := missing_solver():
         yield f"budget        not available: {missing}"
+    yield ""
+    for entry in planned["jobs"]:
+        why = f" ({staleness.describe(entry['stale'])})" if entry["stale"] else ""
+        cost = duration(entry["gpu_hours"]) if "gpu_hours" in entry and entry["status"] != "done" else ""
+        cost += "?" if cost and entry["unknown_cost"] else ""
+        yield f"{entry['status']:8} {entry['kind']:10} {cost:>10}  {entry['path']}{why}"
 
 
 def _totals(planned: Mapping[str, Any]) -> Iterator[str]:
@@ -115,18 +117,25 @@ def _totals(planned: Mapping[str, Any]) -> Iterator[str]:
         parts = [f"{counts[kind, s]} {s}" for s in ("done", "stale", "missing") if counts[kind, s]]
         cost = f"; missing: {duration(hours[kind])}" if hours[kind] else ""
         yield f"{kind + 's':13} {', '.join(parts)}{cost}"
-    unit = "hours of one thread" if planned["hardware"] == "cpu" else "GPU-hours"
-    yield f"total         {planned['gpu_hours']:.2f} {unit} on {planned['hardware']}"
+    # Thousands of GPU-hours are a budget; of a CPU they are years.
+    amount = duration if (on_cpu := planned["hardware"] == "cpu") else "{:.2f}".format
+    unit = "of one thread" if on_cpu else "GPU-hours"
+    yield f"total         {amount(planned['gpu_hours'])} {unit} on {planned['hardware']}"
     if planned["stale_gpu_hours"]:
-        yield f"{'':13} {planned['stale_gpu_hours']:.2f} more to make what is stale again (--config refresh=stale)"
-    for source, amount in planned["rests_on"].items():
+        yield f"{'':13} {amount(planned['stale_gpu_hours'])} more to make what is stale again (--config refresh=stale)"
+    for source, hours_from in planned["rests_on"].items():
         basis = f" ({planned['basis']})" if source == "shipped" else ""
-        yield f"{'':13} {amount:.2f} of them estimated from {SOURCES[source]}{basis}"
+        yield f"{'':13} {amount(hours_from)} of it estimated from {SOURCES[source]}{basis}"
     if planned["unknown_costs"]:
         names = ", ".join(planned["unknown_costs"])
         where = "cost: of a recipe, steps of an attack setting, or PASSES of its family"
         yield f"unknown cost  assumed, marked with ?, because nothing declares it ({where}): {names}"
-    if planned["gpu_hours"]:
+    if on_cpu and planned["makespan_hours"] > LONGEST_ON_A_CPU:
+        yield (
+            f"not feasible  on a CPU: {planned['machines']} at once would take {duration(planned['makespan_hours'])}; "
+            "--hardware plans for a GPU, another --scale for less"
+        )
+    elif planned["gpu_hours"]:
         yield (
             f"makespan      {duration(planned['makespan_hours'])} on {planned['machines']} at once; "
             f"no schedule is shorter than {duration(planned['lower_bound_hours'])}"
@@ -149,7 +158,10 @@ def _budget(budget: Mapping[str, Any], hardware: str) -> Iterator[str]:
 
 
 def duration(hours: float) -> str:
-    """Format hours as 3.2 h, 4.5 min or 12 s."""
+    """Format hours as 3.2 h, 4.5 min or 12 s; from two days or years on in these."""
+    for unit, long in (("years", 24 * 365), ("days", 24)):
+        if hours >= 2 * long:
+            return f"{hours / long:,.1f} {unit}"
     for unit, factor in (("h", 1), ("min", 60)):
         if hours * factor >= 1:
             return f"{hours * factor:.1f} {unit}"
