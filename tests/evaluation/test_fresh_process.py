@@ -1,7 +1,9 @@
 """The model that ``moat verify`` builds anew in a process of its own: what it knows, and how it may end."""
 
+import contextlib
 import copy
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -12,8 +14,9 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from moat.base import plugins
 from moat.base.errors import MoatError
-from moat.commands import foreign_model, fresh_process
+from moat.commands import foreign_model, fresh_process, verify
 from moat.commands.fresh_process import FreshProcess
 from moat.commands.options import FinishedRun, ForeignModel
 from moat.evaluation.fresh_judge import fresh_copy
@@ -200,3 +203,34 @@ def test_a_finished_run(project, monkeypatch, digits):
     x = images(digits[0][:8], CPU)
     with FreshProcess(given, CPU, 1, project) as anew:
         torch.testing.assert_close(classify(anew, x), classify(load_model("run", "last"), x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("change", "started"),
+    [({}, 0), ({"class": "own-method"}, 1), ({"arch": "own-net"}, 1), ({"mixture": "own-mixture"}, 1)],
+    ids=["moat's own", "a plug-in's method", "a plug-in's net", "a plug-in's mixture"],
+)
+def test_a_process_is_started_only_for_code_that_is_not_moats(project, monkeypatch, change, started):
+    """What a plug-in keeps in its module would be known to a model that is built here."""
+    for package, names in {"methods": "METHOD = Own", "models": "NETS = {'own-net': Own}\nMIXTURE = Own"}.items():
+        name = {"methods": "own_method", "models": "own_mixture"}[package]
+        file = project / "plugins" / package / f"{name}.py"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(f"class Own: pass\n{names}\n")
+    processes = []
+
+    class Process(contextlib.nullcontext):
+        def __init__(self, *_):
+            super().__init__(self)
+            processes.append(self)
+
+    monkeypatch.setattr(fresh_process, "FreshProcess", Process)
+    given = FinishedRun(project / "run", "best", {**read_run(project / "run"), **change})
+    plugins.use_project(project)
+    try:
+        with verify.fresh_model(given, CPU, 1) as fresh:
+            first, second = fresh(), fresh()
+    finally:
+        shutil.rmtree(project / "plugins")
+    assert len(processes) == started and (first is second) == bool(started)
+    assert started or isinstance(first, nn.Module)

@@ -117,6 +117,8 @@ def test_a_run_says_what_it_was_told(finished):
     noisy, halves = (records[method] for method in METHODS)
     assert (noisy["class"], noisy["mixture"], noisy["recipe"]["noise"]) == ("noisy-training", None, {"sigma": 0.125})
     assert (halves["class"], halves["mixture"], halves["model"]["temperature"]) == ("pgd-at", "halves", 0.5)
+    assert not any(plugins.is_own(record) for record in records.values())
+    assert plugins.is_own({**halves, "mixture": None})
 
 
 def test_the_mixture_is_loaded_and_attacked_by_its_views(finished):

@@ -212,6 +212,13 @@ def _mixtures(plugins_written: tuple) -> Mapping[str, Path]:
     return found
 
 
+def is_own(run: Mapping[str, Any]) -> bool:
+    """Whether method class, net and mixture of a run.json are all moat's own, and none of them a project's plug-in."""
+    files = [method_classes().get(run["class"]), net_file(run["arch"])]
+    files += [] if run["mixture"] is None else [mixtures().get(run["mixture"])]
+    return all(path is not None and path.is_relative_to(_PACKAGE) for path in files)
+
+
 def no_method(path: str | Path, found: str | None) -> str:
     """The sentence for a method's module whose ``METHOD`` is missing, or is not a class but ``found``."""
     missing = "there is no METHOD in it" if found is None else f"METHOD is {found}"

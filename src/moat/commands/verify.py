@@ -4,10 +4,11 @@ Exit code 0 whether or not the checks pass: the file says which failed, and tabl
 With --strict it is 1 where a check fails.
 """
 
+import contextlib
 import logging
 import time
 from argparse import ArgumentParser, Namespace
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from moat.base import plugins
 from moat.base.errors import ConfigError
 from moat.base.files import check_writable, write_json
 from moat.base.numbers import parse_number
-from moat.commands.options import FinishedRun, TargetRequest, add_target_arguments, target_request
+from moat.commands.options import FinishedRun, ForeignModel, TargetRequest, add_target_arguments, target_request
 from moat.config import bands
 from moat.config.project import Project
 from moat.config.recipes import CHECKED_IMAGES, digest, resolve_checks
@@ -127,19 +128,33 @@ def _claims(settings: Mapping[str, Mapping[str, Any]], eps: float) -> dict[str, 
     }
 
 
+@contextlib.contextmanager
+def fresh_model(given: FinishedRun | ForeignModel, device: Any, threads: int) -> Iterator[Callable[[], Any]]:
+    """A function that builds the model once more, as a context.
+
+    In another process, unless all of its code is moat's own, which keeps nothing in classes and modules.
+    """
+    from moat.commands import evaluation_target, fresh_process
+
+    if isinstance(given, FinishedRun) and plugins.is_own(given.record):
+        yield lambda: evaluation_target.load_run(given, device)
+        return
+    with fresh_process.FreshProcess(given, device, threads, plugins.project_folder().parent) as anew:
+        yield lambda: anew
+
+
 def run(request: Request) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     check_writable(request.out)
     with devices.use(request.device, request.threads) as device:
         # Only now, because these import torch.
         from moat.commands import evaluation_target
-        from moat.commands.fresh_process import FreshProcess
         from moat.evaluation import verify
         from moat.evaluation.evidence import ATTACKS, Budget, Origin
 
         usage = Usage()
-        # Started before the model's code runs here, of which it must know nothing.
-        with FreshProcess(request.target.model, device, request.threads, plugins.project_folder().parent) as anew:
+        # Before the model's code runs here, of which another process must know nothing.
+        with fresh_model(request.target.model, device, request.threads) as fresh:
             target = evaluation_target.load(request.target, device)
             other = request.transfer_from and evaluation_target.load_run(request.transfer_from, device)
             origin = Origin(
@@ -159,7 +174,7 @@ def run(request: Request) -> int:
                 budget=Budget(**request.budget),
                 origin=origin,
                 transfer_from=other,
-                fresh=lambda: anew,
+                fresh=fresh,
             )
             seconds = time.perf_counter() - started
     print(report, flush=True)

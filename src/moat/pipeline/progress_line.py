@@ -105,9 +105,12 @@ def run(command: Sequence[str], log: Path, screen: TextIO) -> tuple[int, Progres
     progress, started, shown = Progress(), time.monotonic(), -_BETWEEN_LINES
     log.parent.mkdir(parents=True, exist_ok=True)
     lines: queue.Queue[str | None] = queue.Queue()
-    with open(log, "w") as kept, subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
-    ) as process:
+    with (
+        open(log, "w") as kept,
+        subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+        ) as process,
+    ):
         # Ctrl-C reaches the command, too, which ends its jobs first.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, lambda *_: process.terminate())
@@ -167,7 +170,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if code == 0:
         print(arguments.then.replace("\\n", "\n").rstrip(), flush=True)
     else:
-        print(f"{explain(progress, arguments.log)}\nNot finished (exit code {code}); the same command goes on from here.")
+        print(
+            f"{explain(progress, arguments.log)}\nNot finished (exit code {code}); the same command goes on from here."
+        )
     return code if code >= 0 else 128 - code
 
 
