@@ -252,3 +252,25 @@ def test_a_net_trains_alike_with_it_and_without(monkeypatch):
     ours, theirs = losses(convolution.MIN_TILES), losses(10**9)
     assert ours != theirs
     assert ours == pytest.approx(theirs, rel=1e-3) and ours[-1] < 0.9 * ours[0]
+
+
+@pytest.mark.parametrize(("channels", "strides"), [(3, [(1, 1)]), (4, [(1, 1)]), (12, [(1, 1)]), (8, []), (16, [])])
+def test_a_strided_1x1_convolution_of_few_channels_chooses_its_pixels_first(monkeypatch, channels, strides):
+    """Without AVX-512, oneDNN writes beyond its buffer, and Python ends some calls later."""
+    called, original = [], F.conv2d
+
+    def conv2d(x, weight, bias, stride, *more):
+        called.append(stride)
+        return original(x, weight, bias, stride, *more)
+
+    monkeypatch.setattr(convolution.F, "conv2d", conv2d)
+    definition = nn.Conv2d(channels, 8, 1, stride=2, bias=False)
+    x = draw(64, channels, 8, 8).contiguous(memory_format=torch.channels_last)
+    expected = gradients(copy.deepcopy(definition).double(), x.double())
+    called.clear()
+    twin = for_training(copy.deepcopy(definition)).train()
+    assert (type(twin) is FastConv2d) == bool(strides)
+    if strides:
+        for found, right in zip(gradients(twin, x), expected, strict=True):
+            torch.testing.assert_close(found, right.float(), rtol=1e-4, atol=1e-4)
+    assert called == strides

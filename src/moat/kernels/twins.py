@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from torch import nn
 
 from moat.kernels.channel_experts import SortedChannelExpertConv2d
-from moat.kernels.convolution import FastConv2d, FastMaskedConv2d
+from moat.kernels.convolution import FastConv2d, FastMaskedConv2d, is_unsafe
 from moat.kernels.mixtures import ConcurrentExperts, ConcurrentSynergyOfExperts
 from moat.kernels.moe_cnn import SortedExpertBatchNorm2d, SortedMoeCnn
 from moat.models import ChannelExpertConv2d
@@ -33,16 +33,21 @@ def for_training(model: nn.Module) -> nn.Module:
     """Let fast twins compute ``model``, in place, in training and when it is evaluated itself; returns it.
 
     Results are those of the definitions in :mod:`moat.models` up to rounding. Models of other classes stay as they
-    are, but for 3x3 convolutions that a CPU computes faster in training.
+    are, but for convolutions that a CPU computes faster, or only so without damage, in training.
     """
     use_twins(model)
     of_libraries = {module for net in model.modules() if _package(net) in LIBRARIES for module in net.modules()}
     for module in model.modules():
         if type(module) is MaskedConv2d:
             module.__class__ = FastMaskedConv2d
-        elif type(module) is nn.Conv2d and module.kernel_size == (3, 3) and module not in of_libraries:
+        elif type(module) is nn.Conv2d and module not in of_libraries and _has_twin(module):
             module.__class__ = FastConv2d
     return model
+
+
+def _has_twin(module: nn.Conv2d) -> bool:
+    unsafe = is_unsafe(module.in_channels, module.kernel_size, module.stride)
+    return module.kernel_size == (3, 3) or unsafe
 
 
 def use_twins(model: nn.Module) -> None:
