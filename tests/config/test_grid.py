@@ -105,6 +105,60 @@ def test_what_a_scale_leaves_out_is_not_run_and_says_why(project):
     assert {cell.not_run for cell in grid.tables[0].cells} == {"the arch wrn-28-10 is not part of scale smoke"}
 
 
+def extended(project, **content):
+    """A scale that extends smoke."""
+    content = {"title": "mine", "description": "d", "extends": "smoke", **content}
+    (project.root / "config/scales/mine.yaml").write_text(yaml.safe_dump(content))
+    return build_grid(project, "mine", ["a"])
+
+
+SIZE = axis("metric", {"label": "Std", "settings": ["clean"]}, {"label": "MACs", "measure": "macs"})
+
+
+@pytest.mark.parametrize(
+    ("scale", "rows", "columns", "said"),
+    [
+        ({}, 2, 3, ""),
+        ({"exclude": {"method": ["trades"]}}, 2, 3, ""),
+        ({"exclude": {"method": ["trades"]}, "show_not_run": False}, 1, 3, "left out: 1 of 2 rows."),
+        ({"exclude": {"suite": ["quick"]}, "show_not_run": False}, 2, 2, "left out: 1 of 3 columns."),
+    ],
+    ids=["all", "a method not run", "its row left out", "a suite's column left out"],
+)
+def test_what_a_scale_does_not_have_is_shown_or_left_out_and_counted(project, scale, rows, columns, said):
+    quick = {"label": "quick", "suite": "quick", "settings": ["fgsm"]}
+    columns_ = axis("metric", *SIZE["points"], quick)
+    lines = {"kind": "training_curves", "title": "t", "caption": "c", "suite": "dramoe", "lines": [DATA, NET, METHODS]}
+    declare(project, "a", {**study(one=table([DATA, NET, METHODS], [columns_])), "figures": {"curves": lines}})
+    grid = extended(project, **scale)
+    (made,), (figure,) = grid.tables, grid.figures
+    assert (len(made.rows), len(made.columns), len(figure.lines)) == (rows, columns, rows)
+    assert said in made.caption and ("left out" in made.caption) == bool(said)
+    assert ("left out: 1 of 2 lines." in figure.caption) == (rows == 1)
+    if not said and scale:
+        assert "the method trades is not part of scale mine" in {cell.not_run for cell in made.cells}
+
+
+def test_a_suite_that_a_scale_leaves_out_costs_only_the_cells_that_need_it(project):
+    declare(project, "a", study(one=table([DATA, NET, METHODS], [SIZE])))
+    (made,) = extended(project, exclude={"suite": ["dramoe"]}).tables
+    assert [cell.not_run for cell in made.cells] == ["the suite dramoe is not part of scale mine", None] * 2
+
+
+@pytest.mark.parametrize(
+    ("scale", "made"),
+    [
+        ({"exclude": {"item": ["a-t*"]}}, ["one"]),
+        # A table that would have no row is none.
+        ({"exclude": {"method": ["trades", "pgd-at"]}, "show_not_run": False}, []),
+    ],
+    ids=["by name", "without rows"],
+)
+def test_tables_that_a_scale_does_not_make(project, scale, made):
+    declare(project, "a", study(**{name: table([DATA, NET, METHODS], [METRICS]) for name in ("one", "two", "three")}))
+    assert [each.name for each in extended(project, **scale).tables] == made
+
+
 @pytest.mark.parametrize(
     ("rows", "columns", "said"),
     [

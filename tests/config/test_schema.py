@@ -257,7 +257,7 @@ def test_scale_overrides_come_in_order(project):
         "\nrecipes:\n  trades: {epochs: 7}\n",
     )
     assert resolve_recipe(project, "smoke", "trades")["epochs"] == 7
-    assert resolve_recipe(project, "smoke", "pgd-at")["epochs"] == 3
+    assert resolve_recipe(project, "smoke", "pgd-at")["epochs"] == 2
     assert resolve_recipe(project, "paper", "pgd-at")["epochs"] == 100
 
 
@@ -357,6 +357,50 @@ def test_a_scale_with_an_unknown_name_is_refused(project, old, new, said):
         project.scale("smoke")
 
 
+def scale_file(project, name, **content):
+    (project.root / f"config/scales/{name}.yaml").write_text(yaml.safe_dump(content))
+
+
+def test_a_scale_says_only_what_differs_from_the_one_it_extends(project):
+    scale_file(project, "_base", max_attack_steps=3, recipe={"epochs": 9})
+    scale_file(
+        project, "mine", title="mine", description="d", extends="smoke", recipe={"batch_size": 7}, max_attack_steps=1,
+        recipes={"trades": {"epochs": 5}}, last_epoch=False,
+    )  # fmt: skip
+    scale_file(project, "further", title="further", description="d", extends="mine", data={"train_limit": 90})
+    mine, smoke, further = (project.scale(name) for name in ("mine", "smoke", "further"))
+    assert mine["recipe"] == {**smoke["recipe"], "batch_size": 7}
+    assert mine["data"] == smoke["data"] and further["data"] == {**smoke["data"], "train_limit": 90}
+    assert (mine["title"], mine["last_epoch"], further["last_epoch"]) == ("mine", False, False)
+    recipes = {method: resolve_recipe(project, "further", method) for method in ("trades", "pgd-at")}
+    assert [recipes[name]["epochs"] for name in recipes] == [5, smoke["recipe"]["epochs"]]
+    assert {recipe["batch_size"] for recipe in recipes.values()} == {7}
+    assert {recipe["attack"]["steps"] for recipe in recipes.values()} == {1}
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ({"extends": "smok"}, "mine.yaml: extends: unknown scale 'smok' .did you mean 'smoke'"),
+        ({"extends": "mine"}, "mine.yaml: extends: 'mine' extends this scale in turn"),
+        ({"extends": "smoke", "description": None}, "mine.yaml: in the file: the key 'description' is missing"),
+        ({"extends": "smoke", "modl": {}}, "mine.yaml: in the file: unknown key 'modl'"),
+        ({"extends": "_wrong"}, "_wrong.yaml: max_seeds"),
+        ({"extends": "smoke", "recipe": {"epochs": 0}}, "mine.yaml: recipe: epochs"),
+        ({"extends": "smoke", "exclude": {"item": ["unified-x"]}}, "mine.yaml: exclude: unknown item 'unified-x'"),
+        ({"extends": "smoke", "exclude": {"suite": ["trusst"]}}, "exclude: unknown suite 'trusst'.*'trust'"),
+    ],
+)
+def test_a_scale_that_extends_nothing_good_is_refused(project, content, said):
+    """It names the file that holds the fault, not the one that was asked for."""
+    scale_file(project, "_wrong", extends="smoke", max_seeds=0)
+    content = {"title": "mine", "description": "d", **content}
+    scale_file(project, "mine", **{key: value for key, value in content.items() if value is not None})
+    with pytest.raises(ConfigError, match=said):
+        project.scale("mine")
+        resolve_recipe(project, "mine", "trades")
+
+
 def test_an_unknown_validation_attack_is_named(project):
     edit(project, "config/methods/_shared.yaml", "setting: pgd10", "setting: pgd11")
     with pytest.raises(ConfigError, match=r"trades.yaml: validation.setting: unknown attack setting 'pgd11'"):
@@ -414,7 +458,7 @@ def test_what_is_watched_is_held_to_the_same_rules(project, watch, said):
 
 
 def test_a_scale_cannot_smuggle_an_unknown_key_into_a_recipe(project):
-    edit(project, "config/scales/smoke.yaml", "recipe: {epochs: 3,", "recipe: {epochs: 3, epsilonn: 1,")
+    edit(project, "config/scales/smoke.yaml", "recipe: {epochs: 2,", "recipe: {epochs: 2, epsilonn: 1,")
     with pytest.raises(ConfigError, match=r"config/scales/smoke.yaml: recipe: .*unknown key 'epsilonn'.*recipe trades"):
         resolve_recipe(project, "smoke", "trades")
 
@@ -432,7 +476,7 @@ RUN = {"dataset": "digits", "arch": "resnet18", "method": "trades", "seed": 0}
         ("config/methods/trades.yaml", "title: TRADES", "title: Trades", False),
         ("config/methods/trades.yaml", "title:", "# a comment\ntitle:", False),
         ("config/methods/pgd-at.yaml", "title:", "version: 2\ntitle:", False),
-        ("config/scales/smoke.yaml", "epochs: 3,", "epochs: 4,", True),
+        ("config/scales/smoke.yaml", "epochs: 2,", "epochs: 4,", True),
         ("config/scales/smoke.yaml", "batch_size: 500", "batch_size: 400", False),
         ("config/scales/smoke.yaml", "scikit-learn's digits", "Digits", False),
     ],

@@ -295,7 +295,7 @@ def test_a_scales_changes_are_checked(override, words, tmp_path):
 @pytest.mark.parametrize("scale", ["smoke", "mini", "paper"])
 def test_a_scale_says_what_it_reduces(scale):
     settings = Project(ROOT).attack_settings("trust", scale)
-    assert settings["aa"].get("limit") == {"smoke": 16, "mini": 64, "paper": None}[scale]
+    assert settings["aa"].get("limit") == {"smoke": 8, "mini": 64, "paper": None}[scale]
     assert (settings["aa"].get("n_queries", 5000) == 5000) == (scale == "paper")
 
 
