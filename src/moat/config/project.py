@@ -2,6 +2,7 @@
 
 import csv
 import fnmatch
+import json
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -22,6 +23,9 @@ PARTS = (Path("config"), Path("workflow") / "schemas")
 _PACKAGE = Path(__file__).parents[1]
 # Where the configuration that moat was installed with may be: in the package of a wheel, or in the checkout.
 _INSTALLED = (_PACKAGE / "installed", _PACKAGE.parents[1])
+
+# Scales whose names have been found: a plan asks for a scale hundreds of times.
+_NAMES_CHECKED: set[tuple[Path, str]] = set()
 
 
 def _matches(name: str, original: str | None, key: str) -> bool:
@@ -158,6 +162,14 @@ class Project:
             scale = schema.merge(scale, {key: value for key, value in own.items() if key not in titles})
         layers = [(self.source / f"config/scales/{each}.yaml", own) for each, own in files.items()]
         schema.validate(scale, self._schema("scale"), source=layers[0][0], layers=layers)
+        known = (self.root, json.dumps(scale))
+        if known not in _NAMES_CHECKED:
+            self._check_names(scale, name, layers)
+            _NAMES_CHECKED.add(known)
+        return scale
+
+    def _check_names(self, scale: Mapping[str, Any], name: str, layers: Sequence[tuple[Path, Any]]) -> None:
+        """What a scale names must exist. Raises ConfigError."""
         named = {
             "method": [
                 *scale.get("recipes", {}),
@@ -187,7 +199,6 @@ class Project:
                 if each not in self.names(f"{kind}s"):
                     what = schema.unknown_name(each, self.names(f"{kind}s"), what=kind)
                     raise ConfigError(f"config/scales/{name}.yaml: {what}")
-        return scale
 
     def _excludable(self, kind: str) -> list[str]:
         if kind == "item":

@@ -122,7 +122,7 @@ class Workload:
             settings |= members
         settings = {name: setting for name, setting in settings.items() if mixture or "requires" not in setting}
         passes = sum(
-            min(examples, setting.get("limit", examples)) * setting_passes(setting, self.families)
+            min(examples, setting.get("limit") or examples) * setting_passes(setting, self.families)
             for setting in settings.values()
         )
         return Work(evaluate=passes, unknown=self._unknown(settings))
