@@ -47,7 +47,15 @@ def request(arguments: Namespace) -> Request:
 
 def run(request: Request) -> None:
     # Here, because reading images imports numpy, Pillow and torch.
-    from moat.data.datasets import prepare
+    from moat.data.datasets import load, prepare
+    from moat.data.unordered import unordered_digest
 
     prepare(request.spec, request.source, request.out, **request.parameters)
     print(request.out)
+    there = load(request.out, splits=()).metadata["counts"]
+    for together in (("train", "val"), ("test",)):
+        names = [name for name in together if there.get(name)]
+        if names:
+            splits = load(request.out, splits=names).splits.values()
+            said = f"{' and '.join(names)}: {sum(there[name] for name in names)} images, in any order"
+            print(f"{said} {unordered_digest(splits)}")
