@@ -25,11 +25,13 @@ if not checkout.is_dir():
 configfile: str(checkout / "config/config.yaml")
 
 
-# Used with `--sdm apptainer` only; `envs/moat.def` builds it.
-container: os.path.relpath(checkout / "envs/moat.sif")
-
-
 include: "workflow/rules/common.smk"
+
+
+# Of all rules, with `--sdm apptainer`; `envs/moat.def` builds it.
+container: os.path.relpath(checkout / "envs/moat.sif") if "apptainer" in deployed else None
+
+
 include: "workflow/rules/data.smk"
 include: "workflow/rules/train.smk"
 include: "workflow/rules/pretrain.smk"
@@ -60,6 +62,7 @@ rule all:
 
 
 onstart:
+    require_command(checkout, deployed)
     for folder in (paths.results(config["scale"]), config["data"]["resources"]):
         if ahead := clamp_future_mtimes(folder):
             print(f"moat: {len(ahead)} files in {folder} had times in the future; they are now", file=sys.stderr)

@@ -13,7 +13,7 @@ from moat.config.records import locate, result_files
 from moat.machine import devices
 from moat.pipeline import slurm
 from moat.pipeline.inputs import MEASURED_WILDCARDS, RUN_WILDCARDS, Inputs, name_of, one_of, run_of
-from moat.pipeline.job_command import job_command
+from moat.pipeline.job_command import job_command, require_command
 from moat.pipeline.snakemake_repair import clamp_future_mtimes
 from moat.pipeline.warm import start as warm
 from snakemake.utils import update_config

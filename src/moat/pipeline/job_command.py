@@ -22,28 +22,33 @@ def job_command(checkout: Path, deployed: Collection[str] = ()) -> str:
             either it is the ``moat`` of the environment that runs Snakemake, also where that one is not activated. In
             a container it is the container's; in a conda environment the libraries are that one's, and the package is
             the checkout's.
-
-    Raises:
-        ConfigError: jobs would find no ``moat``.
     """
     if "apptainer" in deployed:
         words = ["moat"]
     elif "conda" in deployed:
         words = ["env", f"PYTHONPATH={checkout / 'src'}", "python", "-m", "moat"]
     else:
-        words = [_installed(checkout)]
+        words = [installed() or "moat"]
     if Path.cwd() != checkout:
         words += ["--project", str(checkout)]
     # Snakemake takes what is in braces for names of its own.
     return f"trap : TERM; {shlex.join(words)} ".replace("{", "{{").replace("}", "}}")
 
 
-def _installed(checkout: Path) -> str:
-    found = shutil.which("moat", path=os.path.dirname(sys.executable)) or shutil.which("moat")
-    if found is None:
+def require_command(checkout: Path, deployed: Collection[str] = ()) -> None:
+    """Before jobs start; a dry run needs no ``moat``.
+
+    Raises:
+        ConfigError: jobs would find none.
+    """
+    if not deployed and installed() is None:
         raise ConfigError(
             f"no command moat in the environment of {sys.executable}; install it there, "
             f"pip install -c {checkout}/envs/requirements.lock -e '{checkout}[workflow]', or let Snakemake provide it, "
             "--sdm conda or --sdm apptainer (docs/cluster.md)"
         )
-    return found
+
+
+def installed() -> str | None:
+    """The ``moat`` beside the interpreter that runs Snakemake, or the first in PATH."""
+    return shutil.which("moat", path=os.path.dirname(sys.executable)) or shutil.which("moat")
