@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import pytest
 import yaml
+from project_copy import edit_yaml
 from reporting_tree import Tree, make_stale, rows
 
 from moat.base.errors import ConfigError
@@ -125,6 +126,23 @@ def case(project):
 
 
 GAIN = "trades-over-pgd-at"
+
+
+@pytest.mark.parametrize(
+    ("left_out", "shown"),
+    [
+        ({}, True),
+        ({"exclude": {"item": ["dramoe-table1"]}}, True),
+        ({"exclude": {"item": ["dramoe-table2"]}}, False),
+        ({"exclude": {"method": ["trades"]}}, True),
+        ({"exclude": {"method": ["trades"]}, "show_not_run": False}, False),
+    ],
+    ids=["nothing", "another table", "its table", "its method, shown as not run", "its method"],
+)
+def test_a_claim_about_what_a_scale_leaves_out_is_left_out(case, left_out, shown):
+    edit_yaml(case.project.root / "config/scales/paper.yaml", lambda scale: scale.update(left_out))
+    found = {claim["id"] for claim in case.evaluate()}
+    assert (GAIN in found) == shown and found
 
 
 @pytest.mark.parametrize(

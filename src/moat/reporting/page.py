@@ -65,6 +65,8 @@ def render(project: Project, grid: Grid, studies: Sequence[str], results: Result
     for table in grid.tables:
         results.expect(table.cells)
     sections = [_study(project, name, grid, results, scale) for name in studies]
+    # A scale may leave out all that a study has.
+    sections = [section for section in sections if section["tables"] or section["figures"]]
     tables = [table for section in sections for table in section["tables"]]
     cells = frame(record for table in tables for record in table["content"].to_dict("records"))
     ran = _ran(grid, results)
