@@ -1,9 +1,18 @@
-"""What the tests of several folders share."""
+"""What the tests of several folders share: the digits, and which cases `make test` runs of a large table."""
 
 import pytest
 import torch
 from sklearn.datasets import load_digits
 from torch.nn import functional as F
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """``brief(keep=…)``: the cases whose parameters, a dictionary, ``keep`` takes stay; all others are ``long``."""
+    for item in items:
+        for mark in item.iter_markers("brief"):
+            if not mark.kwargs["keep"](item.callspec.params):
+                item.add_marker(pytest.mark.long)
 
 
 @pytest.fixture(scope="session")

@@ -50,6 +50,10 @@ def attack(request):
     return ATTACKS[request.param]
 
 
+# What does not depend on the parameters is tried with one setting of each family, and without an attack.
+one_of_each_family = pytest.mark.brief(keep=lambda case: case["attack"] in ("clean", "fgsm", "pgd10", "cw_inf"))
+
+
 def test_stays_in_the_ball_and_in_the_pixels(attack, trained, batch):
     x, y = batch
     x_adv = attack(trained, x, y, seeded())
@@ -58,6 +62,7 @@ def test_stays_in_the_ball_and_in_the_pixels(attack, trained, batch):
     assert x_adv.min() >= 0 and x_adv.max() <= 1
 
 
+@one_of_each_family
 def test_leaves_the_model_and_the_batch_as_they_were(attack, trained, batch):
     x, y = batch
     before, copies = {key: value.clone() for key, value in trained.state_dict().items()}, (x.clone(), y.clone())
@@ -81,11 +86,13 @@ def test_leaves_the_model_and_the_batch_as_they_were(attack, trained, batch):
     assert torch.equal(x, copies[0]) and torch.equal(y, copies[1])
 
 
+@one_of_each_family
 def test_equal_generators_give_equal_results(attack, trained, batch):
     first, second = (attack(trained, *batch, seeded(3)) for _ in range(2))
     assert torch.equal(first, second)
 
 
+@one_of_each_family
 def test_keeps_channels_last(attack, trained, batch):
     x, y = batch
     x_adv = attack(trained, x.to(memory_format=torch.channels_last), y, seeded())
@@ -105,6 +112,7 @@ def test_misleads_an_undefended_net(attack, trained, batch):
         assert wrong > 0
 
 
+@one_of_each_family
 def test_works_in_the_callers_no_grad_and_autocast(attack, trained, batch):
     x, y = batch
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):

@@ -49,6 +49,7 @@ def on_normalised(net, x, y, statistics, box, eps, step_size, steps):
     return z.detach() * std + mean
 
 
+@pytest.mark.brief(keep=lambda case: case["kind"] == "net")
 @pytest.mark.parametrize("kind", ["net", "dwf", "soe"])
 @pytest.mark.parametrize(
     ("attack", "parameters", "steps"),

@@ -49,6 +49,7 @@ def outcome(out):
     return hash_file(out / "last.safetensors"), history.to_csv()
 
 
+@pytest.mark.brief(keep=lambda case: case["kind"] == "autoaugment")
 @pytest.mark.parametrize("kind", ["extra", "autoaugment"])
 def test_a_killed_training_resumes_to_the_bit(project, tmp_path, monkeypatch, kind):
     recipe = {"augment": "autoaugment"}

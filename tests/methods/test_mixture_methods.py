@@ -417,6 +417,7 @@ def outcome(out):
     return hash_file(out / "model.safetensors"), hash_file(out / "last.safetensors"), history.to_csv()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["dwf-expert-fgsm", "dwf", "dwf-frozen", "sramoe", "soe", "mocse-at"])
 def test_a_run_resumes_to_the_bit_and_loads_without_what_it_started_from(name, train, tmp_path, monkeypatch):
     """24 images in batches of 8, two epochs; stopped in the first and again in the second (soe: the other phase)."""

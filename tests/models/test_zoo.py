@@ -47,6 +47,8 @@ LIBRARY = {
     "efficientnet-b0": (VISION.efficientnet_b0, {"classifier"}, 2, "features"),
 }
 NAMES = sorted(LIBRARY)
+# A chain, depthwise convolutions, the net of timm; test_nets.py counts the parameters of all.
+few_nets = pytest.mark.brief(keep=lambda case: case["name"] in ("vgg19", "mobilenet-v2", "xception"))
 
 
 def tiny(name, seed=0, **options):
@@ -64,6 +66,7 @@ def test_every_net_of_the_zoo_is_compared_with_the_librarys():
     assert sorted(NETS) == NAMES
 
 
+@few_nets
 @pytest.mark.parametrize("name", NAMES)
 def test_all_but_the_named_layers_are_the_librarys(name):
     make, changed, _, _ = LIBRARY[name]
@@ -74,6 +77,7 @@ def test_all_but_the_named_layers_are_the_librarys(name):
 
 
 # The difference in parameters from the library's net of ten classes, by the shapes of the layers that were changed.
+@pytest.mark.brief(keep=lambda case: case["name"] in ("vgg19", "resnet50", "googlenet"))
 @pytest.mark.parametrize(
     ("name", "difference"),
     [
@@ -108,6 +112,7 @@ def test_at_large_images_it_computes_what_the_librarys_computes(name, image_size
     torch.testing.assert_close(ours(x), library(x), rtol=0, atol=0)
 
 
+@few_nets
 @pytest.mark.parametrize("name", NAMES)
 def test_pixels_left_of_32x32(name):
     _, _, left, layer = LIBRARY[name]
@@ -118,6 +123,7 @@ def test_pixels_left_of_32x32(name):
 
 
 @pytest.mark.parametrize("width", [0.3])
+@few_nets
 @pytest.mark.parametrize("name", NAMES)
 def test_width_scales_every_convolution(name, width):
     def channels(net):
@@ -131,6 +137,7 @@ def test_width_scales_every_convolution(name, width):
         assert (taken == after == groups) if depthwise else (groups, after) == (1, scale_channels(before, width))
 
 
+@few_nets
 @pytest.mark.parametrize("name", NAMES)
 def test_the_gradient_reaches_every_pixel_of_grey_images(name):
     model = tiny(name, in_channels=1, normalize=None).double().eval()
@@ -140,6 +147,7 @@ def test_the_gradient_reaches_every_pixel_of_grey_images(name):
 
 
 # DenseNet's batch norms stand before the convolutions: one in each layer and transition, and the last one stay.
+@few_nets
 @pytest.mark.parametrize("name", NAMES)
 def test_the_copy_that_attacks_use_is_the_net(name):
     model = tiny(name, image_size=16).double()
@@ -156,6 +164,7 @@ def test_the_copy_that_attacks_use_is_the_net(name):
     torch.testing.assert_close(images[1].grad / size, images[0].grad / size, rtol=0, atol=1e-9)
 
 
+@few_nets
 @pytest.mark.parametrize("name", NAMES)
 def test_training_mode_draws_no_random_numbers(name):
     model, x = tiny(name).train(), torch.rand(4, 3, 8, 8)
@@ -166,6 +175,7 @@ def test_training_mode_draws_no_random_numbers(name):
     assert first.shape == (4, 10)
 
 
+@few_nets
 @pytest.mark.parametrize("name", NAMES)
 def test_the_seed_decides_the_weights(name):
     first, again, other = (tiny(name, seed=seed).state_dict() for seed in (0, 0, 1))
@@ -175,6 +185,7 @@ def test_the_seed_decides_the_weights(name):
     assert all((value == 1).all() for key, value in first.items() if key.endswith("running_var"))
 
 
+@few_nets
 @pytest.mark.parametrize("name", NAMES)
 def test_saved_weights_give_the_same_logits(name, tmp_path):
     model, other, x = tiny(name), tiny(name, seed=1).eval(), torch.rand(4, 3, 8, 8)
@@ -184,6 +195,7 @@ def test_saved_weights_give_the_same_logits(name, tmp_path):
     torch.testing.assert_close(other(x), model.eval()(x), rtol=0, atol=0)
 
 
+@few_nets
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("method", ["standard", "pgd-at"])
 def test_one_training_step(name, method):

@@ -38,6 +38,7 @@ def project(tiny):
     ],
 )
 def test_a_printed_method_trains(project, tmp_path, method, key, value):
+    project.change(epochs=1)
     assert project.train(tmp_path / "run", method=method) == 0
     found = json.loads((tmp_path / "run" / "run.json").read_text())
     for part in key:

@@ -71,6 +71,7 @@ def test_a_run_records_what_was_decided_for_it(moe, runs, method):
     assert {"input normalisation", "selection", "clip" if method != "advmoe" else "KL"} <= recorded.keys()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method", METHODS)
 def test_a_run_resumes_inside_an_epoch_to_the_bit(moe, runs, tmp_path, monkeypatch, method):
     """200 images in batches of 40: stopped after 3 of the 5 batches of the second epoch's first half."""

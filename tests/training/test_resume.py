@@ -43,6 +43,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_one_others(prepared, u
     assert outcome(tmp_path / "other")[1] != undisturbed["pgd-at"][1]
 
 
+@pytest.mark.brief(keep=lambda case: case["seed"] == 0)
 @pytest.mark.parametrize("seed", range(4))
 def test_sigkill_at_any_moment_changes_nothing(prepared, undisturbed, tmp_path, seed):
     """Kills at random moments, start-up and saving included, until the run gets through."""
@@ -67,6 +68,7 @@ def test_sigkill_at_any_moment_changes_nothing(prepared, undisturbed, tmp_path, 
     assert not list(Path(f"{out}-work").rglob(".*.part")), "what a kill left of a checkpoint is removed"
 
 
+@pytest.mark.brief(keep=lambda case: case["number"] == signal.SIGTERM)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_sigterm_saves_and_exits_75(prepared, undisturbed, tmp_path, number):
     out = tmp_path / "run"
@@ -83,6 +85,7 @@ def test_sigterm_saves_and_exits_75(prepared, undisturbed, tmp_path, number):
     assert outcome(out) == undisturbed["pgd-at"]
 
 
+@pytest.mark.brief(keep=lambda case: case["method"] == "pgd-at" and case["stop_after"] in (13, 30))
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("stop_after", [1, 12, 13, 14, 30])
 def test_every_method_resumes_inside_an_epoch_to_the_bit(
@@ -106,6 +109,7 @@ def test_every_method_resumes_inside_an_epoch_to_the_bit(
     assert outcome(out) == undisturbed[method]
 
 
+@pytest.mark.brief(keep=lambda case: case["damage"] == "flipped bit")
 @pytest.mark.parametrize("damage", ["truncated", "flipped bit", "empty", "missing"])
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(
     prepared, undisturbed, tmp_path, monkeypatch, damage, caplog
@@ -168,6 +172,7 @@ def never(*_):
     raise AssertionError("trained again")
 
 
+@pytest.mark.brief(keep=lambda case: case["lost"] == "everything")
 @pytest.mark.parametrize("lost", ["nothing", "model.safetensors", "run.json", "everything", "damaged"])
 def test_a_finished_run_is_not_trained_again(prepared, undisturbed, tmp_path, monkeypatch, lost):
     """Also where Snakemake has deleted the outputs, because it was killed before it took note of them."""
@@ -183,6 +188,7 @@ def test_a_finished_run_is_not_trained_again(prepared, undisturbed, tmp_path, mo
     assert outcome(out) == undisturbed["pgd-at"]
 
 
+@pytest.mark.brief(keep=lambda case: case["size"] == 700)
 @pytest.mark.parametrize("size", [0, 700])
 def test_a_finished_run_whose_record_was_cut_short_is_trained_again(prepared, undisturbed, tmp_path, caplog, size):
     """In place: the copy that is kept is a hard link. Snakemake deletes the other one before it runs the job again."""

@@ -108,7 +108,7 @@ class Workflow:
 def make(root: Path, *, scale: Mapping[str, Any] = SCALE, studies: Mapping[str, Any]) -> Workflow:
     """A copy of this project whose only studies are these, at the scale ``tiny``."""
     root.mkdir(parents=True)
-    for name in ("workflow", "src"):
+    for name in ("workflow", "src", "envs"):
         shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
     copy_project(root)
     shutil.copy(ROOT / "Snakefile", root)

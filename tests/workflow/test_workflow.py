@@ -53,6 +53,9 @@ def test_a_second_call_does_nothing(finished):
     assert finished.planned() == {}
 
 
+@pytest.mark.brief(
+    keep=lambda case: case["old"] == "beta: 6.0" or case["file"] in ("config/suites.yaml", "src/moat/attacks/fgsm.py")
+)
 @pytest.mark.parametrize(
     ("file", "old", "new", "again"),
     [
@@ -92,6 +95,7 @@ def test_a_change_makes_again_what_depends_on_it_and_nothing_else(workflow, file
     assert workflow.planned() == again
 
 
+@pytest.mark.long
 def test_where_a_surrogate_is_trained_again_only_transferred_examples_are_made_again(workflow):
     evaluations = [
         f"results/tiny/evaluations/digits/lenet5/pgd-at/seed0/{suite}.parquet" for suite in ("quick", "transfer")
@@ -126,6 +130,7 @@ def test_one_table_trains_only_what_it_needs(workflow):
     assert planned == {"prepare": 1, "train": 2, "evaluate": 2, "verify": 2, "tabulate": 1}
 
 
+@pytest.mark.long
 def test_changed_sources_are_stale_and_train_again_only_when_asked(workflow):
     again = {"train": 1, "evaluate": 1, "verify": 1, "tabulate": 1, "draw": 1, "cells": 1, "page": 1}
     # Twice: the second change must be noticed as well as the first.
@@ -170,6 +175,7 @@ ROWS = "results/tiny/evaluations/digits/lenet5/trades/seed0/quick.parquet"
 SHOWN_OF_TRADES = {"tabulate": 1, "draw": 1, "cells": 1, "page": 1}
 
 
+@pytest.mark.brief(keep=lambda case: case["file"] == ROWS)
 @pytest.mark.parametrize(
     ("file", "again"),
     [
@@ -191,6 +197,7 @@ def test_what_was_cut_short_is_made_again(workflow, file, again):
     assert [job["status"] for job in listed if job["path"] == file] in (["missing"], [])
 
 
+@pytest.mark.long
 def test_looking_changes_nothing(workflow):
     """No file, lock or time, whatever there is to be done: stale results, damaged ones, times in the future."""
     workflow.edit("src/moat/methods/trades.py", "import torch\n", "import torch\n\nEXTRA = 1\n")
@@ -226,6 +233,7 @@ def test_looking_changes_nothing(workflow):
         assert {path for path in before.keys() | after.keys() if before.get(path) != after.get(path)} == set(), look
 
 
+@pytest.mark.long
 def test_a_lock_that_nobody_holds_is_for_snakemake_and_the_user(workflow):
     lock = workflow.root / ".snakemake/locks/0.output.lock"
     lock.parent.mkdir(exist_ok=True)
@@ -238,6 +246,7 @@ def test_a_lock_that_nobody_holds_is_for_snakemake_and_the_user(workflow):
     assert not lock.exists() and workflow.planned() == {"page": 1}
 
 
+@pytest.mark.long
 def test_the_page_shows_what_is_stale(workflow):
     path = workflow.root / "src/moat/models/nets/lenet.py"
     path.write_text(path.read_text() + "\nEXTRA = 1\n")
@@ -246,6 +255,7 @@ def test_the_page_shows_what_is_stale(workflow):
     assert page.count("stale: nets") >= 3
 
 
+@pytest.mark.long
 def test_limits_of_the_scale_reach_the_evaluation(workflow):
     """Also back to none: run.json remembers the limit of the time of training."""
     for limit, rows in ((10, 10), (None, 30)):
@@ -258,6 +268,7 @@ def test_limits_of_the_scale_reach_the_evaluation(workflow):
         assert set(pd.read_parquet(workflow.root / file).groupby("setting", observed=True).size()) == {rows}
 
 
+@pytest.mark.long
 def test_a_figure_that_looks_into_models_probes_each_once(workflow):
     """Editing the figure draws it again and runs no model."""
     path = workflow.root / "config/studies/second.yaml"
@@ -287,6 +298,7 @@ def test_an_expert_is_trained_by_the_rule_pretrain_before_what_needs_it(workflow
     assert f"--initialize-from dense={RUNS}/standard/seed0" in text
 
 
+@pytest.mark.brief(keep=lambda case: "scale=minni" in case["options"])
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -302,6 +314,7 @@ def test_a_wrong_option_is_named(finished, options, said):
     assert said.partition(" (did")[0] in done.stdout + done.stderr
 
 
+@pytest.mark.long
 def test_a_failed_job_shows_its_log_and_the_rest_goes_on(workflow):
     """--keep-going: one broken training must not cost the others."""
     shutil.rmtree(workflow.root / "results")
@@ -315,6 +328,7 @@ def test_a_failed_job_shows_its_log_and_the_rest_goes_on(workflow):
     assert not (workflow.root / RUNS / "trades/seed0/run.json").exists()
 
 
+@pytest.mark.long
 def test_snakemakes_own_report_is_one_offline_file_with_captions(workflow):
     done = workflow.snakemake("--report", "snakemake-report.html")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -323,6 +337,7 @@ def test_snakemakes_own_report_is_one_offline_file_with_captions(workflow):
     assert not re.search(r"<(script|link|img)[^>]+(src|href)=[\"']https?://", page)
 
 
+@pytest.mark.brief(keep=lambda case: "mem_mb" in case["most"])
 @pytest.mark.parametrize(
     ("most", "asked"),
     [
