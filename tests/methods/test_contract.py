@@ -29,6 +29,9 @@ METHODS = distinct_recipes()
 CLASSES = {Project(ROOT).method(name)["class"]: name for name in reversed(METHODS)}
 CLASSES |= {name: name for name in CLASSES if name in METHODS}
 one_of_each_class = pytest.mark.brief(keep=lambda case: case["name"] in CLASSES.values())
+# Whole runs: one attack a step and two; state, stages and optimizers of their own; routers, frozen and joint experts.
+WHOLE = ("trades", "hybrid", "pgd-at-sparse", "dramoe", "dwf-frozen", "soe")
+some_whole_runs = pytest.mark.brief(keep=lambda case: case["name"] in WHOLE)
 # Phases in which the loss need not fall at this size, (method, epoch); each has a test of its own that says why.
 OWN_TEST = {
     ("pgd-at-sparse", 0),
@@ -127,7 +130,7 @@ def test_its_attacks_leave_batch_norm_and_modes_alone(tiny, name, monkeypatch):
     assert entered or not any("attack" in key for key in method.recipe)
 
 
-@one_of_each_class
+@some_whole_runs
 @pytest.mark.parametrize("name", METHODS)
 def test_it_resumes_inside_an_epoch_to_the_bit(tiny, tmp_path, monkeypatch, name):
     """Stopped inside the first epoch and, resumed, inside the second; 64 images in batches of 16."""
@@ -149,7 +152,7 @@ def test_it_resumes_inside_an_epoch_to_the_bit(tiny, tmp_path, monkeypatch, name
 
 
 @pytest.mark.parametrize("weights", ["best", "last"])
-@one_of_each_class
+@some_whole_runs
 @pytest.mark.parametrize("name", METHODS)
 def test_its_model_is_loaded_from_its_own_files_alone(tiny, tmp_path, name, weights):
     """The runs that it started from may be gone."""
@@ -169,7 +172,7 @@ def test_its_model_is_loaded_from_its_own_files_alone(tiny, tmp_path, name, weig
     assert record["parameters"] == sum(parameter.numel() for parameter in model.parameters())
 
 
-@one_of_each_class
+@some_whole_runs
 @pytest.mark.parametrize("name", METHODS)
 def test_its_run_is_recorded(tiny, name):
     record, history = read_run(tiny.run(name)), pd.read_csv(tiny.run(name) / "history.csv")
