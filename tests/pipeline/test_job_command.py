@@ -5,12 +5,15 @@ import shlex
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from snakemake.utils import format as snakemake_format
 
 from moat.base.errors import ConfigError
 from moat.pipeline.job_command import job_command, require_command
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -86,3 +89,22 @@ def test_the_shell_around_a_command_waits_until_it_has_saved_its_work(moat, tmp_
     assert shell.stdout.readline() == "on\n"
     os.killpg(shell.pid, signal.SIGTERM)
     assert shell.wait(timeout=60) == 75
+
+
+def test_a_snakefile_of_a_bare_snakemake_can_be_read():
+    """Where jobs have software of their own, the environment of Snakemake needs no torch, numpy or pandas."""
+    code = (
+        "import sys\n"
+        "sys.modules.update(dict.fromkeys(['torch', 'torchvision', 'numpy', 'pandas', 'scipy', 'PIL', 'pyarrow']))\n"
+        "from moat.config.project import Project\n"
+        "from moat.machine import devices\n"
+        "from moat.pipeline import inputs, job_command, slurm, snakemake_repair\n"
+        "from moat.pipeline.warm import start\n"
+        "project = Project('.')\n"
+        "found = inputs.Inputs(project, project.config())\n"
+        "wildcards = type('wildcards', (), {'scale': project.config()['scale']})\n"
+        "found.wildcard_constraints(), found.shown_digest(wildcards), devices.gpu_note()\n"
+        "print(len(found.tables(wildcards)))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and int(done.stdout) > 0, done.stderr
