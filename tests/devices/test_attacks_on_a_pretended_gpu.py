@@ -80,6 +80,7 @@ DRAWS = {
 }
 
 
+@pytest.mark.brief(keep=lambda case: case["draws"] == "one each")
 @pytest.mark.parametrize(
     ("method", "name", "draws"),
     [
@@ -221,6 +222,7 @@ def test_an_evaluation(tiny, method, settings, where):
     pd.testing.assert_frame_equal(*reversed(both(rows)))
 
 
+@pytest.mark.brief(keep=lambda case: case["method"] == "pgd-at")
 @pytest.mark.parametrize("method", ["pgd-at", "dramoe"])
 def test_the_checks(tiny, method):
     tiny.run(method)

@@ -54,6 +54,7 @@ def updated(tiny: Tiny, name: str, device: torch.device, precision: str = "float
     return metrics, {key: value.cpu() for key, value in method.model.state_dict().items()}
 
 
+@pytest.mark.brief(keep=lambda case: case["name"] in ("pgd-at", "hybrid", "pgd-at-sparse", "dramoe", "soe"))
 @pytest.mark.parametrize("name", sorted({*distinct_recipes()} - OTHER_RECIPES))
 def test_a_method_trains_as_on_the_cpu(tiny, name):
     tiny.initialize_from(name)
@@ -105,6 +106,7 @@ def cut_after_a_batch(training: runs.Run, epoch: int) -> None:
         training.train()
 
 
+@pytest.mark.brief(keep=lambda case: case["first"] is ON_CPU)
 @pytest.mark.parametrize(("first", "then"), [(ON_CPU, ON_GPU), (ON_GPU, ON_CPU)])
 def test_a_run_goes_on_on_the_other_device(tiny, tmp_path, first, then):
     """Cut in its second epoch, with a moving average and a best state in the checkpoint."""

@@ -73,6 +73,7 @@ def count_equal(experts) -> dict[str, int]:
     return {name: count for name, count in equal.items() if count}
 
 
+@pytest.mark.brief(keep=lambda case: case["method"] == "dwf")
 @pytest.mark.parametrize("method", [name for name in ENSEMBLES if not name.endswith(("-frozen", "-unified"))])
 def test_no_two_experts_from_finished_runs_start_alike(tiny, method):
     members = [run for seed in SEEDS for run in starts("paper", method, seed)]

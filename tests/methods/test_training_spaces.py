@@ -375,6 +375,7 @@ def test_these_are_all_that_attack():
         assert ("attack_space" in plugins.recipe_parameters(name, {})) is (name in BOOK)
 
 
+@pytest.mark.brief(keep=lambda case: case["space"] == "noclip" or case["name"] == "trades")
 @pytest.mark.parametrize("space", SPACES)
 @pytest.mark.parametrize(("name", "epoch"), [(name, epoch) for name in BOOK for epoch in EPOCHS.get(name, (0,))])
 def test_an_update_is_the_textbooks(name, epoch, space):

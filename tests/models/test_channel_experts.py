@@ -90,6 +90,7 @@ CASES = [(*net, split) for net in NETS for split in SPLITS[net[1]]]
 CASES += [("resnet18", 2, "shared", [int(i < k) for i in (3, 0, 5, 1, 4, 2)]) for k in range(7)]
 
 
+@pytest.mark.brief(keep=lambda case: case["arch"] == "resnet18" or case["split"] == SPLITS[case["experts"]][3])
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize(("arch", "experts", "bn", "split"), CASES, ids=str)
 def test_the_net_equals_the_masked_one(arch, experts, bn, split, training):

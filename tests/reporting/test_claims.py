@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import pytest
 import yaml
-from project_copy import edit_yaml
 from reporting_tree import Tree, make_stale, rows
 
 from moat.base.errors import ConfigError
@@ -17,6 +16,7 @@ from moat.reporting import claims, claims_tables
 from moat.reporting.quantities import OVER, QUANTITIES, Band, Number
 from moat.reporting.results import Results
 from moat.reporting.tables import frame, rows_of
+from project_copy import edit_yaml
 
 
 @pytest.mark.parametrize(

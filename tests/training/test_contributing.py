@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from moat.commands.cli import main
+from moat.config.grid import build_grid
+from moat.config.project import Project
 from moat.training.models import load_model
 
 ROOT = Path(__file__).parents[2]
@@ -55,14 +56,14 @@ def test_its_own_parameter_is_checked(project, tmp_path, capsys):
     assert "smoothed-pgd-at.yaml: loss.smoothing: 1.5" in said and "SmoothedPgdAt.PARAMETERS" in said
 
 
-def test_the_row_that_it_names_makes_the_study_ask_for_it(project, capsys):
+def test_the_row_that_it_names_makes_the_study_ask_for_it(project):
     row = re.search(r"`(\{label: PGD-AT smoothed.*?\})`", TEXT)[1]
     study = project.root / "config/studies/unified.yaml"
     content = yaml.safe_load(study.read_text())
     content["tables"]["leaderboard"]["rows"][2]["points"].append(yaml.safe_load(row))
     study.write_text(yaml.safe_dump(content, sort_keys=False))
-    assert main(["--project", str(project.root), "plan", "--scale", "smoke", "--json"]) == 0
-    assert "digits/resnet18/smoothed-pgd-at/seed0" in capsys.readouterr().out
+    asked = {(run.arch, run.method) for run in build_grid(Project(project.root), "smoke", ["unified"]).runs}
+    assert ("resnet18", "smoothed-pgd-at") in asked
 
 
 def test_every_place_exists():
