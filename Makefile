@@ -53,11 +53,11 @@ repro: $(BUILT) $(DVC) ## all results through DVC, made again where something ch
 pull: $(DVC) ## results that another machine made, through DVC
 	$(BIN)/moat pull
 
-test: $(TESTS) $(DVC) ## all tests but the long ones, linters included
+test: $(TESTS) $(DVC) ## linters, and a case of each kind of test
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile
 
-# Whole pipelines, through DVC and through a dozen injected faults: some minutes more.
-test-long: $(TESTS) $(DVC) ## whole pipelines, through DVC and through a dozen injected faults
+# The other cases of large tables, every method, and whole pipelines, through DVC and a dozen injected faults.
+test-long: $(TESTS) $(DVC) ## all other tests: every method, whole pipelines, DVC, injected faults
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile -m long
 
 # The tests of what computes numbers, once more with PyTorch's loops as on a processor without AVX-512. With ISA=default
