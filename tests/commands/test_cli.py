@@ -1,5 +1,6 @@
 """What every command owes the shell, and what `moat doctor` prints."""
 
+import argparse
 import dataclasses
 import importlib
 import json
@@ -8,6 +9,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -15,8 +17,10 @@ import moat
 import moat.commands
 from moat import attacks
 from moat.base import plugins
+from moat.base.errors import unknown_name
 from moat.commands import doctor
-from moat.commands.cli import SUBCOMMANDS, main
+from moat.commands.cli import SUBCOMMANDS, build_parser, main
+from moat.config import schema
 from moat.config.project import Project
 from project_copy import copy_project
 
@@ -81,7 +85,7 @@ def test_what_a_command_does_it_is_told_by_a_frozen_request(name):
     "command",
     [
         ["evaluate", "--suit", "quick", "--run", "run", "--out", "x.parquet"],
-        ["evaluate", "--dataset", "digits", "--suite", "quick", "--run", "run", "--out", "x.parquet"],
+        ["evaluate", "--dataset-fil", "digits", "--suite", "quick", "--run", "run", "--out", "x.parquet"],
         ["--proj", ".", "doctor"],
         ["doctors"],
         [],
@@ -91,6 +95,45 @@ def test_options_are_not_abbreviated_and_commands_not_guessed(command):
     with pytest.raises(SystemExit) as caught:
         main(command)
     assert caught.value.code == 2
+
+
+@pytest.mark.parametrize("name", SUBCOMMANDS)
+def test_no_command_takes_an_abbreviated_option(name):
+    (subparsers,) = [each for each in build_parser()._actions if each.choices]
+    parser = argparse.ArgumentParser(allow_abbrev=subparsers.choices[name].allow_abbrev)
+    importlib.import_module(f"moat.commands.{name}").add_arguments(parser)
+    for action in parser._actions:
+        action.required = False
+    shorter = [option[:-1] for action in parser._actions for option in action.option_strings if option[:2] == "--"]
+    shorter = [each for each in shorter if each not in parser._option_string_actions]
+    assert shorter and parser.parse_known_args(shorter)[1] == shorter
+
+
+NEAREST = {
+    "DRAMoE": "dramoe",
+    "PGD-AT": "pgd-at",
+    "Pgd": "pgd-at",
+    "trads": "trades",
+    "std": "Std",
+    "dramoe-x": "dramoe",
+    "": None,
+    "nothing like it": None,
+}
+
+
+@pytest.mark.parametrize(("given", "meant"), NEAREST.items(), ids=NEAREST)
+def test_the_nearest_name_is_found_whatever_its_case(given, meant):
+    said = unknown_name(given, ["dramoe", "pgd-at", "trades", "Std"], what="method")
+    guess = f" (did you mean {meant!r}?)" if meant else ""
+    assert said == f"unknown method {given!r}{guess}; allowed: Std, dramoe, pgd-at, trades"
+
+
+@pytest.mark.parametrize("command", ["draw", "report", "tabulate"])
+def test_results_that_are_not_there_are_refused(tmp_path, capsys, command):
+    where = tmp_path / "nowhere"
+    assert main(["--project", str(ROOT), command, "--scale", "quickstart", "--results", str(where)]) == 2
+    assert f"--results {where}: no such folder" in capsys.readouterr().err
+    assert not where.exists()
 
 
 def test_an_unknown_option_is_told_with_the_usage_of_its_command(capsys):
@@ -328,3 +371,49 @@ def test_doctor_tells_what_a_user_without_a_name_needs(monkeypatch):
     monkeypatch.setenv("USER", "me")
     monkeypatch.setenv("XDG_CACHE_HOME", "/tmp")
     assert [state for _, state, _ in findings(doctor._user, Project(ROOT))] == ["ok"]
+
+
+AVAILABLE = {
+    "digits": ("ok", "comes inside a package"),
+    "cifar10": ("missing", "`moat fetch cifar10 --into resources/cifar10` gets it from www.cs.toronto.edu, 170 MB"),
+    "cifar10-jpeg": ("missing", "no official address: `moat fetch cifar10-jpeg --into resources/cifar10-jpeg` needs a"),
+}
+
+
+@pytest.mark.parametrize("name", AVAILABLE)
+def test_doctor_says_where_data_can_be_had(monkeypatch, tmp_path, name):
+    monkeypatch.delenv("MOAT_MIRROR", raising=False)
+    project = Project(copy_project(tmp_path))
+    (found,) = [each for each in doctor._data(project) if each.name == f"data {name}"]
+    state, words = AVAILABLE[name]
+    assert found.state == state and found.message.startswith(words)
+
+
+@pytest.mark.parametrize(
+    ("listed", "words"),
+    [
+        (["data/cifar10-jpeg.tar.xz"], "gets it from the mirror"),
+        (["other.tar"], "the mirror {mirror} lacks cifar10-jpeg.tar.xz"),
+    ],
+)
+def test_doctor_looks_into_a_mirror(monkeypatch, tmp_path, listed, words):
+    mirror = tmp_path / "mirror"
+    mirror.mkdir()
+    (mirror / "SHA256SUMS").write_text("".join(f"{'0' * 64}  {name}\n" for name in listed))
+    monkeypatch.setenv("MOAT_MIRROR", str(mirror))
+    _, state, message = doctor._availability(Project(copy_project(tmp_path)), "cifar10-jpeg")
+    assert state == "missing" and words.format(mirror=mirror) in message
+
+
+def test_doctor_says_which_scale_can_run(monkeypatch, tmp_path):
+    monkeypatch.delenv("MOAT_MIRROR", raising=False)
+    project = Project(copy_project(tmp_path))
+    monkeypatch.setattr(Project, "names", lambda self, kind: ["quickstart", "small", "small-jpeg"])
+    grids = {"quickstart": ["digits"], "small": ["cifar10"], "small-jpeg": ["cifar10-jpeg"]}
+    monkeypatch.setattr(doctor, "build_grid", lambda project, scale, studies: SimpleNamespace(datasets=grids[scale]))
+    monkeypatch.setattr(Project, "dataset", lambda self, name: schema.read_yaml(ROOT / f"config/datasets/{name}.yaml"))
+    assert findings(doctor._scales, project) == [
+        ("scale quickstart", "ok", "all of its data is here"),
+        ("scale small", "missing", "can run once there is cifar10 from www.cs.toronto.edu, 170 MB"),
+        ("scale small-jpeg", "missing", "can run once there is cifar10-jpeg, which needs a mirror"),
+    ]

@@ -41,7 +41,7 @@ def test_every_command_of_the_page_works(folder):
     torch.manual_seed(0)
     save_file(mynet.make().state_dict(), "mynet.safetensors")
     commands = [line for block in blocks("console") for line in block.splitlines()]
-    assert [shlex.split(line)[1] for line in commands] == ["fetch", "prepare", "evaluate", "verify"]
+    assert [shlex.split(line)[1] for line in commands] == ["evaluate", "verify"]
     for line in commands:
         assert main(shlex.split(line)[1:]) == 0, line
     content = json.loads((folder / "trust.json").read_text())

@@ -18,9 +18,11 @@ from safetensors.torch import save_file
 from torch import nn
 
 from moat.base.errors import DataError
-from moat.commands import foreign_model
+from moat.commands import evaluate, foreign_model
 from moat.commands.cli import main
+from moat.config.project import Project
 from moat.models import nets
+from project_copy import copy_project
 
 NETS = """
 import sys
@@ -338,6 +340,64 @@ def test_honest_models_of_all_kinds_work(run, command, name):
     options = {"evaluate": [], "verify": ["--limit", "4", "--steps", "2", "--queries", "2"]}[command]
     code, _, line = run(f"elsewhere_nets:{name}", *options, command=command)
     assert code == 0, line
+
+
+@pytest.mark.parametrize("name", ["NoGrad", "Net"])
+def test_strict_makes_a_failed_check_a_failure(run, tmp_path, name):
+    """Into a folder that is not there yet."""
+    out = tmp_path / "not" / "yet" / "checks.json"
+    few = ["--limit", "20", "--steps", "2", "--queries", "50", "--out", str(out)]
+    code, lenient = run(f"elsewhere_nets:{name}", *few, "--strict", command="verify")[0], ["--limit", "2"]
+    failed = json.loads(out.read_text())["failed"]
+    assert code == (1 if failed else 0) and (failed or name == "Net")
+    assert run(f"elsewhere_nets:{name}", *few, *lenient, command="verify")[0] == 0
+
+
+CONCLUSIONS = {
+    "a worst case": (
+        {"worst": {"of": ["clean", "aa"]}, "aa_worst": {"of": ["aa"]}},
+        {"clean": "limit 5", "square": "limit 7"},
+        "worst case of 2 attacks: 50.00% [25.00%, 75.00%] of 10 images (weakened by the scale: clean: limit 5)",
+    ),
+    "no worst case": ({}, {}, "lowest of 4 settings, aa_worst: 40.00% [25.00%, 75.00%] of 10 images"),
+    "another name": (
+        {"aa_worst": {"of": ["aa"]}},
+        {"aa": "n_iter 10"},
+        "aa_worst: 40.00% [25.00%, 75.00%] of 10 images (weakened by the scale: aa: n_iter 10)",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CONCLUSIONS)
+def test_the_last_line_says_what_to_report(capsys, name):
+    groups, weakened, line = CONCLUSIONS[name]
+    accuracies = {"clean": 0.9, "aa": 0.5, "worst": 0.5, "aa_worst": 0.4}
+    found = {each: {"accuracy": value, "low": 0.25, "high": 0.75, "n": 10} for each, value in accuracies.items()}
+    evaluate._conclude({"accuracy": found, "worst_case": groups}, weakened)
+    assert capsys.readouterr().out == f"{line}\n"
+
+
+def test_what_a_scale_weakens_is_known_by_setting(project):
+    weakened = evaluate._weakened(Project(project), "small_trust", "tiny")
+    assert set(weakened) == {"aa"} and "limit 12" in weakened["aa"] and "n_iter 40" in weakened["aa"]
+
+
+def test_a_dataset_is_prepared_once_by_name(place, project, tmp_path, monkeypatch, caplog):
+    copy_project(tmp_path, of=project)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "elsewhere_small.py").write_text(
+        "from torch import nn\nmake = lambda: nn.Sequential(nn.Flatten(), nn.Linear(768, 10))\n"
+    )
+    command = ["evaluate", "--model", "elsewhere_small:make()", "--suite", "clean_only", "--out", "q.parquet"]
+    command += ["--dataset", "digits", "--scale", "tiny"]
+    with caplog.at_level(logging.INFO):
+        assert main(command) == 0 and main(command) == 0
+    assert [each.message.partition(": ")[2] for each in caplog.records if "prepared" in each.message] == [
+        "digits is prepared there once"
+    ]
+    (prepared,) = Path("work/data").glob("digits-*.safetensors")
+    content = json.loads(Path("q.json").read_text())
+    assert content["n"] == 40 and content["data"]["path"] == str(prepared)
 
 
 JUDGED = {

@@ -61,7 +61,9 @@ class Request:
 
 def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--suite", required=True, help="a name from config/suites.yaml (`moat list suites`)")
-    parser.add_argument("--out", required=True, type=Path, metavar="FILE", help="rows (.parquet); a .json comes beside")
+    parser.add_argument(
+        "--out", required=True, type=Path, metavar="FILE", help="rows (.parquet), a .json beside; folders are made"
+    )
     parser.add_argument(
         "--journal", type=Path, metavar="FILE", help="what is measured so far (default: work/ and the path of --out)"
     )

@@ -30,7 +30,9 @@ class Request:
 def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("dataset", metavar="DATASET", help="a name from config/datasets/ (`moat list datasets`)")
     parser.add_argument("--from", required=True, type=Path, metavar="DIR", dest="source", help="what moat fetch filled")
-    parser.add_argument("--out", required=True, type=Path, metavar="FILE", help="the .safetensors file to write")
+    parser.add_argument(
+        "--out", required=True, type=Path, metavar="FILE", help="the .safetensors file to write; folders are made"
+    )
     parser.add_argument("--scale", metavar="X", help="take what is not given below from config/scales/X.yaml")
     parser.add_argument("--image-size", type=int, metavar="N", help="pixels a side (default: as published)")
     parser.add_argument("--train-limit", type=int, metavar="N", help="at most N training images (default: all)")

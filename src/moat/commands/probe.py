@@ -47,7 +47,9 @@ class Request:
 
 def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--probe", required=True, metavar="NAME", help="a name from config/probes.yaml")
-    parser.add_argument("--out", required=True, type=Path, metavar="FILE", help=".safetensors; a .json comes beside")
+    parser.add_argument(
+        "--out", required=True, type=Path, metavar="FILE", help=".safetensors, a .json beside; folders are made"
+    )
     add_target_arguments(parser)
 
 

@@ -50,11 +50,11 @@ class Request:
 
 def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--dataset", required=True, help="`moat list datasets` has the names")
-    parser.add_argument("--arch", required=True, help="a net, e.g. resnet18")
+    parser.add_argument("--arch", required=True, help="a net: resnet18, preact-resnet18, wrn-28-10, vgg19, …")
     parser.add_argument("--method", required=True, help="`moat list methods` has the names")
     parser.add_argument("--seed", required=True, type=int, help="0 or more")
     parser.add_argument("--scale", required=True, help="`moat list scales` has the names")
-    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="where the run's files go")
+    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="where the run's files go; it is made")
     parser.add_argument("--data", type=Path, metavar="FILE", help="prepared data (default: results/<scale>/data/…)")
     parser.add_argument("--work", type=Path, metavar="DIR", help="checkpoints (default: work/ and the path of --out)")
     parser.add_argument(
@@ -62,7 +62,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME=DIR",
-        help="a finished run that the recipe starts from, by its name there",
+        help="a finished run that the recipe starts from, by its name in the recipe's initialize_from; once for each",
     )
     devices.add_arguments(parser)
 
@@ -89,17 +89,20 @@ def request(arguments: Namespace) -> Request:
     )
 
 
-def _initialize_from(given: list[str], recipe: Mapping[str, Any]) -> dict[str, Path]:
+def _initialize_from(options: list[str], recipe: Mapping[str, Any]) -> dict[str, Path]:
     folders = {}
-    for item in given:
+    for item in options:
         name, separator, folder = item.partition("=")
         if not separator:
             raise ConfigError(f"--initialize-from {item}: write NAME=DIR")
         folders[name] = Path(folder)
     wanted = {run["name"] for run in recipe.get("initialize_from", [])}
     if set(folders) != wanted:
-        said = f"given {sorted(folders) or 'none'}; the recipe starts from {sorted(wanted) or 'none'}"
-        raise ConfigError(f"--initialize-from: {said}")
+        given, needed = (", ".join(sorted(names)) or "none" for names in (folders, wanted))
+        how = "".join(f" --initialize-from {name}=DIR" for name in sorted(wanted))
+        raise ConfigError(
+            f"--initialize-from: given {given}; the recipe starts from {needed}{f'; add{how}' if how else ''}"
+        )
     return folders
 
 

@@ -63,7 +63,9 @@ class Request:
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("--out", required=True, type=Path, metavar="FILE", help="the checks' findings (.json)")
+    parser.add_argument(
+        "--out", required=True, type=Path, metavar="FILE", help="the checks' findings (.json); folders are made"
+    )
     parser.add_argument("--eps", default="8/255", help="radius in pixel units (default: 8/255)")
     parser.add_argument("--steps", type=int, metavar="N", help="PGD steps, doubled once (default: the scale's, or 10)")
     parser.add_argument(
