@@ -66,9 +66,10 @@ onstart:
     for folder in (paths.results(config["scale"]), config["data"]["resources"]):
         if ahead := clamp_future_mtimes(folder):
             print(f"moat: {len(ahead)} files in {folder} had times in the future; they are now", file=sys.stderr)
-    print(devices.gpu_note(), file=sys.stderr)
     if workflow.executor_plugin.name == "slurm":
         slurm.start(workflow.executor_settings, checkout)
-    # A fork of the warm process would be in the environment of this one.
-    if config["warm_start"] and workflow.local_exec and not deployed:
-        warm.start()
+    if workflow.local_exec:
+        print(devices.gpu_note(), file=sys.stderr)
+        # A fork of the warm process would be in the environment of this one.
+        if config["warm_start"] and not deployed:
+            warm.start()
