@@ -60,13 +60,18 @@ test: $(TESTS) $(DVC) ## linters, and a case of each kind of test
 test-long: $(TESTS) $(DVC) ## all other tests: every method, whole pipelines, DVC, injected faults
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile -m long
 
-# The tests of what computes numbers, once more with PyTorch's loops as on a processor without AVX-512. With ISA=default
-# they use no AVX either, and convolutions are PyTorch's own.
-ISA     ?= avx2
-NUMERIC := attacks evaluation kernels methods models training
-test-isa: $(TESTS) ## what computes numbers, on slower instructions (ISA=avx2 or default)
-	OMP_NUM_THREADS=1 ATEN_CPU_CAPABILITY=$(ISA) \
-	  $(BIN)/pytest -n auto --dist loadfile $(NUMERIC:%=tests/%)
+# The tests of what computes numbers, once more as other machines would run them. ISA=avx2: PyTorch's loops, the compiled
+# convolution and oneDNN as on a processor without AVX-512; ISA=default: PyTorch's loops without AVX, and none of the
+# compiled convolution; ISA=uncompiled: as where there is no compiler. NUMERIC="kernels models" runs some of the folders.
+ISA            ?= avx2
+NUMERIC        ?= attacks evaluation kernels methods models training
+ISA_avx2       := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2
+ISA_aten-avx2  := ATEN_CPU_CAPABILITY=avx2
+ISA_default    := ATEN_CPU_CAPABILITY=default
+ISA_uncompiled := MOAT_TEST_COMPILED=no
+test-isa: $(TESTS) ## what computes numbers, as on other machines (ISA=avx2, aten-avx2, default or uncompiled)
+	@test -n "$(ISA_$(ISA))" || { echo "ISA=$(ISA); allowed: avx2, aten-avx2, default, uncompiled"; exit 2; }
+	OMP_NUM_THREADS=1 $(ISA_$(ISA)) $(BIN)/pytest -n auto --dist loadfile $(NUMERIC:%=tests/%)
 
 # More faults: make faults N=200 SEED=1
 N    ?= 200

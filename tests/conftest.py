@@ -1,9 +1,17 @@
-"""What the tests of several folders share: the digits, and which cases `make test` runs of a large table."""
+"""What the tests of several folders share: the digits, which cases `make test` runs of a large table, and on what."""
+
+import os
 
 import pytest
 import torch
 from sklearn.datasets import load_digits
 from torch.nn import functional as F
+
+from moat.kernels import winograd
+
+if os.environ.get("MOAT_TEST_COMPILED") == "no":
+    # As on a machine without a compiler, for `make test-isa`.
+    winograd.available = lambda: ()
 
 
 @pytest.hookimpl(tryfirst=True)

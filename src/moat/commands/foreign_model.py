@@ -62,6 +62,10 @@ SAFE = [
 ]
 # Names that a message lists.
 LISTED = 3
+# By these the answers of a model are judged: no module may put others in their place.
+JUDGED_BY = ("amax", "argmax", "isfinite", "softmax", "topk")
+# Signals that end a process which does not expect them.
+ENDING = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM, signal.SIGVTALRM, signal.SIGPROF)
 # Folders of installed packages.
 INSTALLED = ("site-packages", "dist-packages")
 
