@@ -45,20 +45,11 @@ include: "workflow/rules/targets.smk"
 report: "workflow/report/workflow.rst"
 
 
-# On a cluster these run where Snakemake does: compute nodes often have no internet, and the others take seconds.
-localrules:
-    all,
-    fetch,
-    tabulate,
-    draw,
-    cells,
-    page,
-
-
 rule all:
     default_target: True
     input:
         paths.report(config["scale"]),
+    localrule: True
 
 
 onstart:

@@ -112,8 +112,6 @@ def make(root: Path, *, scale: Mapping[str, Any] = SCALE, studies: Mapping[str, 
         shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
     copy_project(root)
     shutil.copy(ROOT / "Snakefile", root)
-    (root / "envs").mkdir()
-    shutil.copy(ROOT / "envs/conda.yaml", root / "envs")
     (root / "profiles").symlink_to("workflow/profiles")
     (root / "config/scales/tiny.yaml").write_text(yaml.safe_dump(dict(scale)))
     shutil.rmtree(root / "config/studies")

@@ -7,6 +7,8 @@ rule fetch:
         "logs/fetch/{dataset}.log",
     # Everything waits for the data.
     priority: 50
+    # Compute nodes often have no internet.
+    localrule: True
     conda:
         "../../envs/conda.yaml"
     params:

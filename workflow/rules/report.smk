@@ -1,4 +1,5 @@
 # Cheap, so rebuilt whenever what they show or the code that draws them has changed.
+# Local, where Snakemake itself runs: they take seconds.
 rule tabulate:
     input:
         inputs.table_inputs,
@@ -16,6 +17,7 @@ rule tabulate:
         "logs/{scale}/tabulate/{study}-{item}.log",
     # As soon as it can be made: it costs little, and somebody waits for it.
     priority: 20
+    localrule: True
     conda:
         "../../envs/conda.yaml"
     params:
@@ -45,6 +47,7 @@ rule draw:
     log:
         "logs/{scale}/draw/{study}-{item}.log",
     priority: 20
+    localrule: True
     conda:
         "../../envs/conda.yaml"
     params:
@@ -69,6 +72,7 @@ rule cells:
     log:
         "logs/{scale}/cells.log",
     priority: 20
+    localrule: True
     conda:
         "../../envs/conda.yaml"
     params:
@@ -92,6 +96,7 @@ rule page:
     log:
         "logs/{scale}/report.log",
     priority: 20
+    localrule: True
     conda:
         "../../envs/conda.yaml"
     params:

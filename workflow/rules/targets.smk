@@ -2,35 +2,32 @@
 # stages of dvc.yaml ask for these: all that a stage hands over must be made when it ends.
 
 
-localrules:
-    all_data,
-    all_experts,
-    all_methods,
-    all_models,
-    all_evaluations,
-
-
 rule all_data:
     input:
         lambda wildcards: inputs.all_prepared(config["scale"]),
+    localrule: True
 
 
 rule all_experts:
     input:
         lambda wildcards: inputs.all_runs(config["scale"], "expert"),
+    localrule: True
 
 
 rule all_methods:
     input:
         lambda wildcards: inputs.all_runs(config["scale"], "method"),
+    localrule: True
 
 
 rule all_models:
     input:
         rules.all_experts.input,
         rules.all_methods.input,
+    localrule: True
 
 
 rule all_evaluations:
     input:
         lambda wildcards: inputs.all_evaluated(config["scale"]),
+    localrule: True
