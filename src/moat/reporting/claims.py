@@ -72,7 +72,9 @@ def _is_left_out(project: Project, grid: Grid, spec: Mapping[str, Any]) -> bool:
         declared = project.study(study).get("tables", {}).get(name) if study in {t.study for t in grid.tables} else None
         if declared is None:
             continue
-        made = {cell.axes for table in grid.tables if (table.study, table.name) == (study, name) for cell in table.cells}
+        made = {
+            cell.axes for table in grid.tables if (table.study, table.name) == (study, name) for cell in table.cells
+        }
         labels = {**spec.get("cells", {}), **_labels(spec, role)}
         shown = {label for axes in made for label in axes}
         for axis in (*declared["rows"], *declared["columns"]):
