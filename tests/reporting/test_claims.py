@@ -327,7 +327,7 @@ def test_claims_are_written_beside_the_cells(tree, moat, capsys):
     assert first["indication_reason"] == "an order between methods needs at least 2 seeds, not 1"
     assert first["budget"] == "width 0.125, 3 epochs, 1 seed, 400 images attacked or classified"
     assert second["indication"] == "not testable here"
-    assert second["indication_reason"].endswith(": the method dramoe is not part of scale quickstart")
+    assert second["indication_reason"].endswith(": the method dramoe is not part of scale smoke")
     assert (second["verdict"], second["measured"], second["stated"]) == ("not-run", "", "5.48 ± 2 points")
     text = (tree.base / "tables/claims.md").read_text()
     assert f"{float(first['measured']):.2f} [" in text and "not run: dramoe-table2: " in text
