@@ -273,7 +273,7 @@ def test_an_order_is_indicated_by_the_side_of_the_whole_interval(grid, name):
         assert (claim["indication"]["word"], claim["verdict"]) == (word, "unverified")
         shown = claim["indication"]["number"]
         assert shown["low"] <= shown["value"] <= shown["high"]
-        assert claim["indication"]["budget"] == "2 seeds, 1,000 images attacked or classified"
+        assert claim["budget"] == "2 seeds, 1,000 images attacked or classified"
 
 
 @pytest.mark.parametrize("name", of_kind("protocol"))

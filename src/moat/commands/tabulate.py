@@ -1,6 +1,7 @@
 """Make tables as CSV, Markdown and LaTeX from the evaluations; or, with --cells, one CSV of all, and the claims."""
 
 from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -60,7 +61,7 @@ def run(request: Request) -> None:
     results = Results(shown.results, shown.grid.scale, project=shown.project)
     if not shown.allow_missing:
         _refuse_losses(request, results)
-    content = _join(shown.grid, results) if request.cells else _write(request.tables, results)
+    content = _join(shown.grid, shown.studies, results) if request.cells else _write(request.tables, results)
     counts = ", ".join(f"{number} {name}" for name, number in count_verdicts(content).items())
     print(f"{len(correct_rows(content))} cells in {len(request.tables)} tables: {counts}")
     published = count_published(content)
@@ -95,7 +96,7 @@ def _write(tables: tuple[Table, ...], results: Results) -> pd.DataFrame:
     return frame(records)
 
 
-def _join(grid, results: Results) -> pd.DataFrame:
+def _join(grid, studies: Sequence[str], results: Results) -> pd.DataFrame:
     """Write cells.csv, the claims, robustbench.json and metrics.json; return the cells."""
     parts = [read_cells(table_paths(results, table.study, table.name)["csv"]) for table in grid.tables]
     content = frame([record for part in parts for record in part.to_dict("records")])
@@ -103,7 +104,8 @@ def _join(grid, results: Results) -> pd.DataFrame:
     write_text(cells, to_csv(content))
     write_json(numbers, metrics.collect(grid.tables, content, results))
     write_json(results.file(paths.robustbench(results.scale)), leaderboard.entries(grid, results))
-    found, base = claims.evaluate(results.project, grid, content), results.file(paths.claims(results.scale))
+    found = claims.evaluate(results.project, grid, content, studies)
+    base = results.file(paths.claims(results.scale))
     write_text(base.with_suffix(".csv"), claims_tables.to_csv(found))
     write_text(base.with_suffix(".md"), claims_tables.to_markdown(found))
     write_text(base.with_suffix(".tex"), claims_tables.to_latex(found))

@@ -17,7 +17,8 @@ from moat.config.recipes import resolve_recipe, simplest
 from moat.config.study_grid import Expander
 
 __all__ = [
-    "Cell", "Evaluation", "Figure", "Grid", "Line", "Probe", "Run", "Table", "build_grid", "initial_runs",
+    "Cell", "Evaluation", "Figure", "Grid", "Line", "Probe", "Run", "Table", "build_grid",
+    "declared_tables", "initial_runs",
 ]  # fmt: skip
 
 
@@ -70,6 +71,11 @@ def build_grid(project: Project, scale: str, studies: Iterable[str]) -> Grid:
     evaluations = unique(evaluation for item in shown for evaluation in item.evaluations)
     starts = _with_initial_runs(project, scale, unique(run for item in shown for run in item.runs))
     return Grid(scale, tuple(tables), tuple(figures), tuple(starts), evaluations, starts)
+
+
+def declared_tables(project: Project, scale: str, studies: Iterable[str]) -> tuple[Table, ...]:
+    """All tables of ``studies``, with all rows and columns, whatever of them the scale leaves out."""
+    return tuple(table for study in studies for table in Expander(project, scale, study, whole=True).tables())
 
 
 def initial_runs(project: Project, scale: str, run: Run) -> dict[str, Run]:

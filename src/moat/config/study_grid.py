@@ -32,9 +32,13 @@ _MEASURES = {"lines": "accuracy", "history": "history", "probe": "probe", "cells
 class Expander:
     """Expands one study at one scale."""
 
-    def __init__(self, project: Project, scale: str, study: str):
+    def __init__(self, project: Project, scale: str, study: str, *, whole: bool = False):
+        """``whole``: also what the scale does not show: excluded tables, rows and columns of what it does not have."""
         self.project, self.study = project, study
         self.scale = project.scale(scale)
+        if whole:
+            excluded = {kind: names for kind, names in self.scale.get("exclude", {}).items() if kind != "item"}
+            self.scale = {**self.scale, "show_not_run": True, "exclude": excluded}
         self.scale_name = scale
         self.spec = project.study(study)
         self.numbers = PublishedNumbers(study, project.published(study))

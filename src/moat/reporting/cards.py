@@ -49,6 +49,11 @@ def embed(found: Mapping[str, Mapping[str, Any]]) -> str:
     return json.dumps(found, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
 
 
+def _seeds(numbers: list[str]) -> str:
+    """How many seeds, and which: ``3 (numbers 0, 1, 2)``."""
+    return f"{len(numbers)} (number{'s' if len(numbers) > 1 else ''} {', '.join(numbers)})"
+
+
 def of_cell(entry: Entry, results: Results) -> list[Line]:
     """Where a number comes from, whether it can be trusted, and how it is made."""
     cell, values = entry.cell, entry.values
@@ -77,7 +82,7 @@ def of_cell(entry: Entry, results: Results) -> list[Line]:
         ("metric", f"{values['metric']}, protocol {cell.protocol}"),
         ("weights", "of the last epoch" if cell.weights == "last" else None),
         ("examples", values["n"] and values["seeds"] and f"{values['n']} per seed"),
-        ("seeds", values["seeds"] and values["seeds"].replace(";", ", ")),
+        ("seeds", values["seeds"] and _seeds(values["seeds"].split(";"))),
         *provenance.files(cell, results),
         ("made by", entry.command),
     ]

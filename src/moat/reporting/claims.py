@@ -13,13 +13,16 @@
     explanation_status        whether it is one: see :func:`_explanation_status`
     verdict                   as of a cell: reproduced, explained, above, below, unverified, not-run
     reasons                   names as in ``checks_failed`` (see :func:`moat.reporting.layout.explain`), or why not run
+    headline                  whether it stands for its paper at the top of the page
+    budget                    what its numbers rest on, as a phrase
     kind                      which rule of :mod:`moat.reporting.indications` holds for it
     indication                None at a comparable scale, whose verdict speaks; otherwise {word, why, number, used, of,
-                              tested, budget}: what the scale shows, on ``used`` of ``of`` cells or pairs
+                              tested}: what the scale shows, on ``used`` of ``of`` cells or pairs
     evidence                  one dict per cell: study, table, row, column, id (``<study>-<table>``, the table's anchor
                               on the page), measured, verdict, role (``of`` or ``against``)
 """
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -28,7 +31,7 @@ import pandas as pd
 
 from moat.base.errors import ConfigError, unknown_name
 from moat.config.cell_spec import CORRECT
-from moat.config.grid import Grid
+from moat.config.grid import Grid, declared_tables
 from moat.config.grid_types import Cell
 from moat.config.project import Project
 from moat.config.published import PublishedNumbers
@@ -42,24 +45,31 @@ Key = tuple[str, str, str, str, str]
 Rows = Mapping[Key, Mapping[str, Any]]
 
 
-def evaluate(project: Project, grid: Grid, content: pd.DataFrame) -> list[dict[str, Any]]:
-    """One dict per claim of the grid's studies, in the order of ``config/claims.yaml``.
+def evaluate(
+    project: Project, grid: Grid, content: pd.DataFrame, studies: Sequence[str] | None = None
+) -> list[dict[str, Any]]:
+    """One dict per claim of the studies, in the order of ``config/claims.yaml``.
 
     Without those about tables, rows or columns that the scale leaves out.
 
     Args:
         content: the rows of all cells, see :func:`moat.reporting.tables.frame`.
+        studies: default: those of the grid's tables. A scale may show no table of a study whose claims are asked for.
 
     Raises:
         ConfigError: a claim about something that the studies do not have; names it.
     """
-    studies = {table.study for table in grid.tables}
+    if studies is None:
+        studies = list(dict.fromkeys(table.study for table in grid.tables))
+    scale = project.scale(grid.scale)
+    if not scale.get("show_not_run", True) or "item" in scale.get("exclude", {}):
+        # A claim names cells of the study, also where the scale shows a part of them.
+        grid = dataclasses.replace(grid, tables=declared_tables(project, grid.scale, studies))
     rows = {
         tuple(row[name] for name in ("study", "table", "row", "column", "protocol")): row for row in records(content)
     }
-    comparable = project.scale(grid.scale)["comparable"]
     return [
-        _claim(project, grid, name, spec, rows, comparable)
+        _claim(project, grid, name, spec, rows, scale["comparable"])
         for name, spec in project.claims().items()
         if spec["study"] in studies and not _is_left_out(project, grid, spec)
     ]
@@ -144,6 +154,8 @@ def _claim(project: Project, grid: Grid, name: str, spec, rows: Rows, comparable
         "explanation_status": _explanation_status(verdict, explained),
         "verdict": verdict,
         "reasons": list(dict.fromkeys(reasons)),
+        "headline": spec.get("headline", False),
+        "budget": _budget(project, grid.scale, pairs, rows),
         "kind": _kind(spec),
         "indication": None if comparable else _indication(project, grid, name, spec, pairs, rows, protocols, band),
         "evidence": [_evidence(cell, rows, role) for role, found in cells.items() for cell in found],
@@ -171,7 +183,6 @@ def _indication(project: Project, grid: Grid, name: str, spec, pairs, rows: Rows
         "number": found.number and vars(found.number),
         "of": len(pairs),
         "tested": tested,
-        "budget": _budget(project, grid.scale, [rows.get(_key(cell, CORRECT)) for pair in pairs for cell in pair]),
     }
 
 
@@ -179,11 +190,12 @@ def _compared(project: Project, scale: str, spec, pair, rows: Rows, protocols) -
     """The numbers of one cell or pair, and why they cannot be used."""
     correct, missing = _numbers(spec, [pair], rows, [CORRECT])
     replica, _ = _numbers(spec, [pair], rows, protocols)
-    left_out = [cell for cell in pair if cell.not_run is not None]
+    left_out = [cell for cell in pair if cell.not_run is not None or _key(cell, CORRECT) not in rows]
     found = [rows.get(_key(cell, CORRECT)) or {} for cell in pair]
     problem = missing
     if left_out:
-        problem = f"{left_out[0].row} x {left_out[0].column}: {left_out[0].not_run}"
+        cell = left_out[0]
+        problem = f"{cell.row} x {cell.column}: {cell.not_run or f'not part of scale {scale}'}"
     elif _kind(spec) == "protocol" and spec["quantity"] == "value" and (less := _reduced(project, scale, pair[0])):
         return indications.Compared(None, None, 0, f"{pair[0].row}: {less}", left_out=True)
     elif not problem:
@@ -209,12 +221,14 @@ def _reduced(project: Project, scale: str, cell: Cell) -> str | None:
     return None if size == sizes[1] else f"its images have {size} pixels a side, not {sizes[1]}"
 
 
-def _budget(project: Project, scale: str, rows) -> str:
-    """What an indication rests on, as a phrase, e.g. ``width 0.25, 5 epochs, 4,000 training images, 2 seeds``."""
-    spec, rows = project.scale(scale), [row for row in rows if row and row["measured"] is not None]
+def _budget(project: Project, scale: str, pairs, rows: Rows) -> str:
+    """What the numbers of a claim rest on, as a phrase, e.g. ``width 0.25, 5 epochs, 2 seeds``."""
+    spec = project.scale(scale)
+    found = (rows.get(_key(cell, CORRECT)) for pair in pairs for cell in pair)
+    measured = [row for row in found if row is not None and row["measured"] is not None]
     epochs, images = spec.get("recipe", {}).get("epochs"), spec["data"].get("train_limit")
-    seeds = [len(row["seeds"].split(";")) for row in rows if row["seeds"]]
-    tested = [int(row["n"]) for row in rows if row["n"] is not None]
+    seeds = [len(row["seeds"].split(";")) for row in measured if row["seeds"]]
+    tested = [int(row["n"]) for row in measured if row["n"] is not None]
     said = [f"width {spec['model']['width']:g}"] if spec.get("model", {}).get("width", 1) != 1 else []
     said += [f"{epochs} epochs"] if epochs else []
     said += [f"{images:,} training images"] if images else []

@@ -43,7 +43,7 @@ def _row(claim: Mapping[str, Any]) -> dict[str, Any]:
         "indication": shown.get("word"),
         **{"indicated": indicated.get("value"), "indicated_low": indicated.get("low")},
         "indicated_high": indicated.get("high"),
-        **{"tested": shown.get("tested"), "indication_reason": shown.get("why"), "budget": shown.get("budget")},
+        **{"tested": shown.get("tested"), "indication_reason": shown.get("why"), "budget": claim["budget"]},
         "explanation": explanation(claim),
         "evidence": evidence(claim, limit=len(claim["evidence"])),
     }
@@ -104,13 +104,14 @@ def indication(claim: Mapping[str, Any]) -> str | None:
         return None
     if shown["number"] is None:
         return f"{shown['word']}: {shown['why']}"
-    return f"{shown['word']}: {number(shown['number'], claim['unit'])} ({'; '.join(basis(shown))})"
+    return f"{shown['word']}: {number(shown['number'], claim['unit'])} ({'; '.join(basis(claim))})"
 
 
-def basis(shown: Mapping[str, Any]) -> list[str]:
+def basis(claim: Mapping[str, Any]) -> list[str]:
     """What an indication was tested for, why it is what it is, on how many cells and with which budget."""
+    shown = claim["indication"]
     part = f"{shown['used']} of {shown['of']} comparisons" if shown["of"] > 1 else ""
-    return [each for each in (f"tested: {shown['tested']}", shown["why"], part, shown["budget"]) if each]
+    return [each for each in (f"tested: {shown['tested']}", shown["why"], part, claim["budget"]) if each]
 
 
 def explanation(claim: Mapping[str, Any]) -> str:

@@ -1,8 +1,15 @@
 """Labels of several parts, ``CIFAR-10 / ResNet-18 / TRADES``: what they share, and what distinguishes them."""
 
+import re
 from collections.abc import Sequence
 
 SEPARATOR = " / "
+_COLUMN_NAME = re.compile(r"[A-Za-z0-9]+(_[A-Za-z0-9]+)+")
+
+
+def spelled(label: str) -> str:
+    """A label that is the name of a column of published numbers, as words: ``robustness_gap`` as "robustness gap"."""
+    return label.replace("_", " ") if _COLUMN_NAME.fullmatch(label) else label
 
 
 def shared_parts(labels: Sequence[str]) -> str:

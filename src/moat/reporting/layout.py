@@ -15,7 +15,7 @@ import pandas as pd
 from moat.config.grid import Cell, Table
 from moat.reporting import measures, provenance
 from moat.reporting.results import Results
-from moat.reporting.tables import not_run_reason, reasons_of, records, stand_ins
+from moat.reporting.tables import is_counted, not_run_reason, reasons_of, records, stand_ins
 
 NOT_RUN = "not run"
 _OUTCOMES = ("reproduced", "explained", "above", "below")
@@ -53,6 +53,11 @@ class Entry:
         return " ".join(filter(None, (self.number, self.interval))) or None
 
     @property
+    def is_counted(self) -> bool:
+        """Whether the outcome of its published number is counted: see :func:`moat.reporting.tables.is_counted`."""
+        return is_counted(self.values["published"], self.values["metric"])
+
+    @property
     def text(self) -> str:
         """What is printed for the measurement."""
         if self.measured is None:
@@ -88,15 +93,21 @@ def arrange(table: Table, content: pd.DataFrame, results: Results) -> Layout:
     """Pivot a table's long frame (see :func:`moat.reporting.tables.table_frame`), whose rows are its cells in order."""
     marks: dict[str, str] = {}
     rows = iter(records(content))
-    entries = [_entry(cell, [next(rows) for _ in cell.each()], results, marks) for cell in table.cells]
+    measured = content[content["measured"].notna()]
+    all_stale = len(measured) > 0 and all("stale" in reasons_of(row)[1] for row in records(measured))
+    entries = [_entry(cell, [next(rows) for _ in cell.each()], results, marks, all_stale) for cell in table.cells]
     assert next(rows, None) is None, f"{table.study}-{table.name}: more rows than cells"
     width = len(table.columns)
     lines = tuple((label, tuple(entries[i * width : (i + 1) * width])) for i, label in enumerate(table.rows))
     notes = tuple((mark, text) for text, mark in marks.items())
+    # Said once, where it would be a mark at every number.
+    notes += (("all", explain("stale")),) if all_stale else ()
     return Layout(table, lines, notes, provenance.table_command(table, results.scale))
 
 
-def _entry(cell: Cell, rows: list[Mapping[str, Any]], results: Results, marks: dict[str, str]) -> Entry:
+def _entry(
+    cell: Cell, rows: list[Mapping[str, Any]], results: Results, marks: dict[str, str], all_stale: bool
+) -> Entry:
     """Of the rows of a cell and its alternative protocols; adds its notes to ``marks``, note -> mark."""
     values, *alternatives = rows
     assert (values["row"], values["column"]) == (cell.row, cell.column)
@@ -109,7 +120,7 @@ def _entry(cell: Cell, rows: list[Mapping[str, Any]], results: Results, marks: d
         if verdict == "unverified" and not reasons:
             reasons = ["interval-too-wide"]
         # Those of the alternative protocols, too: their numbers stand in the same cell.
-        remarks = [remark for row in rows for remark in reasons_of(row)[1]]
+        remarks = [] if all_stale else [remark for row in rows for remark in reasons_of(row)[1]]
         notes = [explain(name) for name in dict.fromkeys([*reasons, *stand_ins(cell), *remarks])]
         # What may explain the number and is missing is said, for else it would seem that nothing does.
         notes += [f"not run under {each.protocol}: {each.not_run}" for each in cell.alternatives if each.not_run]

@@ -18,9 +18,10 @@ from moat.reporting import (
     problems,
     provenance,
     records,
+    summary,
     usage,
 )
-from moat.reporting.labels import shared_parts, without_shared
+from moat.reporting.labels import shared_parts, spelled, without_shared
 from moat.reporting.layout import arrange, explain_distrust
 from moat.reporting.results import Results
 from moat.reporting.tables import (
@@ -29,6 +30,7 @@ from moat.reporting.tables import (
     correct_rows,
     count_published,
     count_verdicts,
+    distrusted,
     frame,
     table_frame,
     to_csv,
@@ -69,6 +71,8 @@ def render(project: Project, grid: Grid, studies: Sequence[str], results: Result
     sections = [section for section in sections if section["tables"] or section["figures"]]
     tables = [table for section in sections for table in section["tables"]]
     cells = frame(record for table in tables for record in table["content"].to_dict("records"))
+    claimed = [_claim(claim, tables) for claim in claims.evaluate(project, grid, cells, studies)]
+    first = next((table for table in tables if table["id"] == summary.LEADERBOARD and not table["idle"]), None)
     ran = _ran(grid, results)
     details = {key: card for table in tables for key, card in table["cards"].items()}
     environment = jinja2.Environment(
@@ -80,13 +84,18 @@ def render(project: Project, grid: Grid, studies: Sequence[str], results: Result
     )
     environment.filters["quantity"] = formatting.quantity
     environment.filters["points"] = lambda fraction: "–" if fraction is None else f"{100 * fraction:.1f}"
+    environment.filters["spelled"] = spelled
+    environment.tests["about_scale"] = lambda note: "is not part of scale" in note[1]
     return environment.get_template("page.html.j2").render(
         **_overview(grid, cells, sections),
         **ran,
         scale_name=grid.scale,
         scale=scale,
-        claims=[_claim(claim, tables) for claim in claims.evaluate(project, grid, cells)],
-        studies=sections,
+        claims=claimed,
+        sentences=summary.sentences(project, studies, claimed, first and first["layout"]),
+        leaderboard=first,
+        published=_published(sections),
+        studies=[section for section in sections if section["tables"] or section["figures"]],
         cards=cards.embed({**details, **_record_cards(ran)}),
         make_all=f"snakemake --cores all --config scale={grid.scale}",
         results_path=str(paths.results(grid.scale)),
@@ -100,6 +109,12 @@ def _up(results: Results) -> str:
     """From a scale's folder to the project's root, also for a copy of the results elsewhere."""
     depth = len(paths.evidence().parts) if results.is_evidence else 1
     return "/".join([".."] * (depth + 1))
+
+
+def _published(sections: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """The figure of published against measured numbers, if there is anything in it."""
+    shown = (figure for section in sections for figure in section["figures"] if not figure["idle"])
+    return next((figure for figure in shown if figure["id"] == summary.PUBLISHED), None)
 
 
 def _study(project: Project, name: str, grid: Grid, results: Results, scale) -> dict[str, Any]:
@@ -122,6 +137,8 @@ def _table(table: Table, results: Results, scale) -> dict[str, Any]:
         "id": name,
         "content": content,
         "layout": layout,
+        # Whether nothing of it was measured.
+        "idle": not any(entry.measured for _, entries in layout.rows for entry in entries),
         "shared": shared_parts(table.rows),
         "labels": without_shared(table.rows),
         "counts": _counts(content),
@@ -139,6 +156,7 @@ def _figure(figure: Figure, results: Results) -> dict[str, Any]:
         "title": figure.title,
         "caption": figure.caption,
         "notes": figures.notes(figure, results),
+        "idle": not figures.shows_something(figure, results),
         "image": pictures.read(png) if png.exists() else None,
         "csv": pictures.table(csv, provenance.address(f"{base}.csv", results.scale)) if csv.exists() else None,
         "pdf": provenance.address(f"{base}.pdf", results.scale),
@@ -150,14 +168,23 @@ def _claim(claim: dict[str, Any], tables: Sequence[dict[str, Any]]) -> dict[str,
     """With its reasons as phrases and its evidence as places on the page."""
     shown = {table["id"]: table["layout"].table for table in tables}
 
+    def is_shown(cell) -> bool:
+        table = shown.get(cell["id"])
+        return table is not None and cell["row"] in table.rows and cell["column"] in table.columns
+
     def place(cell) -> str:
         table = shown[cell["id"]]
         return cards.cell_id(cell["id"], table.rows.index(cell["row"]), table.columns.index(cell["column"]))
 
-    reasons = map(explain_distrust, claim["reasons"]) if claim["measured"] else claim["reasons"]
-    evidence = [{**cell, "place": place(cell)} for cell in claim["evidence"]]
-    basis = claims_tables.basis(claim["indication"]) if claim["indication"] else []
-    return {**claim, "reasons": list(reasons), "evidence": evidence, "basis": basis}
+    reasons = claim["reasons"]
+    if claim["measured"]:
+        # That a whole scale is not comparable, and which results are stale, the page says once.
+        shown_once = distrusted({"checks_failed": ";".join(reasons)}) if claim["indication"] else reasons
+        reasons = map(explain_distrust, shown_once)
+    evidence = [{**cell, "place": place(cell)} for cell in claim["evidence"] if is_shown(cell)]
+    basis = claims_tables.basis(claim) if claim["indication"] else []
+    said = {"reasons": list(reasons), "evidence": evidence, "basis": basis}
+    return {**claim, **said, "idle": not claim["measured"] and not (claim["indication"] or {}).get("number")}
 
 
 def _counts(content) -> list[tuple[str, int]]:
@@ -185,7 +212,7 @@ def _ran(grid: Grid, results: Results) -> dict[str, Any]:
     """What ran, what it was checked for, what is missing or must not be trusted."""
     names, checks = records.checks(grid, results)
     runs, evaluations = records.runs(grid, results), records.evaluations(grid, results)
-    wrong = problems.find(grid, results)
+    wrong, made = problems.find(grid, results), [*runs, *evaluations, *checks]
     shared, own = records.deviations(runs)
     return {
         "check_names": names,
@@ -196,7 +223,9 @@ def _ran(grid: Grid, results: Results) -> dict[str, Any]:
         # A run's number in the list -> that of its own deviations.
         "deviations_of": {run: number for number, each in enumerate(own) for run in each["runs"]},
         "evaluations": evaluations,
-        "stale": [record["name"] for record in [*runs, *evaluations, *checks] if record["stale"]],
+        "stale": (stale := [record["name"] for record in made if record["stale"]]),
+        # Where everything is stale, a column that says so of every row says nothing.
+        "stale_shown": 0 < len(stale) < len(made),
         "wall": formatting.duration(sum(run["wall_seconds"] or 0 for run in runs)),
         "usage": usage.summarise(grid, results),
         "problems": wrong,

@@ -56,6 +56,9 @@ _SETTINGS = {
     "svg.hashsalt": "moat",
 }
 
+# Follows the label of a series of which nothing was run.
+NOT_RUN = " (not run)"
+
 
 @dataclass(frozen=True)
 class Style:
@@ -119,7 +122,8 @@ class Style:
     def empty(self, axes, text: str) -> None:
         """Say why nothing measured is drawn: in the middle of the axes, or above published numbers."""
         if axes.has_data():
-            axes.set_title(textwrap.shorten(text, 60, placeholder=" …"), loc="right", fontsize=6, color=self.muted)
+            # Why is in the caption: a panel of four is too narrow for it.
+            axes.set_title("published only", loc="right", fontsize=6, color=self.muted)
             return
         text = "\n".join(textwrap.wrap(text, 36))
         axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color=self.muted)
@@ -140,16 +144,29 @@ class Style:
             axes.fill_between(grouped.mean().index, grouped.min(), grouped.max(), **band)
 
     def legend(self, figure, extra: Mapping[str, Any] | None = None) -> None:
-        """Below the axes, where it covers no line; one entry per label, and ``extra`` ones."""
+        """Below the axes, where it covers no line; one entry per label, and ``extra`` ones.
+
+        Of a label that several panels have, the entry is a line where one of them draws one, rather than a marker.
+        """
         entries: dict[str, Any] = {}
         for axes in figure.axes:
             handles, labels = axes.get_legend_handles_labels()
-            entries.update({label: handle for handle, label in zip(handles, labels, strict=True)})
+            for handle, label in zip(handles, labels, strict=True):
+                if label not in entries or _is_marker(entries[label]):
+                    entries[label] = handle
+        # What is drawn in one panel and not run in another is in the legend once.
+        for label in [label for label in entries if label.endswith(NOT_RUN) and label.removesuffix(NOT_RUN) in entries]:
+            del entries[label]
         entries.update(extra or {})
         if entries:
             # How many entries of up to so many characters fit side by side.
             columns = max(1, int(figure.get_figwidth() / (0.55 + 0.057 * max(map(len, entries)))))
             figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=columns)
+
+
+def _is_marker(handle) -> bool:
+    """Whether a legend's entry is a marker without a line, as of published numbers alone."""
+    return isinstance(handle, Line2D) and handle.get_linestyle().lower() == "none"
 
 
 @contextmanager

@@ -4,6 +4,7 @@ A cell whose published number an alternative protocol may explain is followed by
 :mod:`moat.reporting.intervals` says how the intervals are computed.
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -194,10 +195,18 @@ def count_published(content: pd.DataFrame) -> dict[str, int]:
     Words are not counted, nor are settings: our code and recipes took them from the papers.
     """
     cells = correct_rows(content)
-    taken = cells["metric"].fillna("").astype(str).str.match(r"\w+_property\(")
-    numbers = pd.to_numeric(cells["published"], errors="coerce").notna() & ~taken
-    counts = cells[numbers]["verdict"].value_counts()
+    counted = [is_counted(row["published"], row["metric"]) for row in records(cells)]
+    counts = cells[counted]["verdict"].value_counts()
     return {name: sum(int(counts.get(verdict, 0)) for verdict in kinds) for name, kinds in OUTCOMES.items()}
+
+
+def is_counted(published: float | str | None, metric: str | None) -> bool:
+    """Whether something published is a number, and no setting that our code and recipes took from the paper."""
+    try:
+        float("" if published is None else published)
+    except ValueError:
+        return False
+    return not re.match(r"\w+_property\(", metric or "")
 
 
 def table_paths(results: Results, study: str, name: str) -> dict[str, Path]:

@@ -108,15 +108,31 @@ def _lost(figure: Figure, results: Results) -> list[Line]:
     return [line for line in lacking if line.label in shown]
 
 
+def shows_something(figure: Figure, results: Results) -> bool:
+    """Whether anything measured is drawn; of a figure of all cells, whether its data have a measured number."""
+    if figure.lines:
+        measured = any(not_run_reason(line.cell, results) is None for line in figure.lines)
+        return measured or bool(drawn_before(figure, results))
+    points = files(figure, results)[-1]
+    if not points.exists():
+        return False
+    with open(points, encoding="utf-8", newline="") as stream:
+        return any(row.get("measured") for row in csv.DictReader(stream))
+
+
 def notes(figure: Figure, results: Results) -> list[str]:
     """What a figure must say beside its caption: lines that are not drawn, stand-ins, failed checks."""
     frames, said = Frames(results), []
     reasons: dict[str, list[str]] = {}
+    left_out = 0
     unverified: dict[str, list[str]] = {}
     before = drawn_before(figure, results)
     stale = [line.label for line in figure.lines if any(map(results.stale, line.cell.each()))]
     for line in figure.lines:
         reason = not_run_reason(line.cell, results)
+        if reason is not None and line.label not in before and reason == line.cell.not_run:
+            left_out += 1
+            continue
         if reason is not None and line.label not in before:
             reasons.setdefault(reason, []).append(line.label)
             continue
@@ -126,9 +142,12 @@ def notes(figure: Figure, results: Results) -> list[str]:
         outdated = (probe for probe in line.cell.probes if results.is_probe_outdated(probe.run, probe.name))
         said += [f"Outdated: {line.label}: trained again since." for _ in outdated]
     said += [f"Unverified: {_named(figure, labels)}: {checks}." for checks, labels in unverified.items()]
-    said += [f"Stale: {_named(figure, stale)}: made by code or a recipe that has changed since."] if stale else []
+    said += [f"Stale: {_named(figure, stale)}."] if stale else []
     said += [f"Drawn before: {_named(figure, before)}: the arrays of the probe are missing here."] if before else []
-    said = [f"Not drawn: {_named(figure, labels)}: {reason}." for reason, labels in reasons.items()] + said
+    missing = [f"Not drawn: {_named(figure, labels)}: {reason}." for reason, labels in reasons.items()]
+    if left_out:
+        missing.append(f"Not drawn: {left_out} of {len(figure.lines)} that are not part of scale {results.scale}.")
+    said = missing + said
     return list(dict.fromkeys(said))
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import pandas as pd
 
 from moat.reporting.labels import SEPARATOR
-from moat.reporting.style import Style
+from moat.reporting.style import NOT_RUN, Style
 from moat.reporting.tables import distrusted
 
 GROUP_WIDTH = 0.84
@@ -17,7 +17,8 @@ CHARACTERS_PER_INCH = 17
 def draw(axes, rows: pd.DataFrame, group: str, numbers: Mapping[str, int], style: Style, *, inches: float) -> None:
     """Bars of ``rows`` (of ``_cells.add_series``), one group for each value of the column ``group``.
 
-    A bar is hatched where a check failed; a bar that was not run is replaced by a small cross.
+    A bar is hatched where a check failed; a bar that was not run is replaced by a small cross. Published numbers are
+    hollow markers in the series' colour.
 
     Args:
         numbers: series -> number, which decides place and look.
@@ -29,21 +30,22 @@ def draw(axes, rows: pd.DataFrame, group: str, numbers: Mapping[str, int], style
     for name, bars in rows.groupby("series", sort=False):
         offset = (present.index(name) + 0.5) * width - GROUP_WIDTH / 2
         places = [groups.index(value) + offset for value in bars[group]]
-        look, label = style.bar(numbers[name]), name
+        look = style.bar(numbers[name])
         for place, (_, bar) in zip(places, bars.iterrows(), strict=True):
             if pd.isna(bar["measured"]):
                 axes.plot(place, 0, marker="x", markersize=2.6, color=style.muted, clip_on=False, zorder=4)
             else:
                 hatch = {"alpha": 0.55, "hatch": "//////"} if distrusted(bar) else {}
-                axes.bar(place, float(bar["measured"]), 0.92 * width, label=label, zorder=2, **{**look, **hatch})
+                axes.bar(place, float(bar["measured"]), 0.92 * width, zorder=2, **{**look, **hatch})
                 margins = [[bar["measured"] - bar["ci_low"]], [bar["ci_high"] - bar["measured"]]]
                 axes.errorbar(place, bar["measured"], margins, color="#222222", linewidth=0.6, zorder=3)
-                label = None
             if isinstance(bar["published"], (int, float)) and pd.notna(bar["published"]):
-                axes.plot(place, bar["published"], color="#222222", zorder=5, **style.published_marker)
-        if label is not None:
-            # Nothing of it was run: an empty bar tells the legend what is missing.
-            axes.bar(places[0], 0, width, label=f"{name} (not run)", **look)
+                axes.plot(place, bar["published"], color=look["facecolor"], zorder=5, **style.published_marker)
+        # An empty bar for the legend: a bar that is drawn may be hatched.
+        axes.bar(places[0], 0, width, label=name if bars["measured"].notna().any() else f"{name}{NOT_RUN}", **look)
+    if any(distrusted(bar) for _, bar in rows.iterrows() if pd.notna(bar["measured"])):
+        hatched = {"facecolor": style.muted, "alpha": 0.55, "hatch": "//////", "edgecolor": "white"}
+        axes.bar(0, 0, width, label="hatched: a check failed", **hatched)
     characters = max(4, int(CHARACTERS_PER_INCH * inches / len(groups)) - 1)
     axes.set_xticks(range(len(groups)), [_wrapped(value, characters) for value in groups])
     axes.tick_params(axis="x", length=0)

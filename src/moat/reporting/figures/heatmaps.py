@@ -1,7 +1,8 @@
 """Class-activation heat maps of one image, clean and attacked, a row per model.
 
 Each model was attacked on its own. The image is the first that the first model classifies correctly only when clean,
-and the last model both times. Options: none.
+and the last model both times. A map that is zero everywhere (nothing in the image speaks for the predicted class) says
+so. Options: none.
 """
 
 import numpy as np
@@ -55,7 +56,11 @@ def _draw_row(axes, probe, number: int) -> None:
         predicted = probe["classes"][int(probe[f"{images}_predicted"][number])]
         axes[place].imshow(picture if picture.shape[-1] == 3 else picture[..., 0], cmap="gray", vmin=0, vmax=255)
         axes[place + 2].imshow(picture.mean(-1), cmap="gray", vmin=0, vmax=255)
-        axes[place + 2].imshow(heat, cmap="inferno", vmin=0, vmax=1, alpha=0.7)
+        if heat.any():
+            axes[place + 2].imshow(heat, cmap="inferno", vmin=0, vmax=1, alpha=0.7)
+        else:
+            middle = {"transform": axes[place + 2].transAxes, "ha": "center", "va": "center", "fontsize": 6}
+            axes[place + 2].text(0.5, 0.5, "all zero", color="white", backgroundcolor="#333333", **middle)
         axes[place].set_title(images, fontsize=7)
         axes[place + 2].set_title(f"{images}: {predicted}", fontsize=7)
 

@@ -27,6 +27,7 @@ def draw(figure: Figure, frames: Frames, style: Style):
     content = read_cells(path) if path.exists() else pd.DataFrame(columns=COLUMNS)
     content = content[content["published"].notna() & content["metric"].map(_is_percentage).astype(bool)]
     canvas, (axes,) = style.new(columns=2, height=2.9, width=0.8 * style.page_width, sharex=True, sharey=True)
+    papers = {study: frames.results.project.study(study).get("paper", study) for study in content["study"].unique()}
     numbers = {study: number for number, study in enumerate(dict.fromkeys(content["study"]))}
     for each, (title, correct) in zip(axes, _PANELS.items(), strict=True):
         rows = content[(content["protocol"] == CORRECT) == correct]
@@ -34,10 +35,9 @@ def draw(figure: Figure, frames: Frames, style: Style):
         each.plot([0, 100], [0, 100], color=style.muted, linewidth=0.7, zorder=1)
         for study, points in measured.groupby("study", sort=False):
             look = {**style.line(numbers[study]), **_POINTS}
-            each.plot(points["published"].astype(float), points["measured"], label=study, zorder=3, **look)
-        each.set_title(title, loc="left", color=style.muted)
+            each.plot(points["published"].astype(float), points["measured"], label=papers[study], zorder=3, **look)
+        each.set_title(f"{title}:\n{len(measured)} of {len(rows)} measured", loc="left", color=style.muted)
         each.set_xlabel("published (%)")
-        each.text(0.97, 0.04, f"{len(measured)} of {len(rows)} measured", transform=each.transAxes, ha="right")
         each.set_aspect("equal")
     axes[0].set_ylabel("measured (%)")
     axes[0].set(xlim=(-2, 102), ylim=(-2, 102))

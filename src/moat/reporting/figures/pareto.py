@@ -4,10 +4,11 @@ Options:
     measure: the axis whose points are the numbers.
     x, y, size: labels of that axis. Larger is better for x and y; size is a cost.
 
-Every point carries a number; the list beside the axes names its model, beginning with those that no other beats in
-both numbers.
+Every point carries a number, which stands on no other one; the list beside the axes names its model, beginning with
+those that no other beats in both numbers.
 """
 
+import math
 import textwrap
 
 import pandas as pd
@@ -38,7 +39,7 @@ def draw(figure: Figure, frames: Frames, style: Style):
     check_options(figure, ["measure", *_ROLES])
     points = _points(figure, frames)
     drawn = points[points["number"].notna()]
-    canvas, ((axes, listing),) = style.new(columns=2, height=3.6, width=style.page_width, width_ratios=[1.35, 1])
+    canvas, ((axes, listing),) = style.new(columns=2, height=3.6, width=style.page_width, width_ratios=[2.4, 1])
     _draw_points(axes, drawn, style)
     axes.set_xlabel(f"{figure.options['x']} (%)")
     axes.set_ylabel(f"{figure.options['y']} (%)")
@@ -49,10 +50,12 @@ def draw(figure: Figure, frames: Frames, style: Style):
     listing.set_axis_off()
     listing.grid(False)
     for position, (_, point) in enumerate(drawn.iterrows()):
-        text = textwrap.shorten(f"{point['number']}  {point['label']}", 40, placeholder="…")
+        text = textwrap.shorten(f"{point['number']}  {point['label']}", 36, placeholder="…")
         colour = style.colour(0) if point["best"] else "#333333"
         height = 1 - (position + 0.5) / max(len(drawn), 18)
         listing.text(0.0, height, text, color=colour, fontsize=6.4, va="center")
+    canvas.draw_without_rendering()
+    _number_points(axes, drawn)
     return canvas, points
 
 
@@ -108,10 +111,39 @@ def _draw_points(axes, drawn: pd.DataFrame, style: Style) -> None:
         )
         axes.errorbar(*place, yerr, xerr, color=colour, linewidth=0.5, alpha=0.6, zorder=2)
         axes.scatter(*place, size, facecolor=face, edgecolor=colour, alpha=0.75, zorder=3)
-        beside = {"xytext": (2 + size**0.5 / 2.6, 2), "textcoords": "offset points"}
-        axes.annotate(str(point["number"]), place, **beside, fontsize=6, zorder=4)
     axes.margins(0.08)
     axes.grid(True, axis="both")
+
+
+def _number_points(axes, drawn: pd.DataFrame) -> None:
+    """A number beside each point, on that side and as far away that it stands on no other number and no marker."""
+    if drawn.empty:
+        return
+    area = _areas(drawn["size_measured"])
+    # In points, as offsets are.
+    spots = axes.transData.transform(drawn[["x_measured", "y_measured"]].to_numpy(float)) * 72 / axes.figure.dpi
+    radii = [(area(size) / math.pi) ** 0.5 for size in drawn["size_measured"]]
+    taken = [(x, y, radius, radius) for (x, y), radius in zip(spots, radii, strict=True)]
+    for (_, point), (x, y), radius in zip(drawn.iterrows(), spots, radii, strict=True):
+        number = str(point["number"])
+        half = (1.9 * len(number), 2.6)
+        around = [
+            ((radius + gap + half[0]) * math.cos(angle), (radius + gap + half[1]) * math.sin(angle))
+            for gap in (1, 4, 8, 13, 19, 26)
+            for angle in (math.pi * eighth / 4 for eighth in (1, 0, 7, 3, 5, 2, 6, 4))
+        ]
+        free = (each for each in around if not any(_overlap((x + each[0], y + each[1], *half), box) for box in taken))
+        dx, dy = next(free, around[0])
+        taken.append((x + dx, y + dy, *half))
+        look = {"ha": "center", "va": "center", "textcoords": "offset points", "fontsize": 6, "zorder": 4}
+        if math.hypot(dx, dy) > radius + 10:
+            look["arrowprops"] = {"arrowstyle": "-", "linewidth": 0.3, "color": "#888888", "shrinkA": 0, "shrinkB": 0}
+        axes.annotate(number, (point["x_measured"], point["y_measured"]), (dx, dy), **look)
+
+
+def _overlap(first: tuple, second: tuple) -> bool:
+    """Whether two boxes (x and y of the middle, half width, half height) have points in common."""
+    return abs(first[0] - second[0]) < first[2] + second[2] and abs(first[1] - second[1]) < first[3] + second[3]
 
 
 def _areas(costs):
@@ -124,5 +156,5 @@ def _draw_sizes(axes, drawn: pd.DataFrame, name: str, style: Style) -> None:
     area, largest = _areas(drawn["size_measured"]), drawn["size_measured"].max()
     for cost in (largest, largest / 3, largest / 10):
         axes.scatter([], [], area(cost), facecolor="white", edgecolor=style.muted, label=quantity(cost))
-    axes.scatter([], [], 12, facecolor="white", edgecolor=style.colour(0), label="a check failed")
+    axes.scatter([], [], 12, facecolor="white", edgecolor=style.muted, label="hollow: a check failed")
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=4, title=name, title_fontsize=7)

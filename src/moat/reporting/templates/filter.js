@@ -1,4 +1,5 @@
 // Filter the rows of a table by words and verdicts, and all tables at once by what became of the published numbers.
+// Rows in which nothing was measured are folded away until they are asked for.
 {
   const everywhere = new Set();
   const filters = [...document.querySelectorAll("table[data-what]")].map(filterOf);
@@ -7,7 +8,7 @@
   makeBar();
 
   function filterOf(table) {
-    const filter = { table, words: [], verdicts: new Set(), status: document.createElement("span") };
+    const filter = { table, words: [], verdicts: new Set(), folded: true, status: document.createElement("span") };
     const rows = [...table.tBodies[0].rows];
     filter.status.setAttribute("role", "status");
     const tools = document.createElement("div");
@@ -19,13 +20,41 @@
     }
     if (rows.length > 3) tools.append(search(filter));
     tools.append(filter.status);
+    const idle = rows.filter((row) => row.classList.contains("idle")).length;
+    if (idle && idle < rows.length) tools.append(unfold(filter, `${idle} ${table.dataset.what} that were not run`));
+    else filter.folded = false;
     table.parentElement.before(tools);
+    apply(filter);
     return filter;
   }
 
   function chipsOf(table) {
     const before = table.parentElement.previousElementSibling;
     return before?.matches(".chips") ? before : null;
+  }
+
+  function unfold(filter, what) {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.className = "unfold";
+    filter.fold = (folded) => {
+      filter.folded = folded;
+      button.textContent = `${folded ? "Show" : "Hide"} ${what}`;
+      apply(filter);
+    };
+    button.addEventListener("click", () => filter.fold(!filter.folded));
+    button.textContent = `Show ${what}`;
+    return button;
+  }
+
+  // A link to a row or cell that is folded away unfolds it.
+  function showTarget() {
+    const target = document.getElementById(decodeURIComponent(location.hash.slice(1)));
+    if (!target) return;
+    const fold = target.closest("details");
+    if (fold) fold.open = true;
+    filters.find(({ table }) => target.closest("tr.idle") && table.contains(target))?.fold?.(false);
+    target.scrollIntoView();
   }
 
   function search(filter) {
@@ -60,13 +89,15 @@
     const own = (verdict) => !filter.verdicts.size || filter.verdicts.has(verdict);
     const all = (verdict) => !everywhere.size || everywhere.has(verdict);
     let shown = 0;
+    const asked = filter.words.length || filter.verdicts.size || everywhere.size;
     const rows = [...filter.table.tBodies[0].rows];
     for (const row of rows) {
       const text = row.textContent.toLowerCase();
-      row.hidden = !(filter.words.every((word) => text.includes(word)) && fits(row, own, all));
+      const fit = filter.words.every((word) => text.includes(word)) && fits(row, own, all);
+      row.hidden = !fit || (!asked && filter.folded && row.classList.contains("idle"));
       shown += !row.hidden;
     }
-    filter.status.textContent = shown < rows.length ? `${shown} of ${rows.length} ${filter.table.dataset.what}` : "";
+    filter.status.textContent = asked && shown < rows.length ? `${shown} of ${rows.length} ${filter.table.dataset.what}` : "";
     filter.table.dispatchEvent(new CustomEvent("rows"));
     return shown;
   }
@@ -86,7 +117,7 @@
 
   // Only what was published is among what the overview counts.
   function isPublished(cell) {
-    return cell.querySelector(":scope > .published") !== null;
+    return cell.dataset.counted !== undefined;
   }
 
   function claimed(row) {
@@ -100,6 +131,7 @@
       if (article) article.hidden = everywhere.size > 0 && shown === 0;
     }
     for (const figure of document.querySelectorAll("article:not(:has(table))")) figure.hidden = everywhere.size > 0;
+    for (const fold of document.querySelectorAll("details.fold")) fold.open = everywhere.size > 0;
     bar.hidden = everywhere.size === 0;
     const names = [...document.querySelectorAll(".tile [aria-pressed=true] .name")].map((name) => name.textContent);
     bar.firstElementChild.textContent = `Only what is ${names.join(" or ")}. `;
@@ -120,4 +152,6 @@
   }
 
   for (const input of document.querySelectorAll(".tools input")) input.value = "";
+  addEventListener("hashchange", showTarget);
+  showTarget();
 }
