@@ -325,7 +325,8 @@ def test_claims_are_written_beside_the_cells(tree, moat, capsys):
     # Beside the verdict, what the scale shows of it.
     assert (first["kind"], first["indication"], first["tested"]) == ("order", "undecided", "above 0")
     assert first["indication_reason"] == "an order between methods needs at least 2 seeds, not 1"
-    assert re.fullmatch(r"width 0.125, \d+ epochs, 1 seed, 400 images attacked or classified", first["budget"])
+    assert first["budget"].startswith("width 0.125, ")
+    assert first["budget"].endswith(", 1 seed, 400 images attacked or classified")
     assert second["indication"] == "not testable here"
     assert second["indication_reason"].endswith(": the method dramoe is not part of scale smoke")
     assert (second["verdict"], second["measured"], second["stated"]) == ("not-run", "", "5.48 ± 2 points")
