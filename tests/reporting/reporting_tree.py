@@ -73,6 +73,7 @@ class Tree:
 
     def __init__(self, folder: Path, scale: str = "smoke", sources: dict[str, str] | None = None):
         self.root, self.base = folder / "results", folder / "results" / scale
+        self.root.mkdir(exist_ok=True)
         self.scale = scale
         self.sources = sources or {}
 

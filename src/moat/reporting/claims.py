@@ -50,7 +50,7 @@ def evaluate(
 ) -> list[dict[str, Any]]:
     """One dict per claim of the studies, in the order of ``config/claims.yaml``.
 
-    Without those about tables, rows or columns that the scale leaves out.
+    Those about tables, rows or columns that the scale leaves out are not run.
 
     Args:
         content: the rows of all cells, see :func:`moat.reporting.tables.frame`.
@@ -71,28 +71,8 @@ def evaluate(
     return [
         _claim(project, grid, name, spec, rows, scale["comparable"])
         for name, spec in project.claims().items()
-        if spec["study"] in studies and not _is_left_out(project, grid, spec)
+        if spec["study"] in studies
     ]
-
-
-def _is_left_out(project: Project, grid: Grid, spec: Mapping[str, Any]) -> bool:
-    """Whether a study of the grid declares a table, row or column that a claim is about, and the grid has it not."""
-    for role in ("of", "against"):
-        study, name = _table_of(spec, role) if role in spec else ("", "")
-        declared = project.study(study).get("tables", {}).get(name) if study in {t.study for t in grid.tables} else None
-        if declared is None:
-            continue
-        made = {
-            cell.axes for table in grid.tables if (table.study, table.name) == (study, name) for cell in table.cells
-        }
-        labels = {**spec.get("cells", {}), **_labels(spec, role)}
-        shown = {label for axes in made for label in axes}
-        for axis in (*declared["rows"], *declared["columns"]):
-            known = {point["label"] for point in axis["points"]}
-            wanted = known.intersection(labels.get(axis["axis"], ()))
-            if not made or any((axis["axis"], label) not in shown for label in wanted):
-                return True
-    return False
 
 
 def chosen(grid: Grid, name: str, spec: Mapping[str, Any], role: str) -> list[Cell]:
