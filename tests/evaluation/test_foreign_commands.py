@@ -157,6 +157,17 @@ def exits_at_once():
     os._exit(0)
 
 
+def signals():
+    import os, signal
+    os.kill(os.getpid(), signal.SIGUSR1)
+    return Net()
+
+
+def replaces():
+    torch.Tensor.argmax = lambda self, *_, **__: torch.zeros(len(self), dtype=torch.int64)
+    return Net()
+
+
 ready, number = Net(), 7
 """
 MODULES = {
@@ -233,6 +244,8 @@ IMPORTS = {
     "elsewhere_nets:key_error": "the factory fails (KeyError: 'net', in {}, line ",
     "elsewhere_nets:exits": "the factory fails: it ends Python (sys.exit('no GPU'), in {}, line ",
     "elsewhere_nets:exits_at_once": "the factory fails: it ends Python (sys.exit(0), in {}, line ",
+    "elsewhere_nets:signals": "the factory fails (RuntimeError: the signal SIGUSR1, which ends Python, in {}, line ",
+    "elsewhere_nets:replaces": "the factory fails (it replaces torch.Tensor.argmax, by which moat judges its answers)",
     "elsewhere_nets:number": "is an int; a function that returns a torch.nn.Module is needed",
     "elsewhere_nets:sys": "is a module; a function that returns a torch.nn.Module is needed",
     "./elsewhere_nets:Net": "for elsewhere_nets in the working directory write elsewhere_nets:Net",
@@ -248,6 +261,12 @@ def test_a_factory_that_cannot_be_had_is_one_line(run, place, command, model, wo
     file = os.path.relpath(place / f"{model.partition(':')[0]}.py")
     assert code == 2 and line.startswith(f"moat {command}: --model {model}: "), line
     assert words.format(file if ", in" in words else place / f"{model.partition(':')[0]}.py") in line, line
+
+
+@pytest.mark.parametrize("eps", ["1e-320", "1e-9", "0", "-8/255", "256/255", "nan", "1e400"])
+def test_a_radius_without_other_pixels_in_it_is_one_line(run, eps):
+    code, lines, line = run("elsewhere_nets:Net", "--eps=" + eps, command="verify")
+    assert (code, len(lines)) == (2, 1) and "--eps" in line, lines
 
 
 def test_arguments_are_moats_own_and_the_process_stays_as_it_is(run):

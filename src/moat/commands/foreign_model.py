@@ -66,6 +66,10 @@ LISTED = 3
 JUDGED_BY = ("amax", "argmax", "isfinite", "softmax", "topk")
 # Signals that end a process which does not expect them.
 ENDING = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM, signal.SIGVTALRM, signal.SIGPROF)
+# Methods of tensors by which answers are judged: no module may put others in their place.
+JUDGED_BY = ("amax", "argmax", "isfinite", "softmax", "topk")
+# Signals that end a process unless it expects them.
+ENDING = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM, signal.SIGVTALRM, signal.SIGPROF)
 # Folders of installed packages.
 INSTALLED = ("site-packages", "dist-packages")
 
@@ -160,7 +164,9 @@ def _process_as_it_is(name: str) -> Iterator[None]:
     code of success, is ``sys.exit`` inside the block.
     """
     arguments, output, folder, process, leave = sys.argv, (sys.stdout, sys.stderr), os.getcwd(), os.getpid(), os._exit
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, *ENDING)}
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    methods = {name: getattr(torch.Tensor, name) for name in JUDGED_BY}
     disabled, threads, gradients = logging.root.manager.disable, torch.get_num_threads(), torch.is_grad_enabled()
     dtype, device = torch.get_default_dtype(), torch.get_default_device()
 
@@ -169,14 +175,26 @@ def _process_as_it_is(name: str) -> Iterator[None]:
             leave(code)  # A child that was forked.
         raise SystemExit(code)
 
+    def report(number: int, frame: object) -> None:
+        raise RuntimeError(f"the signal {signal.Signals(number).name}, which ends Python")
+
     sys.argv, os._exit = [name], exit_here
+    for number in ENDING if in_main_thread else ():
+        if handlers[number] == signal.SIG_DFL:
+            signal.signal(number, report)
     try:
         yield
+        for method, own in methods.items():
+            if getattr(torch.Tensor, method) is not own:
+                raise ConfigError(f"it replaces torch.Tensor.{method}, by which moat judges its answers")
     finally:
+        for method, own in methods.items():
+            if getattr(torch.Tensor, method) is not own:
+                setattr(torch.Tensor, method, own)
         sys.argv, os._exit = arguments, leave
         sys.stdout, sys.stderr = (_open_again(stream, number) for number, stream in enumerate(output, start=1))
         os.chdir(folder)
-        if threading.current_thread() is threading.main_thread():
+        if in_main_thread:
             for number, handler in handlers.items():
                 # None: a handler that is not Python's.
                 if handler is not None:

@@ -28,6 +28,8 @@ from moat.training.run_record import read_run
 
 RESUMES = "the same command starts the checks again"
 
+# Below it, float32 knows no other pixels in the ball.
+LEAST_EPS = 1e-6
 # Held-out images that test images are compared with.
 HELD_OUT = 1000
 
@@ -79,8 +81,8 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def request(arguments: Namespace) -> Request:
     eps = parse_number(arguments.eps, where="--eps")
-    if not 0 < eps <= 1:
-        raise ConfigError(f"--eps {arguments.eps}: allowed: above 0, at most 1 (pixels are in [0, 1])")
+    if not LEAST_EPS <= eps <= 1:
+        raise ConfigError(f"--eps {arguments.eps}: allowed: {LEAST_EPS:g} to 1 (pixels are in [0, 1])")
     project = Project(arguments.project)
     target = target_request(arguments, project, at_most=CHECKED_IMAGES)
     of_scale = _checks_of_scale(project, target.record)
