@@ -57,6 +57,7 @@ onstart:
     for folder in (paths.results(config["scale"]), config["data"]["resources"]):
         if ahead := clamp_future_mtimes(folder):
             print(f"moat: {len(ahead)} files in {folder} had times in the future; they are now", file=sys.stderr)
+    print(f"moat: scale {config['scale']} (scale=paper is the reproduction)", file=sys.stderr)
     if workflow.executor_plugin.name == "slurm":
         slurm.start(workflow.executor_settings, checkout)
     if workflow.local_exec:

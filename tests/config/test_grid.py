@@ -145,6 +145,14 @@ def test_a_suite_that_a_scale_leaves_out_costs_only_the_cells_that_need_it(proje
     assert [cell.not_run for cell in made.cells] == ["the suite dramoe is not part of scale mine", None] * 2
 
 
+def test_a_column_that_a_scale_leaves_out_is_not_run_in_that_table_only(project):
+    same = table([DATA, NET, METHODS], [METRICS])
+    declare(project, "a", study(one=same, two=same))
+    one, two = extended(project, exclude={"column": ["a-one: Adv"]}).tables
+    assert [cell.not_run for cell in one.cells] == [None, "the column a-one: Adv is not part of scale mine"] * 2
+    assert {cell.not_run for cell in two.cells} == {None}
+
+
 @pytest.mark.parametrize(
     ("scale", "made"),
     [

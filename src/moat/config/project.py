@@ -2,6 +2,7 @@
 
 import csv
 import fnmatch
+import itertools
 import json
 import os
 import re
@@ -191,7 +192,9 @@ class Project:
         for kind, patterns in scale.get("exclude", {}).items():
             known = self._excludable(kind)
             for pattern in patterns:
-                if not fnmatch.filter(known, pattern):
+                # A study that is not in this project has nothing to leave out.
+                absent = kind in ("item", "column") and pattern.partition("-")[0] not in self.names("studies")
+                if not absent and not fnmatch.filter(known, pattern):
                     what = schema.unknown_name(pattern, known, what=kind)
                     raise ConfigError(f"config/scales/{name}.yaml: exclude: {what}")
         for kind, used in named.items():
@@ -206,6 +209,16 @@ class Project:
             parts = ("tables", "figures")
             return [
                 f"{name}-{item}" for name, study in studies.items() for part in parts for item in study.get(part, ())
+            ]
+        if kind == "column":
+            tables = ((name, self.study(name).get("tables", {})) for name in self.names("studies"))
+            return [
+                f"{name}-{table}: {' / '.join(labels)}"
+                for name, declared in tables
+                for table, spec in declared.items()
+                for labels in itertools.product(
+                    *([each["label"] for each in axis["points"]] for axis in spec["columns"])
+                )
             ]
         return {"arch": plugins.archs, "suite": self.suites}.get(kind, lambda: self.names(f"{kind}s"))()
 

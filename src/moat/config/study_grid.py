@@ -186,7 +186,7 @@ class Expander:
             may_lack = any(point.get("not_in_paper") for _, point in points)
             wanted = wanted_columns(spec, points)
             published = self.numbers.find(wanted, where=f"{table}: {labels}", may_lack=may_lack)
-        bound = bind(spec, points)
+        bound = {**bind(spec, points), "column": f"{self.study}-{table}: {_written(column)}" if column else ""}
         cell = self._measured(bound, place, published, where)
         if cell.not_run is not None:
             return cell
@@ -215,7 +215,7 @@ class Expander:
         if bound.get("method") in self.names["method"]:
             bound["method"] = self.simplest(bound["method"])
         # A property of the code needs no run, so no scale leaves it out.
-        for kind in (*self.names, *(["suite"] if rows else [])) if reads else ():
+        for kind in (*self.names, "column", *(["suite"] if rows else [])) if reads else ():
             if not_run is None and bound.get(kind) and not self._has(kind, bound[kind]):
                 not_run = f"the {kind} {bound[kind]} is not part of scale {self.scale_name}"
         patterns, settings = tuple(bound.get("settings", ())), ()
@@ -266,7 +266,7 @@ class Expander:
         return tuple(self.spec["seeds"][:number])
 
     def _has(self, kind: str, name: str) -> bool:
-        """Whether the scale has a data set, net, method, suite, or table or figure (an item)."""
+        """Whether the scale has a data set, net, method, suite, column, or table or figure (an item)."""
         excluded = self.scale.get("exclude", {}).get(kind, ())
         return name in self.included.get(kind, [name]) and not any(fnmatch.fnmatch(name, each) for each in excluded)
 
