@@ -110,7 +110,7 @@ class Case:
         results = Results(self.tree.root, "paper", project=self.project)
         scale = self.project.scale("paper")
         cells = (row for table in grid.tables for cell in table.cells for row in rows_of(cell, results, scale))
-        return claims.evaluate(self.project, grid, frame(cells))
+        return claims.evaluate(self.project, grid, frame(cells), studies)
 
 
 @pytest.fixture
