@@ -48,6 +48,7 @@ def rows(project, capsys):
     return run
 
 
+@pytest.mark.long
 def test_compiled_convolution_is_compared_in_rounding_too(project, capsys):
     if winograd.library() is None:
         pytest.skip("winograd.cpp is not compiled here")
@@ -63,6 +64,7 @@ def test_compiled_convolution_is_compared_in_rounding_too(project, capsys):
     assert strided["case"] == plain["case"].replace("8 channels", "16 channels") + ", stride 2"
 
 
+@pytest.mark.long
 def test_attacks_are_equal_and_a_missing_library_is_said(rows, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "art.estimators.classification", None)
     found = rows(attack, "--widths", "4", "--batch-size", "2", "--run", str(tmp_path / "none"))
@@ -80,6 +82,7 @@ def test_attacks_are_equal_and_a_missing_library_is_said(rows, monkeypatch, tmp_
     assert "none: no such run" in found[6, "width 4"].get("exact", {}).get("verdicts", "none: no such run")
 
 
+@pytest.mark.long
 def test_routed_training_and_attack_are_the_definition(rows):
     found = rows(moe, "--width", "8", "--batch-size", "8", "--steps", "2")
     assert list(found) == [(1, "width 8"), (2, "2 experts"), (2, "8 experts"), (3, "width 8, batches of 8")]
@@ -129,6 +132,7 @@ def test_units_are_read_and_less_may_be_better():
     assert table._cells(17, row, row)[5] == "6.5 h (6 to 7, 3)"
 
 
+@pytest.mark.long
 def test_autoattack_has_the_packages_verdicts(project, capsys, monkeypatch):
     torch.manual_seed(0)
     model, x = models.build("resnet18", 10, width=1 / 32).eval(), torch.rand(4, 3, 32, 32)
@@ -142,6 +146,7 @@ def test_autoattack_has_the_packages_verdicts(project, capsys, monkeypatch):
     assert {name: len(seconds) for name, seconds in row["seconds"].items()} == {"package": 2, "float32": 2}
 
 
+@pytest.mark.long
 def test_a_narrow_net_is_trained_once(monkeypatch, tmp_path):
     images = torch.randint(0, 256, (8, 32, 32, 3), dtype=torch.uint8)
     splits = {"train": SimpleNamespace(images=images, labels=torch.arange(8))}
@@ -160,6 +165,7 @@ def test_a_narrow_net_is_trained_once(monkeypatch, tmp_path):
     assert not torch.equal(fresh.head.weight, again.head.weight) and not again.training
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["dwf", "mocse"])
 def test_mixtures_give_the_same_however_they_are_computed(rows, kind):
     found = rows(mixture, "--mixtures", kind, "--widths", "4", "--batch-size", "2")
@@ -169,6 +175,7 @@ def test_mixtures_give_the_same_however_they_are_computed(rows, kind):
         assert row["ms_per_image"].keys() == {"ours", "plain", "grouped"}
 
 
+@pytest.mark.long
 def test_batches_and_curves(rows, project, capsys):
     assert rows(data, "--images", "256")[12, ""]["floor"] == 9
     options = ("--width", "4", "--sizes", "1,2", "--experts", "2,4", "--batch-size", "4")
@@ -210,6 +217,7 @@ def test_corruptions_have_the_targets_of_their_peer():
     assert (row["ratio"], row["low"], row["high"], row["n"]) == (22.0, 12.0, 30.0, 3)
 
 
+@pytest.mark.long
 def test_a_wider_net_computes_the_same():
     torch.manual_seed(0)
     model = models.build("resnet18", 10, width=1 / 16).double().train()

@@ -81,6 +81,7 @@ def test_calibration_is_what_the_planner_reads(project, run):
     assert {each.source for each in observed} == {"calibration"}
 
 
+@pytest.mark.long
 def test_measured_again_replaces_what_was_measured(project, run):
     for _ in range(2):
         options = ("--methods", "standard", "--archs", "lenet5", *QUICK, "--calibrate", "--json")
@@ -89,6 +90,7 @@ def test_measured_again_replaces_what_was_measured(project, run):
     assert [row["macs_per_second"] for row in kept] == [row["macs_per_second"] for row in rows]
 
 
+@pytest.mark.long
 def test_people_get_a_table_and_a_file(run, tmp_path):
     out = tmp_path / "out.json"
     text = run("--methods", "standard", "--archs", "lenet5", *QUICK, "--out", str(out))
@@ -96,6 +98,7 @@ def test_people_get_a_table_and_a_file(run, tmp_path):
     assert json.loads(out.read_text())["benchmark"] == "train"
 
 
+@pytest.mark.long
 def test_the_script_runs_by_itself_in_any_folder(tmp_path):
     script = [sys.executable, str(ROOT / "benchmarks" / "train.py"), "--archs", "lenet6", "--scale", "smoke"]
     done = subprocess.run(script, cwd=tmp_path, capture_output=True, text=True)

@@ -34,6 +34,7 @@ def folder(project, tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.mark.long
 def test_every_command_of_the_page_works(folder):
     (folder / "mynet.py").write_text(blocks("python")[0])
     import mynet

@@ -1,5 +1,6 @@
 """The nets of torchvision and timm: what is the library's, what was changed, and that they train."""
 
+import functools
 import json
 import subprocess
 import sys
@@ -26,25 +27,34 @@ from moat.models.nets.zoo import NETS
 from project_copy import copy_project
 
 ROOT = Path(__file__).parents[2]
-VISION = library("torchvision.models", user="the test")
-timm = library("timm", user="the test")
+
+
+@functools.cache
+def vision():
+    return library("torchvision.models", user="the test")
+
+
+def of_vision(name, **fixed):
+    """A function that builds torchvision's net; importing that library takes seconds, which other tests need not."""
+    return lambda **options: getattr(vision(), name)(**fixed, **options)
+
 
 # The library's own net; the layers that are not its own here; pixels that are left of 32x32, and behind which layer.
 LIBRARY = {
-    "vgg19": (VISION.vgg19_bn, {"classifier"}, 1, "features"),
-    "resnet50": (VISION.resnet50, {"conv1", "fc"}, 4, "layer4"),
-    "densenet121": (VISION.densenet121, {"features.conv0", "classifier"}, 4, "features"),
-    "densenet169": (VISION.densenet169, {"features.conv0", "classifier"}, 4, "features"),
+    "vgg19": (of_vision("vgg19_bn"), {"classifier"}, 1, "features"),
+    "resnet50": (of_vision("resnet50"), {"conv1", "fc"}, 4, "layer4"),
+    "densenet121": (of_vision("densenet121"), {"features.conv0", "classifier"}, 4, "features"),
+    "densenet169": (of_vision("densenet169"), {"features.conv0", "classifier"}, 4, "features"),
     "googlenet": (
-        lambda: VISION.googlenet(aux_logits=False, init_weights=False),
+        of_vision("googlenet", aux_logits=False, init_weights=False),
         {"conv1", "conv2", "conv3", "fc"},
         8,
         "inception5b",
     ),
-    "inception-v3": (lambda: VISION.inception_v3(aux_logits=False, init_weights=False), {"fc"}, 7, "Mixed_7c"),
-    "xception": (lambda: timm.create_model("legacy_xception"), {"fc"}, 4, "act4"),
-    "mobilenet-v2": (VISION.mobilenet_v2, {"classifier"}, 4, "features"),
-    "efficientnet-b0": (VISION.efficientnet_b0, {"classifier"}, 2, "features"),
+    "inception-v3": (of_vision("inception_v3", aux_logits=False, init_weights=False), {"fc"}, 7, "Mixed_7c"),
+    "xception": (lambda: library("timm", user="the test").create_model("legacy_xception"), {"fc"}, 4, "act4"),
+    "mobilenet-v2": (of_vision("mobilenet_v2"), {"classifier"}, 4, "features"),
+    "efficientnet-b0": (of_vision("efficientnet_b0"), {"classifier"}, 2, "features"),
 }
 NAMES = sorted(LIBRARY)
 # A chain, depthwise convolutions, the net of timm; test_nets.py counts the parameters of all.

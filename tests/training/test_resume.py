@@ -143,6 +143,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(
     assert damage == "missing" or "is damaged; falling back" in caplog.text
 
 
+@pytest.mark.long
 def test_another_recipe_starts_anew_and_keeps_the_first_ones_checkpoint(tiny, tmp_path, monkeypatch):
     """Trying epochs: 3 in the midst of a run of 4 must not cost the run of 4."""
     out = tmp_path / "run"
@@ -204,6 +205,7 @@ def test_a_finished_run_whose_record_was_cut_short_is_trained_again(prepared, un
     assert outcome(out) == undisturbed["pgd-at"]
 
 
+@pytest.mark.long
 def test_a_finished_run_of_other_sources_is_trained_again(prepared, undisturbed, tmp_path, monkeypatch):
     out = tmp_path / "run"
     with monkeypatch.context() as patch:
