@@ -32,7 +32,7 @@ help: ## this list
 define make_scale
 @$(BIN)/python -m moat.pipeline.progress_line --log logs/$(1).log \
   --then "The page: $(CURDIR)/results/$(1)/report.html\n$(2)" \
-  -- $(BIN)/snakemake --cores all $(LIMIT) --config scale=$(1)
+  -- $(BIN)/snakemake --cores all --keep-going --scheduler greedy $(LIMIT) --config scale=$(1)
 endef
 NEXT := Next: make smoke (every method and suite) or the reproduction, for GPUs:\n  $(BIN)/snakemake --cores all \
   --resources gpu=2 --config scale=paper   (what it costs: $(BIN)/moat plan --scale paper)

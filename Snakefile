@@ -48,7 +48,7 @@ report: "workflow/report/workflow.rst"
 rule all:
     default_target: True
     input:
-        paths.report(config["scale"]),
+        inputs.everything(config["scale"]),
     localrule: True
 
 

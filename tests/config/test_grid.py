@@ -296,27 +296,35 @@ def test_plan_tells_done_missing_and_stale(project):
         folder.mkdir(parents=True)
         record = {"class": method, "arch": "resnet18", "sources": recorded}
         write_json(folder / "run.json", record)
-        (folder / "model.safetensors").write_bytes(WHOLE[".safetensors"])
+        _leave_weights(folder)
     found = {entry["method"]: entry for entry in plan(project, grid) if entry["kind"] == "run"}
     assert (found["trades"]["status"], found["trades"]["stale"]) == ("done", [])
     assert (found["pgd-at"]["status"], found["pgd-at"]["stale"]) == ("stale", ["attacks"])
     assert {e["status"] for e in plan(project, grid) if e["kind"] in ("evaluation", "check", "table")} == {"missing"}
 
 
-# Files that are there (r: run.json, w: weights, e: evaluation, g: checks) -> status of run, evaluation and checks.
+def _leave_weights(folder):
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "history.csv").write_text("epoch\n1\n")
+    for name in paths.WEIGHTS.values():
+        (folder / name).write_bytes(WHOLE[".safetensors"])
+
+
+# Files that are there (r: run.json, w: weights and history, e: evaluation, g: checks) -> status of run, evaluation and
+# checks.
 WITHOUT_WEIGHTS = {
     "rweg": ("done", "done", "done"),
-    "reg": ("done", "done", "done"),
+    "reg": ("missing", "stale", "stale"),
     "rwg": ("done", "missing", "done"),
-    "rg": ("missing", "missing", "missing"),
-    "re": ("missing", "missing", "missing"),
-    "eg": ("missing", "missing", "missing"),
+    "rg": ("missing", "missing", "stale"),
+    "re": ("missing", "stale", "missing"),
+    "eg": ("missing", "stale", "stale"),
 }
 
 
 @pytest.mark.parametrize(("there", "expected"), WITHOUT_WEIGHTS.items())
-def test_a_run_without_its_weights_is_trained_again_if_they_are_needed(project, there, expected):
-    """As Snakemake would, which makes anew what comes after it, too."""
+def test_a_run_without_its_weights_is_missing_and_what_was_made_from_it_stale(project, there, expected):
+    """As the workflow has it, which makes both anew."""
     declare(
         project, "a", study(one=table([DATA, NET, axis("method", {"label": "TRADES", "method": "trades"})], [METRICS]))
     )
@@ -329,6 +337,11 @@ def test_a_run_without_its_weights_is_trained_again_if_they_are_needed(project, 
         "e": project.root / paths.evaluation("smoke", run, evaluation.suite),
         "g": project.root / paths.checks("smoke", run),
     }
+    if "w" in there:
+        _leave_weights(folder)
+    if "e" in there:
+        files["e"].parent.mkdir(parents=True, exist_ok=True)
+        files["e"].with_suffix(".json").write_bytes(WHOLE[".json"])
     for letter in there:
         files[letter].parent.mkdir(parents=True, exist_ok=True)
         files[letter].write_bytes(WHOLE[files[letter].suffix])

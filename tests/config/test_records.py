@@ -10,6 +10,7 @@ from moat.config import paths, recipes
 from moat.config.grid import Run, build_grid
 from moat.config.project import Project
 from moat.config.records import Records
+from moat.config.status import Statuses
 from moat.planning.status import plan
 from moat.provenance.staleness import describe
 from project_copy import copy_project, edit_yaml
@@ -35,6 +36,7 @@ def train(project: Project, run: Run, sha: str = "a", **more) -> None:
     digest = recipes.digest(recipes.resolve_run(project, SCALE, **place))
     record = {**named(run, sha), "last_sha256": f"{sha} last", "recipe_digest": digest, **more}
     write_json(project.root / paths.run_dir(SCALE, run) / "run.json", record)
+    (project.root / paths.run_dir(SCALE, run) / "history.csv").write_text("epoch\n1\n")
 
 
 def measure(project: Project, run: Run, sha: str = "a") -> None:
@@ -234,11 +236,13 @@ def test_a_run_that_started_from_another_model_is_stale_and_from_a_stale_run_too
     assert (records.stale_run(BENIGN), records.stale_run(DWF)) == (["recipe"], ["initial run"])
 
 
-def test_the_results_that_come_with_the_project_have_an_answer():
+def test_the_evidence_that_comes_with_the_project_has_an_answer():
+    """It has no weights, and lacks nothing for that."""
     own = Project(ROOT)
-    grid = build_grid(own, "mini", own.names("studies"))
-    found = {entry["status"] for entry in plan(own, grid)}
-    assert found <= {"done", "stale", "missing"} and {"done", "stale"} & found
+    grid = build_grid(own, "mini", own.config()["studies"])
+    statuses = Statuses(Records(ROOT / "results/evidence", "mini", own), grid, own.config()["studies"])
+    found = {statuses.of_result("run", run).status for run in grid.runs}
+    assert found <= {"done", "stale"} and found
 
 
 def test_what_is_cut_short_is_damaged_and_what_is_not_there_missing(project):

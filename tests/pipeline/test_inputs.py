@@ -9,8 +9,8 @@ import pytest
 
 from moat.base.errors import ConfigError
 from moat.base.files import write_json
-from moat.config.grid import Run
 from moat.config.project import Project
+from moat.config.shown import of_table
 from moat.pipeline.inputs import Inputs, inputs_of, one_of
 from project_copy import copy_project, edit_yaml
 
@@ -18,11 +18,15 @@ ROOT = Path(__file__).parents[2]
 CONFIG = {"scale": "smoke", "studies": ["unified", "dramoe", "dwf"], "refresh": "never"}
 CONFIG["max_resources"] = {"mem_mb": None, "runtime": None}
 RESULTS = "results/smoke"
+ALL = ["unified", "dramoe", "dwf", "mocse", "hybrid"]
 
 
 @pytest.fixture(scope="module")
-def inputs() -> Inputs:
-    return Inputs(Project(ROOT), CONFIG)
+def inputs(tmp_path_factory) -> Inputs:
+    """In a folder without results, whatever lies in the checkout."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("empty"))
+        yield Inputs(Project(ROOT), CONFIG)
 
 
 @pytest.fixture
@@ -53,8 +57,9 @@ def test_a_wrong_name_is_told_before_any_rule_asks(wrong, said):
             "initial_models",
             {"method": "dwf", "seed": "1"},
             [
-                f"{RESULTS}/runs/digits/resnet18/dwf-expert-{name}/seed{seed}/model.safetensors"
+                f"{RESULTS}/runs/digits/resnet18/dwf-expert-{name}/seed{seed}/{file}"
                 for name, seed in (("benign", 3), ("fgsm", 4), ("pgd", 5))
+                for file in ("run.json", "model.safetensors")
             ],
         ),
         ("initialize_options", {"method": "trades"}, ""),
@@ -62,16 +67,16 @@ def test_a_wrong_name_is_told_before_any_rule_asks(wrong, said):
             "run_files",
             {},
             {
-                "model": f"{RESULTS}/runs/digits/resnet18/trades/seed0/model.safetensors",
                 "run": f"{RESULTS}/runs/digits/resnet18/trades/seed0/run.json",
+                "weights": f"{RESULTS}/runs/digits/resnet18/trades/seed0/model.safetensors",
             },
         ),
         (
             "run_files",
             {"weights": "-last"},
             {
-                "model": f"{RESULTS}/runs/digits/resnet18/trades/seed0/last.safetensors",
                 "run": f"{RESULTS}/runs/digits/resnet18/trades/seed0/run.json",
+                "weights": f"{RESULTS}/runs/digits/resnet18/trades/seed0/last.safetensors",
             },
         ),
         ("evaluation_options", {"suite": "trust"}, "--batch-size 500 --limit 40"),
@@ -94,7 +99,7 @@ def test_a_wrong_name_is_told_before_any_rule_asks(wrong, said):
         (
             "transfer_files",
             {"suite": "transfer", "method": "pgd-at"},
-            [f"{RESULTS}/runs/digits/resnet18/trades/seed0/{name}" for name in ("model.safetensors", "run.json")],
+            [f"{RESULTS}/runs/digits/resnet18/trades/seed0/{name}" for name in ("run.json", "model.safetensors")],
         ),
         (
             "transfer_options",
@@ -107,17 +112,26 @@ def test_what_a_rule_asks_for(inputs, function, asked, expected):
     found = getattr(inputs, function)(wildcards(**asked))
     if function.endswith("options"):
         found = shlex.join(found)
-    plain = {key: str(path) for key, path in found.items()} if isinstance(found, dict) else found
-    assert (list(map(str, plain)) if isinstance(plain, list) else plain) == expected
+    if isinstance(found, dict):
+        # There are no results: the weights are missing, and asked for.
+        assert {"run": str(found["run"]), "weights": str(*found["weights"])} == expected
+    else:
+        assert (list(map(str, found)) if isinstance(found, list) else found) == expected
 
 
 def test_only_transferred_examples_depend_on_another_run(inputs):
     """Where a method is trained again, its evaluations are made again, and of the others' only the transferred ones."""
-    scale, trained_again = "smoke", f"{RESULTS}/runs/digits/resnet18/trades/seed0/model.safetensors"
+    scale, trained_again = "smoke", f"{RESULTS}/runs/digits/resnet18/trades/seed0/run.json"
     dragged_along = set()
     for evaluation in inputs.grid(scale).evaluations:
         asked = wildcards(suite=evaluation.suite, **vars(evaluation.run))
-        files = [*inputs.run_files(asked).values(), *inputs.corrupted_images(asked), *inputs.transfer_files(asked)]
+        found = inputs.run_files(asked)
+        files = [
+            found["run"],
+            *found.get("weights", []),
+            *inputs.corrupted_images(asked),
+            *inputs.transfer_files(asked),
+        ]
         if trained_again in map(str, files) and evaluation.run.method != "trades":
             dragged_along.add(evaluation.suite)
     assert dragged_along == {"transfer"}
@@ -127,11 +141,12 @@ def test_only_transferred_examples_depend_on_another_run(inputs):
 
 def test_a_row_of_the_last_epoch_asks_for_files_of_its_own_and_no_further_training(inputs):
     table = inputs.grid("smoke").table("dwf", "table2")
-    asked = [str(path) for path in inputs_of(table, "smoke")]
+    asked = [str(path) for path in inputs_of(of_table("smoke", table), "smoke")]
     (last,) = {run for run in table.checks if run.weights == "last"}
     own = [path for path in asked if "-last" in path]
     name = f"{last.dataset}/{last.arch}/{last.method}/seed{last.seed}-last"
-    assert own == [f"{RESULTS}/evaluations/{name}/dwf-last-epoch.parquet", f"{RESULTS}/checks/{name}.json"]
+    rows = f"{RESULTS}/evaluations/{name}/dwf-last-epoch"
+    assert own == [f"{rows}.parquet", f"{rows}.json", f"{RESULTS}/checks/{name}.json"]
     assert len(asked) == len(set(asked))
 
 
@@ -143,28 +158,69 @@ def test_a_table_asks_for_the_records_evaluations_and_checks_behind_its_cells(in
         expected |= {f"{RESULTS}/runs/{name}/run.json", f"{RESULTS}/runs/{name}/history.csv"}
         expected |= {f"{RESULTS}/checks/{name}.json"}
         expected |= {
-            f"{RESULTS}/evaluations/{name}/{each.suite}.parquet" for each in table.evaluations if each.run == run
+            f"{RESULTS}/evaluations/{name}/{each.suite}.{end}"
+            for each in table.evaluations
+            if each.run == run
+            for end in ("parquet", "json")
         }
     assert len(table.runs) > 10
-    assert set(map(str, inputs.table_inputs(wildcards(study="unified", item="leaderboard")))) == expected
+    read = inputs.shown_inputs("table")(wildcards(study="unified", item="leaderboard"))
+    assert set(map(str, read)) == expected
 
 
 def test_a_figure_asks_for_what_was_taken_from_models_or_for_all_cells(inputs):
-    figures = inputs.grid("smoke").figures
+    whole = Inputs(Project(ROOT), {**CONFIG, "studies": ALL})
+    figures, read = whole.grid("smoke").figures, whole.shown_inputs("figure")
     probed = next(figure for figure in figures if figure.probes)
-    assert {f"{RESULTS}/probes/" in str(path) for path in inputs_of(probed, "smoke")} == {True, False}
+    asked = read(wildcards(study=probed.study, item=probed.name))
+    assert {f"{RESULTS}/probes/" in str(path) for path in asked} == {True, False}
     of_cells = next(figure for figure in figures if figure.shows == "cells")
-    asked = wildcards(study=of_cells.study, item=of_cells.name)
-    assert inputs.figure_inputs(asked) == [Path(f"{RESULTS}/tables/cells.csv")]
+    asked = read(wildcards(study=of_cells.study, item=of_cells.name))
+    assert asked[-1] == Path(f"{RESULTS}/tables/cells.csv")
+
+
+@pytest.mark.parametrize(
+    ("studies", "names"),
+    [
+        (ALL, ["cells.csv", "metrics.json", "report.html"]),
+        (ALL[::-1], ["cells.csv", "metrics.json", "report.html"]),
+        (["dwf"], ["cells-dwf.csv", "metrics-dwf.json", "report-dwf.html"]),
+        (["unified", "dwf"], ["cells-dwf+unified.csv", "metrics-dwf+unified.json", "report-dwf+unified.html"]),
+    ],
+    ids=["all", "all in another order", "one", "two"],
+)
+def test_some_studies_have_files_of_their_own(studies, names):
+    some = Inputs(Project(ROOT), {**CONFIG, "studies": studies})
+    made = {path.name for kind in ("cells", "page") for path in some.shown(kind, wildcards()).files}
+    assert set(names) <= made
+    # The figure of all cells is one of all studies.
+    drawn = {figure.shows for figure in some.grid("smoke").figures}
+    assert ("cells" in drawn) == (len(studies) == len(ALL))
+
+
+def test_all_that_is_promised_is_asked_for(inputs):
+    asked = list(map(str, inputs.everything("smoke")))
+    grid = inputs.grid("smoke")
+    assert len(asked) == len(set(asked))
+    for run in grid.runs:
+        folder = f"{RESULTS}/runs/{run.dataset}/{run.arch}/{run.method}/seed{run.seed}"
+        files = ("run.json", "history.csv", "model.safetensors", "last.safetensors")
+        assert {f"{folder}/{name}" for name in files} <= set(asked)
+    for kind, many in (("evaluations", 2 * len(grid.evaluations)), ("checks", len(grid.checks))):
+        assert sum(path.startswith(f"{RESULTS}/{kind}/") for path in asked) == many
+    for table in grid.tables:
+        base = f"{RESULTS}/tables/{table.study}-{table.name}"
+        assert {f"{base}.{end}" for end in ("csv", "md", "tex", "json")} <= set(asked)
 
 
 def test_all_of_a_scale_is_listed_once(inputs):
     grid = inputs.grid("smoke")
     runs = [*inputs.all_runs("smoke", "expert"), *inputs.all_runs("smoke", "method")]
-    assert len(runs) == len(set(runs)) == len(grid.runs)
+    assert len(runs) == len(set(runs)) == 4 * len(grid.runs)
     assert {path.parts[4] for path in inputs.all_runs("smoke", "expert")} == {"resnet18"}
     evaluated = inputs.all_evaluated("smoke")
-    assert len(evaluated) == len(set(evaluated)) == len(grid.evaluations) + len(grid.checks) + len(grid.probes)
+    assert len(evaluated) == len(set(evaluated))
+    assert len(evaluated) == 2 * len(grid.evaluations) + len(grid.checks) + 2 * len(grid.probes)
     assert [str(path) for path in inputs.all_prepared("smoke")] == [f"{RESULTS}/data/digits.safetensors"]
 
 
@@ -176,11 +232,11 @@ def test_all_of_a_scale_is_listed_once(inputs):
         ("config/methods/pgd-at.yaml", lambda content: content.update(batch_size=7), set()),
         ("config/suites.yaml", lambda content: content["quick"]["settings"].append("cw_inf"), {"evaluation"}),
         ("config/probes.yaml", lambda content: content["weights"].update(layer=1), {"probe"}),
-        ("config/scales/smoke.yaml", lambda content: content["checks"].update(steps=1), {"checks", "shown"}),
-        ("config/scales/smoke.yaml", lambda content: content["model"].update(width=1), {"run", "shown"}),
+        ("config/scales/smoke.yaml", lambda content: content["checks"].update(steps=1), {"checks"}),
+        ("config/scales/smoke.yaml", lambda content: content["model"].update(width=1), {"run"}),
         ("config/scales/mini.yaml", lambda content: content["model"].update(width=1), set()),
         ("config/datasets/digits.yaml", lambda content: content.update(mean=[0.5, 0.5, 0.5]), {"data"}),
-        ("config/studies/dwf.yaml", lambda content: content.update(title="T"), {"shown"}),
+        ("config/studies/dwf.yaml", lambda content: content.update(title="T"), set()),
         ("config/studies/dramoe.yaml", lambda content: content.update(title="T"), set()),
     ],
 )  # fmt: skip
@@ -188,23 +244,13 @@ def test_a_digest_changes_with_what_decides_its_result(own, file, change, change
     def digests():
         inputs = Inputs(own, CONFIG)
         asked = wildcards(suite="quick", probe="weights", study="dwf")
-        names = ("run", "data", "evaluation", "checks", "probe", "shown")
+        names = ("run", "data", "evaluation", "checks", "probe")
         return {name: getattr(inputs, f"{name}_digest")(asked) for name in names}
 
     before = digests()
     edit_yaml(own.root / file, change)
     after = digests()
     assert {name for name in before if before[name] != after[name]} == changed
-
-
-@pytest.mark.parametrize(
-    ("most", "asked"),
-    [(None, [2000, 4000, 6000, 6000]), (5000, [2000, 4000, 5000, 5000]), (400, [400, 400, 400, 400])],
-)
-def test_resources_grow_for_the_first_retries_up_to_the_most_there_is(most, asked):
-    inputs = Inputs(Project(ROOT), {**CONFIG, "max_resources": {"mem_mb": most, "runtime": None}})
-    scaled = inputs.scaled_with_attempt("train", "mem_mb")
-    assert [scaled(wildcards(), attempt) for attempt in (1, 2, 3, 4)] == asked
 
 
 @pytest.mark.parametrize(
@@ -218,10 +264,9 @@ def test_resources_grow_for_the_first_retries_up_to_the_most_there_is(most, aske
     ],
 )
 def test_preparing_asks_for_memory_by_the_size_of_the_data(scale, dataset, asked):
-    for most, attempts in ((None, [1, 2, 3, 3]), (3000, [1, 2, 3, 3])):
+    for most in (None, 3000):
         inputs = Inputs(Project(ROOT), {**CONFIG, "max_resources": {"mem_mb": most, "runtime": None}})
-        found = [inputs.prepare_memory(wildcards(scale, dataset), attempt) for attempt in (1, 2, 3, 4)]
-        assert found == [min(times * asked, most or 10**9) for times in attempts]
+        assert inputs.prepare_memory(wildcards(scale, dataset), 1) == min(asked, most or 10**9)
 
 
 @pytest.mark.parametrize(
@@ -231,7 +276,7 @@ def test_preparing_asks_for_memory_by_the_size_of_the_data(scale, dataset, asked
         ({"sources": {}}, "stale", None),
         ({"sources": {"nets": "1" * 32}}, "never", None),
         ({"sources": {"nets": "1" * 32}}, "stale", "nets changed since"),
-        ({"recipe_digest": "0" * 16}, "never", None),
+        ({"recipe_digest": "0" * 16}, "never", "check budget changed since"),
         ({"recipe_digest": "0" * 16}, "stale", "check budget changed since"),
         ("cut", "never", "it was cut short"),
     ],
@@ -244,10 +289,6 @@ def test_what_was_cut_short_is_made_again_and_what_is_stale_when_asked_for(own, 
     if content == "cut":
         path.write_text("{\n")
     assert inputs.why_again("check", wildcards()) == why
-    stale = inputs.stale_of(
-        SimpleNamespace(runs=(), evaluations=(), checks=(Run("digits", "resnet18", "trades", 0),)), "smoke"
-    )
-    assert bool(stale) == (isinstance(content, dict) and content != {"sources": {}})
 
 
 def test_a_constraint_matches_whole_names_and_no_others():

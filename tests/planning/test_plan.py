@@ -83,7 +83,9 @@ def finished(project, *, device="NVIDIA H200", method="trades", precision="auto"
     hardware = {"cpu": "x", **({"gpus": [device]} if device != "cpu" else {})}
     figures = {"device": device, "hardware": hardware, "images_per_second": rate, "macs_per_image": MACS}
     write_json(project.root / RUN.format("runs", method) / "run.json", {**about, "recipe": recipe, **figures})
-    (project.root / RUN.format("runs", method) / "model.safetensors").write_bytes(b"\2\0\0\0\0\0\0\0{}")
+    for name in ("model.safetensors", "last.safetensors"):
+        (project.root / RUN.format("runs", method) / name).write_bytes(b"\2\0\0\0\0\0\0\0{}")
+    (project.root / RUN.format("runs", method) / "history.csv").write_text("epoch\n1\n")
     return about, hardware
 
 

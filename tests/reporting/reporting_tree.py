@@ -115,7 +115,9 @@ class Tree:
             "parameters": 176000,
             "macs_per_image": 2_300_000,
         }
-        (folder / "run.json").write_text(json.dumps(content))
+        for weights in ("model.safetensors", "last.safetensors"):
+            (folder / weights).write_bytes(b"\2\0\0\0\0\0\0\0{}")
+        (folder / "run.json").write_text(json.dumps(content) + "\n")
         return name
 
     def sha(self, name: str) -> str:
@@ -143,7 +145,7 @@ class Tree:
             "versions": {"torch": "2.13.0"},
             "sources": self.sources,
         }
-        path.with_suffix(".json").write_text(json.dumps(content))
+        path.with_suffix(".json").write_text(json.dumps(content) + "\n")
         return path
 
     def checks(self, name: str, failed: tuple[str, ...] = ()) -> Path:
@@ -167,7 +169,7 @@ class Tree:
             "run": {**self.measured(name), "model_sha256": self.sha(name)},
             "sources": self.sources,
         }
-        path.write_text(json.dumps(content))
+        path.write_text(json.dumps(content) + "\n")
         return path
 
     def probe(self, name: str, probe: str, arrays: dict[str, np.ndarray], sha: str | None = None) -> Path:
@@ -175,7 +177,7 @@ class Tree:
         path.parent.mkdir(parents=True, exist_ok=True)
         safetensors.numpy.save_file(arrays, path)
         record = {"run": {"model_sha256": sha or self.sha(name)}, "classes": [f"class {n}" for n in range(CLASSES)]}
-        path.with_suffix(".json").write_text(json.dumps(record))
+        path.with_suffix(".json").write_text(json.dumps(record) + "\n")
         return path
 
     def everything(
@@ -196,7 +198,7 @@ class Tree:
 
 def make_stale(record: Path) -> None:
     """As if the sources that made a result had changed since."""
-    record.write_text(json.dumps({**json.loads(record.read_text()), "sources": {"nets": "1" * 16}}))
+    record.write_text(json.dumps({**json.loads(record.read_text()), "sources": {"nets": "1" * 16}}) + "\n")
 
 
 def build(folder: Path) -> Tree:

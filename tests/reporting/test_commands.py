@@ -37,14 +37,20 @@ def test_all_outputs_are_reproducible_byte_for_byte(tree, moat, tmp_path, monkey
         *(
             f"tables/{name}.{suffix}"
             for name in ("unified-leaderboard", "dramoe-table2")
-            for suffix in ("csv", "md", "tex")
+            for suffix in ("csv", "md", "tex", "json")
         ),
-        *(f"figures/unified-{name}.{suffix}" for name in ("epsilon", "training") for suffix in ("png", "pdf", "csv")),
+        *(
+            f"figures/unified-{name}.{suffix}"
+            for name in ("epsilon", "training")
+            for suffix in ("png", "pdf", "csv", "json")
+        ),
         "tables/cells.csv",
+        "tables/cells.json",
         *(f"tables/claims.{suffix}" for suffix in ("csv", "md", "tex")),
         "tables/robustbench.json",
         "metrics.json",
         "report.html",
+        "report.json",
     }
     # No run of this tree was attacked with AutoAttack.
     assert (tree.base / "tables/robustbench.json").read_text() == "{}\n"
@@ -90,6 +96,7 @@ def test_one_table_needs_no_other_study(tree, moat, project):
     assert moat("tabulate", "--study", "unified", "--table", "leaderboard") == 0
     assert sorted(path.name for path in (tree.base / "tables").iterdir()) == [
         "unified-leaderboard.csv",
+        "unified-leaderboard.json",
         "unified-leaderboard.md",
         "unified-leaderboard.tex",
     ]

@@ -12,6 +12,7 @@ from reporting_tree import make_stale, rows
 from moat.base.errors import DataError
 from moat.config.grid import build_grid
 from moat.config.project import Project
+from moat.config.status import Statuses
 from moat.reporting import pictures, problems, records, usage
 from moat.reporting.results import Results
 
@@ -28,7 +29,11 @@ def found(project, tree):
 
 
 def change(path, **values) -> None:
-    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}) + "\n")
+
+
+def summarise(grid, results) -> dict:
+    return usage.summarise(grid, results, Statuses(results, grid, ["unified", "dramoe"]))
 
 
 def by_rule(summary) -> dict[str, dict]:
@@ -66,7 +71,7 @@ def test_rules_are_counted_and_timed(tree, found):
     runs = [tree.base / f"runs/digits/resnet18/{method}/seed0/run.json" for method in ("standard", "pgd-at")]
     change(runs[0], wall_seconds=20.0, cpu_seconds=19.9, peak_host_memory_bytes=512 * 2**20)
     change(runs[1], wall_seconds=100.5, cpu_seconds=180.3, peak_host_memory_bytes=900 * 2**20)
-    said = by_rule(found(usage.summarise))
+    said = by_rule(found(summarise))
     assert list(said) == ["prepare", "train", "evaluate", "verify", "tabulate", "draw"]
     assert [(said[name]["asked"], said[name]["done"]) for name in said] == [
         (1, 0),
@@ -89,7 +94,7 @@ def test_gpu_hours_hardware_and_versions(tree, found):
     gpu = {"gpus": ["A GPU"], "cpu": "a CPU", "cores": 2}
     change(tree.base / "runs/digits/resnet18/standard/seed0/run.json", gpu_seconds=1800, hardware=gpu, device="A GPU")
     change(tree.base / "evaluations/digits/resnet18/standard/seed0/dramoe.json", seconds=900, hardware=gpu)
-    summary = found(usage.summarise)
+    summary = found(summarise)
     assert summary["gpu_hours"] == pytest.approx(0.75)
     assert ("A GPU", 2) in summary["hardware"] and ("A <fast> CPU & more, 2 cores", 1) in summary["hardware"]
     assert dict(summary["versions"])["torch"] == [("2.13.0", 6)]

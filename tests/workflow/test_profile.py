@@ -5,8 +5,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import yaml
+
 ROOT = Path(__file__).parents[2]
+# What results depend on. Of anything else, a user's own profile decides: the default one would come before it.
+NEEDED = {"rerun-incomplete", "rerun-triggers", "max-checksum-file-size", "show-failed-logs", "retries"}
 USED = "Using workflow specific profile profiles/default"
+
+
+def test_the_default_profile_sets_no_matter_of_taste():
+    (file,) = (ROOT / "workflow/profiles/default").glob("*.yaml")
+    assert set(yaml.safe_load(file.read_text())) == NEEDED
 
 
 def test_the_link_leads_snakemake_to_the_default_profile(tmp_path):

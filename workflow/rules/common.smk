@@ -9,10 +9,10 @@ sys.path.append(str(checkout / "src"))
 
 from moat.config import paths, schema
 from moat.config.project import Project
-from moat.config.records import locate, result_files
 from moat.machine import devices
 from moat.pipeline import slurm
-from moat.pipeline.inputs import MEASURED_WILDCARDS, RUN_WILDCARDS, Inputs, name_of, one_of, run_of
+from moat.pipeline.attempts import logged
+from moat.pipeline.inputs import LOGS, MEASURED_WILDCARDS, RUN_WILDCARDS, Inputs, one_of
 from moat.pipeline.job_command import job_command, require_command
 from moat.pipeline.snakemake_repair import clamp_future_mtimes
 from moat.pipeline.warm import start as warm
@@ -27,7 +27,8 @@ schema.validate(config, allowed, source="config/config.yaml, --configfile or --c
 
 # Where results lie: results/, or what a module's `prefix:` makes of that.
 results = Path(str(workflow.modifier.modify_path("results/x"))).parent
-inputs = Inputs(Project(checkout), config, results)
+logs = Path(str(workflow.modifier.modify_path("logs/x"))).parent
+inputs = Inputs(Project(checkout), config, results, logs)
 
 # What provides the software of jobs: "conda", "apptainer", or nothing but the environment that runs Snakemake.
 deployed = {method.name.lower() for method in workflow.deployment_settings.deployment_method}
@@ -50,15 +51,15 @@ wildcard_constraints:
 
 def moat(command):
     """The shell command of a rule: text rather than a variable in it, which a rule of a module would not find."""
-    return before_every_command + command
+    return logged(before_every_command + command)
 
 
 def made_again(kind):
-    """An input function without inputs: it has a result made again that was cut short, or is stale and asked for."""
+    """An input function without inputs: it has made again what Snakemake would take for done, and says why."""
 
     def look(wildcards):
         if why := inputs.why_again(kind, wildcards):
-            file = str(locate(results, result_files(kind, wildcards.scale, run_of(wildcards), name_of(wildcards))[0]))
+            file = str(inputs.made_again(kind, wildcards))
             if file not in workflow.dag.forcefiles:
                 # As `--forcerun` does, which would also make a target of it.
                 workflow.dag.forcefiles.add(file)

@@ -14,7 +14,7 @@ rule fetch:
     params:
         into=lambda wildcards, output: Path(output[0]).parent,
     shell:
-        moat("fetch {wildcards.dataset:q} --into {params.into:q} > {log:q} 2>&1")
+        moat("fetch {wildcards.dataset:q} --into {params.into:q}")
 
 
 rule prepare:
@@ -23,7 +23,7 @@ rule prepare:
     output:
         ensure(paths.prepared("{scale}", "{dataset}"), non_empty=True),
     log:
-        "logs/{scale}/prepare/{dataset}.log",
+        LOGS["prepare"],
     priority: 50
     conda:
         "../../envs/conda.yaml"
@@ -35,7 +35,4 @@ rule prepare:
         digest=inputs.data_digest,
         source=lambda wildcards, input: Path(input[0]).parent,
     shell:
-        moat(
-            "prepare {wildcards.dataset:q} --from {params.source:q} --scale {wildcards.scale:q} --out {output:q}"
-            " > {log:q} 2>&1"
-        )
+        moat("prepare {wildcards.dataset:q} --from {params.source:q} --scale {wildcards.scale:q} --out {output:q}")

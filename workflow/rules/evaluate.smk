@@ -8,7 +8,7 @@ rule evaluate:
         rows=ensure(EVALUATION.with_suffix(".parquet"), non_empty=True),
         summary=ensure(EVALUATION.with_suffix(".json"), non_empty=True),
     log:
-        "logs/{scale}/evaluate/{dataset}/{arch}/{method}/seed{seed}{weights}/{suite}.log",
+        LOGS["evaluate"],
     wildcard_constraints:
         suite=one_of(inputs.suites(transfer=False)),
     conda:
@@ -16,8 +16,8 @@ rule evaluate:
     threads: config["threads"]["evaluate"]
     resources:
         gpu=1,
-        mem_mb=inputs.scaled_with_attempt("evaluate", "mem_mb"),
-        runtime=inputs.scaled_with_attempt("evaluate", "runtime"),
+        mem_mb=inputs.resource("evaluate", "mem_mb"),
+        runtime=inputs.resource("evaluate", "runtime"),
     params:
         digest=inputs.evaluation_digest,
         options=inputs.evaluation_options,
@@ -26,7 +26,7 @@ rule evaluate:
     shell:
         moat(
             "evaluate --run {params.run:q} --suite {wildcards.suite:q} --data {input.data:q} --out {output.rows:q}"
-            " --scale {wildcards.scale:q} {params.options:q} {params.transfer:q} --threads {threads:q} > {log:q} 2>&1"
+            " --scale {wildcards.scale:q} {params.options:q} {params.transfer:q} --threads {threads:q}"
         )
 
 

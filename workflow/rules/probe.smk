@@ -8,14 +8,14 @@ rule probe:
         arrays=ensure(PROBE, non_empty=True),
         record=ensure(PROBE.with_suffix(".json"), non_empty=True),
     log:
-        "logs/{scale}/probe/{dataset}/{arch}/{method}/seed{seed}/{probe}.log",
+        LOGS["probe"],
     conda:
         "../../envs/conda.yaml"
     threads: config["threads"]["evaluate"]
     resources:
         gpu=1,
-        mem_mb=inputs.scaled_with_attempt("evaluate", "mem_mb"),
-        runtime=inputs.scaled_with_attempt("evaluate", "runtime"),
+        mem_mb=inputs.resource("probe", "mem_mb"),
+        runtime=inputs.resource("probe", "runtime"),
     params:
         digest=inputs.probe_digest,
         options=inputs.probe_options,
@@ -23,5 +23,5 @@ rule probe:
     shell:
         moat(
             "probe --run {params.run:q} --probe {wildcards.probe:q} --data {input.data:q} --out {output.arrays:q}"
-            " {params.options:q} --threads {threads:q} > {log:q} 2>&1"
+            " {params.options:q} --threads {threads:q}"
         )

@@ -2,7 +2,8 @@
 # Local, where Snakemake itself runs: they take seconds.
 rule tabulate:
     input:
-        inputs.table_inputs,
+        inputs.shown_inputs("table"),
+        again=made_again("table"),
     output:
         csv=ensure(f"{paths.table('{scale}', '{study}', '{item}')}.csv", non_empty=True),
         tex=f"{paths.table('{scale}', '{study}', '{item}')}.tex",
@@ -13,6 +14,7 @@ rule tabulate:
             subcategory="{study}",
             labels={"table": "{item}"},
         ),
+        record=f"{paths.table('{scale}', '{study}', '{item}')}.json",
     log:
         "logs/{scale}/tabulate/{study}-{item}.log",
     # As soon as it can be made: it costs little, and somebody waits for it.
@@ -21,19 +23,18 @@ rule tabulate:
     conda:
         "../../envs/conda.yaml"
     params:
-        digest=inputs.shown_digest,
-        stale=inputs.stale_of_table,
         results=lambda wildcards, output: Path(output.csv).parents[2],
     shell:
         moat(
             "tabulate --results {params.results:q} --scale {wildcards.scale:q}"
-            " --study {wildcards.study:q} --table {wildcards.item:q} > {log:q} 2>&1"
+            " --study {wildcards.study:q} --table {wildcards.item:q}"
         )
 
 
 rule draw:
     input:
-        inputs.figure_inputs,
+        inputs.shown_inputs("figure"),
+        again=made_again("figure"),
     output:
         csv=ensure(f"{paths.figure('{scale}', '{study}', '{item}')}.csv", non_empty=True),
         pdf=f"{paths.figure('{scale}', '{study}', '{item}')}.pdf",
@@ -44,6 +45,7 @@ rule draw:
             subcategory="{study}",
             labels={"figure": "{item}"},
         ),
+        record=f"{paths.figure('{scale}', '{study}', '{item}')}.json",
     log:
         "logs/{scale}/draw/{study}-{item}.log",
     priority: 20
@@ -51,61 +53,59 @@ rule draw:
     conda:
         "../../envs/conda.yaml"
     params:
-        digest=inputs.shown_digest,
-        stale=inputs.stale_of_figure,
         results=lambda wildcards, output: Path(output.csv).parents[2],
     shell:
         moat(
             "draw --results {params.results:q} --scale {wildcards.scale:q}"
-            " --study {wildcards.study:q} --figure {wildcards.item:q} > {log:q} 2>&1"
+            " --study {wildcards.study:q} --figure {wildcards.item:q}"
         )
 
 
+# Of some studies only: files of their own, beside those of all studies.
 rule cells:
     input:
-        inputs.tables,
+        inputs.shown_inputs("cells"),
+        again=made_again("cells"),
     output:
-        cells=ensure(paths.cells("{scale}"), non_empty=True),
-        metrics=ensure(paths.metrics("{scale}"), non_empty=True),
-        claims=multiext(str(paths.claims("{scale}")), ".csv", ".md", ".tex"),
-        robustbench=ensure(paths.robustbench("{scale}"), non_empty=True),
+        cells=ensure(paths.cells("{scale}", inputs.selection), non_empty=True),
+        metrics=ensure(paths.metrics("{scale}", inputs.selection), non_empty=True),
+        claims=multiext(str(paths.claims("{scale}", inputs.selection)), ".csv", ".md", ".tex"),
+        robustbench=ensure(paths.robustbench("{scale}", inputs.selection), non_empty=True),
+        record=paths.cells("{scale}", inputs.selection).with_suffix(".json"),
     log:
-        "logs/{scale}/cells.log",
+        f"logs/{{scale}}/cells{inputs.selection}.log",
     priority: 20
     localrule: True
     conda:
         "../../envs/conda.yaml"
     params:
-        digest=inputs.shown_digest,
         studies=",".join(config["studies"]),
         results=lambda wildcards, output: Path(output.cells).parents[2],
     shell:
         moat(
-            "tabulate --results {params.results:q} --scale {wildcards.scale:q}"
-            " --cells --studies {params.studies:q} > {log:q} 2>&1"
+            "tabulate --results {params.results:q} --scale {wildcards.scale:q}" " --cells --studies {params.studies:q}"
         )
 
 
 rule page:
     input:
-        inputs.tables,
-        inputs.figures,
-        cells=paths.cells("{scale}"),
+        inputs.shown_inputs("page"),
+        again=made_again("page"),
     output:
-        report(paths.report("{scale}"), caption="../report/page.rst", category="Report"),
+        report(
+            paths.report("{scale}", inputs.selection),
+            caption="../report/page.rst",
+            category="Report",
+        ),
+        record=paths.report("{scale}", inputs.selection).with_suffix(".json"),
     log:
-        "logs/{scale}/report.log",
+        f"logs/{{scale}}/report{inputs.selection}.log",
     priority: 20
     localrule: True
     conda:
         "../../envs/conda.yaml"
     params:
-        digest=inputs.shown_digest,
-        stale=inputs.stale_of_page,
         studies=",".join(config["studies"]),
         results=lambda wildcards, output: Path(output[0]).parents[1],
     shell:
-        moat(
-            "report --results {params.results:q} --scale {wildcards.scale:q}"
-            " --studies {params.studies:q} > {log:q} 2>&1"
-        )
+        moat("report --results {params.results:q} --scale {wildcards.scale:q}" " --studies {params.studies:q}")

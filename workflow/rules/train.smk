@@ -9,7 +9,7 @@ rule train:
         history=ensure(RUN / "history.csv", non_empty=True),
         run=ensure(RUN / "run.json", non_empty=True),
     log:
-        "logs/{scale}/train/{dataset}/{arch}/{method}/seed{seed}.log",
+        LOGS["train"],
     wildcard_constraints:
         method=one_of(inputs.methods_of_role("method")),
     # Trainings are what everything waits for: before evaluations of what is trained already.
@@ -19,8 +19,8 @@ rule train:
     threads: config["threads"]["train"]
     resources:
         gpu=1,
-        mem_mb=inputs.scaled_with_attempt("train", "mem_mb"),
-        runtime=inputs.scaled_with_attempt("train", "runtime"),
+        mem_mb=inputs.resource("train", "mem_mb"),
+        runtime=inputs.resource("train", "runtime"),
     params:
         digest=inputs.run_digest,
         initialize_from=inputs.initialize_options,
@@ -29,5 +29,5 @@ rule train:
         moat(
             "train --dataset {wildcards.dataset:q} --arch {wildcards.arch:q} --method {wildcards.method:q}"
             " --seed {wildcards.seed:q} --scale {wildcards.scale:q} --data {input.data:q} --out {params.out:q}"
-            " {params.initialize_from:q} --threads {threads:q} > {log:q} 2>&1"
+            " {params.initialize_from:q} --threads {threads:q}"
         )

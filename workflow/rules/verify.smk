@@ -6,14 +6,14 @@ rule verify:
     output:
         ensure(paths.checks("{scale}", MEASURED_WILDCARDS), non_empty=True),
     log:
-        "logs/{scale}/verify/{dataset}/{arch}/{method}/seed{seed}{weights}.log",
+        LOGS["verify"],
     conda:
         "../../envs/conda.yaml"
     threads: config["threads"]["evaluate"]
     resources:
         gpu=1,
-        mem_mb=inputs.scaled_with_attempt("verify", "mem_mb"),
-        runtime=inputs.scaled_with_attempt("verify", "runtime"),
+        mem_mb=inputs.resource("verify", "mem_mb"),
+        runtime=inputs.resource("verify", "runtime"),
     params:
         digest=inputs.checks_digest,
         options=inputs.check_options,
@@ -21,5 +21,5 @@ rule verify:
     shell:
         moat(
             "verify --run {params.run:q} --data {input.data:q} --out {output:q} {params.options:q}"
-            " --threads {threads:q} > {log:q} 2>&1"
+            " --threads {threads:q}"
         )

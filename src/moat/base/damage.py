@@ -6,12 +6,14 @@ from pathlib import Path
 
 
 def is_damaged(path: str | os.PathLike) -> bool:
-    """Whether a finished parquet, safetensors or JSON file was cut short; False where there is none.
+    """Whether a finished parquet, safetensors or JSON file was cut short; False where there is none, and of others.
 
     Only what can be seen in a moment: a damage inside the file is found by the checksum in the run's or data's record
     when it is used.
     """
     path = Path(path)
+    if path.suffix not in _ENDS:
+        return False
     try:
         with open(path, "rb") as stream:
             return not _ENDS[path.suffix](stream, os.fstat(stream.fileno()).st_size)

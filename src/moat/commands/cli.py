@@ -16,6 +16,7 @@ from moat.pipeline.warm.client import run_warm
 
 # One line each, so that `moat --help` imports none of them.
 SUBCOMMANDS = {
+    "clean": "remove what only saves time: checkpoints and journals of what was begun, caches",
     "doctor": "report what this machine can do: torch, GPUs, data, SLURM, DVC, disk",
     "draw": "draw figures from the evaluations",
     "evaluate": "attack one model with a suite; resumable",

@@ -261,8 +261,7 @@ def _results(project: Project) -> Iterator[Finding]:
     if not project.is_checkout:
         return
     for scale in project.names("scales"):
-        # Of all studies: what another than the configured ones made may be stale, too.
-        entries = plan(project, build_grid(project, scale, project.names("studies")))
+        entries = plan(project, build_grid(project, scale, project.config()["studies"]))
         counts = Counter(entry["status"] for entry in entries)
         listed = ", ".join(f"{counts[status]} {status}" for status in ("done", "stale", "missing"))
         stale = [f"{entry['path']}: {describe(entry['stale'])}" for entry in entries if entry["stale"]]

@@ -9,6 +9,7 @@ from moat.base.errors import ConfigError
 from moat.commands.options import ShownRequest, add_shown_arguments, shown_request
 from moat.config import paths
 from moat.config.grid import Figure
+from moat.config.shown import of_figure
 from moat.reporting import figures, fullness, style
 from moat.reporting.results import Results
 
@@ -33,6 +34,10 @@ def request(arguments: Namespace) -> Request:
     shown = shown_request(arguments, arguments.study)
     grid = shown.grid
     chosen = (grid.figure(arguments.study, arguments.figure),) if arguments.figure else grid.figures
+    if arguments.study and any(figure.shows == "cells" for figure in chosen):
+        # It shows the cells of all studies, whichever of them has it.
+        arguments.study = None
+        shown = shown_request(arguments)
     return Request(shown, chosen)
 
 
@@ -47,6 +52,7 @@ def run(request: Request) -> None:
         lost = [] if request.shown.allow_missing else figures.lost_lines(figure, results)
         if lost:
             raise ConfigError(fullness.refusal(figures.files(figure, results)[0], lost))
+    statuses = request.shown.statuses(results)
     for figure in request.figures:
         base = figures.files(figure, results)[0].with_suffix("")
         if figures.drawn_before(figure, results):
@@ -55,6 +61,7 @@ def run(request: Request) -> None:
             with style.applied() as look:
                 canvas, content = figures.get(figure.kind).draw(figure, frames, look)
                 style.save(canvas, content, base, title=figure.title)
+        statuses.write_record(of_figure(statuses.grid, statuses.studies, figure))
         print(base)
         for note in figures.notes(figure, results):
             print(f"  {note}")

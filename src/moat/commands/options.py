@@ -12,7 +12,9 @@ from moat.config import paths, studies_option
 from moat.config.grid import Grid, build_grid
 from moat.config.project import Project
 from moat.config.recipes import digest
-from moat.config.records import evidence_record
+from moat.config.records import Records, evidence_record
+from moat.config.shown import select, selection_of
+from moat.config.status import Statuses
 from moat.machine import devices
 from moat.training.run_record import SHA256, WEIGHTS, identity, read_run
 
@@ -270,6 +272,7 @@ class ShownRequest:
 
     Attributes:
         results: the folder of all scales' results.
+        selection: what the names of the files of all studies end in (see :func:`moat.config.shown.selection_of`).
         allow_missing: whether a fuller table, figure or page may be replaced by an emptier one.
     """
 
@@ -277,7 +280,12 @@ class ShownRequest:
     studies: list[str]
     grid: Grid
     results: Path
+    selection: str = ""
     allow_missing: bool = False
+
+    def statuses(self, results: Records) -> Statuses:
+        """Of the results in ``results``, and of what shows them."""
+        return Statuses(results, self.grid, self.studies, self.selection)
 
 
 def add_shown_arguments(parser: ArgumentParser) -> None:
@@ -319,7 +327,10 @@ def shown_request(arguments: Namespace, study: str | None = None) -> ShownReques
     if scale is None:
         raise ConfigError("--scale X: which results? (`moat list scales` has the names)")
     studies = studies_option.studies(project, listed, study)
-    return ShownRequest(project, studies, build_grid(project, scale, studies), results, arguments.allow_missing)
+    # Of one study's tables and figures there are no others; evidence is of the studies that its record names.
+    selection = "" if study is not None or record is not None else selection_of(project, studies)
+    grid = select(build_grid(project, scale, studies), selection)
+    return ShownRequest(project, studies, grid, results, selection, arguments.allow_missing)
 
 
 # -- where unfinished work is kept ------------------------------------------------

@@ -13,6 +13,7 @@ from moat.base.files import write_text
 from moat.config import studies_option
 from moat.config.grid import Grid, build_grid
 from moat.config.project import Project
+from moat.config.shown import select, selection_of
 from moat.planning import report
 from moat.planning.estimate import estimate, snakemake_command
 
@@ -69,7 +70,9 @@ def request(arguments: Namespace) -> Request:
     return Request(
         project=project,
         studies=studies,
-        grid=build_grid(project, arguments.scale or project.config()["scale"], studies),
+        grid=select(
+            build_grid(project, arguments.scale or project.config()["scale"], studies), selection_of(project, studies)
+        ),
         hardware=arguments.hardware,
         gpus=arguments.gpus,
         budget=arguments.budget_gpu_hours,
@@ -80,7 +83,7 @@ def request(arguments: Namespace) -> Request:
 
 def run(request: Request) -> None:
     project, grid = request.project, request.grid
-    estimated = estimate(project, grid, request.hardware)
+    estimated = estimate(project, grid, request.hardware, request.studies)
     planned = report.describe(grid, estimated, studies=request.studies, machines=request.gpus)
     if request.budget is not None:
         budget = report.describe_budget(project, grid, estimated, machines=request.gpus, hours=request.budget)

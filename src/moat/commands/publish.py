@@ -55,7 +55,7 @@ def run(request: Request) -> None:
     shown, grid = request.shown, request.shown.grid
     results = Records(shown.results, grid.scale, shown.project)
     missing = evidence.copy(results, grid, request.weights, request.into, allow_missing=request.allow_missing)
-    there = replace(shown, results=request.into)
+    there = replace(shown, results=request.into, selection="")
     tabulate.run(tabulate.Request(there, grid.tables, cells=False))
     tabulate.run(tabulate.Request(there, grid.tables, cells=True))
     draw.run(draw.Request(there, grid.figures))

@@ -19,9 +19,14 @@ def request(arguments: Namespace) -> ShownRequest:
 
 def run(request: ShownRequest) -> None:
     results = Results(request.results, request.grid.scale, project=request.project)
-    path = results.file(paths.report(request.grid.scale))
+    path = results.file(paths.report(request.grid.scale, request.selection))
     if path.exists() and not request.allow_missing:
-        shown = [results.file(paths.cells(request.grid.scale)), *fullness.cells_of(request.grid.tables, results)]
+        shown = [
+            results.file(paths.cells(request.grid.scale, request.selection)),
+            *fullness.cells_of(request.grid.tables, results),
+        ]
         fullness.refuse_losses(request.grid.tables, shown, results, path)
-    write_text(path, page.render(request.project, request.grid, request.studies, results))
+    statuses = request.statuses(results)
+    write_text(path, page.render(request.project, request.grid, statuses, results))
+    statuses.write_record(statuses.shown[-1])
     print(path.resolve())

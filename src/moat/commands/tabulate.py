@@ -1,7 +1,6 @@
 """Make tables as CSV, Markdown and LaTeX from the evaluations; or, with --cells, one CSV of all, and the claims."""
 
 from argparse import ArgumentParser, Namespace
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -11,6 +10,7 @@ from moat.base.files import write_json, write_text
 from moat.commands.options import ShownRequest, add_shown_arguments, shown_request
 from moat.config import paths
 from moat.config.grid import Table
+from moat.config.shown import of_cells, of_table
 from moat.reporting import claims, claims_tables, fullness, latex, layout, leaderboard, markdown, metrics
 from moat.reporting.results import Results
 from moat.reporting.tables import (
@@ -61,7 +61,11 @@ def run(request: Request) -> None:
     results = Results(shown.results, shown.grid.scale, project=shown.project)
     if not shown.allow_missing:
         _refuse_losses(request, results)
-    content = _join(shown.grid, shown.studies, results) if request.cells else _write(request.tables, results)
+    statuses = shown.statuses(results)
+    content = _join(shown, results) if request.cells else _write(request.tables, results)
+    made = [of_cells(shown.grid, shown.studies, shown.selection)] if request.cells else []
+    for each in made or [of_table(shown.grid.scale, table) for table in request.tables]:
+        statuses.write_record(each)
     counts = ", ".join(f"{number} {name}" for name, number in count_verdicts(content).items())
     print(f"{len(correct_rows(content))} cells in {len(request.tables)} tables: {counts}")
     published = count_published(content)
@@ -70,7 +74,7 @@ def run(request: Request) -> None:
 
 
 def _refuse_losses(request: Request, results: Results) -> None:
-    cells = results.file(paths.cells(results.scale))
+    cells = results.file(paths.cells(results.scale, request.shown.selection))
     shown = fullness.cells_of(request.tables, results)
     if request.cells:
         fullness.refuse_losses(request.tables, [cells, *shown], results, cells)
@@ -96,16 +100,17 @@ def _write(tables: tuple[Table, ...], results: Results) -> pd.DataFrame:
     return frame(records)
 
 
-def _join(grid, studies: Sequence[str], results: Results) -> pd.DataFrame:
+def _join(shown: ShownRequest, results: Results) -> pd.DataFrame:
     """Write cells.csv, the claims, robustbench.json and metrics.json; return the cells."""
+    grid, place = shown.grid, (results.scale, shown.selection)
     parts = [read_cells(table_paths(results, table.study, table.name)["csv"]) for table in grid.tables]
     content = frame([record for part in parts for record in part.to_dict("records")])
-    cells, numbers = results.file(paths.cells(results.scale)), results.file(paths.metrics(results.scale))
+    cells, numbers = results.file(paths.cells(*place)), results.file(paths.metrics(*place))
     write_text(cells, to_csv(content))
     write_json(numbers, metrics.collect(grid.tables, content, results))
-    write_json(results.file(paths.robustbench(results.scale)), leaderboard.entries(grid, results))
-    found = claims.evaluate(results.project, grid, content, studies)
-    base = results.file(paths.claims(results.scale))
+    write_json(results.file(paths.robustbench(*place)), leaderboard.entries(grid, results))
+    found = claims.evaluate(results.project, grid, content, shown.studies)
+    base = results.file(paths.claims(*place))
     write_text(base.with_suffix(".csv"), claims_tables.to_csv(found))
     write_text(base.with_suffix(".md"), claims_tables.to_markdown(found))
     write_text(base.with_suffix(".tex"), claims_tables.to_latex(found))

@@ -62,26 +62,27 @@ def figure(scale: str, study: str, name: str) -> Path:
     return results(scale) / "figures" / f"{study}-{name}"
 
 
-def cells(scale: str) -> Path:
-    return results(scale) / "tables" / "cells.csv"
+# The files of all studies. ``selection``: see :func:`moat.config.shown.selection_of`.
+def cells(scale: str, selection: str = "") -> Path:
+    return results(scale) / "tables" / f"cells{selection}.csv"
 
 
-def claims(scale: str) -> Path:
+def claims(scale: str, selection: str = "") -> Path:
     """Without suffix: one file for each of :data:`TABLE_SUFFIXES`."""
-    return results(scale) / "tables" / "claims"
+    return results(scale) / "tables" / f"claims{selection}"
 
 
-def robustbench(scale: str) -> Path:
+def robustbench(scale: str, selection: str = "") -> Path:
     """Entries in RobustBench's shape, of all runs."""
-    return results(scale) / "tables" / "robustbench.json"
+    return results(scale) / "tables" / f"robustbench{selection}.json"
 
 
-def metrics(scale: str) -> Path:
-    return results(scale) / "metrics.json"
+def metrics(scale: str, selection: str = "") -> Path:
+    return results(scale) / f"metrics{selection}.json"
 
 
-def report(scale: str) -> Path:
-    return results(scale) / "report.html"
+def report(scale: str, selection: str = "") -> Path:
+    return results(scale) / f"report{selection}.html"
 
 
 def run_name(run) -> str:

@@ -25,10 +25,10 @@ def locate(root: str | Path, path) -> Path:
 
 
 def result_files(kind: str, scale: str, run: Run, name: str = "") -> list[Path]:
-    """The files that a run, an evaluation, a check or a probe leaves; where the first is, it is finished."""
+    """The files that a run, an evaluation, a check or a probe leaves; the first stands for them."""
     if kind == "run":
         folder = paths.run_dir(scale, run)
-        return [folder / "run.json", folder / "model.safetensors", folder / "last.safetensors"]
+        return [folder / "run.json", folder / "history.csv", *(folder / name for name in paths.WEIGHTS.values())]
     if kind == "check":
         return [paths.checks(scale, run)]
     measured = paths.evaluation(scale, run, name) if kind == "evaluation" else paths.probe(scale, run, name)
@@ -39,6 +39,11 @@ def evidence_record(folder: Path) -> dict[str, Any] | None:
     """``scale`` and ``studies`` of the evidence in ``folder``; None where none was published there."""
     path = folder / EVIDENCE_RECORD
     return read_json(path) if path.exists() else None
+
+
+def record_file(kind: str, scale: str, run: Run, name: str = "") -> Path:
+    """The JSON of a result, which is another one where the result is."""
+    return next(path for path in result_files(kind, scale, run, name) if path.suffix == ".json")
 
 
 @dataclass(eq=False)
@@ -71,21 +76,22 @@ class Records:
     # -- what was recorded -------------------------------------------------
     def run(self, run: Run) -> dict[str, Any] | None:
         """The run.json of a run, or None."""
-        return self._json(paths.run_dir(self.scale, run) / "run.json")
+        return self.json(paths.run_dir(self.scale, run) / "run.json")
 
     def evaluation(self, run: Run, suite: str) -> dict[str, Any] | None:
         """The JSON beside an evaluation's rows, or None."""
-        return self._json(paths.evaluation(self.scale, run, suite).with_suffix(".json"))
+        return self.json(paths.evaluation(self.scale, run, suite).with_suffix(".json"))
 
     def checks(self, run: Run) -> dict[str, Any] | None:
         """The checks' JSON of a run, or None."""
-        return self._json(paths.checks(self.scale, run))
+        return self.json(paths.checks(self.scale, run))
 
     def probe_record(self, run: Run, name: str) -> dict[str, Any] | None:
         """The JSON beside a probe's arrays, or None."""
-        return self._json(paths.probe(self.scale, run, name).with_suffix(".json"))
+        return self.json(paths.probe(self.scale, run, name).with_suffix(".json"))
 
-    def _json(self, path: Path) -> dict[str, Any] | None:
+    def json(self, path: Path) -> dict[str, Any] | None:
+        """The JSON in a file below ``results/``, or None where there is none."""
         file = self.file(path)
         try:
             status = file.stat()
@@ -101,7 +107,9 @@ class Records:
             kind: ``run``, ``evaluation``, ``check`` or ``probe``; ``name``: of the suite or the probe.
         """
         files = [self.file(path) for path in result_files(kind, self.scale, run, name)]
-        if not files[0].exists():
+        if self.is_evidence:
+            files = [file for file in files if file.suffix != ".safetensors" or file.exists()]
+        if not all(file.exists() for file in files):
             return "missing", []
         if any(map(is_damaged, files)):
             return "damaged", []

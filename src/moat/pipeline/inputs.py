@@ -7,7 +7,7 @@ one (``{params.options:q}``): what a configuration file says is never read by a 
 import functools
 import itertools
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,13 +17,27 @@ from moat.config import paths, recipes
 from moat.config.grid import Figure, Grid, Run, Table, build_grid, initial_runs
 from moat.config.project import Project
 from moat.config.records import Records, locate, result_files
+from moat.config.shown import Shown, of_cells, of_figure, of_page, of_table, results_of, select, selection_of
+from moat.config.status import Statuses, all_files
 from moat.config.transfer import transfer_kinds, transfer_runs
+from moat.pipeline.attempts import failures
 from moat.provenance import staleness
 
 # The run of a path that is an output of a rule.
 RUN_WILDCARDS = Run("{dataset}", "{arch}", "{method}", "{seed}")
 # The same with either of its weights: {weights} is "", or "-last" for those of the last epoch.
 MEASURED_WILDCARDS = Run("{dataset}", "{arch}", "{method}", "{seed}", "{weights}")
+# Where the jobs of a rule say what they do.
+_NET = "{dataset}/{arch}/{method}/seed{seed}"
+LOGS = {
+    "prepare": "logs/{scale}/prepare/{dataset}.log",
+    "train": f"logs/{{scale}}/train/{_NET}.log",
+    "evaluate": f"logs/{{scale}}/evaluate/{_NET}{{weights}}/{{suite}}.log",
+    "verify": f"logs/{{scale}}/verify/{_NET}{{weights}}.log",
+    "probe": f"logs/{{scale}}/probe/{_NET}/{{probe}}.log",
+}
+# How an attempt may have ended that lacked a resource. A training goes on from where it was: time is nothing it lacks.
+_LACKED = {"mem_mb": ("memory", "killed"), "runtime": ("time", "killed")}
 
 
 class Inputs:
@@ -33,20 +47,29 @@ class Inputs:
         config: the workflow's configuration, as ``config/config.yaml`` has it.
         results: where the results of all scales lie, seen from the working directory. Input files are given below
             ``results/`` all the same: where this is another folder, Snakemake puts it in their place.
+        logs: the same of the rules' logs.
 
     Raises:
         ConfigError: an unknown scale or study; here, because later it would be a missing input file.
     """
 
-    def __init__(self, project: Project, config: Mapping[str, Any], results: Path = Path("results")):
-        self.project, self.config, self.results = project, config, results
+    def __init__(
+        self, project: Project, config: Mapping[str, Any], results: Path = Path("results"), logs: Path = Path("logs")
+    ):
+        self.project, self.config, self.results, self.logs = project, config, results, logs
         project.scale(config["scale"])
         for study in config["studies"]:
             project.study(study)
+        self.selection = selection_of(project, config["studies"])
 
     @functools.cache  # noqa: B019 - one lives as long as the workflow
     def grid(self, scale: str) -> Grid:
-        return build_grid(self.project, scale, self.config["studies"])
+        return select(build_grid(self.project, scale, self.config["studies"]), self.selection)
+
+    @functools.cache  # noqa: B019
+    def statuses(self, scale: str) -> Statuses:
+        config = self.config
+        return Statuses(self.records(scale), self.grid(scale), config["studies"], self.selection, config["refresh"])
 
     @functools.cache  # noqa: B019
     def scale(self, name: str) -> dict[str, Any]:
@@ -88,8 +111,9 @@ class Inputs:
         return recipes.digest(recipes.resolve_data(self.project, wildcards.scale, wildcards.dataset))
 
     def initial_models(self, wildcards) -> list[Path]:
-        """The models that a training starts from."""
-        return [folder / "model.safetensors" for folder in self._initial_folders(wildcards).values()]
+        """The finished runs that a training starts from."""
+        starts = self._initial_runs(wildcards.scale, run_of(wildcards)).values()
+        return [path for run in starts for path in self._finished(wildcards.scale, run)]
 
     def initialize_options(self, wildcards) -> list[str]:
         return self._named("--initialize-from", self._initial_folders(wildcards))
@@ -106,9 +130,17 @@ class Inputs:
     # -- evaluations, checks, probes -----------------------------------------
     def run_files(self, wildcards) -> dict[str, Path]:
         """The finished run that an evaluation, a check or a probe looks at."""
-        run = run_of(wildcards)
-        model = paths.weights(wildcards.scale, run)
-        return {"model": model, "run": paths.run_dir(wildcards.scale, run) / "run.json"}
+        record, *weights = self._finished(wildcards.scale, run_of(wildcards))
+        return {"run": record, **({"weights": weights} if weights else {})}
+
+    def _finished(self, scale: str, run: Run) -> list[Path]:
+        """The record of a run, which has the sha256 of its weights; and the weights only where they are missing.
+
+        Snakemake compares the content of inputs, several times each: of a record, that takes no time.
+        """
+        weights = paths.weights(scale, run)
+        there = self.records(scale).file(weights).exists()
+        return [paths.run_dir(scale, run) / "run.json", *([] if there else [weights])]
 
     def corrupted_images(self, wildcards) -> list[Path]:
         """The published corrupted images of the data set, if there are any and the suite asks for their severities.
@@ -153,19 +185,19 @@ class Inputs:
 
     def transfer_files(self, wildcards) -> list[Path]:
         """Of the runs that the suite's transferred examples are made on. Only runs of the grid are asked for."""
-        folders = self._transfers(wildcards).values()
-        return [folder / name for folder in folders for name in ("model.safetensors", "run.json")]
+        runs = self._transfers(wildcards).values()
+        return [path for run in runs for path in self._finished(wildcards.scale, run)]
 
     def transfer_options(self, wildcards) -> list[str]:
-        return self._named("--transfer-from", self._transfers(wildcards))
+        runs = self._transfers(wildcards)
+        return self._named("--transfer-from", {kind: paths.run_dir(wildcards.scale, run) for kind, run in runs.items()})
 
-    def _transfers(self, wildcards) -> dict[str, Path]:
+    def _transfers(self, wildcards) -> dict[str, Run]:
         kinds = self._transfer_kinds(wildcards.suite)
         if not kinds:
             return {}
         shown = self.grid(wildcards.scale).checks
-        found = transfer_runs(self.project, wildcards.suite, run_of(wildcards), shown, kinds)
-        return {kind: paths.run_dir(wildcards.scale, run) for kind, run in found.items()}
+        return transfer_runs(self.project, wildcards.suite, run_of(wildcards), shown, kinds)
 
     def _named(self, option: str, folders: Mapping[str, Path]) -> list[str]:
         """The option once for each name and folder."""
@@ -178,15 +210,29 @@ class Inputs:
 
     # -- what is made again although it is there -------------------------------
     def why_again(self, kind: str, wildcards) -> str | None:
-        """Why a result that is there must be made again: it was cut short; or, with ``refresh=stale``, it is stale.
+        """Why what is there must be made again, as far as times and parameters do not tell Snakemake; or None.
+
+        A result: it was cut short, was told or made of something else, or is stale and ``refresh`` asks for that. What
+        shows results: its record says that it was made of something else.
 
         Args:
-            kind: as :meth:`moat.config.records.Records.status` takes it.
+            kind: as :meth:`moat.config.records.Records.status` takes it, or one of :class:`moat.config.shown.Shown`.
         """
-        status, reasons = self.records(wildcards.scale).status(kind, run_of(wildcards), name_of(wildcards))
-        if status == "damaged":
+        statuses = self.statuses(wildcards.scale)
+        if kind in ("table", "figure", "cells", "page"):
+            shown = self.shown(kind, wildcards)
+            there = self.records(wildcards.scale).file(shown.path).exists()
+            return staleness.describe(statuses.outdated(shown)) or None if there else None
+        found = statuses.of_result(kind, run_of(wildcards), name_of(wildcards))
+        if found.damaged:
             return "it was cut short"
-        return staleness.describe(reasons) if reasons and self.config["refresh"] == "stale" else None
+        return staleness.describe(statuses.own_reasons(found)) or None
+
+    def made_again(self, kind: str, wildcards) -> Path:
+        """The file that stands for what a job of this kind makes, where it lies."""
+        if kind in ("table", "figure", "cells", "page"):
+            return locate(self.results, self.shown(kind, wildcards).path)
+        return locate(self.results, result_files(kind, wildcards.scale, run_of(wildcards), name_of(wildcards))[0])
 
     # -- tables, figures, page -------------------------------------------------
     def table(self, wildcards) -> Table:
@@ -195,46 +241,18 @@ class Inputs:
     def figure(self, wildcards) -> Figure:
         return self.grid(wildcards.scale).figure(wildcards.study, wildcards.item)
 
-    def table_inputs(self, wildcards) -> list[Path]:
-        return inputs_of(self.table(wildcards), wildcards.scale)
+    def shown(self, kind: str, wildcards) -> Shown:
+        """What a job of the rules tabulate, draw, cells or page makes."""
+        grid, studies = self.grid(wildcards.scale), self.config["studies"]
+        if kind == "table":
+            return of_table(grid.scale, self.table(wildcards))
+        if kind == "figure":
+            return of_figure(grid, studies, self.figure(wildcards))
+        return {"cells": of_cells, "page": of_page}[kind](grid, studies, self.selection)
 
-    def figure_inputs(self, wildcards) -> list[Path]:
-        """As of a table, and what probes took from models; or the cells of all tables."""
-        figure = self.figure(wildcards)
-        return [paths.cells(wildcards.scale)] if figure.shows == "cells" else inputs_of(figure, wildcards.scale)
-
-    def tables(self, wildcards) -> list[str]:
-        scale = wildcards.scale
-        return [f"{paths.table(scale, table.study, table.name)}.csv" for table in self.grid(scale).tables]
-
-    def figures(self, wildcards) -> list[str]:
-        scale = wildcards.scale
-        return [f"{paths.figure(scale, figure.study, figure.name)}.png" for figure in self.grid(scale).figures]
-
-    def shown_digest(self, wildcards) -> str:
-        """Changes when what declares the tables and figures of a study changes, or the code that draws them."""
-        studies = [wildcards.study] if hasattr(wildcards, "study") else self.config["studies"]
-        declared: list[Any] = [(self.project.study(name), self.project.published(name)) for name in studies]
-        declared += [self.project.claims(), self.scale(wildcards.scale), staleness.reporting_hash()]
-        return recipes.digest(declared)
-
-    def stale_of_table(self, wildcards) -> dict[str, list[str]]:
-        return self.stale_of(self.table(wildcards), wildcards.scale)
-
-    def stale_of_figure(self, wildcards) -> dict[str, list[str]]:
-        return self.stale_of(self.figure(wildcards), wildcards.scale)
-
-    def stale_of_page(self, wildcards) -> dict[str, list[str]]:
-        return self.stale_of(self.grid(wildcards.scale), wildcards.scale)
-
-    def stale_of(self, shown: Table | Figure | Grid, scale: str) -> dict[str, list[str]]:
-        """What a table, a figure or the page marks as stale, and why: it is made again when that changes."""
-        found = {}
-        for kind, run, name in _results_of(shown):
-            _, reasons = self.records(scale).status(kind, run, name)
-            if reasons:
-                found[str(result_files(kind, scale, run, name)[0])] = reasons
-        return found
+    def shown_inputs(self, kind: str) -> Callable[[Any], list[Path]]:
+        """An input function: what such a job reads."""
+        return lambda wildcards: inputs_of(self.shown(kind, wildcards), wildcards.scale)
 
     # -- targets ---------------------------------------------------------------
     def all_prepared(self, scale: str) -> list[Path]:
@@ -248,12 +266,17 @@ class Inputs:
 
     def all_runs(self, scale: str, role: str) -> list[Path]:
         methods = self.methods_of_role(role)
-        return [paths.run_dir(scale, run) / "run.json" for run in self.grid(scale).runs if run.method in methods]
+        runs = [run for run in self.grid(scale).runs if run.method in methods]
+        return [path for run in runs for path in result_files("run", scale, run)]
 
     def all_evaluated(self, scale: str) -> list[Path]:
         """Evaluations, checks and probes."""
-        results = [each for each in _results_of(self.grid(scale)) if each[0] != "run"]
-        return [result_files(kind, scale, run, name)[0] for kind, run, name in results]
+        results = [each for each in results_of(self.grid(scale)) if each[0] != "run"]
+        return [path for kind, run, name in results for path in result_files(kind, scale, run, name)]
+
+    def everything(self, scale: str) -> list[Path]:
+        """All that the studies promise: weights and records of runs, evaluations, checks, tables, figures, the page."""
+        return all_files(self.grid(scale), self.statuses(scale).shown)
 
     # -- resources -------------------------------------------------------------
     def prepare_memory(self, wildcards, attempt) -> int:
@@ -263,19 +286,29 @@ class Inputs:
         arrays = sum(spec.get("images", {}).values()) * side**2 * spec["channels"]
         files = sum(file.get("size", 0) for file in spec["files"])
         encoded = files if spec["format"] in ("image_folder", "tiny_imagenet") else 0
-        return self._capped("mem_mb", max(2000, 500 + (2 * arrays + encoded) // 10**6), attempt)
+        return self._capped("prepare", "mem_mb", max(2000, 500 + (2 * arrays + encoded) // 10**6), wildcards, attempt)
 
-    def scaled_with_attempt(self, rule: str, resource: str) -> Callable[..., int]:
-        """What the scale gives a rule; twice and three times that for its first retries, which may have lacked it."""
+    def resource(self, rule: str, resource: str) -> Callable[..., int]:
+        """What the scale gives a rule; twice and three times that where earlier attempts may have lacked it."""
+        given = "evaluate" if rule == "probe" else rule
 
         def asked_for(wildcards, attempt):
-            return self._capped(resource, self.scale(wildcards.scale)["resources"][rule][resource], attempt)
+            amount = self.scale(wildcards.scale)["resources"][given][resource]
+            return self._capped(rule, resource, amount, wildcards, attempt)
 
         return asked_for
 
-    def _capped(self, resource: str, amount: int, attempt: int) -> int:
+    def _capped(self, rule: str, resource: str, amount: int, wildcards, attempt: int) -> int:
         limit = self.config["max_resources"][resource] or float("inf")
-        return min(limit, min(attempt, 3) * amount)
+        return min(limit, amount * (1 + self._times_lacked(rule, resource, wildcards, attempt)))
+
+    def _times_lacked(self, rule: str, resource: str, wildcards, attempt: int) -> int:
+        """How many of the earlier attempts of this call may have failed for lack of a resource; 2 at most."""
+        if attempt == 1 or (rule, resource) == ("train", "runtime"):
+            return 0
+        log = self.logs / Path(LOGS[rule].format(**vars(wildcards))).relative_to("logs")
+        lacked = [failure in _LACKED[resource] for failure in failures(log)[1 - attempt :]]
+        return min(2, sum(lacked))
 
 
 def run_of(wildcards) -> Run:
@@ -293,20 +326,13 @@ def one_of(names: Iterable[str]) -> str:
     return "|".join(sorted(map(re.escape, names), reverse=True)) or "(?!)"
 
 
-def inputs_of(shown: Table | Figure, scale: str) -> list[Path]:
-    """What a table or figure is made of: its runs' records, their evaluations, checks and probes."""
-    folders = [paths.run_dir(scale, run) for run in shown.runs]
-    records = [folder / name for folder in folders for name in ("run.json", "history.csv")]
-    measured = [each for each in _results_of(shown) if each[0] != "run"]
-    return records + [result_files(kind, scale, run, name)[0] for kind, run, name in measured]
+def inputs_of(shown: Shown, scale: str) -> list[Path]:
+    """What a table, a figure, the cells or the page are made of: records and histories, rows, and what else it needs.
 
-
-def _results_of(shown: Table | Figure | Grid) -> Iterator[tuple[str, Run, str]]:
-    """Kind, run and name of all results that a table, a figure or a whole grid rests on."""
-    yield from (("run", run, "") for run in shown.runs)
-    yield from (("evaluation", evaluation.run, evaluation.suite) for evaluation in shown.evaluations)
-    yield from (("check", run, "") for run in shown.checks)
-    yield from (("probe", probe.run, probe.name) for probe in getattr(shown, "probes", ()))
+    The page reads the figures' pictures, and the points beside them.
+    """
+    read = [path for kind, run, name in shown.results for path in result_files(kind, scale, run, name)]
+    return [*(path for path in read if path.name not in paths.WEIGHTS.values()), *shown.needs]
 
 
 def _weights(wildcards) -> list[str]:

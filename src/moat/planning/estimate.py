@@ -47,10 +47,14 @@ class Estimate:
         return schedule(chosen, {path: self.jobs[path].needs for path in chosen}, machines)
 
 
-def estimate(project: Project, grid: Grid, hardware: str = "auto") -> Estimate:
-    """Estimate every job of a grid on a piece of hardware (see :class:`moat.planning.rates.Rates`)."""
+def estimate(project: Project, grid: Grid, hardware: str = "auto", studies: Sequence[str] | None = None) -> Estimate:
+    """Estimate every job of a grid on a piece of hardware (see :class:`moat.planning.rates.Rates`).
+
+    Args:
+        studies: those of the grid; by default those of config/config.yaml.
+    """
     rates = Rates(project, hardware)
-    entries = status.plan(project, grid)
+    entries = status.plan(project, grid, studies)
     jobs = jobs_of(project, grid, entries)
     estimated = {path: rates.seconds(job) for path, job in jobs.items()}
     return Estimate(

@@ -35,7 +35,7 @@ class Job:
     Attributes:
         path: its main output, which identifies it.
         kind: "run", "evaluation", "check" or "probe".
-        status: "done", "stale" or "missing", from :func:`moat.planning.status.plan`.
+        status: "done", "stale" or "missing": whatever the workflow makes, again or for the first time.
         needs: paths of the jobs that it depends on.
         work: multiply-adds.
         precision: the recipe's, for training: "float32", "bf16" or "auto".
@@ -187,7 +187,7 @@ def jobs_of(project: Project, grid: Grid, entries: Iterable[Mapping[str, Any]] |
     """
     load = Workload(project, grid.scale)
     entries = plan(project, grid) if entries is None else entries
-    status = {entry["path"]: entry["status"] for entry in entries}
+    status = {entry["path"]: "missing" if entry["again"] else entry["status"] for entry in entries}
     found = list(_passes(load, grid))
     macs = macs_of(load.net(run.dataset, run.arch, run.method) for _, _, run, _, _, _ in found)
     jobs = {}

@@ -49,10 +49,16 @@ _ROOTS: Mapping[str, tuple[str, ...]] = {
 #: Why a result may be stale beside the parts of the package: of a run the resolved recipe has changed, of an evaluation
 #: the suite (its settings, with what the scale changes, or the images), of checks what they may spend, or the probe;
 #: the data set is described otherwise today, or was prepared with other content; a model that it was made from was
-#: trained again; a run that it starts from, or the run that was measured, is stale.
+#: trained again; a run that it starts from, or the run that was measured, is stale or missing.
 RECIPE, SUITE, BUDGET, PROBE = "recipe", "suite or its settings", "check budget", "probe"
-DATA, MODEL, INITIAL_RUN, RUN = "data", "model", "initial run", "its run"
+DATA, MODEL, INITIAL_RUN, RUN, MISSING = "data", "model", "initial run", "its run", "missing"
+#: Those that say that a result was told something else, or made of something else: not only the code has changed.
+TOLD = frozenset({RECIPE, SUITE, BUDGET, PROBE, DATA, MODEL})
+#: Why a table, a figure or the page is stale: its declaration or the code that draws it, the results that it shows, or
+#: which of them are marked as stale.
+DECLARED, RESULTS, MARKS = "declaration", "results", "stale marks"
 _SENTENCES = {
+    MISSING: "what it was made from is missing",
     MODEL: "a model that it was made from was trained again",
     INITIAL_RUN: "a run that it starts from is stale",
     RUN: "its run is stale",

@@ -8,6 +8,7 @@ import jinja2
 from moat.config import paths
 from moat.config.grid import Figure, Grid, Table
 from moat.config.project import Project
+from moat.config.status import Statuses
 from moat.reporting import (
     cards,
     claims,
@@ -55,7 +56,7 @@ _RUN_CARD = {
 }
 
 
-def render(project: Project, grid: Grid, studies: Sequence[str], results: Results) -> str:
+def render(project: Project, grid: Grid, statuses: Statuses, results: Results) -> str:
     """The page's HTML; equal for equal results, whenever and wherever it is rendered.
 
     Everything is computed from the rows of the evaluations; the figures are those that ``moat draw`` left.
@@ -66,14 +67,14 @@ def render(project: Project, grid: Grid, studies: Sequence[str], results: Result
     scale = project.scale(grid.scale)
     for table in grid.tables:
         results.expect(table.cells)
-    sections = [_study(project, name, grid, results, scale) for name in studies]
+    sections = [_study(project, name, grid, results, scale) for name in statuses.studies]
     # A scale may leave out all that a study has.
     sections = [section for section in sections if section["tables"] or section["figures"]]
     tables = [table for section in sections for table in section["tables"]]
     cells = frame(record for table in tables for record in table["content"].to_dict("records"))
-    claimed = [_claim(claim, tables) for claim in claims.evaluate(project, grid, cells, studies)]
+    claimed = [_claim(claim, tables) for claim in claims.evaluate(project, grid, cells, statuses.studies)]
     first = next((table for table in tables if table["id"] == summary.LEADERBOARD and not table["idle"]), None)
-    ran = _ran(grid, results)
+    ran = _ran(grid, results, statuses)
     details = {key: card for table in tables for key, card in table["cards"].items()}
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("moat.reporting"),
@@ -92,7 +93,7 @@ def render(project: Project, grid: Grid, studies: Sequence[str], results: Result
         scale_name=grid.scale,
         scale=scale,
         claims=claimed,
-        sentences=summary.sentences(project, studies, claimed, first and first["layout"]),
+        sentences=summary.sentences(project, statuses.studies, claimed, first and first["layout"]),
         leaderboard=first,
         published=_published(sections),
         studies=[section for section in sections if section["tables"] or section["figures"]],
@@ -208,7 +209,7 @@ def _overview(grid: Grid, cells, sections: Sequence[dict[str, Any]]) -> dict[str
     }
 
 
-def _ran(grid: Grid, results: Results) -> dict[str, Any]:
+def _ran(grid: Grid, results: Results, statuses: Statuses) -> dict[str, Any]:
     """What ran, what it was checked for, what is missing or must not be trusted."""
     names, checks = records.checks(grid, results)
     runs, evaluations = records.runs(grid, results), records.evaluations(grid, results)
@@ -227,7 +228,7 @@ def _ran(grid: Grid, results: Results) -> dict[str, Any]:
         # Where everything is stale, a column that says so of every row says nothing.
         "stale_shown": 0 < len(stale) < len(made),
         "wall": formatting.duration(sum(run["wall_seconds"] or 0 for run in runs)),
-        "usage": usage.summarise(grid, results),
+        "usage": usage.summarise(grid, results, statuses),
         "problems": wrong,
         "problem_counts": problems.count(wrong),
         "not_run": records.not_run(grid, results),

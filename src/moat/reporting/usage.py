@@ -7,11 +7,12 @@ from typing import Any
 
 from moat.config import paths
 from moat.config.grid import Grid
+from moat.config.status import Status, Statuses
 from moat.reporting import formatting
 from moat.reporting.results import Results
 
 
-def summarise(grid: Grid, results: Results) -> dict[str, Any]:
+def summarise(grid: Grid, results: Results, statuses: Statuses) -> dict[str, Any]:
     """``rules``: one record per rule; ``gpu_hours``; ``hardware`` and ``versions``: (text, number of results)."""
     contents: dict[str, list[Mapping[str, Any]]] = {
         "train": [results.run(run) for run in grid.runs],
@@ -26,31 +27,34 @@ def summarise(grid: Grid, results: Results) -> dict[str, Any]:
         for package, version in (content.get("versions") or {}).items():
             versions.setdefault(package, Counter())[str(version)] += 1
     return {
-        "rules": _rules(grid, results, contents),
+        "rules": _rules(grid, results, statuses, contents),
         "gpu_hours": sum(map(_gpu_seconds, found)) / 3600,
         "hardware": Counter(map(formatting.hardware, found)).most_common(),
         "versions": [(package, counts.most_common()) for package, counts in sorted(versions.items())],
     }
 
 
-def _rules(grid: Grid, results: Results, contents: Mapping[str, list[Mapping[str, Any]]]) -> list[dict[str, Any]]:
-    """What the workflow asks for, in its order, and how much of it is there.
+def _rules(
+    grid: Grid, results: Results, statuses: Statuses, contents: Mapping[str, list[Mapping[str, Any]]]
+) -> list[dict[str, Any]]:
+    """What the workflow asks for, in its order, and how much of it is done, stale or missing.
 
     Times and memory are those that the results' own records state; nothing states them of tables and figures.
     """
-    scale = grid.scale
+    prepared = [results.file(paths.prepared(grid.scale, name)) for name in grid.datasets]
     asked = [
-        ("prepare", "data sets as tensors", [paths.prepared(scale, name) for name in grid.datasets]),
-        ("train", "trained models", [paths.run_dir(scale, run) / "run.json" for run in grid.runs]),
-        ("evaluate", "evaluations", [paths.evaluation(scale, each.run, each.suite) for each in grid.evaluations]),
-        ("verify", "checks", [paths.checks(scale, run) for run in grid.checks]),
-        ("probe", "model internals", [paths.probe(scale, each.run, each.name) for each in grid.probes]),
-        ("tabulate", "tables", [Path(f"{paths.table(scale, t.study, t.name)}.csv") for t in grid.tables]),
-        ("draw", "figures", [Path(f"{paths.figure(scale, f.study, f.name)}.png") for f in grid.figures]),
+        # Evidence keeps no data.
+        ("prepare", "data sets as tensors", [] if results.is_evidence else [_there(path) for path in prepared]),
+        ("train", "trained models", [statuses.of_result("run", run) for run in grid.runs]),
+        ("evaluate", "evaluations", [statuses.of_result("evaluation", e.run, e.suite) for e in grid.evaluations]),
+        ("verify", "checks", [statuses.of_result("check", run) for run in grid.checks]),
+        ("probe", "model internals", [statuses.of_result("probe", each.run, each.name) for each in grid.probes]),
+        ("tabulate", "tables", [statuses.of_shown(each) for each in statuses.shown if each.kind == "table"]),
+        ("draw", "figures", [statuses.of_shown(each) for each in statuses.shown if each.kind == "figure"]),
     ]
     records = []
-    for name, makes, files in asked:
-        if not files:
+    for name, makes, found in asked:
+        if not found:
             continue
         said = [{**each, "seconds": each.get("wall_seconds", each.get("seconds"))} for each in contents.get(name, [])]
         seconds, cpu, memory = (
@@ -61,8 +65,8 @@ def _rules(grid: Grid, results: Results, contents: Mapping[str, list[Mapping[str
             {
                 "name": name,
                 "makes": makes,
-                "asked": len(files),
-                "done": sum(results.file(file).exists() for file in files),
+                "asked": len(found),
+                **{status: sum(each.status == status for each in found) for status in ("done", "stale", "missing")},
                 "wall": formatting.duration(sum(seconds)) if seconds else None,
                 "wall_seconds": sum(seconds),
                 "longest": formatting.duration(max(seconds)) if seconds else None,
@@ -74,6 +78,10 @@ def _rules(grid: Grid, results: Results, contents: Mapping[str, list[Mapping[str
             }
         )
     return records
+
+
+def _there(path: Path) -> Status:
+    return Status("done", [], False) if path.exists() else Status("missing", [], True)
 
 
 def _gpu_seconds(content: Mapping[str, Any]) -> float:
