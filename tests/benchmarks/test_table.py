@@ -93,6 +93,7 @@ def test_routed_training_and_attack_are_the_definition(rows):
     assert found[1, "width 8"]["floor"] is None
 
 
+@pytest.mark.long
 def test_rows_about_a_gpu_are_measured_or_say_why_not(project, capsys, rows):
     options = ("--scale", "smoke", "--dataset", "digits", "--archs", "resnet18", "--large", "resnet18")
     found = rows(gpu, *options, "--batch-size", "8", "--device", "cpu")
@@ -186,6 +187,7 @@ def test_batches_and_curves(rows, project, capsys):
     ]  # fmt: skip
 
 
+@pytest.mark.long
 def test_another_update_is_seen(monkeypatch, rows):
     """What the equality is worth: with its divergences the other way round the peer ends elsewhere."""
     original = masked._kl

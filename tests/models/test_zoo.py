@@ -227,6 +227,7 @@ def test_one_training_step(name, method):
     assert all(not torch.equal(before[key], value) for key, value in trained.model.named_parameters())
 
 
+@pytest.mark.long
 def test_plan_accepts_every_net(tmp_path, capsys):
     copy_project(tmp_path)
     study = yaml.safe_load((ROOT / "config/studies/unified.yaml").read_text())
