@@ -16,6 +16,7 @@ from falsely_robust import (
     AntiAdversary,
     ImageSeededNoise,
     Memorises,
+    OffGrid,
     OtherCopy,
     Quantises,
     Remembers,
@@ -293,6 +294,15 @@ PATHOLOGIES = {
         origin=Origin(band={"clean": [0, 99], "pgd": [10, 40], "source": "a test"}),
     ),
 }
+
+
+def test_a_function_that_differs_between_the_pixel_values_of_8_bits_is_caught():
+    """One step of a whole number of grey levels stays among them; PGD, from a random start, does not."""
+    x, y = images()
+    x = (x[TEST] * 255).round() / 255
+    model = OffGrid(undefended(), defended())
+    result = registry.run("iterative-at-most-fgsm", Evidence(model, x, y[TEST], EPS, 100, 0, budget=BUDGET))
+    assert result.state == "failed", result.message
 
 
 def held_out():
