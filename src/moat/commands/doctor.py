@@ -176,8 +176,10 @@ def _availability(project: Project, name: str) -> tuple[str, str, str]:
 def _scales(project: Project) -> Iterator[Finding]:
     """What has to be downloaded before a scale can run."""
     for scale in project.names("scales"):
-        grid = build_grid(project, scale, project.config()["studies"])
-        needed = [needs for name in grid.datasets if (needs := _availability(project, name)[0])]
+        # Expanding all studies takes seconds; most scales name their data.
+        datasets = project.scale(scale).get("include", {}).get("dataset")
+        datasets = datasets or build_grid(project, scale, project.config()["studies"]).datasets
+        needed = [needs for name in datasets if (needs := _availability(project, name)[0])]
         if needed:
             yield Finding(f"scale {scale}", "missing", f"can run once there is {'; '.join(needed)}")
         else:
