@@ -53,7 +53,7 @@ def take_evidence(workflow):
 def equal_times(workflow):
     """As after unpacking an archive: no file is newer than another, and Snakemake knows nothing."""
     shutil.rmtree(workflow.root / ".snakemake")
-    for path in (workflow.root / "results").rglob("*"):
+    for path in workflow.root.rglob("*"):
         os.utime(path, (1_700_000_000, 1_700_000_000))
 
 

@@ -1,5 +1,6 @@
 # What all rules share: the configuration, the jobs' command and environment, and the patterns of their outputs. What
 # rules ask for are functions of the package, moat.pipeline.inputs.
+import copy
 import os
 import sys
 from pathlib import Path
@@ -19,7 +20,7 @@ from moat.pipeline.warm import start as warm
 from snakemake.utils import update_config
 
 # A module's config is what the workflow that uses it gives, here on top of the defaults.
-given, config = config, Project(checkout).config()
+given, config = config, copy.deepcopy(Project(checkout).config())
 update_config(config, given)
 allowed = checkout / "workflow/schemas/config.schema.yaml"
 schema.read_words(config, allowed)
