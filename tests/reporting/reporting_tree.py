@@ -39,7 +39,7 @@ def make_project(folder: Path) -> Path:
     shutil.copy(Path(__file__).parent / "claims.yaml", folder / "config" / "claims.yaml")
     edit_yaml(folder / "config/config.yaml", lambda content: content.update(studies=["unified", "dramoe"]))
     few = {"dataset": ["digits"], "arch": ["resnet18"], "method": ["standard", "pgd-at", "trades"]}
-    edit_yaml(folder / "config/scales/smoke.yaml", lambda content: content.update(include=few))
+    edit_yaml(folder / "config/scales/smoke.yaml", lambda content: content.update(include=few, exclude={}))
     return folder
 
 
