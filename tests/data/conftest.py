@@ -91,6 +91,7 @@ def workplace(tmp_path, monkeypatch) -> Workplace:
     monkeypatch.setattr(moat.data.download, "BACKOFF", (0, 0))
     (tmp_path / "config" / "datasets").mkdir(parents=True)
     (tmp_path / "mirror").mkdir()
+    shutil.copy(ROOT / "config" / "config.yaml", tmp_path / "config")
     shutil.copytree(ROOT / "workflow" / "schemas", tmp_path / "workflow" / "schemas")
     return Workplace(tmp_path)
 

@@ -9,6 +9,7 @@ from moat.base.errors import DataError
 from moat.base.progress import progress
 from moat.data import archives, images
 from moat.data.raw import Pair, Raw, Spec, only, require
+from moat.data.splits import stratified_order
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
 
@@ -40,9 +41,15 @@ def tiny_imagenet(spec: Spec, files: Mapping[str, Path], size: int) -> Raw:
 
 
 def image_folder(spec: Spec, files: Mapping[str, Path], size: int) -> Raw:
-    """Images <split>/<class>/* in a folder, tar or zip, at any depth. Labels number the classes, sorted by name."""
+    """Images <split>/<class>/* in a folder, tar or zip, at any depth. Labels number the classes, sorted by name.
+
+    In a folder whose description names no layout, and that has no folder of a split, they may be <class>/*: then about
+    a fifth of each class is the test split, the same always.
+    """
     path = only(spec, files)
     layout = {split: spec.get("layout", {}).get(split, split) for split in ("train", "test")}
+    if path.is_dir() and "layout" not in spec and not any(has_classes(path / split) for split in layout):
+        return _unsplit(path, spec, size)
     content = archives.read_members(path, lambda name: _is_image(name) and name.split("/")[-3:-2] != [])
     rows: dict[str, list[tuple[str, str]]] = {split: [] for split in layout}
     prefixes = set()
@@ -58,6 +65,44 @@ def image_folder(spec: Spec, files: Mapping[str, Path], size: int) -> Raw:
         raise DataError(f"{path}: splits in several folders: {', '.join(sorted(map(repr, prefixes)))}; expected one")
     classes = sorted({label for _, label in rows["train"]})
     return Raw({split: _decode_all(path, content, rows[split], classes, spec, size) for split in rows}, classes)
+
+
+def has_classes(folder: Path) -> bool:
+    """Whether a folder holds folders, as that of a split does, and not the images of a class."""
+    return folder.is_dir() and any(each.is_dir() for each in folder.iterdir())
+
+
+def _unsplit(path: Path, spec: Spec, size: int) -> Raw:
+    content = archives.read_members(path, _is_image)
+    rows = [(name, name.split("/")[0]) for name in sorted(content) if name.count("/") == 1]
+    if len(rows) < len(content) or not rows:
+        other = next((name for name in sorted(content) if name.count("/") != 1), None)
+        found = f"{other} is in neither" if other else "there are no images"
+        raise DataError(f"{path}: needed: <class>/*, or train/<class>/* and test/<class>/*; {found}")
+    classes = sorted({label for _, label in rows})
+    labels = np.array([classes.index(label) for _, label in rows])
+    for number, label in enumerate(classes):
+        if (count := int((labels == number).sum())) < 2:
+            raise DataError(f"{path}: {count} image of class {label!r}; needed: two or more, to train and to test on")
+    order = stratified_order(labels)
+    # A fifth of every class, but at least one image.
+    of_classes = [order[labels[order] == number] for number in range(len(classes))]
+    tested = {int(row) for of_class in of_classes for row in of_class[: max(1, len(of_class) // 5)]}
+    parts = {"train": [row for row in range(len(rows)) if row not in tested], "test": sorted(tested)}
+    decoded = {
+        split: _decode_all(path, content, [rows[row] for row in part], classes, spec, size)
+        for split, part in parts.items()
+    }
+    return Raw(decoded, classes)
+
+
+def sizes(folder: Path) -> set[tuple[int, int]]:
+    """Width and height of the images in a folder, each once.
+
+    Raises:
+        DataError: an image that cannot be read.
+    """
+    return {images.size(path.read_bytes(), where=name) for name, path in archives.files(folder) if _is_image(name)}
 
 
 def _decode_all(

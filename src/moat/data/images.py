@@ -37,6 +37,20 @@ def decode(content: bytes, size: int, channels: int, *, where: str) -> np.ndarra
     return pixels.reshape(size, size, channels)
 
 
+def size(content: bytes, *, where: str) -> tuple[int, int]:
+    """Width and height of an image file, of which only the header is read.
+
+    Raises:
+        DataError: it is no image.
+    """
+    try:
+        with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
+            return image.size
+    # On corrupt content Pillow raises almost any exception.
+    except Exception as error:
+        raise DataError(f"{where}: corrupt image ({' '.join(str(error).split()) or type(error).__name__})") from error
+
+
 def _eight_bits(image: Image.Image) -> Image.Image:
     """An image of 16 bits a pixel scaled to 8, which Pillow would cut at 255; any other as it is."""
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
