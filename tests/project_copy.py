@@ -1,11 +1,15 @@
 """A copy of the project, to be changed by a test: the configuration, its schemas, and the user's plug-ins if any."""
 
+import contextlib
 import shutil
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from moat.base import plugins
 
 ROOT = Path(__file__).parents[1]
 PARTS = ("config", "workflow/schemas", "plugins")
@@ -25,3 +29,16 @@ def edit_yaml(path: Path, change: Callable[[Any], object]) -> None:
     content = yaml.safe_load(path.read_text())
     change(content)
     path.write_text(yaml.safe_dump(content, sort_keys=False))
+
+
+@contextlib.contextmanager
+def plugins_forgotten() -> Iterator[None]:
+    """After the block no plug-in of another project is imported, and this project's configuration is read again."""
+    before = set(sys.modules)
+    yield
+    plugins.use_project(ROOT)
+    for name in set(sys.modules) - before:
+        if Path(getattr(sys.modules[name], "__file__", None) or "/").is_relative_to(ROOT):
+            continue
+        if name.startswith(("moat.methods.", "moat.attacks.", "moat.models.")):
+            del sys.modules[name]

@@ -10,12 +10,11 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from moat.base import plugins
 from moat.base.files import read_json
 from moat.commands.cli import main
 from moat.config.grid import build_grid
 from moat.config.project import Project
-from project_copy import copy_project
+from project_copy import copy_project, plugins_forgotten
 
 ROOT = Path(__file__).parents[2]
 
@@ -36,8 +35,8 @@ def files(page: str, language: str) -> dict[str, str]:
 def folder(tmp_path, monkeypatch):
     copy_project(tmp_path)
     monkeypatch.chdir(tmp_path)
-    yield tmp_path
-    plugins.use_project(ROOT)
+    with plugins_forgotten():
+        yield tmp_path
 
 
 def write(found: dict[str, str]) -> None:
@@ -68,3 +67,36 @@ def test_own_images_are_trained_attacked_and_checked(folder):
     assert len(rows[rows["setting"] == "clean"]) == 12 and read_json("my-run/checks.json")["n"] == 12
     runs = build_grid(Project(folder), "photos", ["unified"]).runs
     assert {run.dataset for run in runs} == {"photos"} and "dramoe" in {run.method for run in runs}
+
+
+def test_an_own_method_is_trained_attacked_and_gets_a_row(folder):
+    page = "your-own-method.md"
+    code, configuration = files(page, "python"), files(page, "yaml")
+    assert len(code) == 1 and len(configuration) == 2
+    write(code | configuration)
+    study = Path("config/studies/unified.yaml")
+    first = "          - {label: standard, method: standard}\n"
+    assert first in study.read_text()
+    study.write_text(study.read_text().replace(first, first + blocks(page, "text")[0], 1))
+    run_all(page)
+    assert read_json("my-run/run.json")["recipe"]["noise"] == {"std": 0.1}
+    assert set(pd.read_parquet("my-run/quick.parquet")["setting"]) >= {"clean", "pgd10"}
+    runs = build_grid(Project(folder), "mine", ["unified"]).runs
+    assert {run.method for run in runs} == {"pgd-at", "trades", "noisy-pgd-at"}
+
+
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [("noise: {std: 0.1}", "noise: {std: 2}"), ("noise: {std: 0.1}", "noise: {sdt: 0.1}")],
+    ids=["out of range", "misspelt"],
+)
+def test_a_wrong_parameter_of_an_own_method_is_named(folder, capsys, written, said):
+    page = "your-own-method.md"
+    write(files(page, "python") | files(page, "yaml"))
+    recipe = Path("config/methods/noisy-pgd-at.yaml")
+    recipe.write_text(recipe.read_text().replace(written, said))
+    named = ["--dataset", "digits", "--arch", "resnet18", "--method", "noisy-pgd-at", "--seed", "0"]
+    assert main(["train", *named, "--scale", "quickstart", "--out", "my-run"]) == 2
+    message = capsys.readouterr().err
+    assert "config/methods/noisy-pgd-at.yaml" in message and "noise" in message
+    assert len(message.strip().splitlines()) == 1

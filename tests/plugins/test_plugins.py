@@ -5,7 +5,6 @@ The files are in ``project/`` beside this one; a project is a copy of this one's
 
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import pandas as pd
@@ -21,7 +20,7 @@ from moat.config.project import Project
 from moat.models import nets
 from moat.planning import report
 from moat.training.models import load_model
-from project_copy import copy_project
+from project_copy import copy_project, plugins_forgotten
 
 ROOT = Path(__file__).parents[2]
 OWN = Path(__file__).parent / "project"
@@ -32,14 +31,8 @@ METHODS_ARE = {"noisy-training": "class 'noisy-training'", "pgd-at-halves": "mix
 
 @pytest.fixture(scope="module", autouse=True)
 def leave_no_plugin_behind():
-    before = set(sys.modules)
-    yield
-    plugins.use_project(ROOT)
-    for name in set(sys.modules) - before:
-        if Path(getattr(sys.modules[name], "__file__", None) or "/").is_relative_to(ROOT):
-            continue
-        if name.startswith(("moat.methods.", "moat.attacks.", "moat.models.")):
-            del sys.modules[name]
+    with plugins_forgotten():
+        yield
 
 
 def make(root: Path) -> Path:

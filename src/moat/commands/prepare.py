@@ -13,6 +13,7 @@ from moat.base.files import atomic_path
 from moat.commands.options import DATA_PARAMETERS, PREPARED, data_parameters, described
 from moat.config import paths
 from moat.config.project import Project
+from moat.data.fetch import fetch
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,6 @@ def run(request: Request | FolderRequest) -> None:
 
 def _described_folder(request: FolderRequest) -> Mapping[str, Any]:
     """The folder's description, which is written where there is none, and its manifest."""
-    from moat.data.fetch import fetch
     from moat.data.own_folder import describe
 
     spec = request.spec
