@@ -159,9 +159,9 @@ def test_the_checks_look_at_the_router(finished):
 
 
 def test_table_and_page_show_them(finished):
-    cells = pd.read_csv(finished / "results/toy/tables/cells.csv")
+    cells = pd.read_csv(finished / "results/toy/tables/cells-toy.csv")
     assert set(cells["method"]) == set(METHODS) and cells["measured"].notna().all()
-    page = (finished / "results/toy/report.html").read_text()
+    page = (finished / "results/toy/report-toy.html").read_text()
     assert "Training on noise" in page or "Noise" in page
     assert "Halves" in page and "Corners" in page
 
