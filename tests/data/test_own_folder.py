@@ -108,6 +108,15 @@ def test_the_description_is_kept_and_the_folder_read_again(project, capsys):
     assert "nomodule" in capsys.readouterr().err
 
 
+def test_the_workflow_prepares_it_by_its_name(project):
+    draw_all("photos/cat", "photos/dog")
+    assert prepare() == 0
+    first = Path("out.safetensors").read_bytes()
+    assert main(["fetch", "photos", "--into", "resources/photos"]) == 0
+    assert prepare("--from", "resources/photos") == 0
+    assert Path("out.safetensors").read_bytes() == first
+
+
 def test_without_a_project_only_the_tensors_are_written(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     draw_all("photos/cat", "photos/dog", mode="L")
