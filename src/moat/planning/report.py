@@ -116,7 +116,7 @@ def _totals(planned: Mapping[str, Any]) -> Iterator[str]:
     for kind in dict.fromkeys(entry["kind"] for entry in planned["jobs"]):
         parts = [f"{counts[kind, s]} {s}" for s in ("done", "stale", "missing") if counts[kind, s]]
         cost = f"; missing: {duration(hours[kind])}" if hours[kind] else ""
-        yield f"{kind + 's':13} {', '.join(parts)}{cost}"
+        yield f"{kind.removesuffix('s') + 's':13} {', '.join(parts)}{cost}"
     # Thousands of GPU-hours are a budget; of a CPU they are years.
     amount = duration if (on_cpu := planned["hardware"] == "cpu") else "{:.2f}".format
     unit = "of one thread" if on_cpu else "GPU-hours"
