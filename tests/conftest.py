@@ -13,23 +13,6 @@ if os.environ.get("MOAT_TEST_COMPILED") == "no":
     # As on a machine without a compiler, for `make test-isa`.
     winograd.available = lambda: ()
 
-_convolve = F.conv2d
-
-
-def _conv2d(x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
-    """``F.conv2d``, which chooses the pixels of a strided 1x1 convolution first.
-
-    Tests train narrow nets without the engine, which does the same: oneDNN would end Python, see docs/faults.md.
-    """
-    ordinary = type(x) is torch.Tensor and type(weight) in (torch.Tensor, torch.nn.Parameter)
-    if ordinary and weight.shape[2:] == (1, 1) and weight.shape[1] % 8 and padding in (0, (0, 0)) and groups == 1:
-        rows, columns = (stride, stride) if isinstance(stride, int) else stride
-        x, stride = x[..., ::rows, ::columns], 1
-    return _convolve(x, weight, bias, stride, padding, dilation, groups)
-
-
-F.conv2d = _conv2d
-
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):

@@ -82,9 +82,7 @@ rule cells:
         studies=",".join(config["studies"]),
         results=lambda wildcards, output: Path(output.cells).parents[2],
     shell:
-        moat(
-            "tabulate --results {params.results:q} --scale {wildcards.scale:q}" " --cells --studies {params.studies:q}"
-        )
+        moat("tabulate --cells --results {params.results:q} --scale {wildcards.scale:q} --studies {params.studies:q}")
 
 
 rule page:
@@ -108,4 +106,4 @@ rule page:
         studies=",".join(config["studies"]),
         results=lambda wildcards, output: Path(output[0]).parents[1],
     shell:
-        moat("report --results {params.results:q} --scale {wildcards.scale:q}" " --studies {params.studies:q}")
+        moat("report --results {params.results:q} --scale {wildcards.scale:q} --studies {params.studies:q}")

@@ -5,8 +5,6 @@ than half of oneDNN's time. As the weight changes with every step it has to be t
 which pays off only from a number of tiles on.
 """
 
-from collections.abc import Sequence
-
 import torch
 from torch import nn
 from torch.autograd import forward_ad
@@ -14,14 +12,11 @@ from torch.nn import functional as F
 
 from moat.kernels import winograd
 from moat.models.nets.masked import MaskedConv2d
+from moat.models.nets.pointwise import ONES, is_unsafe
 
 # 4x4 output tiles from which transforming the weight pays off: measured 12 to 16 with 256 and 512 channels, 8 or less
 # with fewer channels.
 MIN_TILES = 16
-# Floats of an AVX2 register. In channels last, with a number of channels that these do not divide, oneDNN 3.12 writes
-# beyond the end of its buffer when it computes the weight's gradient of a strided 1x1 convolution without AVX-512.
-ONEDNN_LANES = 8
-ONES = (1, 1)
 # Subclasses may have their own ideas of an operator.
 TENSOR_CLASSES = (torch.Tensor, nn.Parameter)
 
@@ -58,8 +53,8 @@ def conv2d(
 
     Only calls that may need the weight's gradient take another path. Their result is channels last, and every backward
     pass computes the weight's gradient, even if only the input's is asked for. Where oneDNN could damage the process
-    (:func:`is_unsafe`), the pixels are chosen first, and the stride is 1. Under autocast the weight, products and
-    sums stay float32; images and maps have autocast's type.
+    (:func:`moat.models.nets.pointwise.is_unsafe`), the pixels are chosen first, and the stride is 1. Under autocast the
+    weight, products and sums stay float32; images and maps have autocast's type.
 
     Args:
         x: (B, C, H, W).
@@ -73,11 +68,6 @@ def conv2d(
         if is_unsafe(weight.shape[1], weight.shape[2:], stride) and tuple(padding) == (0, 0):
             x, stride = x[:, :, :: stride[0], :: stride[1]], ONES
     return F.conv2d(x, weight, None, stride, padding, dilation)
-
-
-def is_unsafe(channels: int, kernel_size: Sequence[int], stride: Sequence[int]) -> bool:
-    """Whether oneDNN may damage the memory of the process in the convolution's backward pass."""
-    return tuple(kernel_size) == ONES and tuple(stride) != ONES and channels % ONEDNN_LANES != 0
 
 
 def _may_need_weight_gradient(x: torch.Tensor, weight: torch.Tensor) -> bool:

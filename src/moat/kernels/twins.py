@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from torch import nn
 
 from moat.kernels.channel_experts import SortedChannelExpertConv2d
-from moat.kernels.convolution import FastConv2d, FastMaskedConv2d, is_unsafe
+from moat.kernels.convolution import FastConv2d, FastMaskedConv2d
 from moat.kernels.mixtures import ConcurrentExperts, ConcurrentSynergyOfExperts
 from moat.kernels.moe_cnn import SortedExpertBatchNorm2d, SortedMoeCnn
 from moat.models import ChannelExpertConv2d
@@ -17,6 +17,7 @@ from moat.models.moe.experts import Experts
 from moat.models.moe.norms import ExpertBatchNorm2d
 from moat.models.moe.soe import SynergyOfExperts
 from moat.models.nets.masked import MaskedConv2d
+from moat.models.nets.pointwise import is_unsafe
 
 # Parts of mixtures; plain convolutions have twins for training only.
 TWINS: Mapping[type[nn.Module], type[nn.Module]] = {

@@ -2,9 +2,9 @@
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from moat.base.errors import ConfigError
+from moat.models.nets.pointwise import conv2d
 
 
 class ChannelExpertConv2d(nn.Module):
@@ -60,7 +60,7 @@ class ChannelExpertConv2d(nn.Module):
         if len(order) != len(route):
             raise ValueError(f"{len(route) - len(order)} routes lie outside 0 to {self.experts - 1}")
         outputs = [
-            F.conv2d(x[chosen], filters, stride=self.stride, padding=self.padding)
+            conv2d(x[chosen], filters, stride=self.stride, padding=self.padding)
             for chosen, filters in zip(samples, self.weight.split(self.out_channels), strict=True)
         ]
         y = torch.cat(outputs)[order.argsort()]

@@ -3,6 +3,8 @@
 import torch
 from torch import nn
 
+from moat.models.nets.pointwise import PixelsFirstConv2d, is_unsafe
+
 MIN_CHANNELS = 4
 
 
@@ -58,7 +60,8 @@ def conv3x3(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
 
 def conv1x1(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
     """A 1x1 convolution without bias, for shortcuts whose shape changes."""
-    return nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False)
+    layer = PixelsFirstConv2d if is_unsafe(in_channels, (1, 1), (stride, stride)) else nn.Conv2d
+    return layer(in_channels, out_channels, 1, stride=stride, bias=False)
 
 
 def global_average(x: torch.Tensor) -> torch.Tensor:

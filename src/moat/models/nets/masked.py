@@ -8,6 +8,9 @@ import math
 
 import torch
 from torch import nn
+from torch.nn import functional as F
+
+from moat.models.nets.pointwise import is_unsafe
 
 
 class MaskedConv2d(nn.Conv2d):
@@ -61,6 +64,11 @@ class MaskedConv2d(nn.Conv2d):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self._conv_forward(x, self.effective_weight(), self.bias)
+
+    def _conv_forward(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        if self.groups == 1 and self.padding == (0, 0) and is_unsafe(self.in_channels, self.kernel_size, self.stride):
+            return F.conv2d(x[:, :, :: self.stride[0], :: self.stride[1]], weight, bias)
+        return super()._conv_forward(x, weight, bias)
 
 
 def kept_filters(channels: int, keep_ratio: float) -> int:
