@@ -12,9 +12,11 @@ from moat.models import MoeCnn
 from moat.models.moe.backbones import MoeBasicBlock, MoePreActBlock, MoeResNetTrunk, MoeWideTrunk
 from moat.models.moe.norms import ExpertBatchNorm2d, SharedBatchNorm2d
 from moat.models.moe.routing import straight_through
+from moat.models.nets.pointwise import PixelsFirstConv2d
 
 # Trunks, blocks and norms that hand on the groups of a sorted batch in place of a route, or do not look at it.
-HAND_ON_GROUPS = (MoeResNetTrunk, MoeWideTrunk, MoeBasicBlock, MoePreActBlock, SharedBatchNorm2d)
+TRUNKS_AND_BLOCKS = (MoeResNetTrunk, MoeWideTrunk, MoeBasicBlock, MoePreActBlock)
+HAND_ON_GROUPS = (*TRUNKS_AND_BLOCKS, SharedBatchNorm2d, PixelsFirstConv2d)
 # (convolution, batch norm) by attribute of a block: the norm uses the convolution's output, and nothing else does.
 FOLDABLE = {MoeBasicBlock: (("conv1", "bn1"), ("conv2", "bn2")), MoePreActBlock: (("conv1", "bn2"),)}
 
