@@ -20,8 +20,9 @@ def moat(project):
     """Runs one command on the project's results; returns its exit code."""
 
     def call(command: str, *arguments: str, scale: str = "smoke") -> int:
-        results = str(project / "results")
-        return main(["--project", str(project), command, "--scale", scale, "--results", results, *arguments])
+        results = project / "results"
+        results.mkdir(exist_ok=True)
+        return main(["--project", str(project), command, "--scale", scale, "--results", str(results), *arguments])
 
     return call
 
