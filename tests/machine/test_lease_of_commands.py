@@ -106,7 +106,7 @@ def test_a_gpu_that_is_not_there_is_named(tmp_path):
         (COMMANDS["evaluate"], 3, "run.json: no such file"),
         (COMMANDS["verify"], 3, "run.json: no such file"),
         (("train", *RUN[:5], "trads", *RUN[6:], "--out", "{out}/run"), 2, "did you mean 'trades'"),
-        (("evaluate", "--model", "somewhere:make", *COMMANDS["evaluate"][3:]), 2, "--weights FILE"),
+        (("evaluate", "--model", "somewhere:make", *COMMANDS["evaluate"][3:]), 2, "--dataset NAME"),
     ],
 )
 def test_what_is_wrong_is_told_before_waiting_for_a_gpu(tmp_path, command, code, words):

@@ -3,8 +3,8 @@
 import json
 import shutil
 
+import pandas as pd
 import pytest
-import reporting_tree
 from reporting_tree import Tree, make_project, rows
 
 from moat.commands.cli import main
@@ -167,4 +167,4 @@ def test_the_record_says_scale_and_studies(project):
     assert publish(project) == 0
     record = json.loads((project / "results/evidence/smoke/evidence.json").read_text())
     assert record == {"scale": "smoke", "studies": ["unified"]}
-    assert reporting_tree.cells(Tree(project), "../../evidence/smoke/tables/cells")["measured"].notna().any()
+    assert pd.read_csv(project / "results/evidence/smoke/tables/cells.csv")["measured"].notna().any()
