@@ -46,7 +46,7 @@ def planned(done: subprocess.CompletedProcess) -> dict[str, int]:
 
 def commands(done: subprocess.CompletedProcess) -> dict[str, str]:
     """Subcommand of moat -> one of its shell commands."""
-    found = re.findall(r"^Shell command: (trap : TERM; .*)$", done.stdout + done.stderr, re.MULTILINE)
+    found = re.findall(r"^Shell command: .*?(trap : TERM; .*)$", done.stdout + done.stderr, re.MULTILINE)
     pattern = r" (fetch|prepare|train|evaluate|verify|tabulate|draw|report) "
     return {re.search(pattern, line)[1]: line for line in found}
 
@@ -61,7 +61,7 @@ def commands(done: subprocess.CompletedProcess) -> dict[str, str]:
 )
 def test_results_go_where_snakemake_works_and_configuration_stays_beside_the_snakefile(project, elsewhere, options):
     options = [option.format(project=project.root, elsewhere=elsewhere) for option in options]
-    done = run(project, elsewhere, *options, "--dry-run", TABLE)
+    done = run(project, elsewhere, *options, "--dry-run", "--printshellcmds", TABLE)
     assert planned(done) == PLANNED
     found = commands(done)
     assert f"--project '{project.root}' train " in found["train"] and " --out results/tiny/runs/" in found["train"]
@@ -170,7 +170,7 @@ def test_in_a_container_nothing_of_the_host_s_python_reaches_the_job(project, tm
     assert done.returncode == 0, done.stdout + done.stderr
     asked = (tmp_path / "asked").read_text()
     assert [line.split()[1] for line in (tmp_path / "ran").read_text().splitlines()] == ["fetch", "prepare"]
-    assert len(re.findall("envs/moat.sif bash -c set -euo pipefail; +trap : TERM; moat ", asked)) == 2
+    assert len(re.findall("envs/moat.sif bash -c set -euo pipefail; .*trap : TERM; moat ", asked)) == 2
     assert "PATH=" not in asked
     assert os.path.dirname(sys.executable) not in asked
     # No fork of the host's warm process does the work either, although the configuration asks for warm starts.
