@@ -11,8 +11,8 @@ from torch.autograd import forward_ad
 from torch.nn import functional as F
 
 from moat.kernels import winograd
+from moat.models.nets import pointwise
 from moat.models.nets.masked import MaskedConv2d
-from moat.models.nets.pointwise import ONES, is_unsafe
 
 # 4x4 output tiles from which transforming the weight pays off: measured 12 to 16 with 256 and 512 channels, 8 or less
 # with fewer channels.
@@ -45,9 +45,9 @@ class FastMaskedConv2d(_FastForward, MaskedConv2d):
 def conv2d(
     x: torch.Tensor,
     weight: torch.Tensor,
-    stride: tuple[int, int] = ONES,
-    padding: tuple[int, int] = ONES,
-    dilation: tuple[int, int] = ONES,
+    stride: tuple[int, int] = pointwise.ONES,
+    padding: tuple[int, int] = pointwise.ONES,
+    dilation: tuple[int, int] = pointwise.ONES,
 ) -> torch.Tensor:
     """``F.conv2d`` without bias and groups, equal up to rounding in forward and backward.
 
@@ -65,8 +65,7 @@ def conv2d(
         dtype = torch.get_autocast_dtype("cpu") if autocast else x.dtype
         if (autocast or dtype == torch.float32) and _is_faster(x, dtype, weight, stride, padding, dilation):
             return _Winograd.apply(x.to(dtype), weight, padding[0])
-        if is_unsafe(weight.shape[1], weight.shape[2:], stride) and tuple(padding) == (0, 0):
-            x, stride = x[:, :, :: stride[0], :: stride[1]], ONES
+        return pointwise.conv2d(x, weight, None, stride, padding, dilation)
     return F.conv2d(x, weight, None, stride, padding, dilation)
 
 
@@ -88,7 +87,7 @@ def _is_faster(x: torch.Tensor, dtype: torch.dtype, weight: torch.Tensor, stride
     """Whether the compiled convolution supports all three directions of this one, and is faster."""
     if x.ndim != 4 or x.shape[1] != weight.shape[1] or len(weight) % winograd.LANES:
         return False
-    if dtype not in winograd.TYPES or weight.dtype != torch.float32 or tuple(stride) != ONES:
+    if dtype not in winograd.TYPES or weight.dtype != torch.float32 or tuple(stride) != pointwise.ONES:
         return False
     supported = winograd.supports(weight, stride, dilation, padding)
     return supported and winograd.count_tiles(x, padding[0]) >= MIN_TILES
@@ -108,7 +107,7 @@ class _Winograd(torch.autograd.Function):
         needed = list(ctx.needs_input_grad[:2])
         if torch.is_grad_enabled() or torch._C._functorch.is_legacy_batchedtensor(gradient):
             # A second derivative, or a batch of gradients: PyTorch's own backward supports both.
-            more = ONES, (ctx.padding,) * 2, ONES, False, (0, 0), 1, [*needed, False]
+            more = pointwise.ONES, (ctx.padding,) * 2, pointwise.ONES, False, (0, 0), 1, [*needed, False]
             of_x, of_weight, _ = torch.ops.aten.convolution_backward(gradient, x, weight.to(x.dtype), None, *more)
             return of_x, of_weight if of_weight is None else of_weight.to(weight.dtype), None
         of_x = of_weight = None

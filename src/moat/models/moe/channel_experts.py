@@ -60,7 +60,7 @@ class ChannelExpertConv2d(nn.Module):
         if len(order) != len(route):
             raise ValueError(f"{len(route) - len(order)} routes lie outside 0 to {self.experts - 1}")
         outputs = [
-            conv2d(x[chosen], filters, stride=self.stride, padding=self.padding)
+            conv2d(x[chosen], filters, None, (self.stride,) * 2, (self.padding,) * 2)
             for chosen, filters in zip(samples, self.weight.split(self.out_channels), strict=True)
         ]
         y = torch.cat(outputs)[order.argsort()]

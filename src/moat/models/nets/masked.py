@@ -8,9 +8,8 @@ import math
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
-from moat.models.nets.pointwise import is_unsafe
+from moat.models.nets.pointwise import conv2d
 
 
 class MaskedConv2d(nn.Conv2d):
@@ -66,8 +65,8 @@ class MaskedConv2d(nn.Conv2d):
         return self._conv_forward(x, self.effective_weight(), self.bias)
 
     def _conv_forward(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        if self.groups == 1 and self.padding == (0, 0) and is_unsafe(self.in_channels, self.kernel_size, self.stride):
-            return F.conv2d(x[:, :, :: self.stride[0], :: self.stride[1]], weight, bias)
+        if self.groups == 1 and self.padding_mode == "zeros" and not isinstance(self.padding, str):
+            return conv2d(x, weight, bias, self.stride, self.padding, self.dilation)
         return super()._conv_forward(x, weight, bias)
 
 

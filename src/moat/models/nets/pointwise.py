@@ -20,11 +20,18 @@ def is_unsafe(channels: int, kernel_size: Sequence[int], stride: Sequence[int]) 
     return tuple(kernel_size) == ONES and tuple(stride) != ONES and channels % ONEDNN_LANES != 0
 
 
-def conv2d(x: torch.Tensor, weight: torch.Tensor, *, stride: int, padding: int) -> torch.Tensor:
-    """``F.conv2d`` with a square stride, without bias and groups, that never damages the process."""
-    if padding == 0 and is_unsafe(weight.shape[1], weight.shape[2:], (stride, stride)):
-        return F.conv2d(x[:, :, ::stride, ::stride], weight)
-    return F.conv2d(x, weight, stride=stride, padding=padding)
+def conv2d(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int] = ONES,
+) -> torch.Tensor:
+    """``F.conv2d`` without groups, that never damages the process."""
+    if tuple(padding) == (0, 0) and is_unsafe(weight.shape[1], weight.shape[2:], stride):
+        x, stride = x[:, :, :: stride[0], :: stride[1]], ONES
+    return F.conv2d(x, weight, bias, stride, padding, dilation)
 
 
 class PixelsFirstConv2d(nn.Conv2d):
