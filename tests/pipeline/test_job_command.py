@@ -102,9 +102,8 @@ def test_a_snakefile_of_a_bare_snakemake_can_be_read():
         "from moat.pipeline.warm import start\n"
         "project = Project('.')\n"
         "found = inputs.Inputs(project, project.config())\n"
-        "wildcards = type('wildcards', (), {'scale': project.config()['scale']})\n"
-        "found.wildcard_constraints(), found.shown_digest(wildcards), devices.gpu_note()\n"
-        "print(len(found.tables(wildcards)))\n"
+        "found.wildcard_constraints(), devices.gpu_note()\n"
+        "print(len(found.everything(project.config()['scale'])))\n"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and int(done.stdout) > 0, done.stderr

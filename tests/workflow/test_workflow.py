@@ -293,7 +293,7 @@ def test_a_figure_that_looks_into_models_probes_each_once(workflow):
 def test_an_expert_is_trained_by_the_rule_pretrain_before_what_needs_it(workflow):
     workflow.edit("config/methods/standard.yaml", "title:", "role: expert\ntitle:")
     workflow.edit("config/methods/pgd-at-sparse.yaml", "method: trades", "method: standard")
-    planned = workflow.snakemake("--dry-run", f"{RUNS}/pgd-at-sparse/seed0/run.json")
+    planned = workflow.snakemake("--dry-run", "--printshellcmds", f"{RUNS}/pgd-at-sparse/seed0/run.json")
     text = planned.stdout + planned.stderr
     assert "rule pretrain:" in text and "rule train:" in text
     assert f"--initialize-from dense={RUNS}/standard/seed0" in text
