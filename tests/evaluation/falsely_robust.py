@@ -172,6 +172,20 @@ class Quantises(nn.Module):
         return self.net(rounded + x - x.detach())
 
 
+class Ripples(nn.Module):
+    """Adds to every pixel a wave along its grey levels: nothing that matters, but it turns gradients round.
+
+    At half a grey level the net is still straight.
+    """
+
+    def __init__(self, net, size, length=2 / 255):
+        super().__init__()
+        self.net, self.size, self.length = net, size, length
+
+    def forward(self, x):
+        return self.net(x + self.size * torch.sin(2 * torch.pi / self.length * x))
+
+
 class OffGrid(nn.Module):
     """``net`` on images of 8 bits, which Square's examples are; ``other`` between them, where PGD looks."""
 

@@ -49,10 +49,10 @@ BUDGET = Budget(steps=8, queries=300)
         (["passed", "failed"], None, "failed: c1; worst case not measured at eps 0.03137, n = 8", "FAILED  c1  m1"),
         (["not-applicable", "passed"], (0, 1), "passed; worst case", "1 of 1 checks passed; 1 not applicable"),
         (
-            ["passed", "not-enough-examples", "unknown"],
+            ["passed", "not-enough-examples", "not-enough-queries", "unknown"],
             (0, 1),
             "passed; worst case",
-            "1 of 1 checks passed; 0 not applicable; undecided: c1, c2",
+            "1 of 1 checks passed; 0 not applicable; undecided: c1, c2, c3",
         ),
         (["not-enough-examples"], (0, 1), "passed; worst case", "too few c0  m0"),
     ],
@@ -198,6 +198,9 @@ def test_an_attack_weaker_than_one_step_is_noticed(asked):
         ({"clean": [0, 50]}, "failed"),
         ({"clean": [0, 99], "pgd": [5, 20]}, "failed"),
         ({"pgd": [99, 100]}, "passed"),
+        ({"pgd": [5, 20], "eps": 8 / 255}, "failed"),
+        ({"pgd": [5, 20], "eps": 4 / 255}, "failed"),
+        ({"clean": [0, 99], "pgd": [5, 20], "eps": 9 / 255}, "passed"),
         (None, "not-applicable"),
     ],
 )
@@ -207,6 +210,31 @@ def test_suspiciously_good_is_above_the_band_by_its_whole_interval(asked, band, 
     assert result.state == state
     assert ("a reason" if band is None else "a test") in result.message
     assert ("(below)" in result.message) == (band == {"pgd": [99, 100]})
+
+
+def test_a_band_at_a_larger_radius_alone_does_not_apply(asked):
+    band = {"pgd": [5, 20], "eps": 9 / 255, "source": "a test"}
+    result = asked("published-band", "defended", origin=Origin(band=band))
+    assert result.state == "not-applicable" and "9/255" in result.message
+
+
+@pytest.mark.parametrize(
+    ("queries", "n", "state"),
+    [
+        (100, 60, "not-enough-queries"),
+        (300, 60, "passed"),
+        (100, 40, "not-enough-queries"),
+        (300, 40, "not-enough-examples"),
+    ],
+)
+def test_queries_that_would_not_notice_an_undefended_net_decide_nothing(defended, test_images, queries, n, state):
+    x, y = (values[:n] for values in test_images)
+    with frozen(defended):
+        result = registry.run(
+            "black-box", Evidence(defended, x, y, 8 / 255, n, 0, budget=Budget(steps=8, queries=queries))
+        )
+    assert result.state == state and result.passed, result.message
+    assert ("decide nothing" in result.message) == (queries == 100)
 
 
 def test_examples_of_another_model_are_tried(asked, defended, undefended):

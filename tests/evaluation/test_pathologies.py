@@ -20,6 +20,7 @@ from falsely_robust import (
     OtherCopy,
     Quantises,
     Remembers,
+    Ripples,
     SharesItsMemory,
     with_a_shared_memory,
     with_winners,
@@ -36,7 +37,7 @@ from moat.commands.fresh_process import FreshProcess
 from moat.commands.options import ForeignModel
 from moat.evaluation import evaluate, verify
 from moat.evaluation.checks import registry
-from moat.evaluation.checks.calibration import Linear
+from moat.evaluation.checks.known_models import Linear
 from moat.evaluation.evidence import Budget, Evidence, Origin
 from moat.evaluation.fresh_judge import FreshJudge, fresh_copy
 from moat.models import nets
@@ -281,6 +282,9 @@ PATHOLOGIES = {
     ),
     "a copy with another net's gradients": Case(lambda: OtherCopy(undefended(), defended()), {"gradient-agreement"}),
     "noise that the image seeds": Case(lambda: ImageSeededNoise(undefended()), {"gradient-agreement"}),
+    "ripples of half a grey level": Case(lambda: Ripples(undefended(), 0.5 / 255), {"gradient-agreement"}),
+    "ripples of a grey level": Case(lambda: Ripples(undefended(), 1 / 255), {"gradient-agreement"}),
+    "ripples of two grey levels": Case(lambda: Ripples(defended(), 2 / 255), {"gradient-agreement"}),
     "k-winners-take-all": Case(winners, {"gradient-agreement"}),
     "noise under a constant on all logits": Case(
         lambda: Around(undefended(), after=lambda z: z + 0.3 * torch.randn_like(z) + 1e4), {"determinism"}
@@ -294,6 +298,25 @@ PATHOLOGIES = {
         origin=Origin(band={"clean": [0, 99], "pgd": [10, 40], "source": "a test"}),
     ),
 }
+
+
+def agreement(model):
+    x, y = images()
+    return registry.run("gradient-agreement", Evidence(model, x[TEST], y[TEST], EPS, 100, 0, budget=BUDGET)).value
+
+
+@pytest.mark.parametrize("grey_levels", [0.5, 1, 2])
+def test_ripples_are_seen_by_steps_and_not_by_half_a_grey_level(grey_levels):
+    value = agreement(Ripples(undefended(), grey_levels / 255))
+    assert value["agreeing"] > 0.8 and value["agreeing_at_a_step"] < 0.1
+
+
+@pytest.mark.parametrize("name", ["undefended", "defended", "routed"])
+def test_honest_nets_are_far_from_the_limits_of_the_agreement(name):
+    value = agreement(globals()[name]())
+    assert value["agreeing"] > 0.9 and value["agreeing_at_a_step"] > 0.85
+    # A step is two grey levels here, at an epsilon of 16.
+    assert ("agreeing_straight_through" in value) == (name == "routed")
 
 
 def test_a_function_that_differs_between_the_pixel_values_of_8_bits_is_caught():

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from moat.base.errors import ConfigError
+from moat.base.numbers import parse_number
 from moat.config import schema
 from moat.config.project import Project
 
@@ -30,5 +31,8 @@ def find(project: Project, run: Mapping[str, Any]) -> tuple[dict[str, Any] | Non
         if len(named) > 1:
             raise ConfigError(f"config/bands.yaml: two bands for {run['dataset']}, {run['arch']}, {method}")
         if named:
-            return named[0], ""
+            band = dict(named[0])
+            if "eps" in band:
+                band["eps"] = parse_number(band["eps"], where=f"{path}: eps")
+            return band, ""
     return None, f"config/bands.yaml has no band for {run['dataset']}, {run['arch']}"

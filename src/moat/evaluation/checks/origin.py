@@ -34,20 +34,23 @@ RESTARTED = 0.02
 def published_band(evidence: Evidence) -> Finding:
     """The model is not more accurate than such models are known to be: suspiciously good is as wrong as bad.
 
-    An accuracy is too high if its whole 95 % interval lies above the known range. One below the range passes.
+    An accuracy is too high if its whole 95 % interval lies above the known range. One below the range passes. What is
+    known of attacks at one radius says nothing about a smaller one.
     """
     band = evidence.origin.band
     if band is None:
         return not_applicable(evidence.origin.no_band)
     n, values, limits, parts = len(evidence.x), {}, {}, []
     for name in ("clean", "pgd"):
-        if name in band:
+        if name in band and (name == "clean" or evidence.eps >= band.get("eps", 0)):
             low, high = (percent / 100 for percent in band[name])
             measured = evidence.accuracy(name)
             values[name], values[f"{name}_low"] = measured, wilson(round(measured * n), n)[0]
             limits[f"{name}_low"] = high
             below = " (below)" if measured < low else ""
             parts.append(f"{name} {measured:.1%}, known {low:.1%} to {high:.1%}{below}")
+    if not values:
+        return not_applicable(f"the known range is one at {band['eps'] * 255:g}/255")
     return judged(values, limits), values, limits, f"{'; '.join(parts)} ({band['source']})"
 
 

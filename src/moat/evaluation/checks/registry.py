@@ -5,7 +5,8 @@ A check is a function that takes the :class:`~moat.evaluation.evidence.Evidence`
 passes.
 
 States: ``passed``; ``failed``; ``not-applicable`` to this model; ``not-enough-examples``: nothing speaks against the
-model, but on so few examples hardly anything could; ``unknown``: what would have to be known about the model is not.
+model, but on so few examples hardly anything could; ``not-enough-queries``: the same of an attack with so few;
+``unknown``: what would have to be known about the model is not.
 Only ``failed`` counts against the model.
 """
 
@@ -18,7 +19,7 @@ from moat.base.errors import DataError, MoatError
 from moat.evaluation.checks.chance import ENOUGH
 from moat.evaluation.evidence import Evidence
 
-State = Literal["passed", "failed", "not-applicable", "not-enough-examples", "unknown"]
+State = Literal["passed", "failed", "not-applicable", "not-enough-examples", "not-enough-queries", "unknown"]
 Finding = tuple[State, Mapping[str, float], Mapping[str, float], str]
 Check = Callable[[Evidence], Finding]
 

@@ -51,8 +51,8 @@ class CheckReport:
 
     @property
     def undecided(self) -> list[str]:
-        """The checks that cannot tell, for want of examples or of knowledge about the model."""
-        return self._in_state("not-enough-examples", "unknown")
+        """The checks that cannot tell, for want of examples, of queries or of knowledge about the model."""
+        return self._in_state("not-enough-examples", "not-enough-queries", "unknown")
 
     def _in_state(self, *states: State) -> list[str]:
         return [result.check for result in self.checks if result.state in states]
@@ -67,7 +67,8 @@ class CheckReport:
 
     def __str__(self) -> str:
         width = max((len(result.check) for result in self.checks), default=0)
-        shown = {"failed": "FAILED", "not-applicable": "n/a", "not-enough-examples": "too few"}
+        shown = {"failed": "FAILED", "not-applicable": "n/a"}
+        shown |= dict.fromkeys(("not-enough-examples", "not-enough-queries"), "too few")
         lines = [f"{shown.get(each.state, each.state):7} {each.check:{width}}  {each.message}" for each in self.checks]
         passed, left_out = len(self._in_state("passed")), len(self.not_applicable)
         summary = f"{passed} of {passed + len(self.failed)} checks passed; {left_out} not applicable"

@@ -11,11 +11,13 @@ from moat.attacks.parts.objectives import cross_entropy
 from moat.attacks.parts.steps import input_gradient, random_start_point
 from moat.data.seeding import generator
 from moat.evaluation.checks.chance import difference_limit, upper_limit
+from moat.evaluation.checks.known_models import EXAMPLES as KNOWN_EXAMPLES
+from moat.evaluation.checks.known_models import broken_without_gradients
 from moat.evaluation.checks.registry import Finding, check, judged
 from moat.evaluation.checks.stages import ANOTHER_START, MAX_CHANGE, stage
 from moat.evaluation.checks.threat_model import claimed_steps
 from moat.evaluation.evidence import Evidence
-from moat.evaluation.runner import classify
+from moat.evaluation.runner import classify, device_of
 
 # On honest nets the margin fools up to 7 points more than the cross-entropy does (MART).
 MAX_LOSS_DIFFERENCE = 0.08
@@ -82,7 +84,10 @@ def _survivors_of_pgd(evidence: Evidence, eps: float) -> set[int]:
 
 @check("black-box")
 def black_box(evidence: Evidence) -> Finding:
-    """Attacks without this model's gradients fool hardly any example that the attacks with gradients left correct."""
+    """Attacks without this model's gradients fool hardly any example that the attacks with gradients left correct.
+
+    So few queries that Square would not even notice a small undefended net with its gradient cut decide nothing.
+    """
     n = len(evidence.x)
     found = stage(evidence, "black box")
     values = {name: len(misclassified) / n for name, misclassified in found.misclassified.items()}
@@ -92,7 +97,16 @@ def black_box(evidence: Evidence) -> Finding:
         f"{len(found.before)} of {n} examples survive all attacks with gradients; attacks without fool {each} of the "
         f"{n} ({evidence.budget.queries} queries); allowed for {MAX_CHANGE:.1%} and chance: {limits['square']:.1%}"
     )
-    return judged(values, limits, n=n), values, limits, message
+    state = judged(values, limits, n=n)
+    if state != "failed":
+        values["square_on_a_masked_net"] = broken_without_gradients(device_of(evidence.model), evidence.budget)
+        if values["square_on_a_masked_net"] <= upper_limit(KNOWN_EXAMPLES, MAX_CHANGE):
+            state = "not-enough-queries"
+            message += (
+                f"; so many queries break {values['square_on_a_masked_net']:.1%} of the images of a net that is not "
+                "robust at all, and so decide nothing"
+            )
+    return state, values, limits, message
 
 
 @check("autoattack-flags")
