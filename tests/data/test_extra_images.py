@@ -1,5 +1,8 @@
 """Files of extra training images: what is refused, and how they are mixed in."""
 
+import struct
+import zipfile
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +10,7 @@ from safetensors.numpy import save_file
 
 from moat.base.errors import DataError
 from moat.base.files import hash_file
+from moat.data import npy
 from moat.data.batches import Batches
 from moat.data.extra_images import Mixture, load
 
@@ -77,6 +81,46 @@ def test_a_damaged_file_is_refused(tmp_path, name, spoil, said):
     path.write_bytes(spoil(good.read_bytes()))
     with pytest.raises(DataError, match=said):
         load(path, sha256=hash_file(path), **KIND)
+
+
+def _header(shape, descr="|u1"):
+    said = f"{{'descr': '{descr}', 'fortran_order': False, 'shape': {shape}, }}\n".encode()
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(said)) + said
+
+
+HOSTILE = {
+    "2^40 images": ({"image.npy": _header("(1099511627776, 8, 8, 3)") + bytes(9)}, "211106232532992"),
+    "2^64 bytes": ({"image.npy": _header("(4294967296, 4294967296)") + bytes(9)}, "18446744073709551616"),
+    "huge items": ({"label.npy": _header("(3,)", "|V999999999") + bytes(9)}, "2999999997"),
+    "80 MiB of zeros": ({"image.npy": bytes(80 << 20)}, "has 83886080 bytes; allowed"),
+    "a header of brackets": ({"image.npy": _header("(" * 5000)}, "plain arrays"),
+    "a header of 4 GB": ({"image.npy": b"\x93NUMPY\x02\x00" + b"\xff" * 4 + b"{'descr'"}, "plain arrays"),
+    "objects": ({"image.npy": _header("(1,)", "|O") + bytes(8)}, "Python objects"),
+    "no array": ({"image": b"text"}, "plain arrays"),
+    "one array": (_header("(1099511627776, 8, 8, 3)") + bytes(99), "no zip file"),
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_headers_that_ask_for_memory_are_refused_before_numpy_reads_them(tmp_path, case):
+    content, said = HOSTILE[case]
+    path = tmp_path / "extra.npz"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, member in content.items():
+                archive.writestr(name, member)
+    with pytest.raises(DataError, match=said) as error:
+        npy.check_archive(path, ("image", "label"))
+    message = str(error.value)
+    assert message.startswith(f"{path}: not a whole .npz file of plain arrays") and "\n" not in message
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_headers_that_fit_pass_whatever_else_is_in_the_archive(tmp_path, save):
+    save(tmp_path / "extra.npz", **arrays(), notes=np.array([{"a": 1}], dtype=object))
+    npy.check_archive(tmp_path / "extra.npz", ("image", "label"))
 
 
 def test_pickles_are_never_opened(tmp_path):

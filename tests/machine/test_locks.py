@@ -1,13 +1,17 @@
 """The locks of the GPUs in a folder where everybody may write: nothing that lies there is trusted."""
 
+import errno
 import os
+import re
 import stat
-import sys
 import threading
 
 import pytest
 
-from moat.base.errors import ConfigError, MoatError
+from moat.base.errors import ConfigError, DataError, MoatError
+from moat.base.locks import only_one
+from moat.commands import clean
+from moat.data.fetch import fetch
 from moat.machine import gpu_lease, locks, queue
 from moat.machine.gpus import Gpu
 
@@ -126,28 +130,102 @@ def test_a_held_mutex_is_waited_for_with_a_message_and_a_limit(folder, monkeypat
         assert slot.name == "a slot 0"
 
 
-def test_two_users_share_a_folder_that_one_of_them_has_made(tmp_path):
-    """The first user makes it for all. Needs root, to become others."""
+def as_user(user, tmp_path, act):
+    """What ``act`` says when a user of that number does it: "" or an error's line. Needs root."""
     if os.getuid() != 0:
         pytest.skip("needs root, to become other users")
     for parent in (tmp_path, *list(tmp_path.parents)[:-1]):
         if not mode(parent) & 0o001:
             parent.chmod(0o755)
+    reading, writing = os.pipe()
+    process = os.fork()
+    if process == 0:
+        os.setgroups([])
+        os.setgid(user)
+        os.setuid(user)
+        os.umask(0o077)
+        try:
+            act()
+        except MoatError as error:
+            os.write(writing, str(error).encode())
+        except BaseException as error:
+            os.write(writing, f"{type(error).__name__}: {error}".encode())
+        os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading) as stream:
+        said = stream.read()
+    os.waitpid(process, 0)
+    return said
+
+
+def test_two_users_share_a_folder_that_one_of_them_has_made(tmp_path):
+    """The first user makes it for all."""
     shared = tmp_path / "shared"
     shared.mkdir()
     shared.chmod(0o1777)
-    for user in (65534, 12345):
-        process = os.fork()
-        if process == 0:
-            os.setgroups([])
-            os.setgid(user)
-            os.setuid(user)
-            os.umask(0o077)
-            try:
-                with lease(locks.make_folder(shared / "locks")):
-                    os._exit(0)
-            except BaseException as error:
-                print(error, file=sys.stderr, flush=True)
-            os._exit(1)
-        assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 0
+
+    def hold():
+        with lease(locks.make_folder(shared / "locks")):
+            pass
+
+    assert [as_user(user, tmp_path, hold) for user in (65534, 12345)] == ["", ""]
     assert (shared / "locks").stat().st_uid == 65534 and mode(shared / "locks") == 0o1777
+
+
+def _lease_in(folder):
+    with lease(locks.make_folder(folder)):
+        pass
+
+
+def _fetch_into(folder):
+    fetch({"name": "digits", "files": []}, folder)
+
+
+def _clean(folder):
+    clean.run(clean.Request(folder))
+
+
+@pytest.mark.parametrize(
+    ("folder_mode", "file", "act", "words"),
+    [
+        (0o700, None, _lease_in, r"no folder for the GPU locks \(Permission denied: .*locks belongs to root\); MOAT_"),
+        (0o755, None, _lease_in, "which belongs to root, cannot be written; MOAT_LOCKS names another"),
+        (0o1777, "mutex", _lease_in, r"mutex: no lock file \(Permission denied: .*mutex belongs to root\).*MOAT_LOCKS"),
+        (0o1777, ".fetch.lock", _fetch_into, r"cannot be fetched into \(.*fetch.lock belongs to root\); --into names"),
+        (0o1777, "checkpoint", _clean, r"checkpoint: cannot be removed \(.*checkpoint belongs to root\)"),
+        (0o755, None, _clean, r"locks: cannot be removed \(Permission denied"),
+    ],
+)
+def test_what_belongs_to_another_user_is_said_in_one_line(tmp_path, folder_mode, file, act, words):
+    folder = tmp_path / "locks"
+    folder.mkdir()
+    if file is not None:
+        (folder / file).touch(mode=0o600)
+    folder.chmod(folder_mode)
+    said = as_user(65534, tmp_path, lambda: act(folder))
+    assert re.search(words, said) and len(said.splitlines()) == 1, said
+
+
+@pytest.mark.parametrize("file_there", [True, False])
+def test_on_a_read_only_file_system_a_lock_is_held_or_refused_in_one_line(tmp_path, monkeypatch, file_there):
+    if file_there:
+        (tmp_path / "lock").touch()
+        (tmp_path / ".fetch.lock").touch()
+    opened = os.open
+
+    def read_only(path, flags, *mode, **options):
+        if flags & (os.O_RDWR | os.O_WRONLY):
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+        return opened(path, flags, *mode, **options)
+
+    monkeypatch.setattr(os, "open", read_only)
+    with pytest.raises(ConfigError, match=r"mutex: no lock file \(Read-only .* MOAT_LOCKS"), lease(tmp_path):
+        pass
+    if file_there:
+        with only_one(tmp_path / "lock", waiting="nobody"):
+            pass
+    else:
+        with pytest.raises(OSError, match="Read-only file system"), only_one(tmp_path / "lock", waiting="nobody"):
+            pass
+        with pytest.raises(DataError, match=r"cannot be fetched into \(Read-only file system\); --into names"):
+            _fetch_into(tmp_path)

@@ -10,6 +10,7 @@ import fcntl
 import functools
 import logging
 import os
+import pwd
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -72,12 +73,41 @@ def lock(file: int, path: Path, *, waiting: str) -> None:
         take(file)
 
 
+def why(error: OSError, path: Path) -> str:
+    """Why a lock cannot be had, with the owner of the file or its folder if that is another user."""
+    reason = error.strerror or str(error)
+    there = next(found for found in (path, *path.absolute().parents) if os.path.lexists(found))
+    owner = os.lstat(there).st_uid
+    # Some file systems lock only files that are open for writing, which those of other users may not be.
+    if owner == os.geteuid() or error.errno not in (errno.EACCES, errno.EPERM, errno.EBADF):
+        return reason
+    return f"{reason}: {there} belongs to {user_name(owner)}"
+
+
+def user_name(number: int) -> str:
+    """The name of a user, or the number where the system knows none."""
+    try:
+        return pwd.getpwuid(number).pw_name
+    except KeyError:
+        return str(number)
+
+
 @contextlib.contextmanager
 def only_one(path: Path, *, waiting: str) -> Iterator[None]:
-    """Hold the lock file ``path``, made where it does not exist; see :func:`lock`."""
-    file = _open(path)
+    """Hold the lock file ``path``, made where it does not exist; see :func:`lock`.
+
+    Raises:
+        OSError: it cannot be opened, made or locked; ``strerror`` is :func:`why`.
+    """
+    file = None
     try:
+        file = _open(path)
         lock(file, path, waiting=waiting)
+    except OSError as error:
+        if file is not None:
+            os.close(file)
+        raise OSError(error.errno, why(error, path), str(path)) from error
+    try:
         yield
     finally:
         os.close(file)
@@ -104,6 +134,9 @@ def _open(path: Path) -> int:
     """Open a lock file, or create it; another user's that may be read is enough, but for NFS."""
     flags = os.O_CLOEXEC | os.O_NOFOLLOW
     for access in (os.O_RDWR, os.O_RDONLY):
-        with contextlib.suppress(FileNotFoundError, PermissionError):
+        try:
             return os.open(path, flags | access)
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.EACCES, errno.EPERM, errno.EROFS):
+                raise
     return os.open(path, flags | os.O_RDWR | os.O_CREAT, 0o666)

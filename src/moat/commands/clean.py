@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from moat.base.errors import ConfigError, unknown_name
-from moat.base.locks import take
+from moat.base.locks import take, why
 from moat.base.remembered import FOLDER
 from moat.config import paths
 from moat.config.project import Project
@@ -43,11 +43,19 @@ def run(request: Request) -> None:
     """
     files = [path for path in sorted(request.folder.rglob("*")) if path.is_file() and not path.is_symlink()]
     for path in files:
-        if _is_locked(path):
+        try:
+            locked = _is_locked(path)
+        except OSError as error:
+            raise ConfigError(f"{path}: cannot be removed ({why(error, path)})") from error
+        if locked:
             raise ConfigError(f"{path}: another process is at work there; wait for it, or end it first")
     size = sum(path.stat().st_size for path in files)
     if request.folder.exists():
-        shutil.rmtree(request.folder)
+        try:
+            shutil.rmtree(request.folder)
+        except OSError as error:
+            where = Path(error.filename or request.folder)
+            raise ConfigError(f"{where}: cannot be removed ({why(error, where)})") from error
     print(f"{request.folder}: {len(files)} files, {size / 10**6:.1f} MB removed")
 
 

@@ -246,8 +246,13 @@ def _locks(project: Project) -> Iterator[Finding]:
     for folder in dict.fromkeys(
         [project.root, project.root / config["data"]["resources"], locks.shared_folder(make=False)]
     ):
-        if folder.is_dir():
+        try:
             reason = file_locks.missing(folder)
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            yield Finding("locks", "problem", f"{folder}: cannot be opened ({file_locks.why(error, folder)})")
+        else:
             ok = "known to the file system" if reason is None else f"not known to the file system ({reason}): see "
             message = f"{folder}: {ok}" + ("" if reason is None else "docs/cluster.md")
             yield Finding("locks", "ok" if reason is None else "problem", message)

@@ -114,6 +114,7 @@ def run(request: Request) -> None:
         # Only now, because this imports torch.
         from moat.training.runs import Run
 
+        _check_extra_images(request)
         training = Run(
             resolved=request.resolved,
             deviations=request.deviations,
@@ -127,6 +128,20 @@ def run(request: Request) -> None:
             root=request.root,
         )
         training.train(on_epoch=_print_row)
+
+
+def _check_extra_images(request: Request) -> None:
+    """Refuse an archive whose headers ask for more memory than it has data. What is missing the training itself says.
+
+    Raises:
+        DataError: see :func:`moat.data.npy.check_archive`.
+    """
+    from moat.data import npy
+
+    extra = request.resolved["recipe"].get("extra_images")
+    path = None if extra is None else request.root / extra["file"]
+    if path is not None and path.suffix == ".npz" and path.is_file():
+        npy.check_archive(path, ("image", "label"))
 
 
 def _forget_unreadable(work: Path) -> None:

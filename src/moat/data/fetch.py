@@ -75,7 +75,12 @@ def _turn(into: Path) -> Iterator[None]:
     if not os.access(into, os.W_OK):
         yield
         return
-    with only_one(into / ".fetch.lock", waiting="another process fetches these files"):
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(only_one(into / ".fetch.lock", waiting="another process fetches these files"))
+        except OSError as error:
+            why = f"cannot be fetched into ({error.strerror})"
+            raise DataError(f"{into}: {why}; --into names another folder") from error
         yield
 
 

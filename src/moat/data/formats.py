@@ -6,7 +6,6 @@ format, write one function with the decorator ``@reader``. The readers of encode
 """
 
 import gzip
-import io
 import math
 import zlib
 from collections.abc import Callable, Mapping
@@ -16,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from moat.base.errors import DataError
-from moat.data import archives, image_formats, pickles
+from moat.data import archives, image_formats, npy, pickles
 from moat.data.raw import Pair, Raw, Spec, listed, only, require, role
 from moat.data.splits import stratified_order
 
@@ -134,7 +133,7 @@ def cifar_c(spec: Spec, files: Mapping[str, Path], size: int) -> Raw:
     """CIFAR-10-C: a tar with labels.npy and files <corruption>.npy, each of five equal blocks, one per severity."""
     path = only(spec, files)
     arrays = {
-        PurePosixPath(name).stem: _read_npy(read(), where=f"{path}: member {name}")
+        PurePosixPath(name).stem: npy.read(read(), where=f"{path}: member {name}")
         for name, read in archives.members(path)
         if name.endswith(".npy")
     }
@@ -163,24 +162,6 @@ def cifar_c(spec: Spec, files: Mapping[str, Path], size: int) -> Raw:
     }
     test = pixels.reshape(-1, *pixels.shape[2:]), np.tile(labels, len(names))
     return Raw({"test": test}, None, columns, {"corruptions": names}, blocks=5 * len(names))
-
-
-def _read_npy(content: bytes, *, where: str) -> np.ndarray:
-    """Read an array. The size that its header says is compared in whole numbers, which do not overflow."""
-    stream = io.BytesIO(content)
-    try:
-        version = np.lib.format.read_magic(stream)
-        read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, fortran, dtype = read_header(stream)
-        if dtype.hasobject:
-            raise ValueError("it holds Python objects")
-        size, held = math.prod(shape) * dtype.itemsize, len(content) - stream.tell()
-        if size != held:
-            raise ValueError(f"it holds {held} bytes of data where its header says {size}")
-        return np.frombuffer(content, dtype, offset=stream.tell()).reshape(shape, order="F" if fortran else "C")
-    # Of a hostile header numpy's parser raises almost any exception.
-    except Exception as error:
-        raise DataError(f"{where}: not a plain .npy array ({' '.join(str(error).split())})") from error
 
 
 @reader

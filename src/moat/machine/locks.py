@@ -9,7 +9,6 @@ import errno
 import json
 import logging
 import os
-import pwd
 import shlex
 import stat
 import sys
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from moat.base.errors import ConfigError, MoatError
-from moat.base.locks import take
+from moat.base.locks import take, user_name, why
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +62,7 @@ def make_folder(path: Path) -> Path:
         finally:
             os.close(folder)
     except OSError as error:
-        reason = "a link or a file is in its place" if error.errno in (errno.ELOOP, errno.ENOTDIR) else error.strerror
+        reason = "a link or a file is in its place" if error.errno in (errno.ELOOP, errno.ENOTDIR) else why(error, path)
         raise ConfigError(f"{path}: no folder for the GPU locks ({reason}); MOAT_LOCKS names one") from error
     if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
         raise ConfigError(
@@ -71,7 +70,11 @@ def make_folder(path: Path) -> Path:
             "needed: 1777); MOAT_LOCKS names another"
         )
     if not os.access(path, os.W_OK | os.X_OK):
-        raise ConfigError(f"{path}: the folder of the GPU locks cannot be written; MOAT_LOCKS names another")
+        owner = user_name(path.stat().st_uid)
+        raise ConfigError(
+            f"{path}: the folder of the GPU locks, which belongs to {owner}, cannot be written; "
+            "MOAT_LOCKS names another"
+        )
     return path
 
 
@@ -95,7 +98,7 @@ def open_file(path: Path, *, create: bool = True) -> int:
     except FileNotFoundError:
         raise
     except OSError as error:
-        reason = "a link" if error.errno == errno.ELOOP else error.strerror
+        reason = "a link" if error.errno == errno.ELOOP else why(error, path)
         raise ConfigError(
             f"{path}: no lock file ({reason}); remove it, or name another folder in MOAT_LOCKS"
         ) from error
@@ -144,12 +147,9 @@ def mutex(folder: Path) -> Iterator[None]:
 
 def write_owner(file: int, **more: Any) -> None:
     """Record in a lock file who holds it, for `moat doctor` and for those who wait."""
-    try:
-        user = pwd.getpwuid(os.getuid()).pw_name
-    except KeyError:
-        user = str(os.getuid())
     arguments = [Path(sys.argv[0]).name, *sys.argv[1:]]
-    owner = {"pid": os.getpid(), "user": user, "since": time.time(), "command": shlex.join(arguments), **more}
+    owner = {"pid": os.getpid(), "user": user_name(os.getuid()), "since": time.time()}
+    owner |= {"command": shlex.join(arguments), **more}
     os.ftruncate(file, 0)
     os.pwrite(file, json.dumps(owner).encode(), 0)
 
