@@ -183,13 +183,15 @@ def test_checks_of_a_run(inside, capsys):
     assert {"worst_case_accuracy", "run", "sources", "data", "hardware"} <= set(content)
     assert content["run"]["model_sha256"] == hash_file("run/model.safetensors")
     *lines, counts, worst = capsys.readouterr().out.splitlines()
-    shown = {"failed": "FAILED", "not-applicable": "n/a", "not-enough-examples": "too few"}
+    shown = {"failed": "FAILED", "not-applicable": "n/a"}
+    few = ("not-enough-examples", "not-enough-queries")
+    shown |= dict.fromkeys(few, "too few")
     assert [(line[:7].rstrip(), line[8:].split()[0]) for line in lines] == [
         (shown.get(each["state"], each["state"]), each["check"]) for each in content["checks"]
     ]
     number = Counter(each["state"] for each in content["checks"])
     asked = number["passed"] + number["failed"]
-    undecided = [each["check"] for each in content["checks"] if each["state"] in ("not-enough-examples", "unknown")]
+    undecided = [each["check"] for each in content["checks"] if each["state"] in (*few, "unknown")]
     assert "black-box" in undecided and "determinism" not in undecided
     assert counts == (
         f"{number['passed']} of {asked} checks passed; {number['not-applicable']} not applicable; "

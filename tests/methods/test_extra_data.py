@@ -1,15 +1,19 @@
 """Trainings with extra images and with AutoAugment, and DWF's attacks in normalised space."""
 
 import copy
+import struct
+import zipfile
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+import yaml
 from tiny_methods import Tiny, begin, step_of
 
 from moat.base.errors import DataError, Interrupted
 from moat.base.files import hash_file
+from moat.commands.cli import main
 from moat.config.recipes import digest
 from moat.data import datasets
 from moat.methods.dwf_expert_fgsm import draw_one
@@ -102,6 +106,22 @@ def test_another_file_under_the_same_name_is_another_recipe_or_refused(project, 
     with pytest.raises(DataError, match="extra_images.sha256 of the recipe says"):
         train(project, resolved, tmp_path / "run")
     assert not (tmp_path / "run" / "run.json").exists()
+
+
+def test_an_archive_whose_header_asks_for_terabytes_ends_in_one_line(project, tmp_path, capsys):
+    header = b"{'descr': '|u1', 'fortran_order': False, 'shape': (1099511627776, 8, 8, 3), }\n"
+    path = project.root / "extra.npz"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("image.npy", b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + bytes(9))
+    recipe = {"title": "Hostile", "extends": "standard"}
+    recipe["extra_images"] = {"file": path.name, "sha256": hash_file(path), "fraction": 0.25}
+    (project.root / "config/methods/hostile.yaml").write_text(yaml.safe_dump(recipe))
+    capsys.readouterr()
+    options = "--dataset digits --arch resnet18 --method hostile --seed 0 --scale tiny"
+    where = ["--project", str(project.root), "train", "--data", str(project.data), "--out", str(tmp_path / "run")]
+    assert main([*where, *options.split()]) == 3
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"moat train: {path}: not a whole .npz file") and "211106232532992" in line
 
 
 @pytest.mark.parametrize("name", ["standard-augmented", "mocse-augmented"])

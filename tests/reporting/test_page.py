@@ -240,7 +240,13 @@ def test_a_stale_run_is_marked_where_its_numbers_stand(tree, moat):
 
 
 @pytest.mark.parametrize(
-    ("state", "word"), [("not-applicable", "n/a"), ("not-enough-examples", "too few"), ("unknown", "unknown")]
+    ("state", "word"),
+    [
+        ("not-applicable", "n/a"),
+        ("not-enough-examples", "too few"),
+        ("not-enough-queries", "too few"),
+        ("unknown", "unknown"),
+    ],
 )
 def test_a_check_that_cannot_decide_is_not_shown_as_passed(tree, moat, state, word):
     tree.everything(methods=["standard", "pgd-at"], failed={"pgd-at": ("monotone-epsilon",)})
