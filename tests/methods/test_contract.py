@@ -36,10 +36,15 @@ some_whole_runs = pytest.mark.brief(keep=lambda case: case["name"] in WHOLE)
 OWN_TEST = {
     ("pgd-at-sparse", 0),
     # A gate over frozen experts that barely differ has nothing to learn: test_mixture_methods.py makes them differ.
-    *((name, epoch) for name in ("dwf-frozen", "sramoe") for epoch in (0, 1)),
+    *((name, epoch) for name in ("dwf-frozen", "sramoe", "adaptive-smoothing") for epoch in (0, 1)),
+    # Nothing is trained: test_fitted.py.
+    *((name, epoch) for name in ("mixed-fixed", "mixednuts") for epoch in (0, 1)),
 }
 # The classes whose loss falls in tests of their own, in smaller nets: test_moe_methods.py, test_mixture_methods.py.
-MIXED = {"advmoe", "dramoe", "pgd-at-moe", "dwf", "dwf-frozen", "sramoe", "soe", "mocse", "mocse-at"}
+MIXED = {
+    *("advmoe", "dramoe", "pgd-at-moe", "dwf", "dwf-frozen", "sramoe", "soe", "mocse", "mocse-at"),
+    *("mixed-fixed", "mixednuts", "adaptive-smoothing"),
+}
 # Recipe, epoch, updates.
 FALLS = [(name, epoch, 30) for name in METHODS for epoch in (0, 1) if (name, epoch) not in OWN_TEST]
 BRIEF = [(name, int((name, 0) in OWN_TEST), 16) for class_, name in CLASSES.items() if class_ not in MIXED]

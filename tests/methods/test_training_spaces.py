@@ -289,6 +289,69 @@ def dwf(book):
     book.descend(cross_entropy(book.model(images), book.y.repeat(3)).mean())
 
 
+def rt_er(book):
+    second = book.model.route_logits(book.x).argsort(1, descending=True)[:, 1]
+    x_adv = book.examples(book.ce())
+    of_second = book.ce(lambda images: book.eval.by_route(images, second))
+    moved = book.examples(of_second, purpose="attack on the second expert")
+    divergence = kl(*(book.model.by_route(images, second) for images in (book.x, moved))).mean()
+    book.descend(cross_entropy(book.model(x_adv), book.y).mean() + book.recipe["loss"]["beta"] * divergence)
+
+
+def jtd_moe(book):
+    loss = cross_entropy(book.model.robust(book.examples(book.ce(book.eval.robust))), book.y).mean()
+    for number in range(len(book.eval.robust.experts)):
+        expert, of_training = book.eval.robust.experts[number], book.model.robust.experts[number]
+        moved = book.examples(book.ce(expert), purpose=f"attack on expert {number}")
+        loss = loss + book.recipe["loss"]["beta"] * kl(of_training(book.x), of_training(moved)).mean()
+    book.descend(loss, only=lambda name: name.startswith("robust"))
+    robust, standard = book.eval.robust(book.x).detach(), book.model.standard(book.x)
+    mixed = (1 - book.model.alpha) * standard + book.model.alpha * robust
+    book.descend(cross_entropy(mixed, book.y).mean(), only=lambda name: name.startswith("standard"))
+
+
+def blockmoe(book):
+    logits, routing = book.model.routed(book.examples(book.ce()))
+    (p,) = routing.probabilities
+    sure, even = -(p * p.log()).sum(1).mean(), -(p.mean(0) * p.mean(0).log()).sum()
+    book.descend(cross_entropy(logits, book.y).mean() + book.recipe["loss"]["balance"] * (sure - even))
+
+
+def adaptive_smoothing(book):
+    vary, options, random = book.recipe["vary"], book.recipe["attack"], book.step.generator("attack")
+    drawn = torch.rand(2, len(book.y), dtype=book.x.dtype, generator=random)
+    factor = (vary["smallest"] + (vary["largest"] - vary["smallest"]) * drawn[0])[:, None, None, None]
+    weight, eps, z0 = vary["mixing"] * drawn[1], factor * options["eps"], (book.x - book.mean) / book.std
+
+    def mixture(net, images):
+        g, h, gamma = net.parts(images)
+        alpha = net.alpha(gamma)[:, None]
+        return ((1 - alpha) * g.softmax(1) + alpha * h.softmax(1)).log(), gamma
+
+    def distance(gamma, target):
+        return -(target * gamma.sigmoid().log() + (1 - target) * (-gamma).sigmoid().log())
+
+    z = z0 + eps * (2 * torch.rand(z0.shape, dtype=z0.dtype, generator=random) - 1)
+    z = z.clamp(book.low, book.high) if book.start_is_cut else z
+    for _ in range(options["steps"]):
+        z = z.detach().requires_grad_()
+        logits, gamma = mixture(book.eval, z * book.std + book.mean)
+        loss = (1 - weight) * cross_entropy(logits, book.y) + weight * distance(gamma, 1)
+        (gradient,) = torch.autograd.grad(loss.sum(), z)
+        z = z + factor * options["step_size"] * gradient.sign()
+        z = torch.minimum(torch.maximum(z, z0 - eps), z0 + eps).clamp(book.low, book.high)
+    images = torch.cat([book.x, z.detach() * book.std + book.mean])
+    logits, gamma = mixture(book.model, images)
+    attacked = (torch.arange(len(images)) >= len(book.y)).double()
+    bce, ce = distance(gamma, attacked), cross_entropy(logits, book.y.repeat(2))
+    loss = ((2 - attacked) * (bce + 0.5 * ce + 0.1 * bce * ce)).mean()
+    parameters = [p for p in book.model.parameters() if p.requires_grad]
+    for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
+        parameter.grad = gradient
+    torch.nn.utils.clip_grad_norm_(parameters, book.recipe["gradient_clip"])
+    torch.optim.AdamW(parameters, **book.recipe["adamw"]).step()
+
+
 BOOK = {
     "pgd-at": pgd_at,
     "pgd-at-half": pgd_at_half,
@@ -308,16 +371,22 @@ BOOK = {
     "dwf-expert-pgd": expert_pgd,
     "dwf": dwf,
     "dwf-frozen": dwf,
+    "rt-er": rt_er,
+    "jtd-moe": jtd_moe,
+    "blockmoe": blockmoe,
+    "adaptive-smoothing": adaptive_smoothing,
 }
+# The recipe of a class whose recipes have other names.
+RECIPES = {"blockmoe": "blockmoe-ent"}
 # Of the recipe beside the attack: fewer experts.
 FEWER = {"model": {"experts": 2}}
-CHANGES = dict.fromkeys(("sramoe", "soe", "dwf", "dwf-frozen"), FEWER)
+CHANGES = dict.fromkeys(("sramoe", "soe", "dwf", "dwf-frozen", "rt-er", "jtd-moe", "blockmoe"), FEWER)
 # Two phases of equal length.
 EPOCHS = {"soe": (0, 1)}
 
 
 def made(name, space):
-    recipe = PROJECT.method(name)
+    recipe = PROJECT.method(RECIPES.get(name, name))
     attacks = {key: ATTACK for key in ("attack", "alpha_attack") if key in recipe}
     if "pgd_attack" in recipe:
         attacks["pgd_attack"] = {"eps": 0.1, "step_size": 0.04, "steps": [2, 3]}

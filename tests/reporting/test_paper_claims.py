@@ -88,6 +88,16 @@ CASES = {
     "hybrid-smallest-gap-figure2": Rows((20, [30, 28]), (35, [30, 36]), (28, [30, 28.1]), called="above"),
     "hybrid-time-30": Rows((6.9, 5.3), (20, 5.3), (wide(7.3, 0.3), 5.3), called="above"),
     "hybrid-undefended-35": Rows((35.4,), (0,), (33.5,)),
+    "field-fixed-mix-68": Rows((68.7,), (50,), (66.8,)),
+    "field-mixednuts-69": Rows((69.5,), (50,), (67.8,)),
+    "field-adaptive-smoothing-68": Rows((68,), (50,), (66.2,)),
+    "field-rt-er-69": Rows((69,), (50,), (67.2,)),
+    "field-rt-er-54": Rows((54.4,), (45,), (52.5,)),
+    "field-blockmoe-gain": Rows((20, 17), (17, 17), (18.1, 17)),
+    "field-blockmoe-switch-22": Rows((22.7,), (10,), (20.8,)),
+    # One of the three is enough to refute it, or to leave it open.
+    "field-mixture-not-above-its-robust-net": Rows((49, 50), ([49, 55, 49], 50), ([49, 50.5, 49], 50), called="above"),
+    "field-adaptive-not-above-stock": Rows((45, 48), (50, 45), (45.1, 45), called="above"),
 }  # fmt: skip
 
 
@@ -231,7 +241,12 @@ def test_a_claim_about_data_that_are_replaced_is_not_judged():
         if claim["reasons"]:
             assert all(reason.startswith("stand-in ") for reason in claim["reasons"])
             replaced.add(name)
-    assert replaced == {"mocse-lifts-corruptions-augmented", "mocse-augmentation-plus-1", "hybrid-gain-25-30"}
+    # Numbers of the field were not compared with a paper's PDF.
+    unread = {name for name, spec in SPECS.items() if spec["study"] == "field" and spec["paper"] != "this project"}
+    assert replaced == {
+        *("mocse-lifts-corruptions-augmented", "mocse-augmentation-plus-1", "hybrid-gain-25-30"),
+        *unread,
+    }
 
 
 # -- indications: what a scale that is not comparable shows -----------------------------------------------------------

@@ -34,7 +34,9 @@ def build_mixture(
     Args:
         kind: "dwf" (options ``experts``, 9; ``gate_hidden``, units of the gating network at width 1, 256), "sramoe"
             (``experts``, 2), "soe" (``experts``, 3), "mocse" (``aggregation`` and ``expert_width``, see
-            :mod:`moat.models.moe.mocse`), "moe-cnn" (see :func:`moat.models.build_moe_cnn`), or one of the project's.
+            :mod:`moat.models.moe.mocse`), "moe-cnn" (see :func:`moat.models.build_moe_cnn`), "mixed-fixed",
+            "mixednuts", "adaptive-smoothing", "rt-er", "jtd-moe" or "blockmoe" (see the modules of these names), or one
+            of the project's.
 
     Raises:
         ConfigError: unknown kind, option, net, aggregation or normalisation, or a number out of range.
