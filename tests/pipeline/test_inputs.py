@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 CONFIG = {"scale": "smoke", "studies": ["unified", "dramoe", "dwf"], "refresh": "never"}
 CONFIG["max_resources"] = {"mem_mb": None, "runtime": None}
 RESULTS = "results/smoke"
-ALL = ["unified", "dramoe", "dwf", "mocse", "hybrid"]
+ALL = ["unified", "dramoe", "dwf", "mocse", "hybrid", "field"]
 
 
 @pytest.fixture(scope="module")

@@ -36,14 +36,18 @@ class JtdMoe(AdversarialMethod):
 
     def robust_step(self, x: torch.Tensor, y: torch.Tensor, step: Step) -> dict[str, torch.Tensor]:
         """One step of F_R."""
-        robust, divergence = self.model.robust, torch.zeros((), device=x.device)
+        robust, routes = self.model.robust, self._regularised(x)
         with self.autocast():
-            x_adv = self._against(self.attacked().robust, x, y, step, "attack")
-        logits = self.logits(x_adv, robust)
-        for number, route in enumerate(self._regularised(x)):
+            # All before the update's own passes, which change the running statistics.
+            attacked = self.attacked().robust
+            x_adv = self._against(attacked, x, y, step, "attack")
+            of_experts = [
+                self._against(by_route(attacked, route), x, y, step, f"attack on expert {number}")
+                for number, route in enumerate(routes)
+            ]
+        logits, divergence = self.logits(x_adv, robust), torch.zeros((), device=x.device)
+        for route, moved in zip(routes, of_experts, strict=True):
             with self.autocast():
-                attacked = by_route(self.attacked().robust, route)
-                moved = self._against(attacked, x, y, step, f"attack on expert {number}")
                 clean, adversarial = robust.by_route(x, route), robust.by_route(moved, route)
             divergence = divergence + losses.kl(clean, adversarial)
         loss = F.cross_entropy(logits, y) + self.loss_weights["beta"] * divergence
