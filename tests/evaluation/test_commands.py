@@ -128,6 +128,7 @@ sys.exit(main())
 """
 
 
+@pytest.mark.brief(keep=lambda case: case["number"] == signal.SIGKILL)
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 75), (signal.SIGINT, 75)])
 def test_a_stopped_evaluation_loses_one_setting_at_most(inside, number, code):
     out = inside / "dramoe.parquet"

@@ -315,6 +315,7 @@ MISFITS = {
 }
 
 
+@pytest.mark.brief(keep=lambda case: case["command"] == "evaluate")
 @pytest.mark.parametrize("name", MISFITS)
 @pytest.mark.parametrize("command", ["evaluate", "verify"])
 def test_a_model_that_gives_no_logits_is_one_line(run, command, name):
@@ -343,6 +344,7 @@ def rows(folder):
     return pd.read_parquet(folder / "q.parquet")
 
 
+@pytest.mark.long
 def test_a_model_that_changes_its_input_has_the_same_rows(run, tmp_path):
     found = []
     for name in ("InPlace", "OutOfPlace"):
@@ -353,6 +355,7 @@ def test_a_model_that_changes_its_input_has_the_same_rows(run, tmp_path):
     assert run("elsewhere_nets:InPlace", "--limit", "4", "--steps", "2", "--queries", "2", command="verify")[0] == 0
 
 
+@pytest.mark.brief(keep=lambda case: case["command"] == "evaluate")
 @pytest.mark.parametrize("name", ["View", "scripted", "ready"])
 @pytest.mark.parametrize("command", ["evaluate", "verify"])
 def test_honest_models_of_all_kinds_work(run, command, name):
@@ -361,6 +364,7 @@ def test_honest_models_of_all_kinds_work(run, command, name):
     assert code == 0, line
 
 
+@pytest.mark.brief(keep=lambda case: case["name"] == "NoGrad")
 @pytest.mark.parametrize("name", ["NoGrad", "Net"])
 def test_strict_makes_a_failed_check_a_failure(run, tmp_path, name):
     """Into a folder that is not there yet."""
@@ -429,6 +433,7 @@ JUDGED = {
 }
 
 
+@pytest.mark.brief(keep=lambda case: case["name"] == "SharesItsMemory")
 @pytest.mark.parametrize(("name", "expected"), JUDGED.items(), ids=JUDGED)
 def test_attacked_images_are_judged_again_in_another_process(run, tmp_path, name, expected):
     options = ["--limit", "4", "--steps", "2", "--queries", "2", "--eps", "24/255"]
@@ -443,6 +448,7 @@ def test_attacked_images_are_judged_again_in_another_process(run, tmp_path, name
         assert found["message"] == expected[1].format(n=round(found["value"].get("judged", 0)))
 
 
+@pytest.mark.brief(keep=lambda case: case["command"] == "evaluate")
 @pytest.mark.parametrize("command", ["evaluate", "verify"])
 def test_a_module_that_closes_the_output_does_not_close_moats(place, project, tmp_path, command):
     options = {"evaluate": ["--suite", "quick", "--limit", "4"], "verify": ["--limit", "4", "--steps", "2"]}[command]
@@ -459,6 +465,7 @@ def test_a_module_that_closes_the_output_does_not_close_moats(place, project, tm
     assert {"evaluate": "clean", "verify": "worst case: "}[command] in done.stdout + done.stderr
 
 
+@pytest.mark.long
 def test_a_module_that_imports_torchvision(place, project, tmp_path):
     """In a process of its own, in which nobody has declared what torchvision's operators need."""
     code = (
@@ -599,6 +606,7 @@ def test_weights_that_are_no_file(run, tmp_path, name):
     assert code == 3 and line == f"moat evaluate: {tmp_path / name}: {words}"
 
 
+@pytest.mark.long
 def test_damaged_held_out_images_are_not_taken_for_none(run, tmp_path):
     """The test images are whole; a prepared file without held-out ones has nothing to say."""
     with safe_open("digits.safetensors", framework="pt") as file:
@@ -746,6 +754,7 @@ FACTORIES = {
 }
 
 
+@pytest.mark.brief(keep=lambda case: case["model"].startswith("elsewhere_nets"))
 @pytest.mark.parametrize("model", FACTORIES, ids=FACTORIES.values())
 def test_a_factory_needs_no_file_of_weights(run, tmp_path, model):
     short = ["--limit", "2", "--suite", "clean_only"]
@@ -775,6 +784,7 @@ def test_arguments_of_a_factory_are_literals(run, model, words):
     assert code == 2 and f"--model {model}: " in line and words in line, line
 
 
+@pytest.mark.long
 def test_another_process_builds_the_same_untrained_net(run, tmp_path):
     few = ["--limit", "4", "--steps", "2", "--queries", "2"]
     assert run("elsewhere_nets:Net", *few, weights=None, command="verify")[0] == 0

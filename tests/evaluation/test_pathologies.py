@@ -319,6 +319,7 @@ def test_honest_nets_are_far_from_the_limits_of_the_agreement(name):
     assert ("agreeing_straight_through" in value) == (name == "routed")
 
 
+@pytest.mark.long
 def test_a_function_that_differs_between_the_pixel_values_of_8_bits_is_caught():
     """One step of a whole number of grey levels stays among them; PGD, from a random start, does not."""
     x, y = images()
@@ -377,6 +378,7 @@ def test_each_pathology_is_caught(name):
     assert not any("could not be measured" in result.message for result in results), results
 
 
+@pytest.mark.brief(keep=lambda case: case["name"] == "routed")
 @pytest.mark.parametrize(
     ("name", "origin"), [("undefended", "held out"), ("defended", "recorded"), ("routed", "held out")]
 )
@@ -396,6 +398,7 @@ def test_a_model_built_anew_does_not_share_what_its_copy_remembers(anew):
     assert registry.run("fresh-judge", evidence).passed == (not anew)
 
 
+@pytest.mark.brief(keep=lambda case: case["where"] == "in another process")
 @pytest.mark.parametrize("where", ["here", "in another process"])
 def test_only_another_process_does_not_share_what_a_module_remembers(tmp_path, where):
     """Of a model that remembers nothing the other process thinks as this one does: see test_fresh_process.py."""

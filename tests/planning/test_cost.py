@@ -82,6 +82,7 @@ def flops(call):
     return counter.total
 
 
+@pytest.mark.brief(keep=lambda case: case["name"] in ("pgd-at", "dramoe", "hybrid"))
 @pytest.mark.parametrize("name", distinct_recipes())
 def test_the_declared_passes_are_those_that_an_update_runs(name):
     recipe, net = small(name)

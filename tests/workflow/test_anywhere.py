@@ -162,6 +162,7 @@ def write_programs(folder: Path, programs: dict[str, str]) -> None:
         (folder / name).chmod(0o755)
 
 
+@pytest.mark.long
 def test_in_a_container_nothing_of_the_host_s_python_reaches_the_job(project, tmp_path):
     write_programs(tmp_path, {"host/apptainer": APPTAINER, "container/moat": CONTAINER})
     copy = Workflow(shutil.copytree(project.root, tmp_path / "a clone", symlinks=True))
@@ -197,6 +198,7 @@ exec {python} "$@"
 """
 
 
+@pytest.mark.long
 def test_with_conda_jobs_have_its_libraries_and_the_package_of_the_checkout(project, elsewhere, tmp_path):
     write_programs(tmp_path, {"host/conda": CONDA, "base/bin/activate": ACTIVATE, "environment/python": PYTHON})
     (tmp_path / "base/bin/conda").symlink_to(tmp_path / "host/conda")

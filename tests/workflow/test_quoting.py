@@ -83,6 +83,7 @@ def test_a_value_reaches_the_command_as_one_word(tmp_path, rule, value):
     assert not (tmp_path / "PWNED").exists()
 
 
+@pytest.mark.long
 def test_a_workflow_runs_with_a_folder_and_a_mirror_of_any_name(tmp_path):
     """The folder of the downloads, and the mirror, which reaches the jobs through their environment."""
     workflow = small_project.make(tmp_path / "project", studies={"first": small_project.study("standard")})

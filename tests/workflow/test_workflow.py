@@ -151,6 +151,7 @@ def test_changed_sources_are_stale_and_train_again_only_when_asked(workflow):
         assert {job["status"] for job in json.loads(workflow.run("moat", "plan", "--json").stdout)["jobs"]} == {"done"}
 
 
+@pytest.mark.long
 def test_another_recipe_is_stale_wherever_its_numbers_stand(workflow):
     """Also where nobody asks Snakemake, which would make it again."""
     workflow.edit("config/methods/trades.yaml", "beta: 6.0", "beta: 3.0")
