@@ -29,8 +29,8 @@ METHODS = distinct_recipes()
 CLASSES = {Project(ROOT).method(name)["class"]: name for name in reversed(METHODS)}
 CLASSES |= {name: name for name in CLASSES if name in METHODS}
 one_of_each_class = pytest.mark.brief(keep=lambda case: case["name"] in CLASSES.values())
-# Whole runs: one attack a step and two; state, stages and optimizers of their own; routers, frozen and joint experts.
-WHOLE = ("trades", "hybrid", "pgd-at-sparse", "dramoe", "dwf-frozen", "soe")
+# Whole runs: state of its own; a router and two optimizers; stages and frozen experts.
+WHOLE = ("hybrid", "dramoe", "dwf-frozen")
 some_whole_runs = pytest.mark.brief(keep=lambda case: case["name"] in WHOLE)
 # Phases in which the loss need not fall at this size, (method, epoch); each has a test of its own that says why.
 OWN_TEST = {

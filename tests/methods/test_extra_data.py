@@ -124,6 +124,7 @@ def test_an_archive_whose_header_asks_for_terabytes_ends_in_one_line(project, tm
     assert line.startswith(f"moat train: {path}: not a whole .npz file") and "211106232532992" in line
 
 
+@pytest.mark.brief(keep=lambda case: case["name"] == "standard-augmented")
 @pytest.mark.parametrize("name", ["standard-augmented", "mocse-augmented"])
 def test_without_a_file_the_stand_in_is_used_and_said(tiny, name):
     from moat.config.project import Project
