@@ -39,6 +39,10 @@ def made(name, **changes):
     return method
 
 
+def router_of(model):
+    return model.router if model.weighted else model.static_router
+
+
 def step(batch=0):
     return Step(0, 0, 2, batch, 10, torch.device("cpu"))
 
@@ -49,7 +53,7 @@ def test_parameters_and_buffers():
         for router, trained in (("static", 4 * 11_173_962), ("learned", 44_708_140)):
             model = build_mixture("rt-er", "resnet18", 10, router=router)
             assert nets.count_parameters(model) == trained
-            assert model.router.weight.shape == (4, 3072)
+            assert router_of(model).weight.shape == (4, 3072)
         assert nets.count_parameters(build_mixture("jtd-moe", "resnet18", 10)) == 8 * 11_173_962
 
 
@@ -58,14 +62,18 @@ def test_each_image_is_computed_by_the_expert_of_its_highest_score(router):
     method = made("rt-er", model={"router": router})
     model, (x, _) = method.model.eval(), images()
     mean, std = (torch.tensor(v).double()[:, None, None] for v in nets.normalize.STATISTICS["cifar10"])
-    scores = torch.stack([(model.router.weight @ ((i - mean) / std).flatten()) for i in x]) + model.router.bias
+    weight, bias = router_of(model).weight, router_of(model).bias
+    scores = torch.stack([weight @ ((i - mean) / std).flatten() for i in x]) + bias
     torch.testing.assert_close(model.route_logits(x), scores, rtol=1e-6, atol=1e-6)
     for i, e in enumerate(scores.argmax(1)):
         factor = scores[i].softmax(0)[e] if router == "learned" else 1.0
         torch.testing.assert_close(model(x)[i], factor * model.experts[e](x[i : i + 1])[0], rtol=1e-5, atol=1e-9)
     model(x).sum().backward()
-    assert len(list(model.router.parameters())) == (2 if router == "learned" else 0)
-    assert all(float(each.grad.abs().sum()) > 0 for each in model.router.parameters())
+    parameters = list(router_of(model).parameters())
+    assert len(parameters) == (2 if router == "learned" else 0)
+    assert all(float(each.grad.abs().sum()) > 0 for each in parameters)
+    # What has no gradient needs none to be detached from.
+    assert ("detached" in views_of(model)) == (router == "learned")
 
 
 def test_one_image_of_an_expert_leaves_its_batch_norm_alone():
@@ -84,7 +92,7 @@ def test_a_route_is_flipped_by_the_closed_form_and_not_by_less():
     """The router is linear: r_i - r_j over the L1 norm of W_i - W_j, in pixels, takes an image from i to j."""
     model, (x, _) = made("rt-er").model.eval(), images(32)
     std = torch.tensor(nets.normalize.STATISTICS["cifar10"][1]).double()[:, None, None]
-    scores, weight = model.route_logits(x), (model.router.weight.view(4, 3, SIZE, SIZE) / std).flatten(1).double()
+    scores, weight = model.route_logits(x), (router_of(model).weight.view(4, 3, SIZE, SIZE) / std).flatten(1).double()
     i, j = scores.argmax(1), second_of(scores)
     difference = weight[i] - weight[j]
     budget = (scores.gather(1, i[:, None]) - scores.gather(1, j[:, None]))[:, 0] / difference.abs().sum(1)
@@ -143,10 +151,10 @@ def test_the_loss_is_its_formula(monkeypatch):
 def test_a_static_router_never_moves_and_a_learned_one_does():
     for router, moves in (("static", False), ("learned", True)):
         method, (x, y) = made("rt-er", model={"router": router}), images()
-        before = snapshot(method.model.router)
+        before = snapshot(router_of(method.model))
         for batch in range(3):
             method.update(x, y, step(batch))
-        assert bool(changed(method.model.router, before)) is moves
+        assert bool(changed(router_of(method.model), before)) is moves
 
 
 def test_there_is_no_second_expert_of_one():
@@ -159,9 +167,12 @@ def test_the_official_rate_is_a_triangle():
     assert [triangular(batch, **cycle) for batch in (0, 250, 500, 750, 1000)] == pytest.approx(
         [5e-5, 7.5e-5, 1e-4, 7.5e-5, 5e-5]
     )
-    method = made("rt-er-official")
-    assert isinstance(method.optimizers["model"], torch.optim.Adam)
-    assert method.learning_rate("model", Step(0, 2, 130, 50, 100, torch.device("cpu"))) == pytest.approx(7.5e-5)
+    for name in ("rt-er-official", "jtd-moe-official"):
+        method = made(name)
+        for optimizer, each in method.optimizers.items():
+            assert isinstance(each, torch.optim.Adam)
+            at = Step(0, 2, 130, 50, 100, torch.device("cpu"))
+            assert method.learning_rate(optimizer, at) == pytest.approx(7.5e-5)
 
 
 # -- JTDMoE ---------------------------------------------------------------------

@@ -5,11 +5,11 @@ import torch.nn.functional as F
 
 from moat.attacks import pgd
 from moat.methods import losses
-from moat.methods.base import AdversarialMethod, Step, accuracy
-from moat.methods.rt_er import by_route, second_of
+from moat.methods.base import Step, accuracy
+from moat.methods.rt_er import CyclicAdam, by_route, second_of
 
 
-class JtdMoe(AdversarialMethod):
+class JtdMoe(CyclicAdam):
     """In turns, minimize CE(F_R(x'), y) + beta * sum_e KL(p_e(x) || p_e(x'_e)) over F_R, and CE(F(x), y) over F_S.
 
     x' maximizes the cross-entropy of F_R alone, x'_e that of its expert e. F = (1 - alpha) F_S + alpha F_R sees clean

@@ -14,17 +14,10 @@ from moat.models.moe import statistics
 from moat.models.moe.views import Computed
 
 
-class RtEr(AdversarialMethod):
-    """Minimize CE(F(x'), y) + beta * KL(p_j(x) || p_j(x'_j)), j the expert that the router would take second for x.
+class CyclicAdam(AdversarialMethod):
+    """A method whose recipe may have the released code's optimizer: Adam, at a rate that rises and falls in cycles."""
 
-    x' maximizes the cross-entropy of the whole mixture, whose route follows every step; x'_j that of expert j alone.
-    The gradient flows through both arguments of the divergence. Every pass of the update is in train mode.
-    """
-
-    MIXTURE = "rt-er"
     PARAMETERS = {
-        "attack": {"type": "attack", "description": "PGD on the mixture, and on each image's second expert"},
-        "loss.beta": {"type": "number", "minimum": 0, "description": "weight of the second expert's divergence"},
         "adam": {
             "type": "object",
             "required": False,
@@ -49,6 +42,20 @@ class RtEr(AdversarialMethod):
         if not self.cycle:
             return super().learning_rate(optimizer, step)
         return triangular(step.epoch * step.batches + step.batch, **self.cycle)
+
+
+class RtEr(CyclicAdam):
+    """Minimize CE(F(x'), y) + beta * KL(p_j(x) || p_j(x'_j)), j the expert that the router would take second for x.
+
+    x' maximizes the cross-entropy of the whole mixture, whose route follows every step; x'_j that of expert j alone.
+    The gradient flows through both arguments of the divergence. Every pass of the update is in train mode.
+    """
+
+    MIXTURE = "rt-er"
+    PARAMETERS = {
+        "attack": {"type": "attack", "description": "PGD on the mixture, and on each image's second expert"},
+        "loss.beta": {"type": "number", "minimum": 0, "description": "weight of the second expert's divergence"},
+    }
 
     def update(self, x: torch.Tensor, y: torch.Tensor, step: Step) -> dict[str, torch.Tensor]:
         scores = self.model.route_logits(x)

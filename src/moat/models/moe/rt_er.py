@@ -49,19 +49,23 @@ class LinearRouter(nn.Module):
 class RoutedNets(nn.Module):
     """z_e(x) of the expert e with the highest score: images (B, C, H, W) in [0, 1] to logits (B, K).
 
-    With ``weighted``, the logits are multiplied by softmax(scores)_e, through which the router learns.
+    With ``weighted``, the logits are multiplied by softmax(scores)_e, through which the router learns, and the model
+    has a ``router`` that can be detached. Without, no gradient of the logits reaches the scores.
     """
 
     def __init__(self, experts: Experts, router: nn.Module, *, weighted: bool):
         super().__init__()
-        self.experts = experts
-        self.router = router
-        self.weighted = weighted
+        self.experts, self.weighted = experts, weighted
+        if weighted:
+            self.router = router
+        else:
+            self.static_router = router
 
     def route_logits(self, x: torch.Tensor) -> torch.Tensor:
         """Scores (B, E), in float32 or wider also under autocast: in bfloat16 some images would change the expert."""
+        router = self.router if self.weighted else self.static_router
         with torch.autocast(x.device.type, enabled=False):
-            return self.router(at_least_float32(x))
+            return router(at_least_float32(x))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         scores = self.route_logits(x)
