@@ -348,6 +348,7 @@ def test_all_parameters_move_in_joint_training(name):
     assert not still
 
 
+@pytest.mark.brief(keep=lambda case: case["name"] in ("dwf", "mocse"))
 @pytest.mark.parametrize(("name", "epoch"), [*((name, 0) for name in METHODS), ("soe", 1)])
 def test_the_loss_falls_on_a_fixed_batch(name, epoch):
     method, (x, y) = made(name), batch(low=0.0, high=1.0)
@@ -364,6 +365,7 @@ def test_the_loss_falls_on_a_fixed_batch(name, epoch):
     assert sum(losses[-5:]) < 0.97 * sum(losses[:5])
 
 
+@pytest.mark.brief(keep=lambda case: case["name"] in ("dwf", "mocse"))
 @pytest.mark.parametrize("name", METHODS)
 def test_half_precision_gives_nearly_the_same_loss(name):
     method, (x, y) = made(name), batch()
