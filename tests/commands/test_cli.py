@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import errno
 import importlib
 import json
 import os
@@ -359,6 +360,15 @@ def test_doctor_tells_a_file_system_without_locks(monkeypatch):
     monkeypatch.setattr("moat.base.locks.missing", lambda folder: "No locks available")
     told = findings(doctor._locks, Project(ROOT))
     assert told and all(state == "problem" and "No locks available" in message for _, state, message in told)
+
+
+def test_doctor_tells_a_folder_that_it_may_not_open(monkeypatch):
+    def refuse(folder):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
+
+    monkeypatch.setattr("moat.base.locks.missing", refuse)
+    told = findings(doctor._locks, Project(ROOT))
+    assert told and all(state == "problem" and "cannot be opened (Permission denied" in said for _, state, said in told)
 
 
 def test_doctor_tells_what_a_user_without_a_name_needs(monkeypatch):
