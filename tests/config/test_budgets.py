@@ -11,6 +11,7 @@ from moat.config.grid import Run, build_grid, initial_runs
 from moat.config.project import Project
 from moat.config.recipes import resolve_recipe
 from moat.methods._fitted import FittedMixture
+from moat.methods.blockmoe_expert import BlockMoeExpert
 
 ROOT = Path(__file__).parents[2]
 PROJECT = Project(ROOT)
@@ -216,7 +217,7 @@ def test_what_is_compared_has_one_budget(study, first, second, paper):
 
 def total_epochs(run) -> int:
     """Epochs of a run and of the longest of those it starts from; of what is fitted without training, those alone."""
-    fitted = issubclass(moat.methods.get(recipe(run.method)["class"]), FittedMixture)
+    fitted = issubclass(moat.methods.get(recipe(run.method)["class"]), (FittedMixture, BlockMoeExpert))
     return (0 if fitted else recipe(run.method)["epochs"]) + max(
         (total_epochs(start) for start in initial_runs(PROJECT, "paper", run).values()), default=0
     )

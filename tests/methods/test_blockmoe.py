@@ -13,6 +13,7 @@ from moat.base.errors import ConfigError
 from moat.config.recipes import merge
 from moat.methods.base import Step
 from moat.methods.blockmoe import entropy_loss, kl_loss, switch_loss
+from moat.methods.blockmoe_expert import of_expert
 from moat.models import nets
 from moat.models.moe import build_mixture
 from moat.models.moe.blockmoe import combined, noisy, within_capacity
@@ -164,6 +165,19 @@ def test_detached_means_that_no_gate_has_a_gradient():
     by_hand = torch.autograd.grad(model.head(h.mean((2, 3)))[:, 0].sum(), z)[0]
     torch.testing.assert_close(gradients["detached"], by_hand, rtol=1e-8, atol=1e-12)
     assert not torch.allclose(gradients["straight-through"], by_hand, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("expert", [0, 2])
+def test_an_expert_alone_is_the_net_with_its_block_forced(expert):
+    whole, x = tiny(blocks=2), images()
+    alone = tiny(blocks=1, tail=1)
+    alone.load_state_dict(of_expert(whole.state_dict(), expert))
+    forced = whole.attack_views()[f"layer1-expert{expert}"]
+    torch.testing.assert_close(alone(x), forced(x), rtol=1e-10, atol=1e-12)
+    assert not torch.allclose(alone(x), whole(x), rtol=1e-3, atol=0)
+    assert {name for name in views_of(alone) if name.startswith("layer")} == {
+        f"layer0-{kind}{e}" for kind in ("expert", "joint") for e in range(4)
+    }
 
 
 # -- selection and losses --------------------------------------------------------

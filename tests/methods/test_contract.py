@@ -39,11 +39,12 @@ OWN_TEST = {
     *((name, epoch) for name in ("dwf-frozen", "sramoe", "adaptive-smoothing") for epoch in (0, 1)),
     # Nothing is trained: test_fitted.py.
     *((name, epoch) for name in ("mixed-fixed", "mixednuts") for epoch in (0, 1)),
+    *((f"blockmoe-switch-expert{e}", epoch) for e in range(4) for epoch in (0, 1)),
 }
 # The classes whose loss falls in tests of their own, in smaller nets: test_moe_methods.py, test_mixture_methods.py.
 MIXED = {
     *("advmoe", "dramoe", "pgd-at-moe", "dwf", "dwf-frozen", "sramoe", "soe", "mocse", "mocse-at"),
-    *("mixed-fixed", "mixednuts", "adaptive-smoothing"),
+    *("mixed-fixed", "mixednuts", "adaptive-smoothing", "blockmoe-expert"),
 }
 # Recipe, epoch, updates.
 FALLS = [(name, epoch, 30) for name in METHODS for epoch in (0, 1) if (name, epoch) not in OWN_TEST]

@@ -28,6 +28,12 @@ from moat.models.precision import at_least_float32
 PARAMETERS = {
     "experts": {"type": "integer", "minimum": 2, "description": "blocks that each of the layers selects from"},
     "blocks": {"type": "integer", "minimum": 1, "description": "how many residual blocks are layers, from the last on"},
+    "tail": {
+        "type": "integer",
+        "minimum": 0,
+        "required": False,
+        "description": "how many of the last blocks are single ones and follow the layers; none where it is not given",
+    },
     "gate": {
         "enum": ["gap", "conv"],
         "description": "gap: a linear map of the pooled input; conv: a 3x3 convolution without padding, then pooled",
@@ -89,18 +95,21 @@ class BlockMoe(nn.Module):
     probability, in training and in evaluation. With more, the selected probabilities, normalised, weigh the outputs.
 
     Args:
-        net: a ResNet of basic blocks; its last ``blocks`` blocks become the first experts.
+        net: a ResNet of basic blocks; of its last ``blocks + tail`` blocks all but the last ``tail`` become the first
+            experts.
     """
 
-    def __init__(self, net: Classifier, *, blocks: int, experts: int, gate: str, top_k: int):
+    def __init__(self, net: Classifier, *, blocks: int, tail: int, experts: int, gate: str, top_k: int):
         super().__init__()
         self.experts, self.top_k = experts, top_k
-        stages, replaced = list(net.trunk.blocks[:-blocks]), list(net.trunk.blocks[-blocks:])
+        end = len(net.trunk.blocks) - tail
+        stages, replaced = list(net.trunk.blocks[: end - blocks]), list(net.trunk.blocks[end - blocks : end])
         self.normalize, self.head = net.normalize, net.head
         self.body = nn.Sequential(net.trunk.stem, *stages)
         self.layers = nn.ModuleList(
             nn.ModuleList([block, *(_another(block) for _ in range(experts - 1))]) for block in replaced
         )
+        self.tail = nn.Sequential(*net.trunk.blocks[end:])
         initialize(self)
         # After initialize, because a gate keeps its own initial weights.
         self.router = Gates(gate, [block.conv1.in_channels for block in replaced], experts)
@@ -137,7 +146,7 @@ class BlockMoe(nn.Module):
         h = self.body(self.normalize(x))
         for number, blocks in enumerate(self.layers):
             h = layer(number, blocks, h)
-        return self.head(global_average(h))
+        return self.head(global_average(self.tail(h)))
 
     def route_logits(self, x: torch.Tensor) -> torch.Tensor:
         """Scores of the paths through all layers (B, E^L): sums of log-probabilities; the highest is the path taken.
@@ -250,9 +259,17 @@ def _another(block: BasicBlock) -> BasicBlock:
 
 
 def blockmoe(
-    arch: str, num_classes: int, *, experts: int = 4, blocks: int = 1, gate: str = "gap", top_k: int = 1, **net
+    arch: str,
+    num_classes: int,
+    *,
+    experts: int = 4,
+    blocks: int = 1,
+    tail: int = 0,
+    gate: str = "gap",
+    top_k: int = 1,
+    **net,
 ) -> BlockMoe:
-    """A net ``arch`` whose last ``blocks`` residual blocks are one of ``experts`` each.
+    """A net ``arch`` whose last ``blocks`` residual blocks, but for the last ``tail``, are one of ``experts`` each.
 
     Raises:
         ConfigError: a net that is no ResNet of basic blocks, more blocks than its last stage has, more of ``top_k``
@@ -262,13 +279,13 @@ def blockmoe(
     if not isinstance(dense.trunk, ResNetTrunk):
         raise ConfigError(f"arch: {arch!r} has no basic blocks to select from; allowed: resnet18, resnet34")
     last = sum(block.conv2.out_channels == dense.trunk.num_features for block in dense.trunk.blocks)
-    for key, value, most in (("blocks", blocks, last), ("top_k", top_k, experts)):
+    for key, value, most in (("blocks", blocks, last - tail), ("top_k", top_k, experts)):
         if not 1 <= value <= most:
             raise ConfigError(f"{key}: {value!r} is not allowed; from 1 to {most}")
     side = math.ceil(net["image_size"] / 2 ** (len(STAGE_CHANNELS) - 1))
     if gate == "conv" and side < 3:
         raise ConfigError(f"gate: conv needs maps of 3x3 pixels in the last stage; these have {side}x{side}")
-    return BlockMoe(dense, blocks=blocks, experts=experts, gate=gate, top_k=top_k)
+    return BlockMoe(dense, blocks=blocks, tail=tail, experts=experts, gate=gate, top_k=top_k)
 
 
 MIXTURE = blockmoe
