@@ -16,6 +16,7 @@ from moat.attacks.parts.objectives import cross_entropy
 from moat.attacks.parts.steps import ascend, ball, frozen, input_gradient, random_start_point
 from moat.models import nets
 
+pytestmark = pytest.mark.long
 MEAN, STD = 0.3, 0.35
 EPS, STEP, STEPS = 24 / 255, 6 / 255, 10
 # As RT-ER's batches.

@@ -41,10 +41,11 @@ OWN_TEST = {
     *((name, epoch) for name in ("mixed-fixed", "mixednuts") for epoch in (0, 1)),
     *((f"blockmoe-switch-expert{e}", epoch) for e in range(4) for epoch in (0, 1)),
 }
-# The classes whose loss falls in tests of their own, in smaller nets: test_moe_methods.py, test_mixture_methods.py.
+# The classes whose loss falls in tests of their own, in smaller nets: test_moe_methods.py, test_mixture_methods.py; or
+# that train nothing, or two mixtures like another class's one.
 MIXED = {
     *("advmoe", "dramoe", "pgd-at-moe", "dwf", "dwf-frozen", "sramoe", "soe", "mocse", "mocse-at"),
-    *("mixed-fixed", "mixednuts", "adaptive-smoothing", "blockmoe-expert"),
+    *("mixed-fixed", "mixednuts", "adaptive-smoothing", "blockmoe-expert", "jtd-moe"),
 }
 # Recipe, epoch, updates.
 FALLS = [(name, epoch, 30) for name in METHODS for epoch in (0, 1) if (name, epoch) not in OWN_TEST]
