@@ -13,7 +13,8 @@ from moat.attacks.parts.steps import ascend, ball
 from moat.attacks.parts.views import views_of
 from moat.base.errors import ConfigError
 from moat.config.recipes import merge
-from moat.methods.base import Step
+from moat.methods._routed import start_momentum
+from moat.methods.base import Step, build_optimizer
 from moat.methods.rt_er import second_of, triangular
 from moat.models import nets
 from moat.models.moe import build_mixture
@@ -155,6 +156,24 @@ def test_a_static_router_never_moves_and_a_learned_one_does():
         for batch in range(3):
             method.update(x, y, step(batch))
         assert bool(changed(router_of(method.model), before)) is moves
+
+
+def test_an_expert_without_images_keeps_its_weights_and_steps_as_ever_when_it_has_some():
+    """Its first gradient comes later than the others': the fused step of SGD takes that, and so does its momentum."""
+    torch.manual_seed(0)
+    experts = torch.nn.ModuleList(torch.nn.Linear(3, 2) for _ in range(2))
+    found = build_optimizer(list(experts.parameters()), {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.01})
+    start_momentum(found)
+    book = copy.deepcopy(experts)
+    expected = torch.optim.SGD(book.parameters(), lr=0.1, momentum=0.9, weight_decay=0.01, fused=False)
+    x = torch.randn(6, 3, generator=torch.Generator().manual_seed(1))
+    for route in ([0, 0, 0, 0, 0, 0], [0, 1, 0, 1, 0, 1], [1, 1, 1, 1, 1, 1]):
+        for modules, optimizer in ((experts, found), (book, expected)):
+            optimizer.zero_grad(set_to_none=True)
+            dispatch(modules, x, torch.tensor(route)).square().sum().backward()
+            optimizer.step()
+        for ours, theirs in zip(experts.parameters(), book.parameters(), strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-7)
 
 
 def test_there_is_no_second_expert_of_one():

@@ -9,12 +9,13 @@ from torch import nn
 
 from moat.attacks import pgd
 from moat.base.errors import ConfigError
-from moat.methods.base import AdversarialMethod, Step, accuracy
+from moat.methods._routed import RoutedTraining
+from moat.methods.base import Step, accuracy
 from moat.models.moe import statistics
 from moat.models.moe.blockmoe import Routing, noisy, within_capacity
 
 
-class BlockMoeTraining(AdversarialMethod):
+class BlockMoeTraining(RoutedTraining):
     """Minimize CE(F(x'), y) + weight * a balancing loss at x', summed over layers; x' maximizes CE(F(x'), y) alone."""
 
     MIXTURE = "blockmoe"

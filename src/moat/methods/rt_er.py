@@ -9,12 +9,13 @@ from torch import nn
 
 from moat.attacks import pgd
 from moat.methods import losses
-from moat.methods.base import AdversarialMethod, Step, accuracy
+from moat.methods._routed import RoutedTraining
+from moat.methods.base import Step, accuracy
 from moat.models.moe import statistics
 from moat.models.moe.views import Computed
 
 
-class CyclicAdam(AdversarialMethod):
+class CyclicAdam(RoutedTraining):
     """A method whose recipe may have the released code's optimizer: Adam, at a rate that rises and falls in cycles."""
 
     PARAMETERS = {
