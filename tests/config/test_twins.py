@@ -44,9 +44,9 @@ def edited(tmp_path):
 
 
 def test_a_scale_can_change_a_twin_alone(edited):
-    project = edited("scales/smoke.yaml", lambda scale: scale["attacks"].update(pgd10_det={"steps": 3}))
-    assert project.attack("pgd10_det", where="here", scale="smoke")["steps"] == 3
-    assert project.attack("pgd10", where="here", scale="smoke")["steps"] == 10
+    project = edited("scales/mini.yaml", lambda scale: scale["attacks"].update(pgd10_det={"steps": 3}))
+    assert project.attack("pgd10_det", where="here", scale="mini")["steps"] == 3
+    assert project.attack("pgd10", where="here", scale="mini")["steps"] == 10
 
 
 def test_a_scale_that_changes_an_unknown_setting_is_refused(edited):

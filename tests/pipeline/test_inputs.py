@@ -82,9 +82,9 @@ def test_a_wrong_name_is_told_before_any_rule_asks(wrong, said):
         ("evaluation_options", {"suite": "trust"}, "--batch-size 500 --limit 16"),
         ("evaluation_options", {"suite": "trust", "weights": ""}, "--batch-size 500 --limit 16"),
         ("evaluation_options", {"suite": "trust", "weights": "-last"}, "--batch-size 500 --limit 16 --weights last"),
-        ("check_options", {"weights": "-last"}, "--batch-size 500 --limit 32 --steps 4 --queries 60 --weights last"),
+        ("check_options", {"weights": "-last"}, "--batch-size 500 --limit 16 --steps 2 --queries 10 --weights last"),
         ("evaluation_options", {"scale": "paper", "suite": "trust"}, "--batch-size 500 --limit all"),
-        ("check_options", {}, "--batch-size 500 --limit 32 --steps 4 --queries 60"),
+        ("check_options", {}, "--batch-size 500 --limit 16 --steps 2 --queries 10"),
         ("check_options", {"scale": "paper"}, "--batch-size 500 --limit 1000 --steps 20 --queries 1000"),
         ("probe_options", {"probe": "weights"}, "--batch-size 500 --limit 16"),
         ("corrupted_images", {"suite": "corruptions"}, []),
@@ -289,6 +289,26 @@ def test_what_was_cut_short_is_made_again_and_what_is_stale_when_asked_for(own, 
     if content == "cut":
         path.write_text("{\n")
     assert inputs.why_again("check", wildcards()) == why
+
+
+@pytest.mark.parametrize(
+    ("kind", "asked", "first"),
+    [
+        ("run", {}, True),
+        ("run", {"method": "fgsm-at"}, False),
+        ("check", {"weights": ""}, True),
+        ("check", {"method": "fgsm-at", "weights": ""}, False),
+        ("evaluation", {"suite": "trust", "weights": ""}, True),
+        ("evaluation", {"suite": "transfer", "weights": ""}, True),
+        ("evaluation", {"suite": "epsilon", "weights": ""}, False),
+        ("evaluation", {"suite": "trust", "weights": "-last"}, False),
+    ],
+)
+def test_what_the_first_table_shows_comes_first(inputs, kind, asked, first):
+    priority = inputs.priority(kind, 2)(wildcards(**asked))
+    assert (priority > 2) == first
+    # Before the trainings of other tables, after what more depends on: data, experts, tables that can be made.
+    assert not first or inputs.priority("run", 5)(wildcards(method="fgsm-at")) < priority < 12
 
 
 def test_a_constraint_matches_whole_names_and_no_others():

@@ -30,7 +30,7 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 SERVER = f"""{TERMINAL}
 import sys
 from moat.pipeline.warm import server
-sys.exit(server.main(sys.argv[1], run=lambda argv: exec(argv[-1]) or 0, imported=()))
+sys.exit(server.main(sys.argv[1], run=lambda argv: exec(argv[-1]) or 0, imported=sys.argv[2:]))
 """
 COMMAND = f"""{TERMINAL}
 import sys
@@ -89,6 +89,22 @@ def test_a_job_is_as_its_command_would_be(server, tmp_path, job, code, stdout, s
     done = start(server.path, f"import sys; {job}", **options)
     printed, complained = done.communicate("typed", timeout=60)
     assert (done.returncode, printed, complained) == (code, stdout.format(folder=tmp_path), stderr)
+
+
+def test_a_job_that_comes_early_waits_for_the_imports(tmp_path):
+    """Its own would take as long, on a core that the server needs."""
+    path, go = tmp_path / "warm" / "socket", tmp_path / "go"
+    path.parent.mkdir()
+    (tmp_path / "slow.py").write_text(f"import os, time\nwhile not os.path.exists({str(go)!r}): time.sleep(0.01)\n")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(PYTHON_PATH), str(tmp_path)])}
+    command = [sys.executable, "-c", SERVER, str(path), "slow"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, env=environment) as server:
+        wait_for(path.exists)
+        early = start(path, "import sys; print('slow' in sys.modules)")
+        go.touch()
+        printed, complained = early.communicate(timeout=60)
+        server.stdin.close()
+    assert (early.returncode, printed, complained) == (0, "True\n", "")
 
 
 def test_a_job_may_name_its_project_first(server, tmp_path):

@@ -11,6 +11,7 @@ rule evaluate:
         LOGS["evaluate"],
     wildcard_constraints:
         suite=one_of(inputs.suites(transfer=False)),
+    priority: inputs.priority("evaluation", 0)
     conda:
         "../../envs/conda.yaml"
     threads: config["threads"]["evaluate"]

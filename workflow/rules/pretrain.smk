@@ -2,4 +2,4 @@
 use rule train as pretrain with:
     wildcard_constraints:
         method=one_of(inputs.methods_of_role("expert")),
-    priority: 10
+    priority: 12

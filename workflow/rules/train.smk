@@ -13,7 +13,7 @@ rule train:
     wildcard_constraints:
         method=one_of(inputs.methods_of_role("method")),
     # Trainings are what everything waits for: before evaluations of what is trained already.
-    priority: 5
+    priority: inputs.priority("run", 5)
     conda:
         "../../envs/conda.yaml"
     threads: config["threads"]["train"]

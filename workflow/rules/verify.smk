@@ -7,6 +7,8 @@ rule verify:
         ensure(paths.checks("{scale}", MEASURED_WILDCARDS), non_empty=True),
     log:
         LOGS["verify"],
+    # Longer than an evaluation at small scales: a long job that starts last is waited for by all other cores.
+    priority: inputs.priority("check", 2)
     conda:
         "../../envs/conda.yaml"
     threads: config["threads"]["evaluate"]

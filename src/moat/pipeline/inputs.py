@@ -36,6 +36,8 @@ LOGS = {
     "verify": f"logs/{{scale}}/verify/{_NET}{{weights}}.log",
     "probe": f"logs/{{scale}}/probe/{_NET}/{{probe}}.log",
 }
+# Added to the priority of what the page's first table shows: more than the trainings of other tables are ahead of it.
+_FIRST = 6
 # How an attempt may have ended that lacked a resource. A training goes on from where it was: time is nothing it lacks.
 _LACKED = {"mem_mb": ("memory", "killed"), "runtime": ("time", "killed")}
 
@@ -207,6 +209,21 @@ class Inputs:
     @functools.cache  # noqa: B019
     def _transfer_kinds(self, suite: str) -> tuple[str, ...]:
         return transfer_kinds(self.project, suite)
+
+    # -- order -----------------------------------------------------------------
+    def priority(self, kind: str, otherwise: int) -> Callable[[Any], int]:
+        """A priority function: ``otherwise``, and more for the results of the table that the page begins with.
+
+        Args:
+            kind: "run", "evaluation" or "check".
+        """
+        return lambda wildcards: (
+            otherwise + _FIRST * ((kind, run_of(wildcards), name_of(wildcards)) in self._first_results(wildcards.scale))
+        )
+
+    @functools.cache  # noqa: B019
+    def _first_results(self, scale: str) -> frozenset[tuple[str, Run, str]]:
+        return frozenset(result for table in self.grid(scale).tables[:1] for result in results_of(table))
 
     # -- what is made again although it is there -------------------------------
     def why_again(self, kind: str, wildcards) -> str | None:

@@ -32,17 +32,18 @@ def main(path: str, run: Callable[[Sequence[str]], int], imported: Sequence[str]
         run: runs one job in a fork: ``run(argv)``, which returns the exit code.
         imported: modules to import before the first fork, so that no job has to.
     """
-    for name in imported:
-        importlib.import_module(name)
-    # Every job hashes the sources that take part in its result.
-    staleness.read_sources()
-    gc.collect()
-    # Forks share what is imported as long as nobody writes to it; the collector would.
-    gc.freeze()
     with socket.socket(socket.AF_UNIX) as listener:
+        # Before the imports: a job that comes early waits for them, which takes less than to import the same itself.
         listener.bind(path)
         listener.listen(128)
         try:
+            for name in imported:
+                importlib.import_module(name)
+            # Every job hashes the sources that take part in its result.
+            staleness.read_sources()
+            gc.collect()
+            # Forks share what is imported as long as nobody writes to it; the collector would.
+            gc.freeze()
             job = Server(listener, run).serve()
         finally:
             if os.getpid() == _PROCESS:

@@ -17,8 +17,8 @@ _servers: list[subprocess.Popen] = []
 def start() -> bool:
     """Start the warm process for the jobs that this process starts from now on; whether there is one.
 
-    It imports while the first jobs, which start cold, do the same. It ends when this process does, after the last
-    job. Only on Linux: elsewhere a process that has imported torch must not fork.
+    Jobs that start before it has imported everything wait for it. It ends when this process does, after the last job.
+    Only on Linux: elsewhere a process that has imported torch must not fork.
     """
     if not sys.platform.startswith("linux"):
         return False
