@@ -160,6 +160,7 @@ def test_another_recipe_starts_anew_and_keeps_the_first_ones_checkpoint(tiny, tm
     assert kept.load()["batch"] == 13
 
 
+@pytest.mark.long
 def test_a_checkpoint_of_another_format_is_not_resumed(prepared, undisturbed, tmp_path, monkeypatch, caplog):
     out = tmp_path / "run"
     with monkeypatch.context() as patch:
@@ -192,6 +193,7 @@ def test_a_finished_run_is_not_trained_again(prepared, undisturbed, tmp_path, mo
     assert outcome(out) == undisturbed["pgd-at"]
 
 
+@pytest.mark.long
 @pytest.mark.brief(keep=lambda case: case["size"] == 700)
 @pytest.mark.parametrize("size", [0, 700])
 def test_a_finished_run_whose_record_was_cut_short_is_trained_again(prepared, undisturbed, tmp_path, caplog, size):
@@ -215,6 +217,7 @@ def test_a_finished_run_of_other_sources_is_trained_again(prepared, undisturbed,
     assert read_json(out / "run.json")["sources"].keys() == {"nets", "method", "attacks", "engine"}
 
 
+@pytest.mark.long
 def test_two_processes_on_one_run_wait_for_each_other(prepared, undisturbed, tmp_path):
     out = tmp_path / "run"
     first, second = prepared.start(out), prepared.start(out)
