@@ -49,10 +49,10 @@ def after(*lines):
     ("lines", "shown"),
     [
         ([], "0:10 looking at what there is to do"),
-        (BEGUN, "0:10 0 of 3 jobs, about 0:09 left (train x2)"),
-        ([*BEGUN, *FINISHED], "0:10 1 of 3 jobs, about 0:06 left (train)"),
-        ([*BEGUN, *FINISHED, *FAILED], "0:10 1 of 3 jobs, about 0:09 left"),
-        ([*BEGUN, *FINISHED, "Finished jobid: 6 (Rule: train)"], "0:10 2 of 3 jobs, about 0:03 left"),
+        (BEGUN, "0:10 0 of 3 jobs, about 0:20 left (train x2)"),
+        ([*BEGUN, *FINISHED], "0:10 1 of 3 jobs, about 0:13 left (train)"),
+        ([*BEGUN, *FINISHED, *FAILED], "0:10 1 of 3 jobs, about 0:20 left"),
+        ([*BEGUN, *FINISHED, "Finished jobid: 6 (Rule: train)"], "0:10 2 of 3 jobs, about 0:09 left"),
     ],
     ids=["before the plan", "two running", "one done", "one failed", "two done"],
 )

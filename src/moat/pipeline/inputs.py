@@ -110,7 +110,7 @@ class Inputs:
         return self.records(wildcards.scale).run_digest(run_of(wildcards))
 
     def data_digest(self, wildcards) -> str:
-        return recipes.digest(recipes.resolve_data(self.project, wildcards.scale, wildcards.dataset))
+        return self._digest(recipes.resolve_data, wildcards.scale, wildcards.dataset)
 
     def initial_models(self, wildcards) -> list[Path]:
         """The finished runs that a training starts from."""
@@ -155,13 +155,17 @@ class Inputs:
         return [paths.prepared(wildcards.scale, published)] if there else []
 
     def evaluation_digest(self, wildcards) -> str:
-        return recipes.digest(self._resolved(recipes.resolve_evaluation, wildcards.scale, wildcards.suite))
+        return self._digest(recipes.resolve_evaluation, wildcards.scale, wildcards.suite)
 
     def checks_digest(self, wildcards) -> str:
-        return recipes.digest(self._resolved(recipes.resolve_checks, wildcards.scale))
+        return self._digest(recipes.resolve_checks, wildcards.scale)
 
     def probe_digest(self, wildcards) -> str:
-        return recipes.digest(self._resolved(recipes.resolve_probe, wildcards.scale, wildcards.probe))
+        return self._digest(recipes.resolve_probe, wildcards.scale, wildcards.probe)
+
+    @functools.cache  # noqa: B019 - thousands of jobs ask for the digests of a few dozen suites
+    def _digest(self, resolve, *names: str) -> str:
+        return recipes.digest(self._resolved(resolve, *names))
 
     @functools.cache  # noqa: B019
     def _resolved(self, resolve, *names: str) -> dict[str, Any]:

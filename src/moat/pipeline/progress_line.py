@@ -20,8 +20,8 @@ from typing import TextIO
 # Core-seconds of a job at scale quickstart (benchmarks/README.md): how the jobs of a run compare with each other. How
 # fast they are here and now is what has been seen of this run.
 CORE_SECONDS = {
-    "train": 6, "pretrain": 6, "evaluate": 3, "transfer": 2, "verify": 4, "probe": 1, "draw": 2, "tabulate": 1,
-    "cells": 1, "page": 2, "fetch": 1, "prepare": 1,
+    "train": 9, "pretrain": 5, "evaluate": 4, "transfer": 1, "verify": 16, "probe": 1, "draw": 2, "tabulate": 1,
+    "cells": 2, "page": 2, "fetch": 1, "prepare": 3,
 }  # fmt: skip
 # Until this many seconds have passed, a core is taken to do a core-second a second.
 _ASSUMED_FOR = 5.0
