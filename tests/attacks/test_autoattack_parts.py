@@ -109,6 +109,7 @@ NETS = ["defended", "resnet", "folded"]
 RADII = [(0.5 * EPS, 0), (2 * EPS, 1), (3 * EPS, 2)]
 
 
+@pytest.mark.brief(keep=lambda case: case["seed"] == 1)
 @pytest.mark.parametrize("name", NETS)
 @pytest.mark.parametrize(("eps", "seed"), RADII)
 @pytest.mark.parametrize(
@@ -128,6 +129,7 @@ def test_verdicts_are_the_packages(theirs, ours, options, eps, seed, name, in_do
     torch.testing.assert_close(found[0][robust[0]], found[1][robust[0]], rtol=0, atol=1e-6)
 
 
+@pytest.mark.brief(keep=lambda case: case["name"] == "defended" and case["seed"] == 1)
 @pytest.mark.parametrize("name", NETS)
 @pytest.mark.parametrize(("eps", "seed"), RADII)
 @pytest.mark.parametrize("options", [{"n_restarts": 2}, {"targeted": True, "n_target_classes": 4}])
@@ -157,6 +159,7 @@ def test_apgd_follows_the_packages_trajectory(loss, eps, n_iter, in_double, few)
     torch.testing.assert_close(results[0][0][survived], results[1][0][survived], rtol=0, atol=1e-6)
 
 
+@pytest.mark.brief(keep=lambda case: case["name"] == "defended")
 @pytest.mark.parametrize("name", NETS)
 @pytest.mark.parametrize(("eps", "seed", "n_queries"), [(EPS, 0, 300), (3 * EPS, 1, 300), (0.6, 2, 5)])
 def test_square_finds_the_packages_images(eps, seed, n_queries, name, in_double, few):
