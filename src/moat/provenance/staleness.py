@@ -245,12 +245,18 @@ def _with_imports(roots: Iterable[Path], package: Path) -> set[Path]:
     return found
 
 
-def _candidates(module: str, package: Path) -> list[Path]:
+def _candidates(module: str, package: Path) -> tuple[Path, ...]:
     """Where the module of that full name may be; nowhere if it is not one of moat's."""
+    return _module_paths(module, (package, plugins.project_folder()))
+
+
+# A look at a workflow's results asks for the same few hundred names tens of thousands of times.
+@functools.cache
+def _module_paths(module: str, folders: tuple[Path, ...]) -> tuple[Path, ...]:
     first, *inside = module.split(".")
     if first != "moat" or not inside:
-        return []
-    return [path for end in (".py", "/__init__.py") for path in _places("/".join(inside) + end, package)]
+        return ()
+    return tuple(folder / f"{'/'.join(inside)}{end}" for end in (".py", "/__init__.py") for folder in folders)
 
 
 def _definition(full_name: str, package: Path) -> tuple[Path | None, str]:
