@@ -272,7 +272,7 @@ PLACES = [
     ("methods/trades.yaml", "step_size: 2/255", "step_size: {}", "attack.step_size"),
     ("methods/dwf.yaml", "fgsm_attack: {eps: [0.01,", "fgsm_attack: {{eps: [{},", "fgsm_attack.eps.0"),
     ("methods/dwf-expert-fgsm.yaml", "watch: {attack: pgd, eps: 8/255", "watch: {{attack: pgd, eps: {}", "watch.eps"),
-    ("scales/smoke.yaml", "transfer_seed: {", "transfer_seed: {{step_size: {}, ", "transfer_seed.step_size"),
+    ("scales/smoke.yaml", "pgd50_targeted: {", "pgd50_targeted: {{step_size: {}, ", "pgd50_targeted.step_size"),
 ]
 
 

@@ -49,6 +49,10 @@ def test_every_number_of_the_papers_tables_has_exactly_one_cell(grid):
     for study, size in PAPERS.items():
         numbers = table_numbers(study)
         assert len(numbers) == size
+        if (grid.scale, study) == ("mini", "field"):
+            # Its methods are younger than mini's results.
+            assert not found[study]
+            continue
         assert {line: found[study][line] for line in numbers} == dict.fromkeys(numbers, 1)
         published = {cell.published_line: cell.published for cell in cells(grid, study)}
         assert {line: published[line] for line in numbers} == numbers
@@ -111,7 +115,7 @@ def test_a_variant_stands_beside_the_papers_method(paper, study, table, method):
 def test_published_numbers_are_those_of_the_papers_csv():
     """No row was lost when the papers' numbers were split by study."""
     counts = {study: len(Project(ROOT).published(study)) for study in PAPERS}
-    assert counts == {"dramoe": 168, "dwf": 381, "mocse": 126, "hybrid": 50}
+    assert counts == {"dramoe": 168, "dwf": 381, "mocse": 126, "hybrid": 50, "field": 15}
 
 
 @pytest.mark.parametrize(
