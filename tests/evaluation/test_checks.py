@@ -239,7 +239,7 @@ def test_queries_that_would_not_notice_an_undefended_net_decide_nothing(defended
 
 def test_examples_of_another_model_are_tried(asked, defended, undefended):
     result = asked("black-box", "defended", transfer_from=undefended)
-    assert set(result.value) == {"square", "transfer"} == set(result.limit)
+    assert set(result.limit) == {"square", "transfer"} <= set(result.value)
 
 
 @pytest.mark.parametrize(
