@@ -119,7 +119,7 @@ TRADES_IS_STALE = {"trades": ["recipe"], **TRADES_IS_STALE_ELSEWHERE}
         (f"config/scales/{SCALE}.yaml", lambda scale: scale["attacks"]["square"].update(n_queries=7), both("trust")),
         ("config/suites.yaml", lambda suites: suites["quick"]["settings"].remove("fgsm"), both("quick")),
         ("config/suites.yaml", lambda suites: suites["quick"].update(title="T"), {}),
-        ("config/attacks.yaml", lambda attacks: attacks["pgd10_e1"].update(steps=9), both("epsilon")),
+        ("config/attacks.yaml", lambda attacks: attacks["pgd10_e1"].update(step_size="1/510"), both("epsilon")),
         ("config/probes.yaml", lambda probes: probes["features"].update(images=9), both("features")),
         # The same value written otherwise.
         ("config/attacks.yaml", lambda attacks: attacks["pgd10_e1"].update(eps=1 / 255), {}),
