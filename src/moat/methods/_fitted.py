@@ -5,15 +5,14 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from moat.attacks.parts.setting import Attack
 from moat.data.seeding import generator
 from moat.methods._pretrained import PretrainedExperts
-from moat.methods.base import Step, accuracy
+from moat.methods._untrained import Untrained
 
 
-class FittedMixture(PretrainedExperts):
+class FittedMixture(Untrained, PretrainedExperts):
     """A mixture of an accurate net and a robust one, both frozen. :meth:`fit` is called once, in the first epoch."""
 
     PARAMETERS = {
@@ -26,15 +25,6 @@ class FittedMixture(PretrainedExperts):
     def __init__(self, model: nn.Module, recipe: Mapping[str, Any], *, autocast=None):
         model.experts.requires_grad_(False)
         super().__init__(model, recipe, autocast=autocast)
-
-    def train_mode(self) -> None:
-        self.model.eval()
-
-    def update(self, x: torch.Tensor, y: torch.Tensor, step: Step) -> dict[str, torch.Tensor]:
-        """Trains nothing; the loss is for the record."""
-        with torch.no_grad():
-            logits = self.logits(x)
-        return {"loss": F.cross_entropy(logits, y), "train_accuracy": accuracy(logits, y)}
 
     def end_epoch(self, epoch: int, accuracy: Callable[[Attack], float]) -> dict[str, float]:
         # Later epochs find what the first one found.

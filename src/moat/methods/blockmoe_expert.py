@@ -6,14 +6,13 @@ from typing import Any
 
 import safetensors.torch
 import torch
-import torch.nn.functional as F
 
 from moat.base.errors import DataError
-from moat.methods.base import Method, Step, accuracy
+from moat.methods._untrained import Untrained
 
 
-class BlockMoeExpert(Method):
-    """Nothing is trained: the layers but the last one stay gated, and of the last one an expert stays."""
+class BlockMoeExpert(Untrained):
+    """The layers but the last one stay gated, and of the last one an expert stays."""
 
     MIXTURE = "blockmoe"
     PARAMETERS = {
@@ -30,15 +29,6 @@ class BlockMoeExpert(Method):
             self.model.load_state_dict(of_expert(safetensors.torch.load_file(path), self.recipe["expert"]))
         except (RuntimeError, safetensors.SafetensorError) as error:
             raise DataError(f"{path}: has no such layers, or no expert {self.recipe['expert']}: {error}") from error
-
-    def train_mode(self) -> None:
-        self.model.eval()
-
-    def update(self, x: torch.Tensor, y: torch.Tensor, step: Step) -> dict[str, torch.Tensor]:
-        """Trains nothing; the loss is for the record."""
-        with torch.no_grad():
-            logits = self.logits(x)
-        return {"loss": F.cross_entropy(logits, y), "train_accuracy": accuracy(logits, y)}
 
 
 def of_expert(state: Mapping[str, torch.Tensor], expert: int) -> dict[str, torch.Tensor]:
