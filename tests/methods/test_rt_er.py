@@ -224,7 +224,7 @@ def test_the_losses_of_both_steps_are_their_formulas(monkeypatch, regularise):
     method, (x, y) = made("jtd-moe", model={"experts": 2}, regularise=regularise), images()
     others = [images(seed=seed)[0] for seed in (2, 3, 4)]
     given = iter(others)
-    monkeypatch.setattr(type(method), "_against", lambda *_: next(given))
+    monkeypatch.setattr(type(method), "against", lambda *_: next(given))
     # In evaluation mode a forward pass changes nothing that the next one sees.
     method.model.eval()
     reference = copy.deepcopy(method.model)

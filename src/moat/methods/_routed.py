@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from moat.methods.base import AdversarialMethod
+from moat.attacks import pgd
+from moat.methods.base import AdversarialMethod, Step
 
 
 class RoutedTraining(AdversarialMethod):
@@ -16,6 +17,10 @@ class RoutedTraining(AdversarialMethod):
         super().__init__(model, recipe, autocast=autocast)
         for optimizer in self.optimizers.values():
             start_momentum(optimizer)
+
+    def against(self, model: nn.Module, x: torch.Tensor, y: torch.Tensor, step: Step, purpose: str) -> torch.Tensor:
+        """PGD on the cross-entropy of ``model``."""
+        return pgd(model, x, y, loss="ce", generator=step.generator(purpose), space=self.space, **self.attack)
 
 
 def start_momentum(optimizer: torch.optim.Optimizer) -> None:

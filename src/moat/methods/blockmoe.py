@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from moat.attacks import pgd
 from moat.base.errors import ConfigError
 from moat.methods._routed import RoutedTraining
 from moat.methods.base import Step, accuracy
@@ -55,7 +54,7 @@ class BlockMoeTraining(RoutedTraining):
     def update(self, x: torch.Tensor, y: torch.Tensor, step: Step) -> dict[str, torch.Tensor]:
         with self.autocast():
             attacked = self.attacked()
-            x_adv = pgd(attacked, x, y, loss="ce", generator=step.generator("attack"), space=self.space, **self.attack)
+            x_adv = self.against(attacked, x, y, step, "attack")
             logits, routing = self.model.routed(x_adv, self.selection(step))
             with torch.no_grad():
                 before, after = attacked.routed(x)[1], attacked.routed(x_adv)[1]

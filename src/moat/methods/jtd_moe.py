@@ -3,7 +3,6 @@
 import torch
 import torch.nn.functional as F
 
-from moat.attacks import pgd
 from moat.methods import losses
 from moat.methods.base import Step, accuracy
 from moat.methods.rt_er import CyclicAdam, by_route, second_of
@@ -40,9 +39,9 @@ class JtdMoe(CyclicAdam):
         with self.autocast():
             # All before the update's own passes, which change the running statistics.
             attacked = self.attacked().robust
-            x_adv = self._against(attacked, x, y, step, "attack")
+            x_adv = self.against(attacked, x, y, step, "attack")
             of_experts = [
-                self._against(by_route(attacked, route), x, y, step, f"attack on expert {number}")
+                self.against(by_route(attacked, route), x, y, step, f"attack on expert {number}")
                 for number, route in enumerate(routes)
             ]
         logits, divergence = self.logits(x_adv, robust), torch.zeros((), device=x.device)
@@ -81,9 +80,6 @@ class JtdMoe(CyclicAdam):
             return [second_of(self.model.robust.route_logits(x))]
         experts = range(len(self.model.robust.experts))
         return [torch.full((len(x),), expert, device=x.device) for expert in experts]
-
-    def _against(self, model, x: torch.Tensor, y: torch.Tensor, step: Step, purpose: str) -> torch.Tensor:
-        return pgd(model, x, y, loss="ce", generator=step.generator(purpose), space=self.space, **self.attack)
 
 
 METHOD = JtdMoe

@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from moat.attacks import pgd
 from moat.methods import losses
 from moat.methods._routed import RoutedTraining
 from moat.methods.base import Step, accuracy
@@ -78,10 +77,6 @@ class RtEr(CyclicAdam):
             "second_expert_divergence": divergence.detach(),
             **routing_of(scores.detach(), scores_adv),
         }
-
-    def against(self, model: nn.Module, x: torch.Tensor, y: torch.Tensor, step: Step, purpose: str) -> torch.Tensor:
-        """PGD on the cross-entropy of ``model``."""
-        return pgd(model, x, y, loss="ce", generator=step.generator(purpose), space=self.space, **self.attack)
 
 
 def second_of(scores: torch.Tensor) -> torch.Tensor:
