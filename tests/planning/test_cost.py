@@ -292,7 +292,9 @@ def test_work_of_a_grid_at_scale_paper():
     evaluation = jobs[run.format("evaluations") + "/epsilon.parquet"]
     assert evaluation.work.evaluate == 10_000 * (3 + 8 * 23) * net
     assert evaluation.needs == (training.path,)
-    assert jobs[run.format("checks") + ".json"].work.evaluate == 1_000 * (84 + 33 * 20 + 1000) * net
+    passes = yaml.safe_load((PROJECT.root / "config/planner.yaml").read_text())["checks"]
+    per_image = passes["passes"] + 20 * passes["per_step"] + 1000 * passes["per_query"]
+    assert jobs[run.format("checks") + ".json"].work.evaluate == 1_000 * per_image * net
 
 
 @pytest.mark.parametrize(
