@@ -1,6 +1,9 @@
 """Rows in whatever order they stand in the file."""
 
+import re
+
 import numpy as np
+import pyarrow.parquet
 import pytest
 from reporting_tree import rows
 
@@ -30,8 +33,6 @@ def test_the_order_of_the_rows_does_not_matter(tmp_path, order):
 
 @pytest.mark.parametrize("share", [0.05, 0.3, 0.5])
 def test_wrong_bytes_in_what_is_read_are_noticed(tmp_path, share):
-    import pyarrow.parquet
-
     path = tmp_path / "rows.parquet"
     write_rows(path, rows("dramoe", {"clean": 0.9}, 2000, seed=1))
     whole = Rows(path)
@@ -61,4 +62,24 @@ def test_an_example_twice_is_refused_wherever_it_stands(tmp_path, again):
     doubled = pd.concat([frame.iloc[: again.stop], frame.iloc[again], frame.iloc[again.stop :]])
     doubled.to_parquet(tmp_path / "rows.parquet")
     with pytest.raises(DataError, match="holds an example twice"):
+        Rows(tmp_path / "rows.parquet")
+
+
+@pytest.mark.parametrize(
+    ("columns", "problem"),
+    [
+        # A run of one value takes a few bytes, however long it is.
+        ({"setting": ["a"] * 10_000_001}, "10,000,001 rows; at most 10,000,000 are read"),
+        ({"setting": ["a" * 251_000_000]}, "bytes; at most 250,000,000 are read"),
+        ({"index": [0.5]}, "the column 'index' is of type double; needed: integer"),
+        ({"index": [[0]]}, "the column 'index' is of type list<element: int64>; needed: integer"),
+        ({"correct": ["no"]}, "the column 'correct' is of type string; needed: boolean"),
+    ],
+)
+def test_what_no_evaluation_can_be_is_refused_before_it_is_read(tmp_path, columns, problem):
+    (count,) = {len(values) for values in columns.values()}
+    whole = {"setting": ["a"] * count, "index": np.zeros(count, int), "correct": np.ones(count, bool), **columns}
+    pyarrow.parquet.write_table(pyarrow.table(whole), tmp_path / "rows.parquet", compression="zstd")
+    assert (tmp_path / "rows.parquet").stat().st_size < 1_000_000
+    with pytest.raises(DataError, match=re.escape(problem)):
         Rows(tmp_path / "rows.parquet")

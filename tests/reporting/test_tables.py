@@ -228,7 +228,7 @@ def test_a_setting_that_a_suite_was_given_later_is_not_run(tree, moat):
     [
         (lambda frame: frame[frame["setting"] != "pgd50"], "no rows for the setting 'pgd50'"),
         (lambda frame: frame.drop(frame[frame["setting"] == "pgd50"].index[:3]), "different examples"),
-        (lambda frame: frame.drop(columns="correct"), "no column 'correct'|No match for FieldRef"),
+        (lambda frame: frame.drop(columns="correct"), "no column 'correct'"),
         (None, "not a readable parquet file"),
     ],
 )
@@ -252,9 +252,9 @@ def test_each_parquet_file_is_read_once(tree, project, monkeypatch):
 
     tree.everything()
     opened = []
-    read_table = pyarrow.parquet.read_table
+    parquet_file = pyarrow.parquet.ParquetFile
     monkeypatch.setattr(
-        pyarrow.parquet, "read_table", lambda path, **rest: opened.append(path) or read_table(path, **rest)
+        pyarrow.parquet, "ParquetFile", lambda path, **rest: opened.append(path) or parquet_file(path, **rest)
     )
     arguments = ["--project", str(project), "--scale", "smoke", "--results", str(tree.root)]
     for command in (["tabulate"], ["tabulate", "--cells"], ["draw"], ["report"]):

@@ -12,7 +12,16 @@ from moat.base.errors import DataError
 from moat.evaluation.statistics import MeanAccuracy, clustered_mean
 
 Settings = tuple[str, ...]
-_COLUMNS = ["setting", "index", "correct"]
+# Column -> the type it must have, and its name.
+_ROWS = {
+    "setting": (pyarrow.types.is_string, "string"),
+    "index": (pyarrow.types.is_integer, "integer"),
+    "correct": (pyarrow.types.is_boolean, "boolean"),
+}
+_CONFIDENCE = {"confidence": (pyarrow.types.is_floating, "floating point")}
+# Ten thousand images under a thousand settings: a small file can claim rows and pages that no memory holds.
+_MOST_ROWS = 10_000_000
+_MOST_BYTES = 250_000_000
 
 
 class Rows:
@@ -27,7 +36,8 @@ class Rows:
         """Read a parquet file.
 
         Raises:
-            DataError: it is missing or damaged, or holds an example twice; names it.
+            DataError: it is missing, damaged, of other columns or larger than any evaluation, or holds an example
+                twice; names it.
         """
         self.path = path
         self.index: dict[str, np.ndarray] = {}
@@ -76,8 +86,10 @@ def confidence(rows: Rows, settings: Settings) -> tuple[float, float, int]:
     rows.matrix(settings)
     wanted = [("setting", "in", list(settings))]
     try:
+        with pyarrow.parquet.ParquetFile(rows.path) as file:
+            _check_columns(rows.path, file, _CONFIDENCE)
         table = pyarrow.parquet.read_table(
-            rows.path, columns=["confidence"], filters=wanted, page_checksum_verification=True
+            rows.path, columns=list(_CONFIDENCE), filters=wanted, page_checksum_verification=True
         )
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(f"{rows.path}: no column 'confidence' can be read ({error})") from error
@@ -97,16 +109,13 @@ def _in_order(codes: np.ndarray, index: np.ndarray) -> bool:
 def _read(path: Path) -> tuple[np.ndarray, list[str], np.ndarray, np.ndarray]:
     """Codes of the settings, their names, index and correct of every row."""
     try:
-        table = pyarrow.parquet.read_table(
-            path, columns=_COLUMNS, read_dictionary=["setting"], page_checksum_verification=True
-        )
+        with pyarrow.parquet.ParquetFile(path, read_dictionary=["setting"], page_checksum_verification=True) as file:
+            _check_columns(path, file, _ROWS)
+            table = file.read(columns=list(_ROWS))
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file; `moat evaluate … --out {path}` makes it") from error
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(f"{path}: not a readable parquet file ({error}); delete it, and it is made again") from error
-    missing = [column for column in _COLUMNS if column not in table.column_names]
-    if missing:
-        raise DataError(f"{path}: no column {missing[0]!r}; it has {', '.join(table.column_names)}")
     setting = table["setting"].unify_dictionaries().combine_chunks()
     if not len(setting):
         raise DataError(f"{path}: no examples")
@@ -114,5 +123,26 @@ def _read(path: Path) -> tuple[np.ndarray, list[str], np.ndarray, np.ndarray]:
         setting.indices.to_numpy(),
         setting.dictionary.to_pylist(),
         table["index"].to_numpy(),
-        table["correct"].to_numpy().astype(bool),
+        table["correct"].to_numpy(),
     )
+
+
+def _check_columns(path: Path, file: pyarrow.parquet.ParquetFile, columns: Mapping[str, tuple]) -> None:
+    """Refuse what has not these columns, or would not fit into memory, before any row is read."""
+    if file.metadata.num_rows > _MOST_ROWS:
+        raise DataError(f"{path}: {file.metadata.num_rows:,} rows; at most {_MOST_ROWS:,} are read")
+    schema = file.schema_arrow
+    for name, (has_type, needed) in columns.items():
+        if name not in schema.names:
+            raise DataError(f"{path}: no column {name!r}; it has {', '.join(schema.names)}")
+        found = schema.field(name).type
+        if not has_type(found.value_type if pyarrow.types.is_dictionary(found) else found):
+            raise DataError(f"{path}: the column {name!r} is of type {found}; needed: {needed}")
+    pages = sum(
+        column["total_uncompressed_size"]
+        for group in file.metadata.to_dict()["row_groups"]
+        for column in group["columns"]
+        if column["path_in_schema"] in columns
+    )
+    if pages > _MOST_BYTES:
+        raise DataError(f"{path}: columns of {pages:,} bytes; at most {_MOST_BYTES:,} are read")
