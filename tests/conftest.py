@@ -7,6 +7,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch.nn import functional as F
 
+from digits_nets import train
 from moat.kernels import winograd
 
 if os.environ.get("MOAT_TEST_COMPILED") == "no":
@@ -30,3 +31,10 @@ def digits():
     x = torch.tensor(content.images / 16, dtype=torch.float32)[:, None].expand(-1, 3, -1, -1)
     x = F.interpolate(x, 16, mode="bilinear").clamp(0, 1)
     return x, torch.tensor(content.target)
+
+
+@pytest.fixture(scope="session")
+def digits_net(digits):
+    """A net trained on the digits as usual, to be copied."""
+    torch.set_num_threads(1)
+    return train(digits)

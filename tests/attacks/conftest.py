@@ -10,7 +10,6 @@ from torch.nn import functional as F
 
 from moat import attacks
 from moat.kernels import for_attack
-from moat.models import nets
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -19,20 +18,9 @@ def one_thread():
 
 
 @pytest.fixture(scope="session")
-def trained(digits):
+def trained(digits_net):
     """A trained ResNet-18 of 4 to 32 channels, in eval mode. Tests that change it must restore it."""
-    x, y = digits[0][:1280].double(), digits[1][:1280]
-    torch.manual_seed(0)
-    with double():
-        model = nets.build("resnet18", 10, width=1 / 16, image_size=16, normalize=([0.3], [0.35]))
-        optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
-        for _ in range(4):
-            for part in torch.randperm(len(x)).split(64):
-                optimizer.zero_grad()
-                F.cross_entropy(model(x[part]), y[part]).backward()
-                optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return model.float().eval()
+    return copy.deepcopy(digits_net)
 
 
 @pytest.fixture(scope="session")

@@ -1,15 +1,15 @@
 """Small nets on real digits: one trained as usual, one trained against PGD; and a project with a run in it."""
 
+import copy
 import os
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from double import double
 from safetensors.torch import save_file
-from torch.nn import functional as F
 
+from digits_nets import train
 from moat.attacks import pgd
 from moat.commands.cli import main
 from moat.models import nets
@@ -57,28 +57,14 @@ def one_thread():
     torch.set_num_threads(1)
 
 
-def _train(digits, attack, epochs=4):
-    x, y = digits[0][:1280].double(), digits[1][:1280]
-    torch.manual_seed(0)
-    with double():
-        model = nets.build("resnet18", 10, width=1 / 16, image_size=16, normalize=([0.3], [0.35]))
-        optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
-        for _ in range(epochs):
-            for part in torch.randperm(len(x)).split(64):
-                optimizer.zero_grad()
-                F.cross_entropy(model(attack(model, x[part], y[part])), y[part]).backward()
-                optimizer.step()
-    return model.float().eval()
-
-
 @pytest.fixture(scope="session")
-def undefended(digits):
-    return _train(digits, lambda model, x, y: x)
+def undefended(digits_net):
+    return copy.deepcopy(digits_net)
 
 
 @pytest.fixture(scope="session")
 def defended(digits):
-    return _train(digits, lambda model, x, y: pgd(model, x, y, eps=12 / 255, step_size=6 / 255, steps=3), epochs=6)
+    return train(digits, lambda model, x, y: pgd(model, x, y, eps=12 / 255, step_size=6 / 255, steps=3), epochs=6)
 
 
 @pytest.fixture(scope="session")
