@@ -22,6 +22,7 @@ from moat.base import plugins
 from moat.base.errors import unknown_name
 from moat.commands import doctor
 from moat.commands.cli import SUBCOMMANDS, build_parser, main
+from moat.config.grid import build_grid
 from moat.config.project import Project
 from project_copy import copy_project
 
@@ -228,6 +229,7 @@ def test_list_of_an_unknown_kind(capsys, kind, said):
     assert said in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_a_reader_that_goes_away_ends_a_command_quietly():
     """`moat plan --json | head`: there is more to write than a pipe holds."""
     command = [sys.executable, "-m", "moat", "--project", str(ROOT), "plan", "--scale", "paper", "--json"]
@@ -255,7 +257,12 @@ def stale(monkeypatch):
         count = 63 if grid.scale == "mini" else 0
         return [{"status": "stale", "path": f"run{number}", "stale": ["nets", "engine"]} for number in range(count)]
 
+    def grid(project, scale, studies):
+        return build_grid(project, scale, studies) if scale == "mini" else SimpleNamespace(scale=scale)
+
     monkeypatch.setattr(doctor, "plan", plan)
+    # Expanding the studies of every scale takes long.
+    monkeypatch.setattr(doctor, "build_grid", grid)
     monkeypatch.setattr(doctor, "EXAMINERS", (doctor._results,))
 
 
@@ -309,6 +316,7 @@ def test_doctor_tells_a_mirror_that_is_not_there(tmp_path, monkeypatch, capsys, 
 
 
 # -- variables that other programs set --------------------------------------------------
+@pytest.mark.brief(keep=lambda case: case["command"][0] == "fetch")
 @pytest.mark.parametrize(
     ("variables", "command"),
     [

@@ -1,5 +1,6 @@
 """What is stale of the records of a scale: by another recipe, suite, budget or scale, or by other models."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -51,15 +52,30 @@ def measure(project: Project, run: Run, sha: str = "a") -> None:
         write_json((project.root / path).with_suffix(".json"), content)
 
 
-@pytest.fixture
-def project(tmp_path) -> Project:
-    """A project in which TRADES and standard training are trained and measured."""
-    copy_project(tmp_path)
-    project = Project(tmp_path)
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory) -> Project:
+    project = Project(copy_project(tmp_path_factory.mktemp("project")))
     for run in (TRADES, STANDARD):
         train(project, run)
         measure(project, run)
     return project
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def project(measured) -> Iterator[Project]:
+    """A project in which TRADES and standard training are trained and measured; each test finds it so."""
+    before = contents(measured.root)
+    yield Project(measured.root)
+    after = contents(measured.root)
+    for path in after.keys() - before.keys():
+        path.unlink()
+    for path, content in before.items():
+        if after.get(path) != content:
+            path.write_bytes(content)
 
 
 def stale(project: Project) -> dict[str, list[str]]:

@@ -5,6 +5,7 @@ modules that are imported by name: the argument of ``import_module``, or a table
 """
 
 import ast
+import functools
 from pathlib import Path
 
 import pytest
@@ -65,11 +66,20 @@ def named_modules(tree: ast.Module, own: str) -> set[str]:
     return found | {text.partition(":")[0] for text in strings if str(text).startswith("moat.")}
 
 
+@functools.cache
+def trees() -> dict[str, ast.Module]:
+    return {module: ast.parse(path.read_text()) for module, path in MODULES.items()}
+
+
+@functools.cache
+def named() -> dict[str, set[str]]:
+    return {module: named_modules(tree, module) for module, tree in trees().items()}
+
+
 def imports(*, of_plugins: bool = True) -> dict[str, set[str]]:
     """Module -> the modules of moat that it imports, with or without those whose names are made up at run time."""
     found = {}
-    for module, path in MODULES.items():
-        names = named_modules(ast.parse(path.read_text()), module)
+    for module, names in named().items():
         targets = {resolve(name) for name in names if of_plugins or not name.endswith(".")}
         found[module] = targets - {module, None}
     return found
@@ -160,8 +170,7 @@ def test_no_modules_import_each_other_in_a_circle():
     ],
 )
 def test_the_package_never_imports(package):
-    named = {module: named_modules(ast.parse(path.read_text()), module) for module, path in MODULES.items()}
-    assert not [module for module, names in named.items() if package in {name.split(".")[0] for name in names}]
+    assert not [module for module, names in named().items() if package in {name.split(".")[0] for name in names}]
 
 
 # Libraries that take long to import, or that are not always installed.
@@ -209,10 +218,9 @@ def imports_in_functions(tree: ast.Module) -> list[ast.Import | ast.ImportFrom]:
 
 
 def test_an_import_inside_a_function_keeps_something_slow_out_of_its_module():
-    trees = {module: ast.parse(path.read_text()) for module, path in MODULES.items()}
-    lazy = {module for module, tree in trees.items() if "__getattr__" in {getattr(n, "name", "") for n in tree.body}}
-    loaded, pointless = loaded_by_module(trees), []
-    for module, tree in trees.items():
+    lazy = {module for module, tree in trees().items() if "__getattr__" in {getattr(n, "name", "") for n in tree.body}}
+    loaded, pointless = loaded_by_module(trees()), []
+    for module, tree in trees().items():
         for statement in imports_in_functions(tree):
             names = named_modules(ast.Module([statement], []), module)
             gained = {library for name in names for library in slow_parts(name, loaded)}

@@ -1,6 +1,7 @@
 """The linters, and the rules of the layout that a machine can check."""
 
 import ast
+import functools
 import re
 import shutil
 import subprocess
@@ -32,16 +33,21 @@ def test_linter(command):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@functools.cache
+def trees() -> dict[Path, ast.Module]:
+    return {path: ast.parse(path.read_text()) for path in PACKAGE.rglob("*.py")}
+
+
 def test_every_module_has_a_docstring():
-    missing = [str(path) for path in PACKAGE.rglob("*.py") if not ast.get_docstring(ast.parse(path.read_text()))]
+    missing = [str(path) for path, tree in trees().items() if not ast.get_docstring(tree)]
     assert not missing
 
 
 def test_a_function_fits_on_a_screen():
     """Its body, the docstring not counted."""
     long = []
-    for path in PACKAGE.rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
+    for path, tree in trees().items():
+        for node in ast.walk(tree):
             if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
                 body = node.body[1:] if ast.get_docstring(node) else node.body
                 if body and node.end_lineno - body[0].lineno >= SCREEN:

@@ -27,6 +27,7 @@ SCALE = {
     "recipe": {"epochs": 1, "batch_size": 32, "validation": {"setting": "clean"}},
     "max_seeds": 1,
     "evaluation": {"batch_size": 30, "limit": None},
+    "checks": {"limit": 16, "steps": 2, "queries": 10},
     "resources": {name: {"mem_mb": 1000, "runtime": 5} for name in ("train", "evaluate", "verify")},
 }
 
