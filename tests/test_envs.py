@@ -61,6 +61,7 @@ def test_conda_with_pip_has_all_that_the_package_needs():
     assert {normal(name) for group, name in declared() if group in ("", "workflow")} <= there
 
 
+@pytest.mark.long
 def test_every_module_imports_without_what_only_the_workflow_needs():
     code = (
         "import importlib, pkgutil, sys\n"

@@ -33,6 +33,7 @@ def predictions(model, x):
         return model(x).argmax(1)
 
 
+@pytest.mark.brief(keep=lambda case: case["batch_size"] == 250)
 @pytest.mark.parametrize(("eps", "seed", "batch_size", "n_targets"), [(2 * EPS, 0, 250, 1), (3 * EPS, 7, 16, 2)])
 def test_verdicts_are_the_packages(eps, seed, batch_size, n_targets, in_double, few):
     defended, (x, y) = in_double["defended"], few

@@ -1,10 +1,12 @@
 """An attack on the copy in half precision is as strong as one in float32."""
 
+import pytest
 import torch
 
 from moat.attacks import for_attack, pgd
 
 
+@pytest.mark.long
 def test_robust_accuracy_is_that_of_the_attack_in_float32(trained, digits):
     """On all test images, at a strength that breaks some and not others."""
     x, y = digits[0][1280:], digits[1][1280:]

@@ -75,6 +75,7 @@ def assert_same_logits(values, model, tolerance=1e-5):
             values.keep(torch.tensor([0, 2]))
 
 
+@pytest.mark.brief(keep=lambda case: case["arch"] == "vgg19" or case["arch"] == "preact-resnet18" and case["worth"])
 @pytest.mark.parametrize(
     ("arch", "options"),
     [

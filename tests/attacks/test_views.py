@@ -322,6 +322,7 @@ def test_a_gate_that_masks_gradients_fools_plain_attacks_and_not_the_adaptive_on
     assert plain > detached + 0.3 and plain > adaptive + 0.3, (plain, detached, adaptive)
 
 
+@pytest.mark.long
 def test_the_adaptive_attack_is_at_least_each_of_its_stages(moe_cnn):
     x = images()
     with torch.no_grad():

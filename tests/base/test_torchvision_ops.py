@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 WITH = """
 import moat.base.torchvision_ops as ops, torch
 torchvision = ops.library("torchvision", user="the test")
@@ -37,9 +39,11 @@ def run(code: str) -> str:
     return result.stdout.strip() or result.stderr
 
 
+@pytest.mark.long
 def test_networks_and_transforms_work_and_a_missing_operator_says_so():
     assert run(WITH) == "done"
 
 
+@pytest.mark.long
 def test_nothing_happens_without_torchvision():
     assert run(WITHOUT) == "done"

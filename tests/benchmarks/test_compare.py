@@ -99,7 +99,7 @@ def test_every_row_from_1_to_9_has_its_cases():
     assert of_table == {case for case in own_side.CASES if case.startswith("8: ")}
 
 
-@pytest.mark.brief(keep=lambda case: case["case"] == "6: width 16")
+@pytest.mark.long
 @pytest.mark.parametrize(
     "case",
     ["1: width 64", "2: 2 experts", "3: routed", "3: dense", "4: width 16", "6: width 16", "7: width 16",

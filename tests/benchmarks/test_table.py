@@ -196,6 +196,7 @@ def test_another_update_is_seen(monkeypatch, rows):
     assert row["exact"]["float64_largest_difference"] > 1e-6
 
 
+@pytest.mark.long
 def test_kept_rows_replace_those_of_the_same_case(project, rows, capsys):
     options = ("--mixtures", "dwf", "--widths", "4", "--batch-size", "2", "--record", "--note", "a test")
     first = rows(mixture, *options)

@@ -42,6 +42,7 @@ def test_a_call_that_fails_is_an_error(capfd):
     assert "on purpose" in capfd.readouterr().err
 
 
+@pytest.mark.long
 def test_forks_end_with_their_parent(tmp_path):
     code = (
         "import os\nfrom benchlib import timing\n"

@@ -67,6 +67,7 @@ def test_rates_of_training_and_evaluation_add_up(run):
         assert row["of_matrix_product"] > 0
 
 
+@pytest.mark.long
 def test_calibration_is_what_the_planner_reads(project, run):
     measured = []
     for method in ("standard", "dwf"):  # one that starts from other runs, too

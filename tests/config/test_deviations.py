@@ -36,6 +36,7 @@ def computed_as_said(method, scale):
     return (of(method, scale=scale)["precision"] == SHARED["precision"]) == (wanted == "auto")
 
 
+@pytest.mark.brief(keep=lambda case: case["scale"] in ("paper", "quickstart"))
 @pytest.mark.parametrize("as_said", [selected_as_said, computed_as_said])
 @pytest.mark.parametrize("scale", PROJECT.names("scales"))
 def test_what_is_said_of_selection_and_precision_is_so(scale, as_said):

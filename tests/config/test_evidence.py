@@ -44,6 +44,7 @@ def test_what_is_called_open_for_its_kind_has_that_kind():
     assert kinds == {name: "value" for name, spec in PROJECT.claims().items() if spec.get("kind") == "value"}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("scale", ["paper", "undefended-jpeg", "small-jpeg"])
 def test_the_commands_ask_for_what_the_scale_has(scale):
     grid = build_grid(PROJECT, scale, PROJECT.config()["studies"] if scale != "paper" else ["hybrid"])

@@ -266,6 +266,7 @@ def test_a_run_that_would_start_from_itself_is_refused(project):
         build_grid(project, "paper", ["a"])
 
 
+@pytest.mark.brief(keep=lambda case: case["scale"] == "paper")
 @pytest.mark.parametrize("scale", Project(ROOT).names("scales"))
 def test_the_projects_own_studies_expand_at_every_scale(scale):
     project = Project(ROOT)

@@ -78,6 +78,7 @@ def test_epochs_and_seeds_differ_and_global_random_numbers_do_not_matter():
     assert not any(torch.equal(results[0], other) for other in results[1:3])
 
 
+@pytest.mark.long
 def test_torchvision_is_imported_only_when_it_is_asked_for():
     code = "import sys, moat.training.runs; print('torchvision' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

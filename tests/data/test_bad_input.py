@@ -595,7 +595,7 @@ def test_description_without_files_or_folder(workplace, capsys):
 
 
 # -- within a gigabyte -------------------------------------------------------------
-@pytest.mark.brief(keep=lambda case: case["base"] == "svhn")
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("base", "content"),
     [

@@ -402,6 +402,7 @@ def test_load_refuses(workplace, harm, reason):
 
 
 # -- real data ------------------------------------------------------------------
+@pytest.mark.brief(keep=lambda case: case["name"] in ("cifar10", "cifar100"))
 @pytest.mark.parametrize(
     "name, shape, counts, options",
     [
@@ -426,6 +427,7 @@ def test_real_files(real_mirror, tmp_path, name, shape, counts, options):
     assert torch.bincount(data.splits["test"].labels, minlength=len(data.classes)).min() > 0
 
 
+@pytest.mark.long
 def test_real_cifar_c_is_of_the_real_test_images(real_mirror, tmp_path):
     """The same labels as the clean rows it was made of, and noise that grows with severity."""
 

@@ -41,6 +41,8 @@ SETTINGS |= {
 }
 MIXED = {name: ALL[name] for name in ("square", "pgd10_det")}
 MIXED["moe_adaptive"] = {**ALL["moe_adaptive"], "steps": 1}
+# Steps, a search, AutoAttack, a picture that is drawn, and a router.
+FEW = {*(("pgd-at", name) for name in ("pgd10", "square", "aa", "fog", "cw_l2")), ("dramoe", "pgd10_det")}
 
 
 def short(setting):
@@ -80,7 +82,7 @@ DRAWS = {
 }
 
 
-@pytest.mark.brief(keep=lambda case: case["draws"] == "one each")
+@pytest.mark.brief(keep=lambda case: case["draws"] == "one each" and (case["method"], case["name"]) in FEW)
 @pytest.mark.parametrize(
     ("method", "name", "draws"),
     [
@@ -100,6 +102,7 @@ def test_an_attack_finds_what_it_finds_on_the_cpu(tiny, method, name, draws):
     torch.testing.assert_close(on_gpu, on_cpu)
 
 
+@pytest.mark.brief(keep=lambda case: case["method"] == "pgd-at")
 @pytest.mark.parametrize("method", ["pgd-at", "dramoe", "pgd-at-sparse"])
 def test_a_copy_in_low_precision(tiny, method):
     """Its convolutions compute in bf16, as they do on the CPU."""
@@ -164,6 +167,9 @@ ATTACKS = {
 }
 
 
+@pytest.mark.brief(
+    keep=lambda case: case["method"] == "pgd-at" and case["name"] in ("pgd10", "cw_inf", "kl", "apgd-ce", "square")
+)
 @pytest.mark.parametrize(
     ("method", "name", "per_step"),
     [
@@ -201,6 +207,7 @@ EVALUATED |= {name: short(ALL[name]) for name in ("pgd10_tiny", "fgsm_e03_std")}
 OF_ROUTERS = {name: short(ALL[name]) for name in ("clean", "pgd10_advmoe", "pgd10_det")}
 
 
+@pytest.mark.brief(keep=lambda case: case["where"] == "floats on the GPU")
 @pytest.mark.parametrize(
     ("method", "settings", "where"),
     [
@@ -222,7 +229,7 @@ def test_an_evaluation(tiny, method, settings, where):
     pd.testing.assert_frame_equal(*reversed(both(rows)))
 
 
-@pytest.mark.brief(keep=lambda case: case["method"] == "pgd-at")
+@pytest.mark.long
 @pytest.mark.parametrize("method", ["pgd-at", "dramoe"])
 def test_the_checks(tiny, method):
     tiny.run(method)
@@ -236,6 +243,11 @@ def test_the_checks(tiny, method):
     assert on_gpu == on_cpu
 
 
+@pytest.mark.brief(
+    keep=lambda case: (
+        case["method"] == "pgd-at-sparse" or case["probe"] == {"probe": "heatmaps"} and case["method"] == "pgd-at"
+    )
+)
 @pytest.mark.parametrize(
     ("method", "probe"),
     [

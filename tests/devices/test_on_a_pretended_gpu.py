@@ -54,7 +54,7 @@ def updated(tiny: Tiny, name: str, device: torch.device, precision: str = "float
     return metrics, {key: value.cpu() for key, value in method.model.state_dict().items()}
 
 
-@pytest.mark.brief(keep=lambda case: case["name"] in ("pgd-at", "hybrid", "pgd-at-sparse", "dramoe", "soe"))
+@pytest.mark.brief(keep=lambda case: case["name"] in ("pgd-at", "dramoe"))
 @pytest.mark.parametrize("name", sorted({*distinct_recipes()} - OTHER_RECIPES))
 def test_a_method_trains_as_on_the_cpu(tiny, name):
     tiny.initialize_from(name)
@@ -62,6 +62,7 @@ def test_a_method_trains_as_on_the_cpu(tiny, name):
     torch.testing.assert_close(on_gpu, on_cpu)
 
 
+@pytest.mark.brief(keep=lambda case: case["name"] == "pgd-at")
 @pytest.mark.parametrize("name", ["pgd-at", "dramoe"])
 def test_a_method_trains_in_bf16(tiny, name):
     """As recipes do that leave the precision to the device. Autocast's casts are the pretence's."""
@@ -106,7 +107,7 @@ def cut_after_a_batch(training: runs.Run, epoch: int) -> None:
         training.train()
 
 
-@pytest.mark.brief(keep=lambda case: case["first"] is ON_CPU)
+@pytest.mark.long
 @pytest.mark.parametrize(("first", "then"), [(ON_CPU, ON_GPU), (ON_GPU, ON_CPU)])
 def test_a_run_goes_on_on_the_other_device(tiny, tmp_path, first, then):
     """Cut in its second epoch, with a moving average and a best state in the checkpoint."""
@@ -124,6 +125,7 @@ def test_a_run_goes_on_on_the_other_device(tiny, tmp_path, first, then):
     torch.testing.assert_close(ends["cut"], ends["whole"])
 
 
+@pytest.mark.long
 def test_a_whole_run(tiny, tmp_path):
     """In the precision that the device chooses. Its record says where; its model is loaded to either device."""
     device = torch.device("cuda")

@@ -57,6 +57,7 @@ def draw(name: str, size: tuple[int, int] = (8, 8), color: int = 0) -> None:
     Image.fromarray((noise + color).astype(np.uint8)).save(name)
 
 
+@pytest.mark.long
 def test_own_images_are_trained_attacked_and_checked(folder):
     for number in range(30):
         draw(f"photos/cat/{number}.png", color=20)
@@ -69,6 +70,7 @@ def test_own_images_are_trained_attacked_and_checked(folder):
     assert {run.dataset for run in runs} == {"photos"} and "dramoe" in {run.method for run in runs}
 
 
+@pytest.mark.long
 def test_an_own_method_is_trained_attacked_and_gets_a_row(folder):
     page = "your-own-method.md"
     code, configuration = files(page, "python"), files(page, "yaml")

@@ -75,6 +75,7 @@ def test_indices_are_those_of_the_official_split(inside):
     assert clean["label"].tolist() == split.labels[:7].tolist()
 
 
+@pytest.mark.brief(keep=lambda case: "5" in case["options"])
 @pytest.mark.parametrize(("options", "n"), [((), 30), (("--limit", "all"), 40), (("--limit", "5"), 5)])
 def test_limit(inside, options, n):
     evaluate(inside / "q.parquet", "--run", "run", *options)
@@ -94,6 +95,7 @@ def test_finished_settings_are_kept_and_give_the_same_rows(inside, capsys):
     pd.testing.assert_frame_equal(pd.read_parquet(out), first)
 
 
+@pytest.mark.brief(keep=lambda case: case["change"][0] == "--limit")
 @pytest.mark.parametrize("change", [("--limit", "10"), ("--weights", "last")])
 def test_finished_settings_of_something_else_are_not_used(inside, capsys, change):
     out = inside / "quick.parquet"
@@ -128,7 +130,7 @@ sys.exit(main())
 """
 
 
-@pytest.mark.brief(keep=lambda case: case["number"] == signal.SIGKILL)
+@pytest.mark.long
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 75), (signal.SIGINT, 75)])
 def test_a_stopped_evaluation_loses_one_setting_at_most(inside, number, code):
     out = inside / "dramoe.parquet"
@@ -229,6 +231,7 @@ FOREIGN_OPTIONS = (
 )
 
 
+@pytest.mark.brief(keep=lambda case: case["form"] == "safetensors")
 @pytest.mark.parametrize("form", ["safetensors", "torch"])
 def test_anybodys_classifier(inside, form):
     weights = Path("lenet.safetensors")
@@ -252,6 +255,7 @@ def test_anybodys_classifier(inside, form):
     assert clean["predicted"].tolist() == predicted.tolist()
 
 
+@pytest.mark.long
 def test_checks_of_anybodys_classifier(inside):
     assert main(["verify", "--out", str(inside / "g.json"), "--limit", "10", *FOREIGN_OPTIONS]) == 0
     assert json.loads((inside / "g.json").read_text())["run"]["model"] == "elsewhere:make"
@@ -316,6 +320,7 @@ refuses, pairs, whole = Refuses, Pairs, Images
 """
 
 
+@pytest.mark.brief(keep=lambda case: case["command"] == "evaluate")
 @pytest.mark.parametrize(
     ("factory", "words"),
     [
@@ -361,6 +366,7 @@ def test_numbers_are_checked_by_the_parser(inside, options):
     assert caught.value.code == 2
 
 
+@pytest.mark.long
 def test_corruptions_are_a_suite(inside):
     """95 settings and clean images, none of them written by hand; means over severities in the record."""
     assert evaluate(inside / "c.parquet", "--run", "run", "--limit", "6", suite="corruptions-imagenet") == 0

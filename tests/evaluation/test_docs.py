@@ -67,6 +67,7 @@ def test_the_method_for_views_is_found(folder):
     assert list(views_of(Mine())) == ["straight-through", "expert0", "expert1"]
 
 
+@pytest.mark.long
 def test_the_python_of_the_page_runs(folder, project, capsys):
     shutil.copytree(project / "run", folder / "results/quickstart/runs/digits/resnet18/trades/seed0")
     split = datasets.load(project / "digits.safetensors", splits=("test",)).splits["test"]

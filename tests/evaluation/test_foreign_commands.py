@@ -295,6 +295,7 @@ def test_arguments_are_moats_own_and_the_process_stays_as_it_is(run):
     assert code == 0 and "warning: the clean accuracy" in line and process() == before
 
 
+@pytest.mark.long
 def test_a_module_that_ends_python_leaves_an_exit_code(place, project, tmp_path):
     """In a process of its own: its end, not an exception, is what a shell sees."""
     command = [sys.executable, "-m", "moat", "evaluate", "--model", "elsewhere_ends_at_once:make", "--suite", "quick"]
@@ -315,7 +316,7 @@ MISFITS = {
 }
 
 
-@pytest.mark.brief(keep=lambda case: case["command"] == "evaluate")
+@pytest.mark.brief(keep=lambda case: case["command"] == "evaluate" and case["name"] in ("Pair", "FailsLater"))
 @pytest.mark.parametrize("name", MISFITS)
 @pytest.mark.parametrize("command", ["evaluate", "verify"])
 def test_a_model_that_gives_no_logits_is_one_line(run, command, name):
@@ -325,6 +326,7 @@ def test_a_model_that_gives_no_logits_is_one_line(run, command, name):
     assert line.endswith(f": given images float32 ({given}, 3, 16, 16) in [0, 1], the model {words}"), line
 
 
+@pytest.mark.long
 def test_another_factory_or_other_code_is_measured_again(run, place):
     """Its weights are the same file."""
     (place / "elsewhere_edited.py").write_text("from elsewhere_nets import InPlace, OutOfPlace\n")
@@ -355,7 +357,7 @@ def test_a_model_that_changes_its_input_has_the_same_rows(run, tmp_path):
     assert run("elsewhere_nets:InPlace", "--limit", "4", "--steps", "2", "--queries", "2", command="verify")[0] == 0
 
 
-@pytest.mark.brief(keep=lambda case: case["command"] == "evaluate")
+@pytest.mark.brief(keep=lambda case: (case["command"], case["name"]) == ("evaluate", "scripted"))
 @pytest.mark.parametrize("name", ["View", "scripted", "ready"])
 @pytest.mark.parametrize("command", ["evaluate", "verify"])
 def test_honest_models_of_all_kinds_work(run, command, name):
@@ -364,7 +366,7 @@ def test_honest_models_of_all_kinds_work(run, command, name):
     assert code == 0, line
 
 
-@pytest.mark.brief(keep=lambda case: case["name"] == "NoGrad")
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["NoGrad", "Net"])
 def test_strict_makes_a_failed_check_a_failure(run, tmp_path, name):
     """Into a folder that is not there yet."""
@@ -448,7 +450,7 @@ def test_attacked_images_are_judged_again_in_another_process(run, tmp_path, name
         assert found["message"] == expected[1].format(n=round(found["value"].get("judged", 0)))
 
 
-@pytest.mark.brief(keep=lambda case: case["command"] == "evaluate")
+@pytest.mark.long
 @pytest.mark.parametrize("command", ["evaluate", "verify"])
 def test_a_module_that_closes_the_output_does_not_close_moats(place, project, tmp_path, command):
     options = {"evaluate": ["--suite", "quick", "--limit", "4"], "verify": ["--limit", "4", "--steps", "2"]}[command]
@@ -488,6 +490,7 @@ DOUBTS = {
 CHANCE = "is at chance (10.00%): are the normalisation, the range of pixels (here [0, 1])"
 
 
+@pytest.mark.brief(keep=lambda case: case["name"] in ("NoGrad", "thousand"))
 @pytest.mark.parametrize(("name", "words"), DOUBTS.items(), ids=DOUBTS)
 def test_what_plainly_did_not_work_is_said_in_a_line(run, place, tmp_path, name, words):
     weights = place / ("thousand.safetensors" if name == "thousand" else "net.safetensors")
@@ -754,7 +757,7 @@ FACTORIES = {
 }
 
 
-@pytest.mark.brief(keep=lambda case: case["model"].startswith("elsewhere_nets"))
+@pytest.mark.brief(keep=lambda case: "needs" in case["model"])
 @pytest.mark.parametrize("model", FACTORIES, ids=FACTORIES.values())
 def test_a_factory_needs_no_file_of_weights(run, tmp_path, model):
     short = ["--limit", "2", "--suite", "clean_only"]

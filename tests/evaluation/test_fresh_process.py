@@ -100,6 +100,7 @@ def _head():
     return nn.Linear(48, 3).state_dict()
 
 
+@pytest.mark.long
 def test_it_knows_nothing_and_every_copy_is_another(asked):
     with asked("Tells") as anew:
         here = foreign_model.build("judged_nets:Tells")
@@ -111,6 +112,7 @@ def test_it_knows_nothing_and_every_copy_is_another(asked):
         assert copy.deepcopy(anew)(X)[0].tolist() == [0, 3, 1]
 
 
+@pytest.mark.long
 def test_it_computes_with_as_many_threads_as_it_may(asked):
     with asked("threads", threads=2) as anew:
         assert anew(X).unique().tolist() == [2]
@@ -130,7 +132,7 @@ ENDS = {
 }
 
 
-@pytest.mark.brief(keep=lambda case: case["factory"] in ("killed", "fails"))
+@pytest.mark.long
 @pytest.mark.parametrize(("factory", "words"), ENDS.items(), ids=ENDS)
 def test_an_end_is_one_line_and_stays_the_answer(asked, factory, words):
     # No process answers within half a second: it has to import torch.
@@ -149,6 +151,7 @@ def test_where_no_process_can_be_started_it_says_so(asked, monkeypatch):
         anew(X)
 
 
+@pytest.mark.long
 def test_it_ends_with_whoever_started_it(asked, tmp_path):
     """Also where that one is killed."""
     code = (
@@ -170,6 +173,7 @@ def test_it_ends_with_whoever_started_it(asked, tmp_path):
     raise AssertionError(f"{status.parent} is still there")
 
 
+@pytest.mark.long
 def test_a_file_in_the_working_directory_takes_no_modules_place(asked, tmp_path, monkeypatch):
     (tmp_path / "json.py").write_text("raise SystemExit('not the json of Python')")
     monkeypatch.chdir(tmp_path)
@@ -198,6 +202,7 @@ def test_without_memory_on_its_device_it_answers_on_the_cpu(asked, tmp_path, mon
     assert answers(X, anew=False).shape == (5, 3) and answers.device == CPU
 
 
+@pytest.mark.long
 def test_a_finished_run(project, monkeypatch, digits):
     monkeypatch.chdir(project)
     given = FinishedRun(project / "run", "last", read_run(project / "run"))

@@ -69,6 +69,7 @@ def test_a_record_cut_short_costs_that_one(path, name):
         assert sorted(map(len, shards(path))) == [14, 16, 18, 20] and path.read_bytes().count(MARK) == 4
 
 
+@pytest.mark.long
 def test_wrong_bytes_cost_the_records_that_they_hit(path):
     whole, bounds = path.read_bytes(), starts(path)
     for position in range(0, len(whole), max(1, len(whole) // 97)):

@@ -64,6 +64,7 @@ def test_weights_are_those_of_the_layer(kind, layer, expected):
     assert torch.equal(torch.from_numpy(found), expected(model).detach())
 
 
+@pytest.mark.brief(keep=lambda case: case["kind"] in ("moe", "sramoe"))
 @pytest.mark.parametrize("kind", ["moe", "sramoe", "soe"])
 def test_routing_is_what_the_router_says_of_clean_and_attacked_images(kind):
     model, given = tiny(kind), images()
@@ -76,6 +77,7 @@ def test_routing_is_what_the_router_says_of_clean_and_attacked_images(kind):
     assert found["label"].tolist() == given.y.tolist()
 
 
+@pytest.mark.brief(keep=lambda case: (case["batch_size"], case["kind"]) == (4, "dense"))
 @pytest.mark.parametrize("kind", ["dense", "moe"])
 @pytest.mark.parametrize("batch_size", [1, 4])
 def test_attacked_images_are_those_of_the_evaluation_whatever_the_batch(kind, batch_size):
@@ -89,6 +91,7 @@ def test_attacked_images_are_those_of_the_evaluation_whatever_the_batch(kind, ba
     assert (maps["clean"] == given.x.numpy()).all() and 8 <= distance.max() <= 16
 
 
+@pytest.mark.brief(keep=lambda case: case["kind"] in ("dense", "moe"))
 @pytest.mark.parametrize(("kind", "width"), [("dense", 32), ("moe", 16), ("sramoe", 64), ("soe", 96)])
 def test_features_lead_to_the_prediction(kind, width):
     model = tiny(kind)
@@ -126,6 +129,7 @@ def test_heat_maps_are_class_activation_maps(kind):
         torch.testing.assert_close(heat, expected / expected.max(), atol=1e-4, rtol=1e-3)
 
 
+@pytest.mark.brief(keep=lambda case: case["kind"] in ("moe", "mocse"))
 @pytest.mark.parametrize("kind", ["moe", "soe", "mocse", "dwf"])
 def test_every_kind_of_mixture_has_heat_maps(kind):
     model = tiny(kind)

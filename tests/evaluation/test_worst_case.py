@@ -55,6 +55,7 @@ def counting(function, eps=4 / 255):
     return Attack(attack, eps=eps, steps=1, takes_generator=False), sizes
 
 
+@pytest.mark.brief(keep=lambda case: case["measured"] == ["clean", "pgd"])
 @pytest.mark.parametrize("measured", [["clean"], ["clean", "pgd"], list(MEMBERS)])
 def test_skipping_changes_no_verdict(measured, undefended, test_images):
     x, y = test_images
@@ -137,6 +138,7 @@ def test_stages_see_what_is_left_and_are_kept_one_by_one(undefended, test_images
     pd.testing.assert_frame_equal(third.rows, first.rows)
 
 
+@pytest.mark.long
 def test_a_part_with_a_wrong_byte_is_measured_again(undefended, test_images, tmp_path):
     """Arrow itself reads on over many of them, over some to other rows."""
     from moat.attacks import resolve

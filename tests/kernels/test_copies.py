@@ -55,6 +55,7 @@ def test_the_copy_of_an_unchanged_model_is_made_once(model):
     assert attack_copy(model, X[:2]) is first
 
 
+@pytest.mark.brief(keep=lambda case: case["change"] in (step, statistics))
 @pytest.mark.parametrize("change", [step, statistics, replaced, number])
 def test_a_changed_model_is_copied_again(model, change):
     first = attack_copy(model, X)
@@ -65,6 +66,7 @@ def test_a_changed_model_is_copied_again(model, change):
         torch.testing.assert_close(again(X), model(X), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.long
 def test_an_unused_model_is_freed():
     model = Scaled().eval()
     attack_copy(model, X)

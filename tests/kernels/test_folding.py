@@ -97,6 +97,7 @@ def test_the_copy_equals_the_model_in_eval_mode(name, x):
         torch.testing.assert_close(copied.route_logits(x), model.route_logits(x), rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.brief(keep=lambda case: case["name"] != "resnet18")
 @pytest.mark.parametrize("name", ["resnet18", "moe resnet18", "masked resnet18", "soe"])
 def test_packed_weights_change_no_result_and_follow_a_training(name, x, monkeypatch):
     monkeypatch.setattr(packed, "MIN_WEIGHTS_TO_PACK", 0)

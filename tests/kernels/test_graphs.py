@@ -117,6 +117,7 @@ def dwf():
     return for_training(mixture).double().eval().requires_grad_(False)
 
 
+@pytest.mark.brief(keep=lambda case: case["model"] in (net, dwf))
 @pytest.mark.parametrize("model", [net, lambda: net("preact-resnet18"), lambda: net("wrn-28-10"), dwf])
 def test_an_attack_by_replays_finds_the_same_examples(model):
     model = model()

@@ -209,6 +209,7 @@ def test_a_block_that_looks_at_the_route_gets_one(wrap):
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.long
 def test_nets_of_torchvision_train_with_its_convolutions():
     torch.manual_seed(0)
     model = for_training(models.build("resnet50", 3, width=1 / 16))

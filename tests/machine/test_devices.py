@@ -37,6 +37,7 @@ def faults(how):
     return int(found.stdout)
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="the C library has no mallopt")
 def test_freed_memory_is_kept():
     """Each of ten rounds touches 15,360 pages of 4 KiB."""

@@ -66,6 +66,7 @@ def start(tmp_path, command, **environment) -> subprocess.Popen:
     )
 
 
+@pytest.mark.brief(keep=lambda case: "cuda:1" in case["device"])
 @pytest.mark.parametrize(
     ("command", "device", "selected"),
     [
@@ -83,6 +84,7 @@ def test_a_command_leases_before_torch_is_imported(tmp_path, command, device, se
     assert said.splitlines() == ["False", f"selected {selected}"], errors
 
 
+@pytest.mark.brief(keep=lambda case: case["environment"])
 @pytest.mark.parametrize(
     ("device", "environment"),
     [(["--device", "cpu"], {}), ([], {"MOAT_GPUS": ""})],
@@ -93,6 +95,7 @@ def test_without_a_gpu_nothing_is_leased(tmp_path, device, environment):
     assert said.splitlines() == [f"selected {(device or ['auto'])[-1]} None"], errors
 
 
+@pytest.mark.long
 def test_a_gpu_that_is_not_there_is_named(tmp_path):
     process = start(tmp_path, [*COMMANDS["train"], "--device", "cuda:2"])
     _, errors = process.communicate(timeout=60)
@@ -100,6 +103,7 @@ def test_a_gpu_that_is_not_there_is_named(tmp_path):
     assert "--device cuda:2: no such GPU; found: a, b" in errors
 
 
+@pytest.mark.brief(keep=lambda case: case["command"][0] == "train")
 @pytest.mark.parametrize(
     ("command", "code", "words"),
     [

@@ -254,6 +254,7 @@ def step(epoch=0):
     return Step(0, epoch, 4, 0, 10, torch.device("cpu"))
 
 
+@pytest.mark.long
 def test_loads_and_flips_are_logged_for_each_layer():
     found = made("blockmoe-switch").update(images(), torch.arange(12) % 10, step())
     for layer in range(2):

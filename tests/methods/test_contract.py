@@ -29,9 +29,8 @@ METHODS = distinct_recipes()
 CLASSES = {Project(ROOT).method(name)["class"]: name for name in reversed(METHODS)}
 CLASSES |= {name: name for name in CLASSES if name in METHODS}
 one_of_each_class = pytest.mark.brief(keep=lambda case: case["name"] in CLASSES.values())
-# Whole runs: state of its own; a router and two optimizers; stages and frozen experts.
-WHOLE = ("hybrid", "dramoe", "dwf-frozen")
-some_whole_runs = pytest.mark.brief(keep=lambda case: case["name"] in WHOLE)
+# Whole runs: of a method with state of its own; with routers and frozen experts they take long.
+some_whole_runs = pytest.mark.brief(keep=lambda case: case["name"] == "hybrid")
 # Phases in which the loss need not fall at this size, (method, epoch); each has a test of its own that says why.
 OWN_TEST = {
     ("pgd-at-sparse", 0),
@@ -49,6 +48,9 @@ MIXED = {
 }
 # Recipe, epoch, updates.
 FALLS = [(name, epoch, 30) for name in METHODS for epoch in (0, 1) if (name, epoch) not in OWN_TEST]
+# Another class attacks or minimizes as they do, and each has tests of its formulas.
+SLOW = {"rt-er", "pgd-at-sparse", "fat-trades", "pgd-at-half", "dwf-expert-pgd", "dwf", "mocse-at", "hybrid"}
+SLOW |= {"blockmoe-switch-expert0", "adaptive-smoothing", "jtd-moe"}
 BRIEF = [(name, int((name, 0) in OWN_TEST), 16) for class_, name in CLASSES.items() if class_ not in MIXED]
 
 
@@ -94,7 +96,7 @@ def test_every_recipe_is_valid_at(scale):
         assert starts <= set(project.names("methods")), name
 
 
-@pytest.mark.brief(keep=lambda case: case["updates"] < 30)
+@pytest.mark.brief(keep=lambda case: case["updates"] < 30 and case["name"] not in SLOW)
 @pytest.mark.parametrize(("name", "epoch", "updates"), BRIEF + FALLS)
 def test_its_loss_falls_on_a_fixed_batch(tiny, name, epoch, updates):
     """In the first and in the last epoch: methods of two phases train differently there."""
@@ -113,6 +115,7 @@ def test_its_loss_falls_on_a_fixed_batch(tiny, name, epoch, updates):
 
 
 @one_of_each_class
+@pytest.mark.brief(keep=lambda case: case["name"] not in SLOW)
 @pytest.mark.parametrize("name", METHODS)
 def test_its_attacks_leave_batch_norm_and_modes_alone(tiny, name, monkeypatch):
     entered = []

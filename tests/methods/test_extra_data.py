@@ -53,7 +53,7 @@ def outcome(out):
     return hash_file(out / "last.safetensors"), history.to_csv()
 
 
-@pytest.mark.brief(keep=lambda case: case["kind"] == "autoaugment")
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["extra", "autoaugment"])
 def test_a_killed_training_resumes_to_the_bit(project, tmp_path, monkeypatch, kind):
     recipe = {"augment": "autoaugment"}
@@ -124,7 +124,7 @@ def test_an_archive_whose_header_asks_for_terabytes_ends_in_one_line(project, tm
     assert line.startswith(f"moat train: {path}: not a whole .npz file") and "211106232532992" in line
 
 
-@pytest.mark.brief(keep=lambda case: case["name"] == "standard-augmented")
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["standard-augmented", "mocse-augmented"])
 def test_without_a_file_the_stand_in_is_used_and_said(tiny, name):
     from moat.config.project import Project
@@ -149,6 +149,7 @@ def watched(method):
     return seen
 
 
+@pytest.mark.brief(keep=lambda case: case["name"] == "dwf-expert-pgd")
 @pytest.mark.parametrize("name", ["dwf-expert-fgsm", "dwf-expert-pgd"])
 def test_an_expert_trains_on_examples_of_its_space(tiny, name):
     (x, y), step = tiny.batch(), step_of(0, 0)
@@ -166,6 +167,7 @@ def test_an_expert_trains_on_examples_of_its_space(tiny, name):
     assert radii["normalised_noclip"] == pytest.approx(float(std.max()) * radii["pixel"], rel=1e-3)
 
 
+@pytest.mark.long
 def test_dwf_expands_in_its_space(tiny):
     method, (x, y), step = tiny.method("dwf"), tiny.batch(), step_of(0, 0)
     method.recipe = {**method.recipe, "attack_space": {"name": "normalised_noclip"}}

@@ -172,6 +172,7 @@ def test_the_threshold_is_a_percentile_of_the_margins():
     assert threshold(margins + 1, 98.5) == LARGEST_THRESHOLD == threshold(margins[:0], 98.5)
 
 
+@pytest.mark.long
 def test_the_search_is_a_search_over_the_whole_grid():
     successes, errors, kept = draw(60, 10, scale=2), draw(20, 10, seed=1, scale=1.5), 95.0
     best, at = None, {}

@@ -21,7 +21,7 @@ def test_these_are_all_of_them():
     ]  # fmt: skip
 
 
-@pytest.mark.brief(keep=lambda case: case["name"] == "dramoe")
+@pytest.mark.long
 @pytest.mark.parametrize("name", METHODS)
 def test_the_loss_falls_on_a_fixed_batch(name):
     # Clipped, the loss of joint training falls slowly.
@@ -41,6 +41,7 @@ def test_the_loss_falls_on_a_fixed_batch(name):
         assert float(history[-1]["router_accuracy"]) > 0.6
 
 
+@pytest.mark.brief(keep=lambda case: case["name"] in ("dramoe", "advmoe-released"))
 @pytest.mark.parametrize("name", ALTERNATING)
 def test_backbone_and_router_take_turns(name, monkeypatch):
     """Bit-identical weights of the one while the other steps; batch-norm statistics of the router may move."""
@@ -74,6 +75,7 @@ def test_joint_training_moves_both():
     assert "trunk.blocks.0.conv1.weight" in moved
 
 
+@pytest.mark.brief(keep=lambda case: case["name"] in ("dramoe", "advmoe-released"))
 @pytest.mark.parametrize("name", ALTERNATING)
 def test_attacks_leave_statistics_modes_and_gradients_alone(name):
     method = make(name)

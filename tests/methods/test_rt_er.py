@@ -149,6 +149,7 @@ def test_the_loss_is_its_formula(monkeypatch):
     torch.testing.assert_close(found["loss"], expected.detach(), rtol=1e-6, atol=1e-8)
 
 
+@pytest.mark.long
 def test_a_static_router_never_moves_and_a_learned_one_does():
     for router, moves in (("static", False), ("learned", True)):
         method, (x, y) = made("rt-er", model={"router": router}), images()
@@ -195,6 +196,7 @@ def test_the_official_rate_is_a_triangle():
 
 
 # -- JTDMoE ---------------------------------------------------------------------
+@pytest.mark.brief(keep=lambda case: case["combine"] == "logits")
 @pytest.mark.parametrize(("alpha", "part"), [(0.0, "standard"), (1.0, "robust")])
 @pytest.mark.parametrize("combine", ["logits", "probabilities"])
 def test_the_dual_model_at_its_ends_is_one_mixture(alpha, part, combine):

@@ -43,6 +43,7 @@ def test_registered_names():
     assert nets.names() == sorted(SIZES)
 
 
+@pytest.mark.brief(keep=lambda case: case["name"] in (*FEW, "efficientnet-b0", "mobilenet-v2"))
 @pytest.mark.parametrize("name", sorted(SIZES))
 def test_parameters_and_macs(name):
     model = nets.build(name, 10)
@@ -166,6 +167,7 @@ def test_refusals_name_value_and_allowed(options, words):
     assert all(word in str(caught.value) for word in words)
 
 
+@pytest.mark.long
 def test_needs_no_torchvision():
     code = (
         "import sys; sys.modules['torchvision'] = None; import moat.models.nets; moat.models.nets.build('resnet18', 10)"

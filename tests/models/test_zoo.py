@@ -57,8 +57,8 @@ LIBRARY = {
     "efficientnet-b0": (of_vision("efficientnet_b0"), {"classifier"}, 2, "features"),
 }
 NAMES = sorted(LIBRARY)
-# A chain, depthwise convolutions, the net of timm; test_nets.py counts the parameters of all.
-few_nets = pytest.mark.brief(keep=lambda case: case["name"] in ("vgg19", "mobilenet-v2", "xception"))
+# A chain; depthwise convolutions, and the net of timm.
+few_nets = pytest.mark.brief(keep=lambda case: case["name"] in ("vgg19", "xception"))
 
 
 def tiny(name, seed=0, **options):
@@ -249,6 +249,7 @@ def test_images_too_small_are_refused(name):
         tiny(name, image_size=7)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("package", "name"), [("timm", "xception"), ("torchvision", "vgg19")])
 def test_a_missing_library_is_named_only_where_it_is_needed(package, name):
     code = f"""

@@ -179,6 +179,7 @@ def test_a_figure_asks_for_what_was_taken_from_models_or_for_all_cells(inputs):
     assert asked[-1] == Path(f"{RESULTS}/tables/cells.csv")
 
 
+@pytest.mark.brief(keep=lambda case: len(case["studies"]) < 3)
 @pytest.mark.parametrize(
     ("studies", "names"),
     [
@@ -269,6 +270,12 @@ def test_preparing_asks_for_memory_by_the_size_of_the_data(scale, dataset, asked
         assert inputs.prepare_memory(wildcards(scale, dataset), 1) == min(asked, most or 10**9)
 
 
+@pytest.mark.brief(
+    keep=lambda case: (
+        (case["content"], case["refresh"])
+        in (("cut", "never"), (None, "stale"), ({"sources": {"nets": "1" * 32}}, "stale"))
+    )
+)
 @pytest.mark.parametrize(
     ("content", "refresh", "why"),
     [

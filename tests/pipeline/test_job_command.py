@@ -91,6 +91,7 @@ def test_the_shell_around_a_command_waits_until_it_has_saved_its_work(moat, tmp_
     assert shell.wait(timeout=60) == 75
 
 
+@pytest.mark.long
 def test_a_snakefile_of_a_bare_snakemake_can_be_read():
     """Where jobs have software of their own, the environment of Snakemake needs no torch, numpy or pandas."""
     code = (

@@ -105,6 +105,7 @@ def paper_grid():
     return items, costs
 
 
+@pytest.mark.brief(keep=lambda case: case["share"] > 0.3)
 @pytest.mark.parametrize("share", [0.02, 0.1, 0.5, 0.9])
 def test_a_grid_as_large_as_the_papers_is_solved_to_optimality(share):
     items, costs = paper_grid()

@@ -82,7 +82,7 @@ def flops(call):
     return counter.total
 
 
-@pytest.mark.brief(keep=lambda case: case["name"] in ("pgd-at", "dramoe", "hybrid"))
+@pytest.mark.brief(keep=lambda case: case["name"] in ("pgd-at", "hybrid"))
 @pytest.mark.parametrize("name", distinct_recipes())
 def test_the_declared_passes_are_those_that_an_update_runs(name):
     recipe, net = small(name)
@@ -201,6 +201,7 @@ def test_a_cost_of_an_attack_that_the_recipe_does_not_have_is_refused(tmp_path, 
         Project(tmp_path).method("pgd-at")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("budget", [{"steps": 2, "queries": 3}, {"steps": 4, "queries": 3}])
 def test_the_checks_cost_what_the_planner_says(budget):
     recipe, net = small("standard")
@@ -233,6 +234,7 @@ def test_validation_counts_per_epoch(change, passes):
 
 
 # -- multiply-adds ------------------------------------------------------------
+@pytest.mark.long
 def test_the_shipped_table_holds_every_net_of_the_studies():
     missing = [net for net in nets_of_studies(PROJECT) if net not in macs._read(SHIPPED)]
     assert not missing, f"python -m moat.planning.macs writes these: {missing[:3]}"
@@ -280,6 +282,7 @@ def test_cost_and_counts_decide_no_result(tmp_path):
     assert digests() == before
 
 
+@pytest.mark.long
 def test_work_of_a_grid_at_scale_paper():
     grid = build_grid(PROJECT, "paper", ["unified"])
     jobs = jobs_of(PROJECT, grid)

@@ -402,6 +402,7 @@ def test_an_unknown_study_in_priority_is_named(project, capsys):
     assert "config/planner.yaml: priority.studies: unknown study 'dramo' (did you mean 'dramoe'?)" in said
 
 
+@pytest.mark.long
 def test_a_plan_needs_neither_torch_nor_snakemake():
     code = "import sys; from moat.commands import cli; cli.main(['plan', '--scale', 'paper', '--hardware', 'h200']); " \
         "print([m for m in ('torch', 'snakemake', 'pandas', 'numpy') if m in sys.modules])"  # fmt: skip
@@ -446,6 +447,7 @@ def test_the_help_names_the_hardware(capsys):
     assert f"{', '.join(Project(ROOT).planner()['hardware'])} or another entry of config/planner.yaml" in said
 
 
+@pytest.mark.long
 def test_the_command_makes_just_what_was_selected(project, capsys):
     """A dry run of it has the selected jobs, and nothing else but their data."""
     shutil.rmtree(project.root / "workflow")

@@ -257,6 +257,7 @@ def move(package: Path, source: str, target: str) -> None:
         path.write_text(re.sub(rf"{re.escape(old)}\b", new, text))
 
 
+@pytest.mark.brief(keep=lambda case: case["source"] == "attacks/square.py")
 @pytest.mark.parametrize(
     ("source", "target", "used_by"),
     [

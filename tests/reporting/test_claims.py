@@ -128,6 +128,7 @@ def case(project):
 GAIN = "trades-over-pgd-at"
 
 
+@pytest.mark.brief(keep=lambda case: not case["left_out"] or "method" in case["left_out"]["exclude"])
 @pytest.mark.parametrize(
     ("left_out", "shown"),
     [
@@ -147,6 +148,7 @@ def test_a_claim_about_what_a_scale_leaves_out_is_not_run(case, left_out, shown)
     assert (found["verdict"] != "not-run") == shown
 
 
+@pytest.mark.brief(keep=lambda case: case["verdict"] in ("below", "unverified") or "published" in case["stated"])
 @pytest.mark.parametrize(
     ("trades", "pgd_at", "stated", "verdict"),
     [

@@ -29,6 +29,7 @@ def make(moat) -> None:
         assert moat(*command) == 0
 
 
+@pytest.mark.long
 def test_all_outputs_are_reproducible_byte_for_byte(tree, moat, tmp_path, monkeypatch):
     tree.everything(failed={"trades": ("monotone-epsilon",)})
     make(moat)
@@ -76,6 +77,7 @@ def test_cells_are_the_tables_put_together(tree, moat, capsys):
     assert "81 cells in 2 tables: 4 unverified, 56 not-run, 21 measured" in capsys.readouterr().out
 
 
+@pytest.mark.long
 def test_metrics(tree, moat):
     tree.everything(failed={"standard": ("threat-model",)})
     make(moat)
@@ -195,6 +197,7 @@ def test_training_curves(tree, moat, project, capsys):
     assert f"{missing}: no such file" in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_figures_without_any_result(moat, tree):
     assert moat("draw") == 0
     assert (tree.base / "figures/unified-epsilon.csv").read_text().count("\n") == 1

@@ -38,6 +38,15 @@ def project(built, tmp_path):
     return tmp_path / "project"
 
 
+@pytest.fixture(scope="module")
+def shown(built, tmp_path_factory):
+    """The same with all that shows its numbers."""
+    folder = shutil.copytree(built, tmp_path_factory.mktemp("shown") / "project")
+    for each in (["tabulate"], ["tabulate", "--cells"], ["draw"], ["report"]):
+        assert moat(folder, *each, "--scale", "smoke") == 0
+    return folder
+
+
 def moat(project, *command):
     return main(["--project", str(project), *command])
 
@@ -73,6 +82,7 @@ def test_the_page_is_rendered_again_from_the_evidence_alone(project):
     assert page.read_bytes() == before
 
 
+@pytest.mark.long
 def test_publishing_again_drops_what_is_no_longer_asked_for_and_keeps_the_readme(project):
     assert publish(project, "--weights", STANDARD) == 0
     readme = project / "results/evidence/smoke/README.md"
@@ -82,6 +92,7 @@ def test_publishing_again_drops_what_is_no_longer_asked_for_and_keeps_the_readme
     assert weights == {f"runs/{PGD_AT}/model.safetensors"} and readme.read_text() == "by hand"
 
 
+@pytest.mark.long
 def test_evidence_is_not_replaced_by_emptier_evidence(project, capsys):
     assert publish(project) == 0
     before = published(project)
@@ -117,6 +128,7 @@ def test_too_much_for_git_is_refused_with_what_takes_how_much(project, capsys, m
     assert not (project / "results/evidence").exists()
 
 
+@pytest.mark.long
 def test_evidence_of_another_scale_is_refused(project, capsys):
     assert publish(project) == 0
     folder = str(project / "results/evidence/smoke")
@@ -125,16 +137,16 @@ def test_evidence_of_another_scale_is_refused(project, capsys):
     assert moat(project, "report") == 2
 
 
+@pytest.mark.brief(keep=lambda case: (case["gone"], case["command"][0]) in (("rows", "report"), ("nothing", "draw")))
 @pytest.mark.parametrize(
     "command",
     [["tabulate"], ["tabulate", "--cells"], ["draw", "--figure", "training", "--study", "unified"], ["report"]],
     ids=lambda command: " ".join(command[:2]),
 )
 @pytest.mark.parametrize("gone", ["rows", "all", "nothing"])
-def test_what_shows_numbers_is_not_replaced_by_something_emptier(project, capsys, command, gone):
+def test_what_shows_numbers_is_not_replaced_by_something_emptier(shown, tmp_path, capsys, command, gone):
+    project = shutil.copytree(shown, tmp_path / "project")
     folder, scale = project / "results/smoke", ["--scale", "smoke"]
-    for each in (["tabulate"], ["tabulate", "--cells"], ["draw"], ["report"]):
-        assert moat(project, *each, *scale) == 0
     shown = [path for part in ("tables", "figures") for path in (folder / part).iterdir()] + [folder / "report.html"]
     before = {path: path.read_bytes() for path in shown}
     if gone != "nothing":
@@ -163,6 +175,7 @@ def test_a_cell_that_a_study_no_longer_has_is_no_loss(project):
         assert moat(project, *each, "--scale", "smoke") == 0
 
 
+@pytest.mark.long
 def test_the_record_says_scale_and_studies(project):
     assert publish(project) == 0
     record = json.loads((project / "results/evidence/smoke/evidence.json").read_text())

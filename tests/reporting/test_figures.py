@@ -272,6 +272,9 @@ def test_every_kind_is_checked_here():
     assert set(CHECKS) == set(FIGURES) == set(figure_kinds()) == set(figures.names())
 
 
+@pytest.mark.brief(
+    keep=lambda case: case["kind"] in ("accuracy_curves", "accuracy_vs_epsilon", "grouped_bars", "training_curves")
+)
 @pytest.mark.parametrize("kind", [kind for kind, check in CHECKS.items() if check])
 def test_the_csv_holds_what_one_recomputes_and_files_are_reproducible(tree, declare, draw, monkeypatch, kind):
     # Several batches of the 60 images here.
@@ -286,6 +289,11 @@ def test_the_csv_holds_what_one_recomputes_and_files_are_reproducible(tree, decl
     assert first == [(tree.base / f"figures/unified-f.{suffix}").read_bytes() for suffix in ("png", "pdf", "csv")]
 
 
+@pytest.mark.brief(
+    keep=lambda case: (
+        case["kind"] in ("accuracy_curves", "accuracy_vs_epsilon", "heatmaps", "paper_vs_measured", "tsne")
+    )
+)
 @pytest.mark.parametrize("kind", list(FIGURES))
 def test_without_results_a_figure_says_so(tree, declare, draw, kind):
     declare(kind)
@@ -349,6 +357,7 @@ def test_a_probe_of_other_weights_is_outdated(tree, declare, draw):
 PROBED = [kind for kind, shows in figure_kinds().items() if shows == "probe"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", PROBED)
 def test_a_figure_is_not_replaced_by_an_empty_one_because_its_arrays_are_elsewhere(
     tree, declare, draw, moat, kind, capsys
@@ -403,6 +412,7 @@ def test_confidence_is_the_mean_over_the_rows(tree, declare, draw):
         assert row["ci_high"] - row["ci_low"] == pytest.approx(2 * half, rel=1e-3)
 
 
+@pytest.mark.long
 def test_all_published_cells_are_set_against_the_measured_ones(tree, moat, declare, draw):
     declare("paper_vs_measured")
     tree.everything()
@@ -464,6 +474,7 @@ def test_a_probe_needs_one_seed_only(tree, declare, project):
     assert not figure.evaluations and not figure.checks and len(figure.runs) == 2
 
 
+@pytest.mark.long
 def test_drawing_needs_no_torch(tree, declare, project):
     declare("tsne")
     fill(tree)
@@ -474,6 +485,7 @@ def test_drawing_needs_no_torch(tree, declare, project):
     assert done.stdout.split()[-1] == "False"
 
 
+@pytest.mark.brief(keep=lambda case: case["label"] == "$$")
 @pytest.mark.parametrize("label", ["costs $5 or $10", r"$\bm{x}$", r"\$ 100 % \n", "$$"])
 def test_a_dollar_in_a_label_is_a_dollar(tree, declare, draw, label):
     """In the title, in a legend and at an axis; a formula that is none must not stop the drawing."""
@@ -520,6 +532,7 @@ print(os.environ.get("MPLBACKEND"), matplotlib.get_backend().lower())
 """
 
 
+@pytest.mark.brief(keep=lambda case: (case["variable"], case["backend"]) == ("svg", "svg"))
 @pytest.mark.parametrize(
     ("variable", "before", "backend"),
     [

@@ -53,6 +53,7 @@ def test_a_row_shows_the_last_epoch_with_its_own_checks(project, overfitted, moa
     assert '"seed0-last"' in numbers
 
 
+@pytest.mark.long
 def test_the_figure_of_all_published_numbers_is_drawn_beside_it(project, overfitted, moat):
     figure = {"title": "Published", "caption": "Published.", "kind": "paper_vs_measured"}
     edit_yaml(project / "config/studies/unified.yaml", lambda study: study["figures"].update(published=figure))

@@ -239,6 +239,7 @@ def test_a_stale_run_is_marked_where_its_numbers_stand(tree, moat):
     assert page(tree).count("stale: nets") == 1
 
 
+@pytest.mark.brief(keep=lambda case: case["state"] in ("not-enough-queries", "not-applicable"))
 @pytest.mark.parametrize(
     ("state", "word"),
     [

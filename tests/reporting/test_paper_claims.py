@@ -232,6 +232,7 @@ def test_an_explanation_says_what_its_protocol_tests(name):
         assert any(words in SPECS[name]["explanation"] for words in SAYS[protocol]), (protocol, name)
 
 
+@pytest.mark.long
 def test_a_claim_about_data_that_are_replaced_is_not_judged():
     grid = build_grid(Project(ROOT), "paper", Project(ROOT).names("studies"))
     replaced = set()

@@ -247,6 +247,7 @@ def test_a_damaged_evaluation_is_named(tree, moat, capsys, damage, message):
     assert re.search(message, error), error
 
 
+@pytest.mark.long
 def test_each_parquet_file_is_read_once(tree, project, monkeypatch):
     import pyarrow.parquet
 

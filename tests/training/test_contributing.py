@@ -31,6 +31,7 @@ def project(tiny):
     return tiny
 
 
+@pytest.mark.brief(keep=lambda case: case["method"] == "smoothed-pgd-at")
 @pytest.mark.parametrize(
     ("method", "key", "value"),
     [
@@ -56,6 +57,7 @@ def test_its_own_parameter_is_checked(project, tmp_path, capsys):
     assert "smoothed-pgd-at.yaml: loss.smoothing: 1.5" in said and "SmoothedPgdAt.PARAMETERS" in said
 
 
+@pytest.mark.long
 def test_the_row_that_it_names_makes_the_study_ask_for_it(project):
     row = re.search(r"`(\{label: PGD-AT smoothed.*?\})`", TEXT)[1]
     study = project.root / "config/studies/unified.yaml"

@@ -130,6 +130,7 @@ def test_a_damaged_run_is_refused_by_name(run, tmp_path, file, spoil, said):
     assert file in str(error.value)
 
 
+@pytest.mark.brief(keep=lambda case: case["method"] != "trades")
 @pytest.mark.parametrize(
     ("method", "said"),
     [
@@ -160,6 +161,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(
     assert all(torch.isfinite(tensor).all() for tensor in kept["model"].values())
 
 
+@pytest.mark.brief(keep=lambda case: case["epoch"] == 1)
 @pytest.mark.parametrize(("epoch", "kept"), [(0, None), (1, 1), (3, 3)])
 def test_weights_that_are_not_finite_after_an_update_stop_too(tiny, tmp_path, capsys, monkeypatch, epoch, kept):
     """The loss of a batch is from before its update: the last batch's damage shows in the weights alone."""
@@ -310,6 +312,7 @@ def test_a_run_starts_from_the_runs_given_to_initialize_and_loads_without_them(t
     assert calls == [{"first": first}]
 
 
+@pytest.mark.long
 def test_seconds_add_up_over_checkpoints_and_stops(tiny, tmp_path, monkeypatch):
     """Each look at the clock is a second later than the one before: every second must be counted once."""
     ticks = iter(range(10**6))

@@ -28,6 +28,7 @@ def test_fewer_have_the_classes_in_proportion(images):
     assert torch.equal(HELD_OUT.labels[found.images.flatten().long()], found.labels)
 
 
+@pytest.mark.long
 def test_a_scale_limits_them_and_the_record_says_so(tiny, tmp_path):
     scale = tiny.root / "config/scales/tiny.yaml"
     content = yaml.safe_load(scale.read_text())

@@ -39,14 +39,16 @@ def undisturbed(prepared, tmp_path_factory):
     return Outcomes(prepared, tmp_path_factory.mktemp("undisturbed"))
 
 
-def test_the_same_seed_gives_the_same_weights_and_another_one_others(prepared, undisturbed, tmp_path):
-    assert prepared.train(tmp_path / "same") == 0
-    assert prepared.train(tmp_path / "other", seed=1) == 0
-    assert outcome(tmp_path / "same") == undisturbed["pgd-at"]
-    assert outcome(tmp_path / "other")[1] != undisturbed["pgd-at"][1]
+@pytest.mark.brief(keep=lambda case: case["method"] == "standard")
+@pytest.mark.parametrize("method", ["standard", "pgd-at"])
+def test_the_same_seed_gives_the_same_weights_and_another_one_others(prepared, undisturbed, tmp_path, method):
+    assert prepared.train(tmp_path / "same", method=method) == 0
+    assert prepared.train(tmp_path / "other", method=method, seed=1) == 0
+    assert outcome(tmp_path / "same") == undisturbed[method]
+    assert outcome(tmp_path / "other")[1] != undisturbed[method][1]
 
 
-@pytest.mark.brief(keep=lambda case: case["seed"] == 0)
+@pytest.mark.long
 @pytest.mark.parametrize("seed", range(4))
 def test_sigkill_at_any_moment_changes_nothing(prepared, undisturbed, tmp_path, seed):
     """Kills at random moments, start-up and saving included, until the run gets through."""
@@ -88,7 +90,7 @@ def test_sigterm_saves_and_exits_75(prepared, undisturbed, tmp_path, number):
     assert outcome(out) == undisturbed["pgd-at"]
 
 
-@pytest.mark.brief(keep=lambda case: case["method"] == "pgd-at" and case["stop_after"] in (13, 30))
+@pytest.mark.brief(keep=lambda case: case["method"] == "standard" and case["stop_after"] in (13, 30))
 @pytest.mark.parametrize("method", ["standard", "pgd-at", "trades"])
 @pytest.mark.parametrize("stop_after", [1, 12, 13, 14, 30])
 def test_every_method_resumes_inside_an_epoch_to_the_bit(
@@ -128,7 +130,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(
             return real(self)
 
         patch.setattr(engine.Engine, "_end_epoch", stop)
-        assert prepared.train(out) == 75
+        assert prepared.train(out, method="standard") == 75
     newest = prepared.checkpoints(out).newest
     content = newest.read_bytes()
     middle = len(content) // 2
@@ -138,8 +140,8 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(
         "empty": b"",
     }
     newest.unlink() if damage == "missing" else newest.write_bytes(damaged[damage])
-    assert prepared.train(out) == 0
-    assert outcome(out) == undisturbed["pgd-at"]
+    assert prepared.train(out, method="standard") == 0
+    assert outcome(out) == undisturbed["standard"]
     assert damage == "missing" or "is damaged; falling back" in caplog.text
 
 
@@ -182,15 +184,15 @@ def never(*_):
 def test_a_finished_run_is_not_trained_again(prepared, undisturbed, tmp_path, monkeypatch, lost):
     """Also where Snakemake has deleted the outputs, because it was killed before it took note of them."""
     out = tmp_path / "run"
-    assert prepared.train(out) == 0
+    assert prepared.train(out, method="standard") == 0
     for name in ("model.safetensors", "last.safetensors", "history.csv", "run.json"):
         if lost in (name, "everything"):
             (out / name).unlink()
     if lost == "damaged":
         write_bytes(out / "model.safetensors", b"x")
     monkeypatch.setattr(engine.Engine, "_train_epoch", never)
-    assert prepared.train(out) == 0
-    assert outcome(out) == undisturbed["pgd-at"]
+    assert prepared.train(out, method="standard") == 0
+    assert outcome(out) == undisturbed["standard"]
 
 
 @pytest.mark.long

@@ -112,6 +112,7 @@ def test_the_epoch_is_chosen_by_the_worst_of_both_gradients(tmp_path):
     assert float(engine.best_state["threshold"]) == pytest.approx(0.4)
 
 
+@pytest.mark.brief(keep=lambda case: case["stop_in"] == 2)
 @pytest.mark.parametrize("stop_in", [1, 2, 3])
 def test_a_run_that_is_resumed_chooses_the_same_epoch(tmp_path, stop_in):
     with pytest.raises(TrainingError, match="stopped by the test"):

@@ -51,6 +51,7 @@ def commands(done: subprocess.CompletedProcess) -> dict[str, str]:
     return {re.search(pattern, line)[1]: line for line in found}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "options",
     [
@@ -94,6 +95,7 @@ def write_module(
     (folder / "Snakefile").write_text('configfile: "config.yaml"\n' + text)
 
 
+@pytest.mark.brief(keep=lambda case: 'prefix: "robust"' in case["prefix"])
 @pytest.mark.parametrize(
     ("prefix", "results", "snakefile"),
     [
@@ -117,6 +119,7 @@ def test_as_a_module_of_another_workflow(project, elsewhere, prefix, results, sn
     assert "Shell command: set -- one two; wc -l" in done.stdout + done.stderr
 
 
+@pytest.mark.long
 def test_a_module_that_is_not_a_checkout_is_told_what_to_do(project, elsewhere, tmp_path):
     """A bare github(): a repository of this name, from which git is made to take the project."""
     repository = tmp_path / "repository"

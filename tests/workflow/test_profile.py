@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import yaml
 
 ROOT = Path(__file__).parents[2]
@@ -18,6 +19,7 @@ def test_the_default_profile_sets_no_matter_of_taste():
     assert set(yaml.safe_load(file.read_text())) == NEEDED
 
 
+@pytest.mark.long
 def test_the_link_leads_snakemake_to_the_default_profile(tmp_path):
     shutil.copytree(ROOT / "workflow/profiles", tmp_path / "workflow/profiles")
     shutil.copy(ROOT / "profiles", tmp_path / "profiles", follow_symlinks=False)

@@ -49,13 +49,12 @@ def test_every_number_of_the_cells_traces_to_parquet_rows(finished):
         assert int(cell.n) == n == 30
 
 
+@pytest.mark.long
 def test_a_second_call_does_nothing(finished):
     assert finished.planned() == {}
 
 
-@pytest.mark.brief(
-    keep=lambda case: case["old"] == "beta: 6.0" or case["file"] in ("config/suites.yaml", "src/moat/attacks/fgsm.py")
-)
+@pytest.mark.brief(keep=lambda case: case["old"] == "beta: 6.0")
 @pytest.mark.parametrize(
     ("file", "old", "new", "again"),
     [
@@ -117,6 +116,7 @@ def test_a_warm_job_writes_down_what_it_used(finished):
             assert record["cpu_seconds"] > 0 and record["peak_host_memory_bytes"] > 64 * 2**20, path
 
 
+@pytest.mark.long
 def test_a_touched_file_with_the_same_content_makes_nothing_again(workflow):
     for name in ("pgd-at/seed0/model.safetensors", "pgd-at/seed0/run.json"):
         (workflow.root / RUNS / name).touch()
@@ -124,6 +124,7 @@ def test_a_touched_file_with_the_same_content_makes_nothing_again(workflow):
     assert workflow.planned() == {}
 
 
+@pytest.mark.long
 def test_one_table_trains_only_what_it_needs(workflow):
     shutil.rmtree(workflow.root / "results")
     planned = workflow.planned("results/tiny/tables/second-table.csv")
@@ -176,7 +177,7 @@ ROWS = "results/tiny/evaluations/digits/lenet5/trades/seed0/quick.parquet"
 SHOWN_OF_TRADES = {"tabulate": 1, "draw": 1, "cells": 1, "page": 1}
 
 
-@pytest.mark.brief(keep=lambda case: case["file"] == ROWS)
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("file", "again"),
     [
@@ -291,6 +292,7 @@ def test_a_figure_that_looks_into_models_probes_each_once(workflow):
     assert workflow.planned(figure) == {"probe": 2, "draw": 1}
 
 
+@pytest.mark.long
 def test_an_expert_is_trained_by_the_rule_pretrain_before_what_needs_it(workflow):
     workflow.edit("config/methods/standard.yaml", "title:", "role: expert\ntitle:")
     workflow.edit("config/methods/pgd-at-sparse.yaml", "method: trades", "method: standard")
@@ -300,7 +302,7 @@ def test_an_expert_is_trained_by_the_rule_pretrain_before_what_needs_it(workflow
     assert f"--initialize-from dense={RUNS}/standard/seed0" in text
 
 
-@pytest.mark.brief(keep=lambda case: "scale=minni" in case["options"])
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -339,7 +341,7 @@ def test_snakemakes_own_report_is_one_offline_file_with_captions(workflow):
     assert not re.search(r"<(script|link|img)[^>]+(src|href)=[\"']https?://", page)
 
 
-@pytest.mark.brief(keep=lambda case: "mem_mb" in case["most"])
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("most", "asked"),
     [
