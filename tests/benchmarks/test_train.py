@@ -50,6 +50,7 @@ def test_it_leases_a_gpu_like_a_job(run, monkeypatch, tmp_path, device, leased):
     assert seen == [leased]
 
 
+@pytest.mark.long
 def test_rates_of_training_and_evaluation_add_up(run):
     content = json.loads(run("--methods", "standard,fgsm-at", "--archs", "lenet5", *QUICK, "--json"))
     assert content["device"] == "cpu" and content["versions"]["torch"] and content["hardware"]["cpu"]

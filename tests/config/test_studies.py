@@ -21,7 +21,9 @@ STUDIES = ["unified", "dramoe", "dwf", "mocse", "hybrid", "field"]
 PAPERS = {"dramoe": 60 + 72 + 8 + 10, "dwf": 190 + 133, "mocse": 126, "hybrid": 30 + 12, "field": 15}
 
 
-@pytest.fixture(scope="module", params=["smoke", "mini", "paper"])
+@pytest.fixture(
+    scope="module", params=[*(pytest.param(name, marks=pytest.mark.long) for name in ("smoke", "mini")), "paper"]
+)
 def grid(request):
     return build_grid(Project(ROOT), request.param, STUDIES)
 

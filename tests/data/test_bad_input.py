@@ -527,6 +527,7 @@ OTHER_CASES = {
 }
 
 
+@pytest.mark.brief(keep=lambda case: case["case"] != "idx: 3 GB in 3 MB")
 @pytest.mark.parametrize("case", OTHER_CASES)
 def test_other_formats(workplace, capsys, case):
     base, content, words = OTHER_CASES[case]

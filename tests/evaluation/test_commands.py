@@ -179,7 +179,7 @@ def test_checks_of_a_run_spend_what_its_scale_says(project, tmp_path, checks, ty
 
 
 def test_checks_of_a_run(inside, capsys):
-    assert main(["verify", "--run", "run", "--out", str(inside / "checks.json"), "--limit", "20"]) == 0
+    assert main(["verify", "--run", "run", "--out", str(inside / "checks.json"), "--limit", "20", "--steps", "4"]) == 0
     content = json.loads((inside / "checks.json").read_text())
     assert content["n"] == 20 and content["passed"] == (not content["failed"])
     assert [check["check"] for check in content["checks"]][:2] == ["threat-model", "determinism"]

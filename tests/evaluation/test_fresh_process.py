@@ -87,6 +87,7 @@ def asked(tmp_path, monkeypatch):
     return start
 
 
+@pytest.mark.long
 def test_it_answers_as_the_model_here(asked):
     with asked("prints") as anew:
         here = foreign_model.build("judged_nets:Net")

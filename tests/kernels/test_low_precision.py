@@ -25,11 +25,7 @@ MODELS = {
 }
 
 
-@pytest.mark.brief(
-    keep=lambda case: (
-        case["name"] in ("resnet18", "preact-resnet18", "wrn-28-10", "moe, dcar, norm per expert", "sramoe")
-    )
-)
+@pytest.mark.brief(keep=lambda case: case["name"] in ("resnet18", "preact-resnet18", "wrn-28-10", "sramoe"))
 @pytest.mark.parametrize("name", MODELS)
 def test_convolutions_compute_in_half_precision_and_the_router_does_not(name):
     torch.manual_seed(0)

@@ -50,7 +50,7 @@ MIXED = {
 FALLS = [(name, epoch, 30) for name in METHODS for epoch in (0, 1) if (name, epoch) not in OWN_TEST]
 # Another class attacks or minimizes as they do, and each has tests of its formulas.
 SLOW = {"rt-er", "pgd-at-sparse", "fat-trades", "pgd-at-half", "dwf-expert-pgd", "dwf", "mocse-at", "hybrid"}
-SLOW |= {"blockmoe-switch-expert0", "adaptive-smoothing", "jtd-moe"}
+SLOW |= {"blockmoe-switch-expert0", "adaptive-smoothing", "jtd-moe", "dwf-frozen", "mixed-fixed"}
 BRIEF = [(name, int((name, 0) in OWN_TEST), 16) for class_, name in CLASSES.items() if class_ not in MIXED]
 
 
@@ -141,7 +141,7 @@ def test_its_attacks_leave_batch_norm_and_modes_alone(tiny, name, monkeypatch):
     assert entered or not any("attack" in key for key in method.recipe)
 
 
-@some_whole_runs
+@pytest.mark.long
 @pytest.mark.parametrize("name", METHODS)
 def test_it_resumes_inside_an_epoch_to_the_bit(tiny, tmp_path, monkeypatch, name):
     """Stopped inside the first epoch and, resumed, inside the second; 64 images in batches of 16."""

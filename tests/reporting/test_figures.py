@@ -532,7 +532,7 @@ print(os.environ.get("MPLBACKEND"), matplotlib.get_backend().lower())
 """
 
 
-@pytest.mark.brief(keep=lambda case: (case["variable"], case["backend"]) == ("svg", "svg"))
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("variable", "before", "backend"),
     [

@@ -95,7 +95,7 @@ def write_module(
     (folder / "Snakefile").write_text('configfile: "config.yaml"\n' + text)
 
 
-@pytest.mark.brief(keep=lambda case: 'prefix: "robust"' in case["prefix"])
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("prefix", "results", "snakefile"),
     [
