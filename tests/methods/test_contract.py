@@ -1,4 +1,4 @@
-"""What every method owes the engine, for each one that is registered: `make test` tries one recipe of each class."""
+"""What every method owes the engine, for each one that is registered: `make test` tries one recipe of most classes."""
 
 import contextlib
 import json
