@@ -699,6 +699,15 @@ def test_any_usual_checkpoint_is_unwrapped(tmp_path, name):
     assert all(torch.equal(value, state()[key]) for key, value in model.state_dict().items())
 
 
+def test_the_same_tensors_are_no_second_choice(tmp_path):
+    """All names of this model begin with "0.", which may count as the file's prefix or as the model's own."""
+    model = nn.Sequential(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)))
+    inside = {f"module.{key}": value for key, value in model.state_dict().items()}
+    torch.save({"state_dict": inside}, tmp_path / "net.pt")
+    said = foreign_model.load_weights(model, tmp_path / "net.pt")
+    assert said == "taken from 'state_dict'; their names without 'module.' (of DataParallel)"
+
+
 class Normalised(nn.Module):
     def __init__(self):
         super().__init__()

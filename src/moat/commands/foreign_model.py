@@ -333,7 +333,10 @@ def _fits(model: nn.Module, state: Mapping[str, torch.Tensor]) -> list[_Fit]:
             loaded = {name: own[name] for name in outer} | {inner[key]: value for key, value in renamed.items()}
             left_out = [key for key in state if not key.startswith(prefix)]
             found.append(_Fit(loaded, prefix, added, left_out, outer))
-    return sorted(found, key=lambda fit: (_is_average(fit.prefix), len(fit.prefix), len(fit.added)))
+    found.sort(key=lambda fit: (_is_average(fit.prefix), len(fit.prefix), len(fit.added)))
+    # Where all names of the model begin alike, that part may count as the file's prefix or not: the same tensors.
+    different = {tuple(id(fit.state[name]) for name in own): fit for fit in reversed(found)}
+    return list(reversed(different.values()))
 
 
 def _prefixes(names: Iterable[str]) -> list[str]:
