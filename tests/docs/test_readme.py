@@ -132,4 +132,11 @@ def test_the_papers_to_cite_are_the_same_everywhere():
     for paper in cited:
         assert f"title = {paper['title']}," in bibtex
         assert " and ".join(f"{who['family-names']}, {who['given-names']}" for who in paper["authors"]) in bibtex
-    assert len(cited) == 4
+    studies = [yaml.safe_load(path.read_text()) for path in (ROOT / "config/studies").glob("*.yaml")]
+    shown = {study["reference"]["title"]: study["reference"] for study in studies if "paper" in study}
+    assert len(cited) == 4 and sorted(shown) == sorted(paper["title"] for paper in cited)
+    for paper in cited:
+        names = [who["family-names"] for who in paper["authors"]]
+        reference = shown[paper["title"]]
+        assert reference["authors"] == f"{', '.join(names[:-1])} and {names[-1]}"
+        assert reference.get("url") == paper.get("url") and str(paper.get("year", "")) in reference.get("where", "")
