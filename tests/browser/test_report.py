@@ -240,6 +240,36 @@ def test_checks_and_runs_have_cards_too(page):
     assert page.card["torch"] == "2.13.0"
 
 
+@pytest.mark.parametrize("name", ["pass", "fail", "skip"])
+def test_the_outcome_of_a_check_is_seen_in_its_cell(page, name):
+    """Whatever it is: n/a, too, whose class another rule of the page once moved off the screen."""
+    button = page.one("#checks .check button")
+    page.run("arguments[0].className = arguments[1]", button, name)
+    boxes = "return [arguments[0], arguments[0].parentElement].map((each) => each.getBoundingClientRect())"
+    inner, outer = page.run(boxes, button)
+    assert outer["left"] <= inner["left"] and inner["right"] <= outer["right"] and inner["width"] > 0
+
+
+@pytest.mark.parametrize(("width", "goes_on"), [(1300, False), (390, True)])
+def test_a_table_that_goes_on_to_the_right_says_so(page, width, goes_on):
+    page.size(width, 800)
+    hint = page.one(f"{TABLE} .sideways")
+    page.until(lambda: hint.is_displayed() == goes_on)
+    scroll = page.one(f"{TABLE} .scroll")
+    assert page.run("return arguments[0].scrollWidth > arguments[0].clientWidth + 1", scroll) == goes_on
+    assert not goes_on or hint.text == "8 columns: scroll sideways →"
+
+
+def test_the_header_of_a_long_table_stays(page):
+    page.size(390, 300)
+    scroll = page.one(f"{PUBLISHED} .scroll")
+    page.run("document.querySelector(arguments[0] + ' .unfold')?.click()", PUBLISHED)
+    page.run("arguments[0].scrollIntoView(); arguments[0].scrollTop = arguments[0].scrollHeight", scroll)
+    top = "return arguments[0].getBoundingClientRect().top"
+    header, row = page.one(f"{PUBLISHED} thead th"), page.one(f"{PUBLISHED} tbody tr")
+    assert abs(page.run(top, header) - page.run(top, scroll)) <= 2 and page.run(top, row) < page.run(top, scroll)
+
+
 def test_evidence_leads_to_its_cell(page):
     page.run("document.querySelectorAll('#claims details').forEach((each) => { each.open = true; })")
     page.click(page.one("#claims a[href='#dramoe-table2-1-1']"))

@@ -333,7 +333,7 @@ def test_claims_are_written_beside_the_cells(tree, moat, capsys):
     assert first["budget"].endswith(", 1 seed, 400 images attacked or classified")
     assert second["indication"] == "not testable here"
     assert second["indication_reason"].endswith(": the method dramoe is not part of scale smoke")
-    assert (second["verdict"], second["measured"], second["stated"]) == ("not-run", "", "5.48 ± 2 points")
+    assert (second["verdict"], second["measured"], second["stated"]) == ("not-run", "", "5.48 points, tolerance 2")
     text = (tree.base / "tables/claims.md").read_text()
     assert f"{float(first['measured']):.2f} [" in text and "not run: dramoe-table2: " in text
     lines = [line for line in text.splitlines() if line.startswith("|")]

@@ -315,6 +315,34 @@ def test_what_is_missing_is_in_the_csv_with_its_reason(tree, declare, draw):
     assert "Not drawn: digits (for CIFAR-10) / ResNet-18 / PGD-AT: not evaluated yet." in said
 
 
+@pytest.mark.parametrize("kind", ["router_history", "routing", "tsne", "heatmaps"])
+def test_what_a_scale_leaves_out_gets_no_empty_panel(tree, declare, draw, monkeypatch, kind):
+    panels = []
+    monkeypatch.setattr(style.Style, "empty", lambda self, axes, text: panels.append(text))
+    mart = {"label": "MART", "method": "mart"}
+    declare(kind, lines=[DATA, NET, {**METHODS, "points": [*METHODS["points"], mart]}])
+    fill(tree)
+    content, said = draw()
+    assert panels == [] and set(content["label"].str.split(" / ").str[-1]) == {"plain", "PGD-AT"}
+    assert "Not drawn: 1 of 3 that are not part of scale smoke." in said
+
+
+@pytest.mark.parametrize(("methods", "named"), [(["standard"], True), (["standard", "pgd-at"], False)])
+def test_the_cross_of_a_missing_bar_is_in_the_legend(tree, declare, draw, monkeypatch, methods, named):
+    legends = []
+    legend = style.Style.legend
+
+    def spy(self, figure, extra=None):
+        legend(self, figure, extra)
+        legends.append([text.get_text() for text in figure.legends[0].get_texts()])
+
+    monkeypatch.setattr(style.Style, "legend", spy)
+    declare("grouped_bars")
+    tree.everything(methods=methods)
+    draw()
+    assert ("not run" in legends[0]) == named
+
+
 def test_published_numbers_stand_beside_ours(tree, declare, draw, project):
     declare("grouped_bars", published={"table": "1"})
     header = "paper,table,dataset,arch,method,metric,setting,value,std\n"

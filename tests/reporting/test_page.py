@@ -10,6 +10,7 @@ import pytest
 from reporting_tree import Tree, cells, expected_text, make_stale
 
 from moat.reporting import cards
+from moat.reporting.page import _split_caption
 from moat.reporting.tables import count_published, read_cells
 from project_copy import edit_yaml
 
@@ -74,7 +75,7 @@ def test_page_is_one_file(built):
     linked = [address for address in reader.addresses if not address.startswith(("data:", "#"))]
     assert len(linked) == 4 + 2  # rows of four evaluations, two figures as PDF
     assert all((built.base / address).is_file() for address in linked)
-    assert sum(address.startswith("data:image/png;base64,") for address in reader.addresses) == 2
+    assert sum(address.startswith("data:image/") for address in reader.addresses) == 2
 
 
 def test_every_card_is_asked_for_and_leads_to_files(built):
@@ -156,7 +157,7 @@ def test_the_page_begins_with_a_sentence_for_each_paper(tree, moat):
     text = page(tree)
     first = text[text.index('<li id="paper-TRADES">') : text.index("</ul>", text.index('<li id="paper-TRADES">'))]
     said = " ".join(re.sub(r"<[^>]*>", " ", first).split())
-    assert "Published: 0.43 ± 2 points" in said and "1 seed, 400 images" in said
+    assert "Published: 0.43 points, tolerance 2." in said and "1 seed, 400 images" in said
     assert "unverified , undecided" in said and 'href="#claim-trades-over-pgd-at"' in first
     row = {
         row["method"]: row
@@ -166,6 +167,45 @@ def test_the_page_begins_with_a_sentence_for_each_paper(tree, moat):
     assert f"TRADES keeps {row['trades']['measured']:.1f} %" in said
     assert f"the best other row, PGD-AT, keeps {row['pgd-at']['measured']:.1f} %" in said
     assert text.index('id="paper-TRADES"') < text.index('id="unified-leaderboard"') < text.index('id="counts"')
+
+
+def test_a_paper_is_cited_where_it_is_spoken_of(tree, moat):
+    reference = {"authors": "Madry & others", "title": "Towards", "where": "ICLR 2018", "url": "https://x.org/1"}
+    edit_yaml(
+        tree.root.parent / "config/studies/dramoe.yaml", lambda study: study.update(paper="T", reference=reference)
+    )
+    tree.everything()
+    assert moat("report") == 0
+    cited = 'Madry &amp; others: <cite>Towards</cite>, <a href="https://x.org/1">ICLR 2018</a>'
+    first, study = page(tree).split('<section id="study-dramoe">')
+    assert f'<span class="muted reference">{cited}</span>' in first and f"Paper: {cited}." in study
+
+
+def test_without_published_numbers_none_are_counted(tree, moat):
+    tree.everything()
+    edit_yaml(tree.root.parent / "config/config.yaml", lambda content: content.update(studies=["unified"]))
+    assert moat("report") == 0
+    assert "How much was measured" in page(tree) and "tile v-" not in page(tree)
+
+
+@pytest.mark.parametrize(
+    ("caption", "shown"),
+    [
+        ("One. Two.", ("One. Two.", "")),
+        (f"One. {'Two. ' * 200}", ("One.", "Two. " * 200)),
+        ("a" * 1000, ("a" * 1000, "")),
+    ],
+)
+def test_only_a_long_caption_is_folded(caption, shown):
+    assert _split_caption(caption) == shown
+
+
+def test_that_all_is_stale_is_not_said_again_below_each_figure(tree, moat):
+    tree.everything()
+    for record in tree.base.rglob("*.json"):
+        make_stale(record)
+    assert moat("draw") == moat("report") == 0
+    assert "results are stale:" in page(tree) and "Stale: " not in page(tree)
 
 
 def test_claims_open_the_page_and_agree_with_the_csv(built):

@@ -187,6 +187,32 @@ def test_a_picture_is_embedded_pixel_for_pixel(tmp_path, size, kind):
         assert np.array_equal(np.asarray(embedded.convert("RGB")), np.asarray(original))
 
 
+@pytest.mark.parametrize(("inches", "shown"), [(3.5, 437), (7.16, 894)])
+def test_figures_of_any_width_are_shown_at_one_size_of_letters(inches, shown):
+    """A narrow figure is not blown up to the width of the page."""
+    assert pictures.Picture("data:", round(300 * inches), 300).shown == (shown, 125)
+
+
+def test_what_the_scale_leaves_out_comes_last_and_is_one_group(tree, found, moat):
+    tree.everything(methods=["standard"])
+    missing = found(records.not_run)
+    groups = [each["about_scale"] for each in missing]
+    assert groups == sorted(groups) and groups.count(False) == 2 and groups.count(True) > 2
+    assert moat("report") == 0
+    page = (tree.base / "report.html").read_text()
+    left_out = sum(each["count"] for each in missing if each["about_scale"])
+    assert f"<b>{left_out}</b> × not part of scale smoke: {groups.count(True)} reasons" in page
+
+
+def test_evidence_is_not_said_to_lack_tables_and_figures(tree, found):
+    """Nothing records what they were made of."""
+    tree.everything()
+    names = [rule["name"] for rule in found(summarise)["rules"]]
+    assert names == ["prepare", "train", "evaluate", "verify", "tabulate", "draw"]
+    tree.root = tree.root.rename(tree.root.with_name("evidence"))
+    assert [rule["name"] for rule in found(summarise)["rules"]] == ["train", "evaluate", "verify"]
+
+
 def test_a_broken_picture_is_named(tmp_path):
     (tmp_path / "figure.png").write_bytes(b"no picture")
     with pytest.raises(DataError, match=r"figure\.png: not a readable PNG .*`moat draw` makes it"):

@@ -220,7 +220,7 @@ def test_a_setting_that_a_suite_was_given_later_is_not_run(tree, moat):
     measured = cells[cells["verdict"] != "not-run"]
     assert len(measured) and len(cells) > len(measured)
     markdown = "".join(each.read_text() for each in (tree.base / "tables").glob("*.md"))
-    assert "had no pgd50 yet when this was evaluated" in markdown
+    assert "evaluated before the suite dramoe had all settings that this needs" in markdown
 
 
 @pytest.mark.parametrize(

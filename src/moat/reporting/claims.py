@@ -4,7 +4,7 @@
 (:mod:`moat.reporting.claims_tables`) and the top of the page are made from these:
 
     id, study, paper, text    what is claimed, and where
-    stated                    as a phrase, e.g. ``4.02 ± 2 points``; ``unit``: ``points``, ``%``, ``% less``, …
+    stated                    as a phrase, e.g. ``4.02 points, tolerance 2``; ``unit``: ``points``, ``%``, ``% less``, …
     published_line            the line of config/published/<study>.csv that states it, or None
     measured                  {value, low, high} under the correct protocol, or None
     compared                  of how many cells, or pairs, ``measured`` is the one that decides; None: it is their mean
@@ -271,8 +271,9 @@ def _stated(project: Project, name: str, spec, unit: str) -> tuple[Band, str, in
     else:
         phrase = f"{low:g}" if low == high else f"{low:g} to {high:g}"
     each = "each " if spec.get("over") == "each" else ""
-    allowed = f" ± {tolerance:g}" if tolerance or not bound else ""
-    return Band(low - tolerance, high + tolerance), f"{each}{phrase}{allowed} {unit}", line
+    # No "±": beside a published number that is its spread between runs.
+    allowed = f", tolerance {tolerance:g}" if tolerance or not bound else ""
+    return Band(low - tolerance, high + tolerance), f"{each}{phrase} {unit}{allowed}", line
 
 
 def _pairs(name: str, spec, cells: Mapping[str, list[Cell]]) -> list[tuple[Cell, ...]]:

@@ -1,5 +1,6 @@
 """Tables as LaTeX, for ``\\usepackage{booktabs,graphicx}``."""
 
+from moat.reporting.labels import spelled
 from moat.reporting.layout import Entry, Layout
 
 _ESCAPES = {
@@ -22,6 +23,7 @@ _FIT = r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{"
 def render(layout: Layout) -> str:
     """A ``table`` float, shrunk to the width of the page, with published numbers in italics below the measured ones."""
     table = layout.table
+    rows, notes = layout.shown()
     lines = [
         "% needs \\usepackage{booktabs,graphicx}",
         "\\begin{table}",
@@ -30,16 +32,18 @@ def render(layout: Layout) -> str:
         f"\\label{{tab:{_label(table.study)}-{_label(table.name)}}}",
         f"{_FIT}\\begin{{tabular}}{{l{'r' * len(table.columns)}}}",
         "\\toprule",
-        _line(["", *map(escape, table.columns)]),
+        _line([escape(layout.shared), *(escape(spelled(column)) for column in table.columns)]),
         "\\midrule",
-        *(line for label, entries in layout.rows for line in _row(label, entries)),
+        *(line for label, entries in rows for line in _row(label, entries)),
         "\\bottomrule",
         "\\end{tabular}}",
     ]
-    if layout.notes:
-        notes = (f"\\textsuperscript{{{mark}}} {escape(text)}." for mark, text in layout.notes)
+    said = [f"\\textsuperscript{{{mark}}} {escape(text)}." for mark, text in notes]
+    if layout.empty:
+        said.insert(0, f"Not run: {escape('; '.join(layout.empty))}.")
+    if said:
         lines.append("\\par\\smallskip\\begin{minipage}{\\linewidth}\\footnotesize\\raggedright")
-        lines += [f"{note}\\\\" if i + 1 < len(layout.notes) else note for i, note in enumerate(notes)]
+        lines += [f"{note}\\\\" if i + 1 < len(said) else note for i, note in enumerate(said)]
         lines.append("\\end{minipage}")
     return "\n".join([*lines, "\\end{table}"]) + "\n"
 

@@ -2,22 +2,26 @@
 
 A measured number is printed with its interval. The published one stands apart from it, as ``published 62.1``, and so
 does what an alternative protocol gives, as ``advmoe-released 61.8``. An ``unverified`` number carries that word and a
-note with the reason; a cell without a number says ``not run``, and why.
+note with the reason; a cell without a number says ``not run``, or ``n/a`` where there can be none, and why. What is
+noted of all numbers of a table is said once.
 """
 
 import string
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
 
 from moat.config.grid import Cell, Table
 from moat.reporting import measures, provenance
+from moat.reporting.labels import shared_parts, without_shared
 from moat.reporting.results import Results
-from moat.reporting.tables import is_counted, not_run_reason, reasons_of, records, stand_ins
+from moat.reporting.tables import DOES_NOT_APPLY, distrusted, is_counted, not_run_reason, reasons_of, records, stand_ins
 
-NOT_RUN = "not run"
+NOT_RUN, NOT_APPLICABLE = "not run", "n/a"
+#: The mark of what is noted of all numbers of a table.
+ALL = "all"
 _OUTCOMES = ("reproduced", "explained", "above", "below")
 
 
@@ -58,10 +62,15 @@ class Entry:
         return is_counted(self.values["published"], self.values["metric"])
 
     @property
+    def is_not_applicable(self) -> bool:
+        """Whether there can be no measurement: an attack on the router of a net without one."""
+        return self.reason is not None and self.reason.startswith(DOES_NOT_APPLY)
+
+    @property
     def text(self) -> str:
         """What is printed for the measurement."""
         if self.measured is None:
-            return NOT_RUN
+            return NOT_APPLICABLE if self.is_not_applicable else NOT_RUN
         return f"unverified: {self.measured}" if self.verdict == "unverified" else self.measured
 
     @property
@@ -69,7 +78,8 @@ class Entry:
         """``published 62.1`` and, where the two may be compared, the outcome."""
         if self.published is None:
             return None
-        outcome = f" ({self.verdict})" if self.verdict in _OUTCOMES else ""
+        word = "matches" if self.verdict == "reproduced" and not self.is_counted else self.verdict
+        outcome = f" ({word})" if self.verdict in _OUTCOMES else ""
         return f"published {self.published}{outcome}"
 
     @property
@@ -88,39 +98,74 @@ class Layout:
     notes: tuple[tuple[str, str], ...]
     command: str
 
+    @property
+    def shared(self) -> str:
+        """What the labels of all rows share, such as data set and net."""
+        return shared_parts(self.table.rows)
+
+    @property
+    def labels(self) -> list[str]:
+        """The rows' labels without it."""
+        return without_shared(self.table.rows)
+
+    @property
+    def empty(self) -> list[str]:
+        """The labels of the rows without any number, measured or published; none where no row has one."""
+        has = {label: any(entry.measured or entry.published for entry in entries) for label, entries in self.rows}
+        empty = [short for (label, _), short in zip(self.rows, self.labels, strict=True) if not has[label]]
+        return empty if any(has.values()) else []
+
+    def shown(self) -> tuple[list[tuple[str, tuple[Entry, ...]]], list[tuple[str, str]]]:
+        """The rows but those of :attr:`empty`, with their short labels, and the notes whose marks are in them."""
+        labelled = zip(self.labels, self.rows, strict=True)
+        rows = [(short, entries) for short, (_, entries) in labelled if short not in self.empty]
+        used = {ALL, *(mark for _, entries in rows for entry in entries for mark in entry.marks)}
+        return rows, [(mark, text) for mark, text in self.notes if mark in used]
+
 
 def arrange(table: Table, content: pd.DataFrame, results: Results) -> Layout:
     """Pivot a table's long frame (see :func:`moat.reporting.tables.table_frame`), whose rows are its cells in order."""
-    marks: dict[str, str] = {}
     rows = iter(records(content))
-    measured = content[content["measured"].notna()]
-    all_stale = len(measured) > 0 and all("stale" in reasons_of(row)[1] for row in records(measured))
-    entries = [_entry(cell, [next(rows) for _ in cell.each()], results, marks, all_stale) for cell in table.cells]
+    found = [_entry(cell, [next(rows) for _ in cell.each()], results) for cell in table.cells]
     assert next(rows, None) is None, f"{table.study}-{table.name}: more rows than cells"
+    # Said once, where it would be a mark at every number; what a check found stays where the number is.
+    noted = [set(notes) - set(map(explain, distrusted(entry.values))) for entry, notes in found if entry.measured]
+    common = set.intersection(*noted) if len(noted) > 1 else set()
+    texts = dict.fromkeys(note for _, notes in found for note in notes if note not in common)
+    # What a scale leaves out is often a long list of its own: its marks follow the others.
+    marks = {note: _mark(number) for number, note in enumerate(sorted(texts, key=is_about_scale))}
+    entries = [replace(entry, marks=_sorted(marks[note] for note in notes if note in marks)) for entry, notes in found]
     width = len(table.columns)
     lines = tuple((label, tuple(entries[i * width : (i + 1) * width])) for i, label in enumerate(table.rows))
-    notes = tuple((mark, text) for text, mark in marks.items())
-    # Said once, where it would be a mark at every number.
-    notes += (("all", explain("stale")),) if all_stale else ()
+    said = [note for _, notes in found for note in notes if note in common]
+    notes = tuple((mark, text) for text, mark in marks.items()) + tuple((ALL, text) for text in dict.fromkeys(said))
     return Layout(table, lines, notes, provenance.table_command(table, results.scale))
 
 
-def _entry(
-    cell: Cell, rows: list[Mapping[str, Any]], results: Results, marks: dict[str, str], all_stale: bool
-) -> Entry:
-    """Of the rows of a cell and its alternative protocols; adds its notes to ``marks``, note -> mark."""
+def is_about_scale(note: str) -> bool:
+    """Whether a note, or a reason, says that the scale leaves something out."""
+    return "is not part of scale" in note
+
+
+def _sorted(marks: Iterable[str]) -> tuple[str, ...]:
+    return tuple(sorted(marks, key=lambda mark: (len(mark), mark)))
+
+
+def _entry(cell: Cell, rows: list[Mapping[str, Any]], results: Results) -> tuple[Entry, list[str]]:
+    """Of the rows of a cell and its alternative protocols, without marks; and the notes on it."""
     values, *alternatives = rows
     assert (values["row"], values["column"]) == (cell.row, cell.column)
     verdict, reason = values["verdict"] or "", None
     if verdict == "not-run":
         reason = not_run_reason(cell, results) or "not evaluated yet"
-        notes = [f"not run: {reason}"]
+        why = reason.removeprefix(DOES_NOT_APPLY)
+        notes = [f"{NOT_APPLICABLE}: {why}" if why != reason else f"{NOT_RUN}: {reason}"]
     else:
         reasons, _ = reasons_of(values)
         if verdict == "unverified" and not reasons:
             reasons = ["interval-too-wide"]
         # Those of the alternative protocols, too: their numbers stand in the same cell.
-        remarks = [] if all_stale else [remark for row in rows for remark in reasons_of(row)[1]]
+        remarks = [remark for row in rows for remark in reasons_of(row)[1]]
         notes = [explain(name) for name in dict.fromkeys([*reasons, *stand_ins(cell), *remarks])]
         # What may explain the number and is missing is said, for else it would seem that nothing does.
         notes += [f"not run under {each.protocol}: {each.not_run}" for each in cell.alternatives if each.not_run]
@@ -130,7 +175,7 @@ def _entry(
         published = (published if isinstance(published, str) else f"{published:g}") + (
             f" ± {spread:g}" if spread else ""
         )
-    return Entry(
+    entry = Entry(
         cell=cell,
         values=values,
         number=number,
@@ -142,10 +187,11 @@ def _entry(
         ),
         verdict=verdict,
         reason=reason,
-        marks=tuple(sorted((marks.setdefault(note, _mark(len(marks))) for note in notes), key=lambda m: (len(m), m))),
+        marks=(),
         record=provenance.record(cell, results),
         command=provenance.cell_command(cell, results.scale),
     )
+    return entry, notes
 
 
 _EXPLAINED = {

@@ -1,5 +1,6 @@
 """``report.html``: one self-contained page with everything that a scale measured, and what it did not."""
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,8 +23,8 @@ from moat.reporting import (
     summary,
     usage,
 )
-from moat.reporting.labels import shared_parts, spelled, without_shared
-from moat.reporting.layout import arrange, explain_distrust
+from moat.reporting.labels import spelled
+from moat.reporting.layout import Layout, arrange, explain_distrust, is_about_scale
 from moat.reporting.results import Results
 from moat.reporting.tables import (
     OUTCOMES,
@@ -44,6 +45,8 @@ MEANINGS = {
     "unverified": "a check failed, too little was measured, or budget or data are not the paper's",
     "not run": "there is no measurement; the reason is given",
 }
+# Characters of a caption above which it keeps a table off the screen.
+LONG_CAPTION = 600
 # What the card of a run shows of its record, under which name.
 _RUN_CARD = {
     "recipe version": "recipe_version",
@@ -67,14 +70,14 @@ def render(project: Project, grid: Grid, statuses: Statuses, results: Results) -
     scale = project.scale(grid.scale)
     for table in grid.tables:
         results.expect(table.cells)
-    sections = [_study(project, name, grid, results, scale) for name in statuses.studies]
+    ran = _ran(grid, results, statuses)
+    sections = [_study(project, name, grid, results, scale, ran) for name in statuses.studies]
     # A scale may leave out all that a study has.
     sections = [section for section in sections if section["tables"] or section["figures"]]
     tables = [table for section in sections for table in section["tables"]]
     cells = frame(record for table in tables for record in table["content"].to_dict("records"))
     claimed = [_claim(claim, tables) for claim in claims.evaluate(project, grid, cells, statuses.studies)]
     first = next((table for table in tables if table["id"] == summary.LEADERBOARD and not table["idle"]), None)
-    ran = _ran(grid, results, statuses)
     details = {key: card for table in tables for key, card in table["cards"].items()}
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("moat.reporting"),
@@ -86,7 +89,8 @@ def render(project: Project, grid: Grid, statuses: Statuses, results: Results) -
     environment.filters["quantity"] = formatting.quantity
     environment.filters["points"] = lambda fraction: "–" if fraction is None else f"{100 * fraction:.1f}"
     environment.filters["spelled"] = spelled
-    environment.tests["about_scale"] = lambda note: "is not part of scale" in note[1]
+    environment.filters["split_caption"] = _split_caption
+    environment.tests["about_scale"] = lambda note: is_about_scale(note[1])
     return environment.get_template("page.html.j2").render(
         **_overview(grid, cells, sections),
         **ran,
@@ -106,6 +110,12 @@ def render(project: Project, grid: Grid, statuses: Statuses, results: Results) -
     )
 
 
+def _split_caption(caption: str) -> tuple[str, str]:
+    """The first sentence of a long caption and the rest, which is folded; a short one is shown as it is."""
+    first, end, rest = caption.partition(". ")
+    return (first + ".", rest) if end and len(caption) > LONG_CAPTION else (caption, "")
+
+
 def _up(results: Results) -> str:
     """From a scale's folder to the project's root, also for a copy of the results elsewhere."""
     depth = len(paths.evidence().parts) if results.is_evidence else 1
@@ -118,16 +128,20 @@ def _published(sections: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
     return next((figure for figure in shown if figure["id"] == summary.PUBLISHED), None)
 
 
-def _study(project: Project, name: str, grid: Grid, results: Results, scale) -> dict[str, Any]:
+def _study(project: Project, name: str, grid: Grid, results: Results, scale, ran) -> dict[str, Any]:
     spec = project.study(name)
     return {
         "name": name,
         "title": spec["title"],
         "description": spec["description"],
         "paper": spec.get("paper"),
+        "reference": summary.reference(spec),
         "tolerance": spec["tolerance"],
         "tables": [_table(table, results, scale) for table in grid.tables if table.study == name],
-        "figures": [_figure(figure, results) for figure in grid.figures if figure.study == name],
+        # That everything is stale, the page says once.
+        "figures": [
+            _figure(figure, results, stale=ran["stale_shown"]) for figure in grid.figures if figure.study == name
+        ],
     }
 
 
@@ -140,23 +154,23 @@ def _table(table: Table, results: Results, scale) -> dict[str, Any]:
         "layout": layout,
         # Whether nothing of it was measured.
         "idle": not any(entry.measured for _, entries in layout.rows for entry in entries),
-        "shared": shared_parts(table.rows),
-        "labels": without_shared(table.rows),
-        "counts": _counts(content),
+        "shared": layout.shared,
+        "labels": layout.labels,
+        "counts": _table_counts(layout),
         "cards": cards.of_table(name, layout, results),
         "csv": pictures.data_address("text/csv;charset=utf-8", to_csv(content).encode()),
         "command": layout.command,
     }
 
 
-def _figure(figure: Figure, results: Results) -> dict[str, Any]:
+def _figure(figure: Figure, results: Results, *, stale: bool) -> dict[str, Any]:
     base = paths.figure(results.scale, figure.study, figure.name)
     png, csv = (results.file(f"{base}.{suffix}") for suffix in ("png", "csv"))
     return {
         "id": f"{figure.study}-{figure.name}",
         "title": figure.title,
         "caption": figure.caption,
-        "notes": figures.notes(figure, results),
+        "notes": figures.notes(figure, results, stale=stale),
         "idle": not figures.shows_something(figure, results),
         "image": pictures.read(png) if png.exists() else None,
         "csv": pictures.table(csv, provenance.address(f"{base}.csv", results.scale)) if csv.exists() else None,
@@ -191,6 +205,22 @@ def _claim(claim: dict[str, Any], tables: Sequence[dict[str, Any]]) -> dict[str,
 def _counts(content) -> list[tuple[str, int]]:
     counts = count_verdicts(content)
     return [(name, counts[name]) for name in (*VERDICTS, "measured") if name in counts]
+
+
+def _table_counts(layout: Layout) -> list[tuple[str, str]]:
+    """(verdict, how many cells have it, in words) of a table. What is no number is not reproduced, it matches."""
+    entries = [entry for _, row in layout.rows for entry in row]
+    matching = sum(entry.verdict == "reproduced" and not entry.is_counted for entry in entries)
+    absent = sum(entry.is_not_applicable for entry in entries)
+    counts = Counter(entry.verdict or "measured" for entry in entries)
+    said = {name: f"{counts[name]} {name.replace('-', ' ')}" for name in (*VERDICTS, "measured") if counts[name]}
+    if matching:
+        some = f"{counts['reproduced'] - matching} reproduced, " if matching < counts["reproduced"] else ""
+        said["reproduced"] = f"{some}{matching} as the paper says"
+    if absent:
+        some = f"{counts['not-run'] - absent} not run, " if absent < counts["not-run"] else ""
+        said["not-run"] = f"{some}{absent} n/a"
+    return list(said.items())
 
 
 def _overview(grid: Grid, cells, sections: Sequence[dict[str, Any]]) -> dict[str, Any]:

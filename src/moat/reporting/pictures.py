@@ -12,6 +12,8 @@ from moat.base.errors import DataError
 # In bytes. To keep the page light, a larger PNG is embedded as lossless WebP and a larger CSV is only linked.
 LARGE_PICTURE = 100_000
 LARGE_TABLE = 200_000
+# CSS pixels (96 an inch) for each pixel of a figure (300 an inch), so that its small print is as large as the page's.
+SHOWN = 1.3 * 96 / 300
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,11 @@ class Picture:
     address: str
     width: int
     height: int
+
+    @property
+    def shown(self) -> tuple[int, int]:
+        """Width and height on the page: text is as large in a narrow figure as in a wide one."""
+        return round(SHOWN * self.width), round(SHOWN * self.height)
 
 
 def read(path: Path) -> Picture:

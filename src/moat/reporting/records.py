@@ -7,6 +7,7 @@ from moat.config import paths
 from moat.config.cell_spec import CORRECT
 from moat.config.grid import Cell, Grid, Run
 from moat.reporting import formatting, provenance
+from moat.reporting.layout import is_about_scale
 from moat.reporting.results import Results
 from moat.reporting.tables import not_run_reason
 
@@ -128,7 +129,7 @@ def _check(check: Mapping[str, Any]) -> dict[str, str]:
 def not_run(grid: Grid, results: Results) -> list[dict[str, Any]]:
     """What has no measurement: one record per reason, with its cells by table or figure.
 
-    Among them the alternative protocols whose nets the scale does not train.
+    Among them the alternative protocols whose nets the scale does not train. What the scale leaves out comes last.
     """
 
     def under(cell: Cell) -> str:
@@ -148,8 +149,13 @@ def not_run(grid: Grid, results: Results) -> list[dict[str, Any]]:
         if (reason := not_run_reason(cell, results)) is not None:
             reasons.setdefault(reason, {}).setdefault(where, []).append(label)
     return [
-        {"reason": reason, "count": sum(map(len, places.values())), "places": places}
-        for reason, places in reasons.items()
+        {
+            "reason": reason,
+            "count": sum(map(len, reasons[reason].values())),
+            "places": reasons[reason],
+            "about_scale": is_about_scale(reason),
+        }
+        for reason in sorted(reasons, key=is_about_scale)
     ]
 
 

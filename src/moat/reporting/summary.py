@@ -19,20 +19,28 @@ def sentences(
     """One dict per paper of the studies.
 
     Returns:
-        ``paper``; ``claim``: its headline claim or None; ``counts``: indication or, at a comparable scale, verdict ->
-        number of its claims; ``row``: what the leaderboard has of the paper's own method, see :func:`_row`.
+        ``paper``; ``reference``: see :func:`reference`; ``claim``: its headline claim or None; ``counts``: indication
+        or, at a comparable scale, verdict -> number of its claims; ``row``: what the leaderboard has of the paper's own
+        method, see :func:`_row`.
     """
     found = []
     for study in studies:
-        paper = project.study(study).get("paper")
+        spec = project.study(study)
+        paper = spec.get("paper")
         if paper is None:
             continue
         own = [claim for claim in claims if claim["study"] == study and claim["paper"] == paper]
         said = [claim["indication"]["word"] if claim["indication"] else claim["verdict"] for claim in own]
         headline = next((claim for claim in own if claim["headline"]), None)
         counts = Counter(said).most_common()
-        found.append({"paper": paper, "claim": headline, "counts": counts, "row": _row(paper, leaderboard)})
+        about = {"paper": paper, "reference": reference(spec), "claim": headline}
+        found.append({**about, "counts": counts, "row": _row(paper, leaderboard)})
     return found
+
+
+def reference(spec: Mapping[str, Any]) -> dict[str, str | None] | None:
+    """How a study's paper is cited: ``authors``, ``title``, and ``where`` and ``url`` or None."""
+    return {"where": None, "url": None, **spec["reference"]} if "reference" in spec else None
 
 
 def _row(paper: str, leaderboard: Layout | None) -> dict[str, Any] | None:

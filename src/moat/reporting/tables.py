@@ -28,6 +28,8 @@ COLUMNS = [
     *("measured", "measured_std", "ci_low", "ci_high", "n", "seeds", "verdict", "checks_failed"),
 ]
 VERDICTS = ("reproduced", "explained", "above", "below", "unverified", "not-run")
+# How the reason begins why there can be no number.
+DOES_NOT_APPLY = "does not apply: "
 # Entries of checks_failed that do not change the verdict.
 REMARKS = ("stale",)
 # Entries, or their beginnings, that keep a number from being compared with a published one, and say nothing against it.
@@ -110,9 +112,10 @@ def does_not_apply(cell: Cell, run: Run, results: Results) -> str | None:
     left_out, measured = results.not_applicable(run, cell.suite), results.measured_settings(run, cell.suite)
     for _, settings in measures.get(cell.measure).wanted(cell):
         if all(setting in left_out for setting in settings):
-            return f"does not apply: {left_out[settings[0]]}"
-        if new := [each for each in settings if measured and each not in {*measured, *left_out}]:
-            return f"the suite {cell.suite} had no {new[0]} yet when this was evaluated: evaluate again"
+            return f"{DOES_NOT_APPLY}{left_out[settings[0]]}"
+        # Which setting it is would make a note of its own for every column.
+        if measured and not {*measured, *left_out}.issuperset(settings):
+            return f"evaluated before the suite {cell.suite} had all settings that this needs: evaluate again"
     return None
 
 

@@ -41,16 +41,17 @@ def _rules(
 
     Times and memory are those that the results' own records state; nothing states them of tables and figures.
     """
+    evidence, shown = results.is_evidence, statuses.shown
     prepared = [results.file(paths.prepared(grid.scale, name)) for name in grid.datasets]
     asked = [
-        # Evidence keeps no data.
-        ("prepare", "data sets as tensors", [] if results.is_evidence else [_there(path) for path in prepared]),
+        # Evidence keeps no data, and no record of what its tables and figures were made of.
+        ("prepare", "data sets as tensors", [_there(path) for path in prepared if not evidence]),
         ("train", "trained models", [statuses.of_result("run", run) for run in grid.runs]),
         ("evaluate", "evaluations", [statuses.of_result("evaluation", e.run, e.suite) for e in grid.evaluations]),
         ("verify", "checks", [statuses.of_result("check", run) for run in grid.checks]),
         ("probe", "model internals", [statuses.of_result("probe", each.run, each.name) for each in grid.probes]),
-        ("tabulate", "tables", [statuses.of_shown(each) for each in statuses.shown if each.kind == "table"]),
-        ("draw", "figures", [statuses.of_shown(each) for each in statuses.shown if each.kind == "figure"]),
+        ("tabulate", "tables", [statuses.of_shown(each) for each in shown if each.kind == "table" and not evidence]),
+        ("draw", "figures", [statuses.of_shown(each) for each in shown if each.kind == "figure" and not evidence]),
     ]
     records = []
     for name, makes, found in asked:

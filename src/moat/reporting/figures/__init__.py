@@ -15,7 +15,7 @@ import csv
 import importlib
 import pkgutil
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -120,14 +120,25 @@ def shows_something(figure: Figure, results: Results) -> bool:
         return any(row.get("measured") for row in csv.DictReader(stream))
 
 
-def notes(figure: Figure, results: Results) -> list[str]:
-    """What a figure must say beside its caption: lines that are not drawn, stand-ins, failed checks."""
+def of_the_scale(figure: Figure) -> Figure:
+    """The figure without the lines that its scale leaves out, for kinds that give each line a panel; all of them where
+    the scale has none."""
+    lines = tuple(line for line in figure.lines if line.cell.not_run is None)
+    return replace(figure, lines=lines or figure.lines)
+
+
+def notes(figure: Figure, results: Results, *, stale: bool = True) -> list[str]:
+    """What a figure must say beside its caption: lines that are not drawn, stand-ins, failed checks.
+
+    Args:
+        stale: whether to name the lines that are stale.
+    """
     frames, said = Frames(results), []
     reasons: dict[str, list[str]] = {}
     left_out = 0
     unverified: dict[str, list[str]] = {}
     before = drawn_before(figure, results)
-    stale = [line.label for line in figure.lines if any(map(results.stale, line.cell.each()))]
+    outdated_lines = [line.label for line in figure.lines if stale and any(map(results.stale, line.cell.each()))]
     for line in figure.lines:
         reason = not_run_reason(line.cell, results)
         if reason is not None and line.label not in before and reason == line.cell.not_run:
@@ -142,7 +153,7 @@ def notes(figure: Figure, results: Results) -> list[str]:
         outdated = (probe for probe in line.cell.probes if results.is_probe_outdated(probe.run, probe.name))
         said += [f"Outdated: {line.label}: trained again since." for _ in outdated]
     said += [f"Unverified: {_named(figure, labels)}: {checks}." for checks, labels in unverified.items()]
-    said += [f"Stale: {_named(figure, stale)}."] if stale else []
+    said += [f"Stale: {_named(figure, outdated_lines)}."] if outdated_lines else []
     said += [f"Drawn before: {_named(figure, before)}: the arrays of the probe are missing here."] if before else []
     missing = [f"Not drawn: {_named(figure, labels)}: {reason}." for reason, labels in reasons.items()]
     if left_out:

@@ -43,6 +43,9 @@ def draw(axes, rows: pd.DataFrame, group: str, numbers: Mapping[str, int], style
                 axes.plot(place, bar["published"], color=look["facecolor"], zorder=5, **style.published_marker)
         # An empty bar for the legend: a bar that is drawn may be hatched.
         axes.bar(places[0], 0, width, label=name if bars["measured"].notna().any() else f"{name}{NOT_RUN}", **look)
+    if rows["measured"].isna().any():
+        look = {"marker": "x", "markersize": 2.6, "linestyle": "none", "color": style.muted}
+        axes.plot([], [], label="not run", **look)
     if any(distrusted(bar) for _, bar in rows.iterrows() if pd.notna(bar["measured"])):
         hatched = {"facecolor": style.muted, "alpha": 0.55, "hatch": "//////", "edgecolor": "white"}
         axes.bar(0, 0, width, label="hatched: a check failed", **hatched)

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from moat.config.grid import Figure
-from moat.reporting.figures import Frames, check_options
+from moat.reporting.figures import Frames, check_options, of_the_scale
 from moat.reporting.style import Style
 from moat.reporting.tables import not_run_reason
 
@@ -26,6 +26,7 @@ def draw(figure: Figure, frames: Frames, style: Style):
         255, heat from 0 to 1, and the image's index, its class and the predicted one).
     """
     check_options(figure, [])
+    figure = of_the_scale(figure)
     probes = {line.label: frames.probe(line) for line in figure.lines if frames.evaluated(line)}
     number = _choose(list(probes.values())) if probes else 0
     canvas, grid = style.new(len(figure.lines), 4, height=1.25, width=style.column_width * 1.35)

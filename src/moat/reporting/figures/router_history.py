@@ -9,7 +9,7 @@ import re
 import pandas as pd
 
 from moat.config.grid import Figure
-from moat.reporting.figures import Frames, check_options
+from moat.reporting.figures import Frames, check_options, of_the_scale
 from moat.reporting.style import Style
 
 SHOWS = "history"
@@ -27,6 +27,7 @@ def draw(figure: Figure, frames: Frames, style: Style):
         (clean or adversarial), value: a fraction from 0 to 1, or nats).
     """
     check_options(figure, [])
+    figure = of_the_scale(figure)
     rows = [row for line in figure.lines for row in _rows(line, frames)]
     content = pd.DataFrame(rows, columns=_COLUMNS).astype({"expert": "Int64"})
     count = max(1, len(figure.lines))

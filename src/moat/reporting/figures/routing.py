@@ -8,7 +8,7 @@ import pandas as pd
 from scipy.special import softmax
 
 from moat.config.grid import Figure
-from moat.reporting.figures import Frames, check_options
+from moat.reporting.figures import Frames, check_options, of_the_scale
 from moat.reporting.labels import SEPARATOR
 from moat.reporting.style import Style
 from moat.reporting.tables import not_run_reason
@@ -29,6 +29,7 @@ def draw(figure: Figure, frames: Frames, style: Style):
         weight is the fraction of all images whose weight for the expert lies from low to high.
     """
     check_options(figure, [])
+    figure = of_the_scale(figure)
     rows = [row for line in figure.lines if frames.evaluated(line) for row in _rows(line, frames)]
     content = pd.DataFrame(rows, columns=_COLUMNS)
     canvas, grid = style.new(len(figure.lines), 3, height=2.2, width=style.page_width)

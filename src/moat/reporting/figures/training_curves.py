@@ -11,7 +11,7 @@ from moat.reporting.figures import Frames, check_options, heading
 from moat.reporting.style import Style
 
 SHOWS = "history"
-_PANELS = {"loss": "training loss", "validation_accuracy": "validation accuracy (%), clean or attacked"}
+_PANELS = {"loss": "training loss", "validation_accuracy": "validation accuracy (%),\nclean or attacked"}
 _COLUMNS = ["label", "dataset", "arch", "method", "seed", "epoch", "lr", "loss", "validation_accuracy"]
 
 

@@ -14,7 +14,7 @@ from sklearn.manifold import TSNE
 
 from moat.config.grid import Figure
 from moat.reporting.drawing import Line2D
-from moat.reporting.figures import Frames, check_options
+from moat.reporting.figures import Frames, check_options, of_the_scale
 from moat.reporting.style import Style
 from moat.reporting.tables import not_run_reason
 
@@ -27,6 +27,7 @@ _COLUMNS = ["label", "images", "index", "class", "predicted", "x", "y"]
 def draw(figure: Figure, frames: Frames, style: Style):
     """The matplotlib figure and its points (DataFrame with label, images, index, class, predicted, x, y)."""
     check_options(figure, [])
+    figure = of_the_scale(figure)
     probes = {line.label: frames.probe(line) for line in figure.lines if frames.evaluated(line)}
     parts = [part for label, probe in probes.items() for part in _embeddings(label, probe)]
     content = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=_COLUMNS)

@@ -21,8 +21,9 @@
     if (rows.length > 3) tools.append(search(filter));
     tools.append(filter.status);
     const idle = rows.filter((row) => row.classList.contains("idle")).length;
-    if (idle && idle < rows.length) tools.append(unfold(filter, `${idle} ${table.dataset.what} that were not run`));
+    if (idle && idle < rows.length) tools.append(unfold(filter, `${counted(idle, table.dataset.what)} not run`));
     else filter.folded = false;
+    tools.append(sideways(table));
     table.parentElement.before(tools);
     apply(filter);
     return filter;
@@ -45,6 +46,20 @@
     button.addEventListener("click", () => filter.fold(!filter.folded));
     button.textContent = `Show ${what}`;
     return button;
+  }
+
+  function counted(number, what) {
+    return `${number} ${number === 1 ? what.replace(/s$/, "") : what}`;
+  }
+
+  // Says that a table goes on to the right, where it does.
+  function sideways(table) {
+    const hint = document.createElement("span");
+    hint.className = "sideways";
+    hint.textContent = `${table.tHead.rows[0].cells.length} columns: scroll sideways \u2192`;
+    const scroll = table.parentElement;
+    new ResizeObserver(() => (hint.hidden = scroll.scrollWidth <= scroll.clientWidth + 1)).observe(scroll);
+    return hint;
   }
 
   // A link to a row or cell that is folded away unfolds it.
