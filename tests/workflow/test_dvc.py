@@ -37,6 +37,9 @@ class Shared(Workflow):
     def models(self):
         return {method: hash_file(self.root / MODELS / method / "seed0/model.safetensors") for method in METHODS}
 
+    def metrics(self) -> dict:
+        return json.loads((self.root / "results/tiny/metrics.json").read_text())
+
     def clone(self, root: Path) -> "Shared":
         subprocess.run(["git", "clone", "--quiet", str(self.root), str(root)], check=True)
         other = Shared(root)
@@ -90,6 +93,10 @@ def test_a_second_repro_starts_nothing(shared):
 def test_git_keeps_no_results_and_dvc_all_of_them(shared):
     listed = subprocess.run(["git", "ls-files", "results"], cwd=shared.root, capture_output=True, text=True).stdout
     assert not listed
+    stages = yaml.safe_load((shared.root / "dvc.yaml").read_text().replace("${scale}", "tiny"))["stages"].values()
+    kept = {Path(path) for stage in stages for each in [*stage["outs"], *stage.get("metrics", [])] for path in each}
+    made = {path.relative_to(shared.root) for path in (shared.root / "results/tiny").rglob("*") if path.is_file()}
+    assert not {path for path in made if not {path, *path.parents} & kept}
     for name in ("runs", "evaluations", "checks", "data", "tables", "figures"):
         assert not any(path.is_symlink() for path in (shared.root / "results/tiny" / name).rglob("*")), name
         # A hard link to the cache would let a write here damage what is pushed.
@@ -127,7 +134,17 @@ def pulled(shared, tmp_path_factory) -> Shared:
 def test_in_a_clone_after_pull_there_is_nothing_to_do(shared, pulled):
     assert pulled.planned() == {}
     assert pulled.models() == shared.models()
+    assert pulled.metrics() == shared.metrics()
     assert json.loads(pulled.ok("dvc", "status", "--json")) == {}
+
+
+@pytest.mark.long
+def test_a_clone_that_makes_everything_itself_has_the_same_metrics(shared, tmp_path):
+    """As somebody without the remote does, on the same machine."""
+    project = shared.clone(tmp_path / "clone")
+    project.ok("dvc", "repro")
+    assert project.models() == shared.models()
+    assert project.metrics() == shared.metrics()
 
 
 @pytest.mark.long
@@ -150,7 +167,7 @@ def test_after_pull_a_changed_recipe_is_noticed(pulled, tmp_path):
             r"models: .*config is modified.*Nothing was declared up to date",
         ),
         (
-            lambda project: (project.root / MODELS / "trades/seed0/run.json").write_text("{}\n"),
+            lambda project: (project.root / MODELS / "trades/seed0/run.json").write_text('{"by": "hand"}\n'),
             r"`dvc pull` ended with|results/tiny/runs is modified",
         ),
         (lambda project: (project.root / "dvc.lock").unlink(), r"dvc\.lock: no such file; `dvc repro` writes it"),
