@@ -104,12 +104,13 @@ COMMANDS = [
 
 @pytest.mark.long
 def test_it_works_in_a_folder_that_is_no_checkout(wheel, tmp_path):
-    """With the libraries of this environment, but not its moat."""
+    """Installed by pip, with the libraries of this environment, but not its moat."""
     wheel("false")
     environment, folder = tmp_path / "environment", tmp_path / "folder"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True)
     (packages,) = environment.glob("lib/*/site-packages")
-    zipfile.ZipFile(wheel.path).extractall(packages)
+    install = ["-m", "pip", "--python", environment / "bin/python", "install", "--quiet", "--no-index", "--no-deps"]
+    subprocess.run([sys.executable, *install, wheel.path], check=True)
     libraries = [path for path in sys.path if path.endswith(("site-packages", "dist-packages"))]
     (packages / "libraries.pth").write_text("\n".join(libraries))
     folder.mkdir()
@@ -117,14 +118,14 @@ def test_it_works_in_a_folder_that_is_no_checkout(wheel, tmp_path):
     (folder / "mynet.py").write_text(NET)
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "MOAT"))}
 
-    def python(*arguments):
-        command = [environment / "bin/python", *arguments]
+    def run(program, *arguments):
+        command = [environment / "bin" / program, *arguments]
         return subprocess.run(command, cwd=folder, env=clean, capture_output=True, text=True)
 
-    done = python("-c", "import moat; print(moat.__file__); moat.models.build('lenet5', 10); print(dir(moat))")
+    done = run("python", "-c", "import moat; print(moat.__file__); moat.models.build('lenet5', 10); print(dir(moat))")
     assert done.stdout.startswith(str(packages)) and "'verify'" in done.stdout, done.stderr
     for arguments, code, words in COMMANDS:
-        done = python("-m", "moat", *arguments)
+        done = run("moat", *arguments)
         assert done.returncode == code and words in done.stdout + done.stderr, (arguments, done.stdout, done.stderr)
         assert "Traceback" not in done.stderr
     assert json.loads((folder / "q.json").read_text())["accuracy"]["clean"]["n"] == 4
