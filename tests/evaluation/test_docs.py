@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
 from torch import nn
 
 from moat.attacks.parts.views import views_of
@@ -37,15 +36,14 @@ def folder(project, tmp_path, monkeypatch):
 @pytest.mark.long
 def test_every_command_of_the_page_works(folder):
     (folder / "mynet.py").write_text(blocks("python")[0])
-    import mynet
-
-    torch.manual_seed(0)
-    save_file(mynet.make().state_dict(), "mynet.safetensors")
     commands = [line for block in blocks("console") for line in block.splitlines()]
-    assert [shlex.split(line)[1] for line in commands] == ["evaluate", "verify"]
+    assert [shlex.split(line)[1] for line in commands] == ["fetch", "prepare", "evaluate", "verify"]
     for line in commands:
+        if " evaluate " in line:
+            exec(blocks("python")[1], {})
         assert main(shlex.split(line)[1:]) == 0, line
     content = json.loads((folder / "trust.json").read_text())
+    assert content["accuracy"]["clean"]["accuracy"] > 0.8
     assert {"accuracy", "flags", "not_applicable", "worst_case", "settings"} <= set(content)
     assert content["accuracy"]["worst"]["n"] == 16 and "pgd10_det" in content["not_applicable"]
     assert {"clean", "pgd10", "aa", "square"} < set(content["worst_case"]["worst"]["misclassified_by"])
@@ -55,7 +53,7 @@ def test_every_command_of_the_page_works(folder):
 
 def test_the_method_for_views_is_found(folder):
     namespace = {}
-    exec(blocks("python")[1], namespace)
+    exec(blocks("python")[2], namespace)
 
     class Mine(nn.Module):
         attack_views = namespace["attack_views"]
@@ -74,7 +72,7 @@ def test_the_python_of_the_page_runs(folder, project, capsys):
     x, y = split.images[:4].permute(0, 3, 1, 2).contiguous() / 255, split.labels[:4]
     torch.manual_seed(0)
     namespace = {"model": nets.build("lenet5", 10, width=0.25, image_size=16).eval(), "x": x, "y": y}
-    exec(blocks("python")[2], namespace)
+    exec(blocks("python")[3], namespace)
     assert namespace["rows"]["setting"].tolist() == ["pgd10"] * 4
     assert re.search(r"^worst case: .* n = 4$", capsys.readouterr().out, flags=re.MULTILINE)
     assert namespace["x_adv"].shape == x.shape and (namespace["x_adv"] - x).abs().max() <= 8 / 255 + 1e-6
