@@ -275,7 +275,7 @@ def test_a_claim_without_its_cells_is_not_run(case):
     case.measure("trades", 5000)
     found = case.claim(GAIN)
     assert (found["verdict"], found["measured"]) == ("not-run", None)
-    assert found["reasons"] == ["dramoe-table2: ResNet-18 / PGD-AT x CIFAR-10 / Adv is not measured"]
+    assert found["reasons"] == ["dramoe-table2: ResNet-18 / PGD-AT × CIFAR-10 / Adv is not measured"]
 
 
 def test_a_claim_about_another_study_needs_it(case):

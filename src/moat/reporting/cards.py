@@ -11,6 +11,7 @@ from typing import Any
 
 from moat.provenance.staleness import describe
 from moat.reporting import measures, provenance
+from moat.reporting.labels import spelled
 from moat.reporting.layout import Entry, Layout, explain_distrust
 from moat.reporting.results import Results
 from moat.reporting.tables import reasons_of
@@ -33,7 +34,7 @@ def cell_id(table: str, row: int, column: int) -> str:
 def of_table(name: str, layout: Layout, results: Results) -> dict[str, dict[str, Any]]:
     """id -> card of every cell of a table; ``name`` is the table's id on the page."""
     return {
-        cell_id(name, row, column): card(f"{label}, {layout.table.columns[column]}", of_cell(entry, results))
+        cell_id(name, row, column): card(f"{label}, {spelled(layout.table.columns[column])}", of_cell(entry, results))
         for row, (label, entries) in enumerate(layout.rows)
         for column, entry in enumerate(entries)
     }

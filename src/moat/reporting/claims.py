@@ -175,7 +175,7 @@ def _compared(project: Project, scale: str, spec, pair, rows: Rows, protocols) -
     problem = missing
     if left_out:
         cell = left_out[0]
-        problem = f"{cell.row} x {cell.column}: {cell.not_run or f'not part of scale {scale}'}"
+        problem = f"{cell.row} × {cell.column}: {cell.not_run or f'not part of scale {scale}'}"
     elif _kind(spec) == "protocol" and spec["quantity"] == "value" and (less := _reduced(project, scale, pair[0])):
         return indications.Compared(None, None, 0, f"{pair[0].row}: {less}", left_out=True)
     elif not problem:
@@ -336,7 +336,7 @@ def _numbers(spec, pairs, rows: Rows, protocols: Sequence[str]) -> tuple[list[Nu
         measured = [rows.get(key) or {"measured": None} for key in keys]
         absent = next((cell for cell, row in zip(pair, measured, strict=True) if row["measured"] is None), None)
         if absent is not None:
-            missing = missing or f"{absent.study}-{absent.table}: {absent.row} x {absent.column} is not measured"
+            missing = missing or f"{absent.study}-{absent.table}: {absent.row} × {absent.column} is not measured"
             found.append(None)
             continue
         of, *against = ([Number(row["measured"], row["ci_low"], row["ci_high"])] for row in measured)

@@ -126,6 +126,6 @@ def decides(claim: Mapping[str, Any]) -> str:
 
 def evidence(claim: Mapping[str, Any], limit: int = 3) -> str:
     """The cells; of many the first few and how many more there are."""
-    places = [f"{each['id']}: {each['row']} x {each['column']}" for each in claim["evidence"]]
+    places = [f"{each['id']}: {each['row']} × {each['column']}" for each in claim["evidence"]]
     more = [f"and {len(places) - limit} more cells"] if len(places) > limit + 1 else []
     return "; ".join([*(places[:limit] if more else places), *more])
