@@ -15,9 +15,22 @@ if os.environ.get("MOAT_TEST_COMPILED") == "no":
     winograd.available = lambda: ()
 
 
+# The files that take longest go first, so that no worker is left alone with one.
+LONGEST = (
+    "workflow/test_workflow.py",
+    "evaluation/test_pathologies.py",
+    "evaluation/test_checks.py",
+    "reporting/test_figures.py",
+    "training/test_resume.py",
+    "evaluation/test_commands.py",
+    "style/test_style.py",
+)
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
     """``brief(keep=…)``: the cases whose parameters, a dictionary, ``keep`` takes stay; all others are ``long``."""
+    items.sort(key=lambda item: not item.nodeid.partition("::")[0].endswith(LONGEST))
     for item in items:
         for mark in item.iter_markers("brief"):
             if not mark.kwargs["keep"](item.callspec.params):

@@ -408,7 +408,7 @@ def test_an_explanation_is_printed_beside_its_cell(tree, one):
         "results/smoke/checks/digits/resnet18/pgd-at/seed0.json --config scale=smoke"
     )
     text = markdown.render(layout)
-    assert "[30.0](../runs/digits/resnet18/pgd-at/seed0/run.json)" in text
+    assert "| [r](../runs/digits/resnet18/pgd-at/seed0/run.json) | 30.0 [" in text
     assert (tree.base / "tables" / "../runs/digits/resnet18/pgd-at/seed0/run.json").resolve().exists()
     assert "*advmoe-released 62.0 [" in text
     assert "\\emph{advmoe-released} & \\emph{62.0 [" in latex.render(layout)
