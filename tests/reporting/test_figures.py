@@ -527,6 +527,26 @@ def test_a_dollar_in_a_label_is_a_dollar(tree, declare, draw, label):
         draw()
 
 
+@pytest.mark.parametrize("measured", [0, 1])
+def test_a_line_of_one_panel_is_the_legend_s_whatever_another_panel_has(measured):
+    """The other panel has published numbers only: hollow markers. A label that says "not run" stands for no panel."""
+    with style.applied() as drawing:
+        figure, axes = drawing.new(1, 2)
+        axes[0, measured].plot([1, 2], [3, 4], label="DWF", **drawing.line(0))
+        axes[0, 1 - measured].plot([1, 2], [3, 4], label="DWF", **drawing.published_marker)
+        axes[0, 1 - measured].plot([1, 2], [3, 4], label=f"DWF{style.NOT_RUN}", **drawing.published_marker)
+        axes[0, 0].plot([1, 2], [3, 4], label="SoE", **drawing.published_marker)
+        drawing.legend(figure, drawing.published())
+        (legend,) = figure.legends
+        lines = [handle.get_linestyle() for handle in legend.legend_handles]
+    assert [text.get_text() for text in legend.get_texts()] in (
+        ["DWF", "SoE", "published (hollow)"],
+        ["SoE", "DWF", "published (hollow)"],
+    )
+    drawn = dict(zip([text.get_text() for text in legend.get_texts()], lines, strict=True))
+    assert drawn["DWF"] != "None" and drawn["SoE"] == drawn["published (hollow)"] == "None"
+
+
 def test_only_the_numbers_of_a_logarithmic_axis_are_formulas():
     with style.applied() as drawing:
         figure, axes = drawing.new(1, 2)
