@@ -527,6 +527,17 @@ def test_a_dollar_in_a_label_is_a_dollar(tree, declare, draw, label):
         draw()
 
 
+@pytest.mark.parametrize("columns", [1, 2, 3, 4])
+def test_a_message_stays_within_its_panel(columns):
+    with style.applied() as drawing:
+        figure, axes = drawing.new(1, columns)
+        drawing.empty(axes[0, 0], "not run: the method sramoe is not part of scale mini")
+        figure.draw_without_rendering()
+        (message,) = axes[0, 0].texts
+        text, panel = message.get_window_extent(), axes[0, 0].get_window_extent()
+    assert panel.x0 <= text.x0 and text.x1 <= panel.x1 and panel.y0 <= text.y0 and text.y1 <= panel.y1
+
+
 @pytest.mark.parametrize("measured", [0, 1])
 def test_a_line_of_one_panel_is_the_legend_s_whatever_another_panel_has(measured):
     """The other panel has published numbers only: hollow markers. A label that says "not run" stands for no panel."""

@@ -56,6 +56,9 @@ _SETTINGS = {
     "svg.hashsalt": "moat",
 }
 
+# Of a message in the middle of a panel.
+_CHARACTERS_PER_INCH = 13
+
 # Follows the label of a series of which nothing was run.
 NOT_RUN = " (not run)"
 
@@ -125,7 +128,8 @@ class Style:
             # Why is in the caption: a panel of four is too narrow for it.
             axes.set_title("published only", loc="right", fontsize=6, color=self.muted)
             return
-        text = "\n".join(textwrap.wrap(text, 36))
+        inches = axes.get_position().width * axes.figure.get_figwidth()
+        text = "\n".join(textwrap.wrap(text, max(10, int(_CHARACTERS_PER_INCH * inches))))
         axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color=self.muted)
 
     def picture(self, axes) -> None:
