@@ -21,7 +21,7 @@ TABLES = ("unified-leaderboard", "dramoe-table2")
 class Reader(html.parser.HTMLParser):
     """Collects addresses, ids, cards that are asked for and the text of cells; checks that elements close in order."""
 
-    VOID = {"meta", "img", "br", "link", "input"}
+    VOID = {"meta", "img", "br", "wbr", "link", "input"}
 
     def __init__(self, text: str):
         super().__init__()
