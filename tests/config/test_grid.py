@@ -272,6 +272,14 @@ def test_the_projects_own_studies_expand_at_every_scale(scale):
     project = Project(ROOT)
     grid = build_grid(project, scale, project.names("studies"))
     assert grid.runs and grid.tables and grid.figures
+    images = project.scale(scale)["evaluation"]["limit"]
+    for cell in (cell for table in grid.tables for cell in table.cells):
+        for one in (cell, *cell.alternatives):
+            if one.suite:
+                settings = project.attack_settings(one.suite, scale)
+                limits = {name: settings.get(name, {}).get("limit", images) for name in one.settings}
+                # What is compared image by image needs the same ones.
+                assert len(set(limits.values())) < 2, f"{one}: {limits}"
 
 
 def test_plug_in_names_read_from_the_sources_are_those_that_import():
