@@ -255,7 +255,8 @@ def test_the_page_shows_what_is_stale(workflow):
     path.write_text(path.read_text() + "\nEXTRA = 1\n")
     assert workflow.snakemake().returncode == 0
     page = (workflow.root / "results/tiny/report.html").read_text()
-    assert page.count("stale: nets") >= 3
+    assert page.count("training: nets changed since") == 3
+    assert '["stale","run: nets changed since"]' in page
 
 
 @pytest.mark.long
