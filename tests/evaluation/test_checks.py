@@ -1,5 +1,6 @@
 """What the checks report, on residual nets; the table of pathologies is test_pathologies.py."""
 
+import functools
 import json
 
 import numpy as np
@@ -112,25 +113,16 @@ def few(test_images):
     return test_images[0][:40], test_images[1][:40]
 
 
-class OnDemand(dict):
-    """Name -> what ``make`` makes of it when it is first asked for: training the defended net takes long."""
-
-    def __init__(self, make):
-        self.make = make
-
-    def __missing__(self, name):
-        return self.setdefault(name, self.make(name))
-
-
 @pytest.fixture(scope="module")
 def reports(request, few):
-    return OnDemand(lambda name: verify(request.getfixturevalue(name), *few, budget=BUDGET))
+    """The report on one of the nets, made when it is first asked for: training the defended one takes long."""
+    return functools.cache(lambda name: verify(request.getfixturevalue(name), *few, budget=BUDGET))
 
 
 @pytest.mark.brief(keep=lambda case: case["name"] == "undefended")
 @pytest.mark.parametrize("name", ["undefended", "defended"])
 def test_honest_nets_pass(name, reports):
-    report = reports[name]
+    report = reports(name)
     assert report.passed and report.failed == [], [check.message for check in report.checks if not check.passed]
     assert [result.check for result in report.checks] == CHECKS
     at_largest = next(check for check in report.checks if check.check == "monotone-epsilon").value[
@@ -143,7 +135,7 @@ def test_honest_nets_pass(name, reports):
 
 @pytest.mark.long
 def test_defence_shows_in_the_worst_case(reports):
-    undefended, defended = (reports[name].worst_case_accuracy for name in ("undefended", "defended"))
+    undefended, defended = (reports(name).worst_case_accuracy for name in ("undefended", "defended"))
     assert undefended + 0.1 < defended
 
 
@@ -257,7 +249,7 @@ def test_queries_that_would_not_notice_an_undefended_net_decide_nothing(defended
 @pytest.mark.long
 def test_examples_of_another_model_are_tried(asked, defended, undefended):
     result = asked("black-box", "defended", transfer_from=undefended)
-    assert set(result.limit) == {"square", "transfer"} <= set(result.value)
+    assert set(result.value) - {"square_on_a_masked_net"} == {"square", "transfer"} == set(result.limit)
 
 
 @pytest.mark.parametrize(
@@ -286,7 +278,7 @@ def test_so_few_may_be_chance_but_none_never_are(n, share, least):
 @pytest.mark.long
 def test_the_worst_case_is_that_of_all_attacks(defended, few, reports):
     x, y = few
-    report = reports["defended"]
+    report = reports("defended")
     pgd = {"attack": "pgd", "eps": 8 / 255, "step_size": 2 / 255, "steps": 8}
     settings = {
         "clean": {"attack": "none"},
@@ -327,11 +319,11 @@ def test_claimed_attacks_count_in_the_worst_case(undefended, few, reports):
     towards = Attack(lambda model, x, y: x + (x.roll(1, 0) - x).clamp(-8 / 255, 8 / 255), 8 / 255, 1, False)
     report = verify(undefended, *few, settings={"towards": towards}, budget=BUDGET)
     frame = evaluate(undefended, *few, {"towards": towards}, batch_size=40)
-    assert report.worst_case_accuracy <= min(frame["correct"].mean(), reports["undefended"].worst_case_accuracy)
+    assert report.worst_case_accuracy <= min(frame["correct"].mean(), reports("undefended").worst_case_accuracy)
 
 
 def test_the_report_as_json(reports):
-    content = json.loads(json.dumps(reports["undefended"].to_dict(), allow_nan=False))
+    content = json.loads(json.dumps(reports("undefended").to_dict(), allow_nan=False))
     states = {"passed", "failed", "not_applicable"}
     assert set(content) == states | {"worst_case_accuracy", "worst_case_interval", "eps", "n", "budget", "checks"}
     assert content["n"] == 40 and content["eps"] == 8 / 255 and content["passed"] is True
