@@ -1,5 +1,6 @@
 """MoE-CNN runs from command to files: resumed to the bit, loaded again, evaluated."""
 
+import functools
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,21 +56,18 @@ def outcome(out: Path) -> tuple[str, str, str]:
     return hash_file(out / "model.safetensors"), hash_file(out / "last.safetensors"), history.to_csv()
 
 
-class Runs(dict):
-    """Method -> the folder of its run, trained when it is first asked for."""
-
-    def __init__(self, moe, folder):
-        self.moe, self.folder = moe, folder
-
-    def __missing__(self, method):
-        assert self.moe.train(self.folder / method, method=method) == 0
-        return self.setdefault(method, self.folder / method)
-
-
 @pytest.fixture(scope="module")
-def runs(moe, tmp_path_factory) -> Runs:
+def runs(moe, tmp_path_factory):
+    """The folder of a method's run, trained when it is first asked for."""
     torch.set_num_threads(1)
-    return Runs(moe, tmp_path_factory.mktemp("moe-runs"))
+    folder = tmp_path_factory.mktemp("moe-runs")
+
+    @functools.cache
+    def trained(method: str) -> Path:
+        assert moe.train(folder / method, method=method) == 0
+        return folder / method
+
+    return trained
 
 
 one_method = pytest.mark.brief(keep=lambda case: case["method"] == "dramoe")
@@ -78,7 +76,7 @@ one_method = pytest.mark.brief(keep=lambda case: case["method"] == "dramoe")
 @one_method
 @pytest.mark.parametrize("method", METHODS)
 def test_a_run_records_what_was_decided_for_it(moe, runs, method):
-    recorded = read_run(runs[method])["deviations"]
+    recorded = read_run(runs(method))["deviations"]
     assert recorded == deviations(Project(moe.root), "tiny", dataset="digits", method=method)
     assert {"input normalisation", "selection", "clip" if method != "advmoe" else "KL"} <= recorded.keys()
 
@@ -101,13 +99,13 @@ def test_a_run_resumes_inside_an_epoch_to_the_bit(moe, runs, tmp_path, monkeypat
         patch.setattr(engine.Engine, "_set_learning_rates", stop)
         assert moe.train(out, method=method) == 75
     assert moe.train(out, method=method) == 0
-    assert outcome(out) == outcome(runs[method])
+    assert outcome(out) == outcome(runs(method))
 
 
 @one_method
 @pytest.mark.parametrize("method", METHODS)
 def test_history_shows_the_router(runs, method):
-    history = pd.read_csv(runs[method] / "history.csv")
+    history = pd.read_csv(runs(method) / "history.csv")
     for kind in ("clean", "adversarial"):
         loads = history[[f"expert0_load_{kind}", f"expert1_load_{kind}"]]
         assert loads.sum(axis=1).tolist() == pytest.approx([1, 1])
@@ -118,18 +116,18 @@ def test_history_shows_the_router(runs, method):
 @one_method
 @pytest.mark.parametrize("method", METHODS)
 def test_history_shows_both_gradients_and_the_worst(runs, method):
-    history = pd.read_csv(runs[method] / "history.csv")
+    history = pd.read_csv(runs(method) / "history.csv")
     alone = history[["validation_accuracy_straight_through", "validation_accuracy_detached"]]
     # Validated every second epoch.
     assert alone.notna().all(axis=1).tolist() == [False, True]
     assert (history["validation_accuracy"] <= alone.min(axis=1))[1]
-    assert read_run(runs[method])["best_validation_accuracy"] == history["validation_accuracy"][1]
+    assert read_run(runs(method))["best_validation_accuracy"] == history["validation_accuracy"][1]
 
 
 @one_method
 @pytest.mark.parametrize("method", METHODS)
 def test_the_model_is_built_again_with_its_experts(runs, method):
-    run, model = read_run(runs[method]), load_model(runs[method])
+    run, model = read_run(runs(method)), load_model(runs(method))
     assert isinstance(model, MoeCnn)
     assert (run["model"]["experts"], run["model"]["router"]) == (2, "dcar" if method == "dramoe" else "gap")
     assert run["parameters"] == sum(p.numel() for p in model.parameters())
@@ -138,12 +136,12 @@ def test_the_model_is_built_again_with_its_experts(runs, method):
 
 @pytest.mark.long
 def test_routed_work_only_is_counted(runs):
-    assert 0 < read_run(runs["advmoe"])["macs_per_image"] == read_run(runs["pgd-at-moe"])["macs_per_image"]
+    assert 0 < read_run(runs("advmoe"))["macs_per_image"] == read_run(runs("pgd-at-moe"))["macs_per_image"]
 
 
 def test_an_evaluation_says_which_expert_was_chosen(moe, runs, tmp_path):
     out = tmp_path / "dramoe.parquet"
-    command = ["--run", str(runs["dramoe"]), "--data", str(moe.data), "--suite", "quick", "--out", str(out)]
+    command = ["--run", str(runs("dramoe")), "--data", str(moe.data), "--suite", "quick", "--out", str(out)]
     assert main(["--project", str(moe.root), "evaluate", *command]) == 0
     rows = pd.read_parquet(out)
     assert rows["expert_clean"].isin([0, 1]).all()
