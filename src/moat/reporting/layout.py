@@ -117,8 +117,8 @@ class Layout:
 
     def shown(self) -> tuple[list[tuple[str, tuple[Entry, ...]]], list[tuple[str, str]]]:
         """The rows but those of :attr:`empty`, with their short labels, and the notes whose marks are in them."""
-        labelled = zip(self.labels, self.rows, strict=True)
-        rows = [(short, entries) for short, (_, entries) in labelled if short not in self.empty]
+        empty, labelled = set(self.empty), zip(self.labels, self.rows, strict=True)
+        rows = [(short, entries) for short, (_, entries) in labelled if short not in empty]
         used = {ALL, *(mark for _, entries in rows for entry in entries for mark in entry.marks)}
         return rows, [(mark, text) for mark, text in self.notes if mark in used]
 
