@@ -57,28 +57,11 @@ def test_a_wrong_name_is_told_before_any_rule_asks(wrong, said):
             "initial_models",
             {"method": "dwf", "seed": "1"},
             [
-                f"{RESULTS}/runs/digits/resnet18/dwf-expert-{name}/seed{seed}/{file}"
+                f"{RESULTS}/runs/digits/resnet18/dwf-expert-{name}/seed{seed}/run.json"
                 for name, seed in (("benign", 3), ("fgsm", 4), ("pgd", 5))
-                for file in ("run.json", "model.safetensors")
             ],
         ),
         ("initialize_options", {"method": "trades"}, ""),
-        (
-            "run_files",
-            {},
-            {
-                "run": f"{RESULTS}/runs/digits/resnet18/trades/seed0/run.json",
-                "weights": f"{RESULTS}/runs/digits/resnet18/trades/seed0/model.safetensors",
-            },
-        ),
-        (
-            "run_files",
-            {"weights": "-last"},
-            {
-                "run": f"{RESULTS}/runs/digits/resnet18/trades/seed0/run.json",
-                "weights": f"{RESULTS}/runs/digits/resnet18/trades/seed0/last.safetensors",
-            },
-        ),
         ("evaluation_options", {"suite": "trust"}, "--batch-size 500 --limit 16"),
         ("evaluation_options", {"suite": "trust", "weights": ""}, "--batch-size 500 --limit 16"),
         ("evaluation_options", {"suite": "trust", "weights": "-last"}, "--batch-size 500 --limit 16 --weights last"),
@@ -99,7 +82,7 @@ def test_a_wrong_name_is_told_before_any_rule_asks(wrong, said):
         (
             "transfer_files",
             {"suite": "transfer", "method": "pgd-at"},
-            [f"{RESULTS}/runs/digits/resnet18/trades/seed0/{name}" for name in ("run.json", "model.safetensors")],
+            [f"{RESULTS}/runs/digits/resnet18/trades/seed0/run.json"],
         ),
         (
             "transfer_options",
@@ -112,11 +95,33 @@ def test_what_a_rule_asks_for(inputs, function, asked, expected):
     found = getattr(inputs, function)(wildcards(**asked))
     if function.endswith("options"):
         found = shlex.join(found)
-    if isinstance(found, dict):
-        # There are no results: the weights are missing, and asked for.
-        assert {"run": str(found["run"]), "weights": str(*found["weights"])} == expected
-    else:
-        assert (list(map(str, found)) if isinstance(found, list) else found) == expected
+    assert (list(map(str, found)) if isinstance(found, list) else found) == expected
+
+
+@pytest.mark.parametrize(
+    ("there", "asked", "lost"),
+    [
+        ([], {}, []),
+        (["run.json", "model.safetensors", "last.safetensors"], {}, []),
+        (["run.json", "last.safetensors"], {}, ["model.safetensors"]),
+        (["run.json", "model.safetensors"], {"weights": "-last"}, ["last.safetensors"]),
+    ],
+    ids=["nothing made yet", "all there", "weights lost", "weights of the last epoch lost"],
+)
+def test_weights_are_an_input_only_where_they_were_lost(tmp_path, monkeypatch, there, asked, lost):
+    """So that the list is the same before and after a training, whatever else would make results again."""
+    monkeypatch.chdir(tmp_path)
+    run = Path(RESULTS, "runs/digits/resnet18/trades/seed0")
+    run.mkdir(parents=True)
+    for name in there:
+        (run / name).touch()
+    inputs = Inputs(Project(ROOT), CONFIG)
+    assert inputs.run_files(wildcards(**asked)) == {
+        "run": run / "run.json",
+        **({"weights": [run / name for name in lost]} if lost else {}),
+    }
+    files = ["run.json"] if asked else ["run.json", *lost]
+    assert inputs.transfer_files(wildcards(suite="transfer", method="pgd-at")) == [run / name for name in files]
 
 
 def test_only_transferred_examples_depend_on_another_run(inputs):

@@ -136,13 +136,16 @@ class Inputs:
         return {"run": record, **({"weights": weights} if weights else {})}
 
     def _finished(self, scale: str, run: Run) -> list[Path]:
-        """The record of a run, which has the sha256 of its weights; and the weights only where they are missing.
+        """The record of a run, which has the sha256 of its weights; and the weights only where they were lost.
 
-        Snakemake compares the content of inputs, several times each: of a record, that takes no time.
+        Snakemake compares the content of inputs, several times each: of a record, that takes no time. Before the run is
+        made its weights are no input either: the list must be the same once they are there, because a workflow that
+        takes this one as a module may make again whatever has another list of inputs.
         """
-        weights = paths.weights(scale, run)
-        there = self.records(scale).file(weights).exists()
-        return [paths.run_dir(scale, run) / "run.json", *([] if there else [weights])]
+        record, weights = paths.run_dir(scale, run) / "run.json", paths.weights(scale, run)
+        file = self.records(scale).file
+        lost = file(record).exists() and not file(weights).exists()
+        return [record, *([weights] if lost else [])]
 
     def corrupted_images(self, wildcards) -> list[Path]:
         """The published corrupted images of the data set, if there are any and the suite asks for their severities.
