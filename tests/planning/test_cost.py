@@ -23,6 +23,7 @@ from moat.methods.base import Step
 from moat.planning import macs
 from moat.planning.cost import (
     checks_passes,
+    fit_passes,
     knows_setting,
     knows_training,
     setting_passes,
@@ -98,6 +99,31 @@ def test_the_declared_passes_are_those_that_an_update_runs(name):
         spent.append(flops(lambda step=step: method.update(x, y, step)))
     passes = sum(spent) / len(spent) / 2 / len(x) / count(net)
     assert passes == pytest.approx(training_passes(recipe), rel=CLOSE)
+
+
+@pytest.mark.parametrize("name", ["mixed-fixed", "mixednuts"])
+def test_the_declared_fit_is_what_a_training_spends_on_held_out_images(name):
+    recipe, net = small(name)
+    recipe["fit"]["steps"] = 12
+    method = begin(net, recipe, torch.device("cpu"))
+    x, y = torch.rand(20, 3, 8, 8), torch.arange(20) % 10
+
+    def accuracy(attack):
+        attack(method.model, x, y)
+        return 0.5
+
+    spent = flops(lambda: method.end_epoch(0, accuracy)) / 2 / count(net)
+    # Beside the attacks, all images are classified a few times.
+    assert spent == pytest.approx(fit_passes(recipe, len(x)), rel=0.25)
+
+
+def test_a_fit_takes_no_more_images_than_are_held_out():
+    recipe = {"fit": {"steps": 10, "images": 1000, "targets": 9, "kept": [1, 2]}}
+    for attacks, passes in ((3, 3 * 21), ("targets", 9 * 21), ("kept", 2 * 21)):
+        costly = {**recipe, "cost": {"fit": {"attacks": attacks, "share": 0.5}}}
+        assert fit_passes(costly, 200) == pytest.approx(100 * passes)
+        assert fit_passes(costly, 5000) == pytest.approx(500 * passes)
+    assert fit_passes(recipe, 200) == 0
 
 
 @pytest.mark.parametrize(

@@ -61,6 +61,10 @@ def check(recipe: Mapping[str, Any], name: str, layers: Sequence[tuple[str, Mapp
             if key not in recipe:
                 said = unknown_name(key, [each for each in recipe if isinstance(recipe[each], Mapping)], what="key")
                 raise ConfigError(f"config/methods/{name}.yaml: cost.{part}: {said}")
+    attacks, fit = recipe.get("cost", {}).get("fit", {}).get("attacks"), recipe.get("fit", {})
+    if isinstance(attacks, str) and attacks not in fit:
+        said = unknown_name(attacks, fit, what="key of fit")
+        raise ConfigError(f"config/methods/{name}.yaml: cost.fit.attacks: {said}")
     _VALID.add(known)
 
 

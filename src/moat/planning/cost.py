@@ -69,6 +69,18 @@ def validation_passes(recipe: Mapping[str, Any], attack: Mapping[str, Any], fami
     return share * setting_passes(attack, families) + every_epoch
 
 
+def fit_passes(recipe: Mapping[str, Any], held_out: int) -> float:
+    """Passes of a whole training for what it fits to held-out images, of which there are ``held_out``."""
+    cost = recipe.get("cost", {}).get("fit")
+    if cost is None:
+        return 0.0
+    fit, attacks = recipe["fit"], cost["attacks"]
+    if isinstance(attacks, str):
+        value = fit[attacks]
+        attacks = len(value) if isinstance(value, list) else value
+    return min(held_out, fit["images"]) * attacks * cost.get("share", 1) * (ATTACK_STEP * fit["steps"] + FORWARD)
+
+
 def setting_passes(setting: Mapping[str, Any], families: Mapping[str, float]) -> float:
     """Passes per image of an attack setting, including the scoring of its result.
 

@@ -18,6 +18,7 @@ from moat.config.transfer import transfer_kinds, transfer_runs
 from moat.planning.cost import (
     Work,
     checks_passes,
+    fit_passes,
     knows_setting,
     knows_training,
     setting_passes,
@@ -102,7 +103,8 @@ class Workload:
             evaluate=recipe["epochs"]
             * min(images["val"], recipe["validation"].get("images") or images["val"])
             * validation_passes(recipe, attack, self.families)
-            * (2 if routed else 1),
+            * (2 if routed else 1)
+            + fit_passes(recipe, images["val"]),
             unknown=frozenset([] if knows_training(recipe) else [f"method {method}"])
             | self._unknown({validation: attack}),
         )
