@@ -56,9 +56,10 @@ pull: $(DVC) ## results that another machine made, through DVC
 test: $(TESTS) $(DVC) ## linters, and a case of each kind of test
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile
 
-# The other cases of large tables, every method, and whole pipelines, through DVC and a dozen injected faults.
+# The other cases of large tables, every method, and whole pipelines, through DVC and a dozen injected faults. MINUTES=20
+# begins no test after so many minutes, and says how many that leaves out.
 test-long: $(TESTS) $(DVC) ## all other tests: every method, whole pipelines, DVC, injected faults
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile -m long
+	OMP_NUM_THREADS=1 MOAT_TEST_MINUTES=$(MINUTES) $(BIN)/pytest -n auto --dist loadfile -m long
 
 # The tests of what computes numbers, once more as other machines would run them. ISA=avx2: PyTorch's loops, the compiled
 # convolution and oneDNN as on a processor without AVX-512; ISA=default: PyTorch's loops without AVX, and none of the

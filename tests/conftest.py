@@ -1,6 +1,7 @@
 """What the tests of several folders share: the digits, which cases `make test` runs of a large table, and on what."""
 
 import os
+import time
 
 import pytest
 import torch
@@ -25,6 +26,14 @@ LONGEST = (
     "evaluation/test_commands.py",
     "style/test_style.py",
 )
+# `make test-long MINUTES=…`: what has not begun by then is skipped, and counted among the skipped.
+BEGAN = time.monotonic()
+MINUTES = float(os.environ.get("MOAT_TEST_MINUTES") or "inf")
+
+
+def pytest_runtest_setup():
+    if time.monotonic() - BEGAN > 60 * MINUTES:
+        pytest.skip(f"not begun within {MINUTES:g} minutes")
 
 
 @pytest.hookimpl(tryfirst=True)
