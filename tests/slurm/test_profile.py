@@ -103,7 +103,8 @@ def test_stopped_and_killed_and_preempted_jobs_end_as_a_local_run_does(cluster, 
     cluster.query("scancel", "--signal=TERM", training(other)[0]["id"])
     wait_for(lambda: "stopped at epoch" in log_of(project, other), "the other one saves itself")
     again = wait_for(lambda: training(other)[1:], "its retry")[0]
-    assert (again["limit"], again["memory"]) == ("40:00", "2000M")
+    # It lacked neither time, because it goes on from where it was, nor memory.
+    assert (again["limit"], again["memory"]) == ("20:00", "1000M")
     for method in ("pgd-at", "trades"):
         wait_for(lambda method=method: "resumed at epoch" in log_of(project, method), f"{method} resumed")
 
