@@ -142,10 +142,13 @@ def protocols(name: str) -> list[str]:
     return [named] if isinstance(named, str) else named
 
 
-def found(grid, name: str, numbers: tuple, *, replica: tuple | None = None, said=None, **scale) -> dict:
+def found(
+    grid, name: str, numbers: tuple, *, replica: tuple | None = None, said=None, replica_said=None, **scale
+) -> dict:
     """The claim on cells with these numbers; with other ones under its protocol, where its cells are measured by it.
 
-    ``said``: further columns of the correct protocol's rows; ``scale``: keys of the scale that are changed.
+    ``said``, ``replica_said``: further columns of the rows of the correct and of other protocols; ``scale``: keys of the
+    scale that are changed.
     """
     spec, rows = SPECS[name], []
     for place, role in enumerate(["of", "against"][: len(numbers)]):
@@ -159,7 +162,7 @@ def found(grid, name: str, numbers: tuple, *, replica: tuple | None = None, said
                     place_of = {key: getattr(cell, key) for key in ("study", "table", "row", "column")}
                     interval = {"measured": value, "ci_low": value - half, "ci_high": value + half}
                     rows.append({**place_of, "protocol": protocol, **interval})
-                    rows[-1].update(said or {} if protocol == CORRECT else {})
+                    rows[-1].update((said if protocol == CORRECT else replica_said) or {})
     (claim,) = claims.evaluate(One(name, **scale), grid, frame(rows))
     return claim
 
@@ -306,6 +309,21 @@ def test_a_protocol_is_indicated_by_what_its_replica_gives(grid, name):
     for word, numbers, replica in told:
         claim = found(grid, name, numbers, replica=replica, **SMALL)
         assert (claim["indication"]["word"], claim["verdict"]) == (word, "unverified"), (numbers, replica)
+
+
+@pytest.mark.parametrize(
+    ("said", "word"),
+    [
+        ("budget;stand-in dataset cifar10->cifar10-jpeg;unofficial-data;stale", "supports the explanation"),
+        ("budget;model-changed", "undecided"),
+    ],
+)
+@pytest.mark.parametrize("name", of_kind("protocol"))
+def test_a_replica_counts_as_its_correct_number_does(grid, name, said, word):
+    """Every row of a scale that is not the papers' says so, also those of other protocols."""
+    case, told = CASES[name], {"checks_failed": "budget;stand-in dataset cifar10->cifar10-jpeg"}
+    claim = found(grid, name, case.false, replica=case.true, said=told, replica_said={"checks_failed": said}, **SMALL)
+    assert claim["indication"]["word"] == word
 
 
 @pytest.mark.parametrize("name", of_kind("cost"))

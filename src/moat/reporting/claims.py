@@ -358,8 +358,7 @@ def _protocol_of(cell: Cell, protocols: Sequence[str]) -> str | None:
 def _distrusted(pairs, rows: Rows, protocols: Sequence[str]) -> bool:
     """Whether a number under alternative protocols must not be taken at face value."""
     used = ((cell, _protocol_of(cell, protocols)) for pair in pairs for cell in pair)
-    failed = (rows.get(_key(cell, protocol), {}).get("checks_failed") for cell, protocol in used if protocol)
-    return any(reason not in REMARKS for names in failed if names for reason in names.split(";"))
+    return any(distrusted(rows.get(_key(cell, protocol), {})) for cell, protocol in used if protocol)
 
 
 def _evidence(cell: Cell, rows: Rows, role: str) -> dict[str, Any]:
