@@ -147,7 +147,7 @@ def found(
 ) -> dict:
     """The claim on cells with these numbers; with other ones under its protocol, where its cells are measured by it.
 
-    ``said``, ``replica_said``: further columns of the rows of the correct and of other protocols; ``scale``: keys of the
+    ``said``, ``replica_said``: further columns of the correct protocol's rows, and of its own; ``scale``: keys of the
     scale that are changed.
     """
     spec, rows = SPECS[name], []
