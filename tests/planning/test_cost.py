@@ -227,6 +227,22 @@ def test_a_cost_of_an_attack_that_the_recipe_does_not_have_is_refused(tmp_path, 
         Project(tmp_path).method("pgd-at")
 
 
+@pytest.mark.parametrize(
+    ("method", "said"),
+    [
+        ("mixed-fixed", r"cost.fit.attacks: unknown number or list of fit 'alfas' \(did you mean 'alphas'"),
+        ("pgd-at", "cost.fit: the recipe has no fit.steps"),
+    ],
+)
+def test_a_cost_of_a_fit_that_the_recipe_does_not_have_is_refused(tmp_path, method, said):
+    copy_project(tmp_path)
+    path = tmp_path / "config" / "methods" / f"{method}.yaml"
+    lines = [line for line in path.read_text().splitlines() if not line.startswith("cost:")]
+    path.write_text("\n".join([*lines, "cost: {forwards: 1, fit: {attacks: alfas}}", ""]))
+    with pytest.raises(ConfigError, match=said):
+        Project(tmp_path).method(method)
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("budget", [{"steps": 2, "queries": 3}, {"steps": 4, "queries": 3}])
 def test_the_checks_cost_what_the_planner_says(budget):

@@ -61,11 +61,20 @@ def check(recipe: Mapping[str, Any], name: str, layers: Sequence[tuple[str, Mapp
             if key not in recipe:
                 said = unknown_name(key, [each for each in recipe if isinstance(recipe[each], Mapping)], what="key")
                 raise ConfigError(f"config/methods/{name}.yaml: cost.{part}: {said}")
-    attacks, fit = recipe.get("cost", {}).get("fit", {}).get("attacks"), recipe.get("fit", {})
-    if isinstance(attacks, str) and attacks not in fit:
-        said = unknown_name(attacks, fit, what="key of fit")
-        raise ConfigError(f"config/methods/{name}.yaml: cost.fit.attacks: {said}")
+    _check_fit(recipe, f"config/methods/{name}.yaml: cost.fit")
     _VALID.add(known)
+
+
+def _check_fit(recipe: Mapping[str, Any], where: str) -> None:
+    """That the recipe has what its ``cost.fit`` counts."""
+    cost, fit = recipe.get("cost", {}).get("fit"), recipe.get("fit", {})
+    if cost is None:
+        return
+    if missing := [key for key in ("steps", "images") if key not in fit]:
+        raise ConfigError(f"{where}: the recipe has no fit.{missing[0]}, which the cost is computed from")
+    counted = [key for key, value in fit.items() if isinstance(value, int | float | list)]
+    if isinstance(cost["attacks"], str) and cost["attacks"] not in counted:
+        raise ConfigError(f"{where}.attacks: {unknown_name(cost['attacks'], counted, what='number or list of fit')}")
 
 
 def _declared(recipe: Mapping[str, Any]) -> dict[str, Parameter]:
