@@ -2,6 +2,7 @@
 
 import copy
 import math
+import statistics
 
 import pytest
 import torch
@@ -24,21 +25,21 @@ def test_these_are_all_of_them():
 @pytest.mark.long
 @pytest.mark.parametrize("name", METHODS)
 def test_the_loss_falls_on_a_fixed_batch(name):
-    # Clipped, the loss of joint training falls slowly.
+    # Clipped, the loss of joint training falls slowly; single steps go up again, so that medians are compared.
     joint = name not in ALTERNATING
     method = make(name, attack={"steps": 1})
     for optimizer in method.optimizers.values():
         optimizer.param_groups[0]["lr"] = 0.02
     x, y = digits(32)
     method.train_mode()
-    history = [method.update(x, y, step(number)) for number in range(30)]
+    history = [method.update(x, y, step(number)) for number in range(45)]
     losses = [float(metrics["loss"]) for metrics in history]
     assert all(math.isfinite(float(value)) for metrics in history for value in metrics.values())
-    assert sum(losses[-3:]) < (0.9 if joint else 0.75) * sum(losses[:3])
+    assert statistics.median(losses[-10:]) < (0.9 if joint else 0.75) * statistics.median(losses[:3])
     if not joint:
         router = [float(metrics["router_loss"]) for metrics in history]
-        assert sum(router[-3:]) < 0.85 * sum(router[:3])
-        assert float(history[-1]["router_accuracy"]) > 0.6
+        assert statistics.median(router[-10:]) < 0.85 * statistics.median(router[:3])
+        assert statistics.median(float(metrics["router_accuracy"]) for metrics in history[-10:]) > 0.6
 
 
 @pytest.mark.brief(keep=lambda case: case["name"] in ("dramoe", "advmoe-released"))
