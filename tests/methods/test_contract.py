@@ -47,7 +47,9 @@ MIXED = {
     *("mixed-fixed", "mixednuts", "adaptive-smoothing", "blockmoe-expert", "jtd-moe"),
 }
 # Recipe, epoch, updates.
-# A router that is trained jumps at first; two official recipes have a learning rate of 0.0001.
+# At its own learning rate the loss of two trained routers jumps for longer than a test lasts, on some processors.
+RATES = {"blockmoe-switch": 0.03}
+# Slower ones get more updates; two official recipes have a learning rate of 0.0001.
 UPDATES = {"blockmoe-switch": 60, "jtd-moe-official": 120, "rt-er-official": 120}
 FALLS = [(name, epoch, UPDATES.get(name, 30)) for name in METHODS for epoch in (0, 1) if (name, epoch) not in OWN_TEST]
 # Another class attacks or minimizes as they do, and each has tests of its formulas.
@@ -107,7 +109,7 @@ def test_its_loss_falls_on_a_fixed_batch(tiny, name, epoch, updates):
     losses = []
     for batch in range(updates):
         step = step_of(epoch, batch)
-        set_rates(method, step)
+        set_rates(method, step, RATES.get(name, 1.0))
         metrics = method.update(x, y, step)
         assert all(value.ndim == 0 and not value.requires_grad for value in metrics.values())
         losses.append(float(metrics["loss"]))

@@ -150,10 +150,10 @@ def step_of(epoch: int, batch: int, batches: int = 60) -> Step:
     return Step(0, epoch, TINY["recipe"]["epochs"], batch, batches, torch.device("cpu"))
 
 
-def set_rates(method: Method, step: Step) -> None:
+def set_rates(method: Method, step: Step, factor: float = 1.0) -> None:
     for name, optimizer in method.optimizers.items():
         for group in optimizer.param_groups:
-            group["lr"] = method.learning_rate(name, step)
+            group["lr"] = factor * method.learning_rate(name, step)
 
 
 def _shorter(content: Any) -> Any:
