@@ -390,6 +390,18 @@ CONCLUSIONS = {
         {"aa": "n_iter 10"},
         "aa_worst: 40.00% [25.00%, 75.00%] of 10 images (weakened by the scale: aa: n_iter 10)",
     ),
+    "many weakened alike": (
+        {},
+        {"clean": "limit 5", "aa": "n_iter 10", "worst": "limit 5", "aa_worst": "limit 5"},
+        "lowest of 4 settings, aa_worst: 40.00% [25.00%, 75.00%] of 10 images"
+        " (weakened by the scale: clean, worst, aa_worst: limit 5; aa: n_iter 10)",
+    ),
+    "all weakened alike": (
+        {},
+        dict.fromkeys(["clean", "aa", "worst", "aa_worst"], "limit 5"),
+        "lowest of 4 settings, aa_worst: 40.00% [25.00%, 75.00%] of 10 images"
+        " (weakened by the scale: 4 of them: limit 5)",
+    ),
 }
 
 
