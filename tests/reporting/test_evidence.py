@@ -119,6 +119,13 @@ def test_weights_that_cannot_be_published_are_refused(project, capsys, options, 
     assert not (project / "results/evidence").exists()
 
 
+def test_weights_that_are_not_there_yet_can_be_left_out(project, capsys):
+    missing = "digits/resnet18/trades/seed0"
+    assert publish(project, "--weights", STANDARD, "--weights", missing, "--allow-missing") == 0
+    found = published(project)
+    assert f"runs/{STANDARD}/model.safetensors" in found and not any(missing in path for path in found)
+
+
 def test_too_much_for_git_is_refused_with_what_takes_how_much(project, capsys, monkeypatch):
     monkeypatch.setattr(evidence, "LIMIT", 900)
     assert publish(project, "--weights", STANDARD) == 2

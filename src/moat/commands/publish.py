@@ -20,7 +20,7 @@ class Request:
     Attributes:
         weights: the runs whose weights are published, too.
         into: the folder of all scales' evidence.
-        allow_missing: whether the new evidence may lack results that the published one has.
+        allow_missing: whether the new evidence may lack results that the published one has, and the weights.
     """
 
     shown: ShownRequest

@@ -60,14 +60,17 @@ def copy(results: Records, grid: Grid, weights: Collection[Run], evidence: Path,
         What the grid asks for and is not there.
 
     Raises:
-        ConfigError: published rows or records would be lost, without ``allow_missing``; headline weights are missing;
-            or the size exceeds :data:`LIMIT`. Nothing was written.
+        ConfigError: published rows or records would be lost or headline weights are missing, without
+            ``allow_missing``; or the size exceeds :data:`LIMIT`. Nothing was written.
     """
     asked = files_of(grid, weights)
     there = [path for path in asked if results.file(path).exists()]
     missing = [path for path in asked if path not in set(there)]
-    if lacking := [str(path) for path in missing if path.suffix == ".safetensors" and "runs" in path.parts]:
-        raise ConfigError(f"weights to be published are not there: {', '.join(lacking)}")
+    lacking = [str(path) for path in missing if path.suffix == ".safetensors" and "runs" in path.parts]
+    if lacking and not allow_missing:
+        raise ConfigError(
+            f"weights to be published are not there: {', '.join(lacking)}; --allow-missing publishes without them"
+        )
     published = [path for path in missing if locate(evidence, path).exists()]
     if published and not allow_missing:
         raise ConfigError(
