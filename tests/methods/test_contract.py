@@ -46,11 +46,11 @@ MIXED = {
     *("advmoe", "dramoe", "pgd-at-moe", "dwf", "dwf-frozen", "sramoe", "soe", "mocse", "mocse-at"),
     *("mixed-fixed", "mixednuts", "adaptive-smoothing", "blockmoe-expert", "jtd-moe"),
 }
-# Recipe, epoch, updates.
 # At its own learning rate the loss of two trained routers jumps for longer than a test lasts, on some processors.
 RATES = {"blockmoe-switch": 0.03}
 # Slower ones get more updates; two official recipes have a learning rate of 0.0001.
 UPDATES = {"blockmoe-switch": 60, "jtd-moe-official": 120, "rt-er-official": 120}
+# Recipe, epoch, updates.
 FALLS = [(name, epoch, UPDATES.get(name, 30)) for name in METHODS for epoch in (0, 1) if (name, epoch) not in OWN_TEST]
 # Another class attacks or minimizes as they do, and each has tests of its formulas.
 SLOW = {"rt-er", "pgd-at-sparse", "fat-trades", "pgd-at-half", "dwf-expert-pgd", "dwf", "mocse-at", "hybrid"}

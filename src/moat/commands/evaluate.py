@@ -193,12 +193,14 @@ def _conclude(content: Mapping[str, Any], weakened: Mapping[str, str]) -> None:
         name = min(accuracy, key=lambda name: accuracy[name]["accuracy"])
         what, of = f"lowest of {len(accuracy)} settings, {name}", list(accuracy)
     found = accuracy[name]
-    names: dict[str, list[str]] = {}
+    # By what they lack: the 95 settings of a suite of corruptions all lack the same.
+    alike: dict[str, list[str]] = {}
     for each in of:
         if each in weakened:
-            names.setdefault(weakened[each], []).append(each)
-    # A suite of corruptions has 96 settings, all weakened alike.
-    less = "; ".join(f"{', '.join(n) if len(n) < 4 else f'{len(n)} of them'}: {how}" for how, n in names.items())
+            alike.setdefault(weakened[each], []).append(each)
+    less = "; ".join(
+        f"{', '.join(names) if len(names) < 4 else f'{len(names)} of them'}: {how}" for how, names in alike.items()
+    )
     print(
         f"{what}: {found['accuracy']:.2%} [{found['low']:.2%}, {found['high']:.2%}] of {found['n']} images"
         f"{f' (weakened by the scale: {less})' if less else ''}",
